@@ -1,0 +1,301 @@
+"""Selective state space models as pure tensor functions: the scan, its states and its attention.
+
+No model and no ``transformers`` in here: tensors in, tensors out, any device, any float dtype.
+
+References
+----------
+[1] Gu & Dao 2023, "Mamba: Linear-Time Sequence Modeling with Selective State Spaces".
+[2] Dao & Gu 2024, "Transformers are SSMs" (Mamba-2, SSD).
+[3] Ali, Zimerman & Wolf 2024, "The Hidden Attention of Mamba Models".
+
+Glossary (letters as in [1] and [2]; the heads form covers both)
+----------------------------------------------------------------
+b        batch
+l        tokens; t is a query token, s a source token
+H        heads. Mamba-1: H = d_inner, every channel is a head
+P        head width ("headdim"). Mamba-1: P = 1
+N        states per channel ("d_state")
+G        groups of heads that share B and C; head j reads group j // (H / G)
+u        (b, l, H, P)     input of the SSM (after convolution and SiLU)
+delta    (b, l, H)        step size, after softplus (and clamp, where the family has one)
+A        (H, N) or (H, 1) continuous-time decay rate, negative
+B, C     (b, l, G, N)     input and output projections of the state
+D        (H,) or (H, P)   skip connection
+h        (b, l, H, P, N)  state after each token
+y        (b, l, H, P)     output of the scan
+alpha    (b, H, l, l)     implicit attention: y_t - D u_t = sum over s <= t of alpha[t, s] u_s
+
+Every function also takes the shapes of [1] for Mamba-1, u (b, l, d_inner) and B, C (b, l, N), and
+then returns y as (b, l, d_inner) and h as (b, l, d_inner, N).
+
+The recurrence is that of [1], eq. 2, with the simplified discretisation B_bar = delta B that all
+released models use:
+
+    h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,    y_t = C_t h_t + D u_t
+
+Arithmetic is float32, or float64 when an input is float64; half precision is never used inside.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Tokens that one pass over the states handles. The temporaries of a block, about
+# _BLOCK * H * P * N floats, then stay in a CPU's second-level cache; also the distance
+# between the checkpoints from which the backward pass recomputes the states.
+_BLOCK = 16
+
+
+class _Grouped(NamedTuple):
+    """The operands with time first and heads split into (groups, heads per group).
+
+    Time first makes every time step one contiguous piece of memory.
+    """
+
+    u: Tensor  # (l, b, G, R, P)
+    delta: Tensor  # (l, b, G, R)
+    A: Tensor  # (G, R, N or 1)
+    B: Tensor  # (l, b, G, N)
+    C: Tensor | None  # (l, b, G, N)
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    initial_state: Tensor | None = None,
+    return_final_state: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """Output y_t = C_t h_t + D u_t of the selective scan ([1], eq. 2; [2], eq. 1).
+
+    Shapes as in the glossary. ``initial_state`` is h before the first token, (b, H, P, N) or for
+    Mamba-1 (b, d_inner, N); None means zero. With ``return_final_state`` the result is (y, h after
+    the last token), so that a long text can be run in chunks exactly.
+
+    Differentiable once in every tensor argument. The backward pass recomputes the states block by
+    block from checkpoints, so what is kept is the inputs and l / 16 states, never (l, H, P, N).
+    Runs in float32 (float64 if an input is float64) and returns that dtype.
+
+    Raises ValueError where shapes do not fit each other.
+    Cost: O(b l H P N) time, twice an exponential and a few multiply-adds for each state.
+    """
+    is_mamba1 = _check_operands(u, delta, A, B, C, initial_state)
+    dtype = _compute_dtype(u, delta, A, B, C)
+    skip = u.to(dtype)
+    operands = _group(*(x.to(dtype) for x in (u, delta, A, B, C)))
+    y, final = _SelectiveScan.apply(*operands, _grouped_state(initial_state, operands))
+    y = y.transpose(0, 1).reshape(u.shape)
+    if D is not None:
+        y = y + skip * (D.unsqueeze(-1) if not is_mamba1 and D.dim() == 1 else D).to(dtype)
+    if not return_final_state:
+        return y
+    return y, _ungrouped_state(final, is_mamba1)
+
+
+@torch.no_grad()
+def scan_hidden_states(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, initial_state: Tensor | None = None
+) -> Tensor:
+    """State h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t after every token.
+
+    Returns (b, l, H, P, N), or (b, l, d_inner, N) for Mamba-1 shapes; detached. ``initial_state``
+    as in :func:`selective_scan`. Raises ValueError where shapes do not fit each other.
+    Cost: O(b l H P N) time; memory is the result and one block of decays.
+    """
+    is_mamba1 = _check_operands(u, delta, A, B, None, initial_state)
+    dtype = _compute_dtype(u, delta, A, B)
+    operands = _group(*(x.to(dtype) for x in (u, delta, A, B)), None)
+    h = _grouped_state(initial_state, operands)
+    batch, groups, heads, width, states = h.shape
+    length = u.shape[1]
+    result = h.new_empty(batch, length, groups, heads, width, states)
+    by_time = result.transpose(0, 1)
+    for start in range(0, length, _BLOCK):
+        block = slice(start, min(start + _BLOCK, length))
+        _fill_states(by_time[block], _decay(operands, block), operands, block, h)
+        h = by_time[block.stop - 1]
+    result = result.flatten(2, 3)
+    return result.squeeze(3) if is_mamba1 else result
+
+
+class _SelectiveScan(torch.autograd.Function):
+    """The scan without its D term, on grouped operands; keeps one state a block."""
+
+    @staticmethod
+    def forward(ctx, u, delta, A, B, C, initial_state):
+        operands = _Grouped(u, delta, A, B, C)
+        length = u.shape[0]
+        num_blocks = -(-length // _BLOCK)
+        checkpoints = initial_state.new_empty(num_blocks, *initial_state.shape)
+        states = initial_state.new_empty(min(_BLOCK, length), *initial_state.shape)
+        y = torch.empty_like(u, memory_format=torch.contiguous_format)
+        h = initial_state
+        for index in range(num_blocks):
+            block = slice(index * _BLOCK, min((index + 1) * _BLOCK, length))
+            checkpoints[index] = h
+            h_block = states[: block.stop - block.start]
+            _fill_states(h_block, _decay(operands, block), operands, block, checkpoints[index])
+            _read_out(h_block, C[block], out=y[block])
+            h = h_block[-1]
+        ctx.save_for_backward(u, delta, A, B, C, checkpoints)
+        return y, h.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_y, grad_final):
+        u, delta, A, B, C, checkpoints = ctx.saved_tensors
+        operands = _Grouped(u, delta, A, B, C)
+        length, state_shape = u.shape[0], checkpoints.shape[1:]
+        grads = _Grouped(*(torch.empty_like(x) for x in (u, delta)), torch.zeros_like(A),
+                         *(torch.empty_like(x) for x in (B, C)))
+        buffer = u.new_empty(min(_BLOCK, length) + 1, *state_shape)
+        carried = grad_final.clone()
+        for index in reversed(range(checkpoints.shape[0])):
+            block = slice(index * _BLOCK, min((index + 1) * _BLOCK, length))
+            count = block.stop - block.start
+            decay = _decay(operands, block)
+            buffer[0] = checkpoints[index]
+            states = buffer[: count + 1]
+            _fill_states(states[1:], decay, operands, block, states[0])
+            carried = _block_backward(operands, grads, block, decay, states, grad_y[block], carried)
+        return *grads, carried
+
+
+def _block_backward(operands, grads, block, decay, states, grad_y, carried):
+    """Write the gradients of one block into ``grads``; return the gradient of its first state.
+
+    With g_t = dL/dh_t = C_t dL/dy_t + a_{t+1} g_{t+1} and a_t = exp(delta_t A):
+    dL/d(delta_t u_t) = g_t B_t,  dL/dB_t = g_t (delta_t u_t),  dL/dC_t = h_t dL/dy_t,
+    dL/d(delta_t A) = a_t g_t h_{t-1}.
+    """
+    u, delta, A, B, C = operands
+    x = u[block] * delta[block].unsqueeze(-1)
+    g = grad_y.unsqueeze(-1) * C[block][:, :, :, None, None, :]
+    g[-1].add_(carried)
+    for t in reversed(range(1, g.shape[0])):
+        g[t - 1].addcmul_(decay[t], g[t])
+    carried = decay[0] * g[0]
+    grads.C[block] = _project(grad_y, states[1:])
+    grads.B[block] = _project(x, g)
+    grad_x = _read_out(g, B[block])
+    rate = g.mul_(states[:-1]).sum(-2) if g.shape[-2] > 1 else g.mul_(states[:-1]).squeeze(-2)
+    rate = rate.mul_(decay.squeeze(-2)) if A.shape[-1] > 1 else rate.sum(-1, True) * decay.squeeze(-2)
+    grads.u[block] = grad_x * delta[block].unsqueeze(-1)
+    grads.delta[block] = (grad_x * u[block]).sum(-1) + (rate * A).sum(-1)
+    grads.A.add_((rate * delta[block].unsqueeze(-1)).sum((0, 1)))
+    return carried
+
+
+def _decay(operands: _Grouped, block: slice) -> Tensor:
+    """exp(delta A) of a block, (tokens, b, G, R, 1, N or 1)."""
+    return (operands.delta[block].unsqueeze(-1) * operands.A).exp_().unsqueeze(-2)
+
+
+def _fill_states(
+    out: Tensor, decay: Tensor, operands: _Grouped, block: slice, h: Tensor
+) -> None:
+    """Write the states of a block, which starts from state h, into ``out`` (tokens, b, G, R, P, N)."""
+    x = operands.u[block] * operands.delta[block].unsqueeze(-1)
+    torch.mul(x.unsqueeze(-1), operands.B[block][:, :, :, None, None, :], out=out)
+    for t in range(out.shape[0]):
+        h = out[t].addcmul_(decay[t], h)
+
+
+def _read_out(h: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
+    """Sum over the states, h (t, b, G, R, P, N) with weights (t, b, G, N): (t, b, G, R, P)."""
+    # Weights on the left: a row times a transposed matrix is twice as fast here as matrix times column.
+    product = torch.matmul(weights.unsqueeze(-2), h.flatten(3, 4).mT).view(h.shape[:-1])
+    return product if out is None else out.copy_(product)
+
+
+def _project(x: Tensor, h: Tensor) -> Tensor:
+    """Sum over heads and widths, x (t, b, G, R, P) with h (t, b, G, R, P, N): (t, b, G, N)."""
+    return torch.matmul(x.flatten(3).unsqueeze(-2), h.flatten(3, 4)).squeeze(-2)
+
+
+def _check_operands(u, delta, A, B, C=None, initial_state=None) -> bool:
+    """Raise ValueError unless the shapes fit each other; True for the Mamba-1 shapes of [1]."""
+    is_mamba1 = u.dim() == 3
+    if not is_mamba1 and u.dim() != 4:
+        raise ValueError(f"u must be (b, l, H, P) or (b, l, d_inner), got shape {tuple(u.shape)}")
+    _check_parameters(delta, A, B, C)
+    if delta.shape != u.shape[:3]:
+        raise ValueError(
+            f"delta must be (b, l, H) = {tuple(u.shape[:3])} to fit u, got {tuple(delta.shape)}"
+        )
+    if u.shape[1] == 0:
+        raise ValueError("u has no tokens: its second dimension is 0")
+    if initial_state is not None:
+        batch, _, heads = delta.shape
+        width = () if is_mamba1 else (u.shape[3],)
+        expected = (batch, heads, *width, B.shape[-1])
+        if tuple(initial_state.shape) != expected:
+            raise ValueError(
+                f"initial_state must be {expected} to fit u and B, got {tuple(initial_state.shape)}"
+            )
+    return is_mamba1
+
+
+def _check_parameters(delta, A, B, C=None) -> None:
+    """Raise ValueError unless delta, A, B and C fit each other."""
+    if delta.dim() != 3:
+        raise ValueError(f"delta must be (b, l, H), got shape {tuple(delta.shape)}")
+    batch, length, heads = delta.shape
+    if B.dim() not in (3, 4) or B.shape[:2] != delta.shape[:2]:
+        raise ValueError(
+            f"B must be (b, l, N) or (b, l, G, N) with b, l = {batch}, {length}, "
+            f"got {tuple(B.shape)}"
+        )
+    if C is not None and C.shape != B.shape:
+        raise ValueError(f"C must have the shape of B, {tuple(B.shape)}, got {tuple(C.shape)}")
+    states, groups = B.shape[-1], B.shape[2] if B.dim() == 4 else 1
+    if tuple(A.shape) not in ((heads, states), (heads, 1)):
+        raise ValueError(
+            f"A must be ({heads}, {states}) or ({heads}, 1) to fit delta and B, "
+            f"got {tuple(A.shape)}"
+        )
+    if heads % groups:
+        raise ValueError(f"{heads} heads cannot be shared by {groups} groups of B and C")
+
+
+def _compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 when any operand is, else float32."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def _group(u, delta, A, B, C) -> _Grouped:
+    """Put time first and split the heads into groups (views wherever torch allows)."""
+    if B.dim() == 3:
+        B, C = B.unsqueeze(2), None if C is None else C.unsqueeze(2)
+    groups = B.shape[2]
+    u = u.unsqueeze(-1) if u.dim() == 3 else u
+    return _Grouped(
+        u.transpose(0, 1).unflatten(2, (groups, -1)),
+        delta.transpose(0, 1).unflatten(2, (groups, -1)),
+        A.unflatten(0, (groups, -1)),
+        B.transpose(0, 1),
+        None if C is None else C.transpose(0, 1),
+    )
+
+
+def _grouped_state(state: Tensor | None, operands: _Grouped) -> Tensor:
+    """The state before the first token as (b, G, R, P, N); zeros for None."""
+    _, batch, groups, heads, width = operands.u.shape
+    shape = (batch, groups, heads, width, operands.B.shape[-1])
+    if state is None:
+        return operands.u.new_zeros(shape)
+    return state.to(operands.u.dtype).reshape(shape)
+
+
+def _ungrouped_state(h: Tensor, is_mamba1: bool) -> Tensor:
+    """(b, G, R, P, N) as (b, H, P, N), or (b, d_inner, N) for Mamba-1."""
+    h = h.flatten(1, 2)
+    return h.squeeze(2) if is_mamba1 else h
