@@ -1,0 +1,342 @@
+"""All that the suite knows of ``transformers``' Mamba code: find the mixers, replay them, run them.
+
+A mixer is replayed: from the input that it received in a forward pass, its own modules and the
+suite's own scan, its intermediate quantities are computed again (u, delta, B, C, gate, y), and the
+output that follows from them is compared with the output that the mixer really gave. Hooks inside
+a mixer would not do: on current ``transformers`` those on ``conv1d`` and ``dt_proj`` never fire.
+
+``FAMILIES`` is the table of model families; a family is a row of it. Names used by
+``transformers`` and the suite's (see the glossary of ``selective_scan``):
+
+    in_proj       hidden states -> [conv_input | gate], each (b, l, d_inner)
+    conv1d, act   causal depthwise convolution and SiLU: conv_input -> u
+    x_proj        u -> [dt (dt_rank) | B (N) | C (N)]
+    dt_proj       dt -> softplus -> delta (b, l, d_inner)
+    A_log, D      A = -exp(A_log); D
+    out_proj      y * SiLU(gate) -> the mixer's output (b, l, d_model)
+
+Checked against transformers 5.23.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from selective_scan import selective_scan
+from utils import forward_hooks
+
+Edit = Callable[[str, Tensor], Tensor]
+Observer = Callable[[int, "MixerReplay"], None]
+
+EDITABLE = ("u", "delta", "B", "C", "y", "gated")
+
+
+class UnsupportedModelError(ValueError):
+    """The model has no selective SSM mixer of a family in ``FAMILIES``."""
+
+
+@dataclass(frozen=True, eq=False)
+class MixerReplay:
+    """The quantities inside one mixer for one batch, in the order in which they are computed.
+
+    Shapes are those of Mamba-1 in ``selective_scan``'s glossary. Attached to the autograd graph
+    when gradients are enabled.
+    """
+
+    conv_input: Tensor
+    """(b, l, d_inner) first half of in_proj's output, before the convolution"""
+    gate: Tensor
+    """(b, l, d_inner) z, before SiLU"""
+    u: Tensor
+    """(b, l, d_inner) SSM input: SiLU of the convolution; zero at padding"""
+    delta: Tensor
+    """(b, l, d_inner) step size after softplus, > 0"""
+    A: Tensor
+    """(d_inner, N) negative"""
+    B: Tensor
+    """(b, l, N)"""
+    C: Tensor
+    """(b, l, N)"""
+    D: Tensor
+    """(d_inner,)"""
+    y: Tensor
+    """(b, l, d_inner) scan output with D u, before the gate"""
+    gated: Tensor
+    """(b, l, d_inner) y * SiLU(gate): out_proj's input, the neurons"""
+    output: Tensor
+    """(b, l, d_model) the mixer's output"""
+
+
+class MixerFamily(NamedTuple):
+    """What is particular to one family of mixers."""
+
+    model_type: str
+    """the family's name in ``transformers``"""
+    mixer_class: str
+    """class of the mixer; a subclass counts as its base"""
+    attributes: tuple[str, ...]
+    """what such a mixer has; a class of this name without them is not replayed"""
+    replay: Callable[[nn.Module, Tensor, Tensor | None, Edit], MixerReplay]
+
+
+class MixerSite(NamedTuple):
+    """Where a selective SSM mixer sits in a model."""
+
+    layer: int
+    block: nn.Module
+    mixer: nn.Module
+    family: MixerFamily
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRecord:
+    """One layer of one forward pass: the replayed mixer, and the residual stream around it."""
+
+    replay: MixerReplay
+    mixer_output: Tensor
+    """(b, l, d_model) what the mixer really returned"""
+    replay_error: Tensor
+    """(b,) norm of replayed minus real output over the norm of the real, without padding"""
+    block_input: Tensor
+    """(b, l, d_model) residual stream before the layer"""
+    block_output: Tensor
+    """(b, l, d_model) residual stream after the layer"""
+
+
+def find_mixers(model: nn.Module) -> dict[int, MixerSite]:
+    """Every selective SSM mixer of the model, by the number of the layer that holds it.
+
+    Found by class and structure, not by attribute name or config. Raises UnsupportedModelError
+    for a model without one; models that have an ``A_log`` but follow the delta rule
+    (Gated DeltaNet and its kin) are refused too.
+    """
+    sites = {}
+    for name, module in model.named_modules():
+        family = _family_of(module)
+        if family is not None:
+            block_name, layer = _block_of(name)
+            sites[layer] = MixerSite(layer, model.get_submodule(block_name), module, family)
+    if not sites:
+        raise UnsupportedModelError(_refusal(model))
+    return dict(sorted(sites.items()))
+
+
+def num_layers(model: nn.Module) -> int:
+    """Number of layers of the model, those without an SSM included."""
+    site_name = next(n for n, module in model.named_modules() if _family_of(module) is not None)
+    block_name, _ = _block_of(site_name)
+    return len(model.get_submodule(block_name.rpartition(".")[0]))
+
+
+def replay_mixer(
+    site: MixerSite,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    edit: Edit | None = None,
+) -> MixerReplay:
+    """Compute the mixer's quantities from its input (b, l, d_model), differentiably.
+
+    ``attention_mask`` (b, l) is 0 at padding; one of another shape is not a padding mask and is
+    left out, as the mixers do. ``edit(stage, tensor)`` may return another tensor for any stage of
+    ``EDITABLE``; what follows is computed from it, so that an intervention is exact.
+    Cost: the mixer's own matrix products and one scan.
+    """
+    if attention_mask is not None and attention_mask.shape != hidden_states.shape[:2]:
+        attention_mask = None
+    return site.family.replay(site.mixer, hidden_states, attention_mask, edit or _no_edit)
+
+
+@torch.no_grad()
+def record_layers(
+    model: nn.Module, layers: list[int], input_ids: Tensor, attention_mask: Tensor | None = None
+) -> dict[int, LayerRecord]:
+    """Run the model once and record these layers; the forward stops after the last of them.
+
+    The model itself runs its own code, untouched: what is recorded is what it computes, and
+    ``replay_error`` says how well the replay reproduces it. Hooks are removed after any exception.
+    Raises UnsupportedModelError, KeyError for a layer without a mixer, and RuntimeError when a
+    mixer was never called.
+    """
+    sites = find_mixers(model)
+    records: dict[int, LayerRecord] = {}
+    last = max(layers)
+    outputs: dict[int, tuple[MixerReplay, Tensor]] = {}
+
+    def on_mixer(layer: int):
+        def hook(mixer, args, kwargs, output):
+            hidden_states, mask, _ = _bind(mixer, args, kwargs)
+            outputs[layer] = replay_mixer(sites[layer], hidden_states, mask), output
+
+        return hook
+
+    def on_block(layer: int):
+        def hook(block, args, kwargs, output):
+            block_input = args[0] if args else kwargs["hidden_states"]
+            block_output = output[0] if isinstance(output, tuple) else output
+            replay, mixer_output = outputs.pop(layer)
+            error = _relative_error(replay.output, mixer_output, attention_mask)
+            records[layer] = LayerRecord(replay, mixer_output, error, block_input, block_output)
+            if layer == last:
+                raise _LastLayerReached
+
+        return hook
+
+    hooks = [(sites[layer].mixer, on_mixer(layer)) for layer in layers]
+    hooks += [(sites[layer].block, on_block(layer)) for layer in layers]
+    with forward_hooks(hooks):
+        try:
+            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+        except _LastLayerReached:
+            pass
+    if missing := [layer for layer in layers if layer not in records]:
+        raise RuntimeError(f"the forward pass never called the mixers of layers {missing}")
+    return records
+
+
+@contextmanager
+def fast_scan(
+    model: nn.Module, *, edits: Mapping[int, Edit] | None = None, observe: Observer | None = None
+) -> Iterator[nn.Module]:
+    """Within this context the model's mixers run by replay, with the suite's scan.
+
+    That makes the forward pass of Mamba-1 on a CPU faster than the stock token loop and its
+    backward pass feasible. ``edits`` changes quantities of chosen layers (see
+    :func:`replay_mixer`); ``observe(layer, replay)`` sees each mixer's quantities, inside the
+    autograd graph. A call with a cache goes to the mixer's own code, or is refused (RuntimeError)
+    when there is an edit for that layer. The mixers are restored on leaving, whatever happened.
+    """
+    sites = find_mixers(model)
+    edits = dict(edits or {})
+    if unknown := sorted(set(edits) - set(sites)):
+        raise ValueError(
+            f"edits names layers {unknown} without an SSM; those with one: {list(sites)}"
+        )
+    with ExitStack() as stack:
+        for site in sites.values():
+            stack.enter_context(_replaced_forward(site, edits.get(site.layer), observe))
+        yield model
+
+
+@contextmanager
+def _replaced_forward(site: MixerSite, edit: Edit | None, observe: Observer | None):
+    """Give this one mixer a ``forward`` of its own; the class and other models stay as they are."""
+    mixer = site.mixer
+    own_forward = vars(mixer).get("forward")
+    stock_forward = mixer.forward
+
+    def forward(*args, **kwargs):
+        hidden_states, mask, cache = _bind(mixer, args, kwargs)
+        if cache is not None:
+            if edit is not None:
+                raise RuntimeError("an edited mixer cannot use a cache: call with use_cache=False")
+            return stock_forward(*args, **kwargs)
+        replay = replay_mixer(site, hidden_states, mask, edit)
+        if observe is not None:
+            observe(site.layer, replay)
+        return replay.output
+
+    mixer.forward = forward
+    try:
+        yield
+    finally:
+        if own_forward is None:
+            del mixer.forward
+        else:
+            mixer.forward = own_forward
+
+
+def _replay_mamba1(
+    mixer: nn.Module, hidden_states: Tensor, mask: Tensor | None, edit: Edit
+) -> MixerReplay:
+    """Mamba-1: in_proj, convolution, x_proj and dt_proj, scan, gate, out_proj ([1], fig. 3)."""
+    length, rank = hidden_states.shape[1], mixer.dt_proj.weight.shape[1]
+    conv_input, gate = mixer.in_proj(_masked(hidden_states, mask)).chunk(2, dim=-1)
+    u = mixer.act(mixer.conv1d(conv_input.mT)[..., :length]).mT
+    u = edit("u", _masked(u, mask))
+    dt, B, C = mixer.x_proj(u).split([rank, mixer.A_log.shape[1], mixer.A_log.shape[1]], dim=-1)
+    # transformers takes these in float32, whatever the model's dtype (float64 included); the same
+    # rounding here is what lets a float64 replay agree with it to float64 precision.
+    B, A, D = edit("B", B).float(), -torch.exp(mixer.A_log.float()), mixer.D.float()
+    C = edit("C", C)
+    delta = edit("delta", F.softplus(_at_least_float32(mixer.dt_proj(dt))))
+    y = edit("y", selective_scan(u.float(), delta, A, B, C) + u * D)
+    gated = edit("gated", y * F.silu(gate))
+    output = mixer.out_proj(gated.to(hidden_states.dtype))
+    return MixerReplay(conv_input, gate, u, delta, A, B, C, D, y, gated, output)
+
+
+_MAMBA1_ATTRIBUTES = (
+    "A_log", "D", "act", "conv1d", "dt_proj", "in_proj", "out_proj", "x_proj"
+)  # fmt: skip
+
+FAMILIES = (MixerFamily("mamba", "MambaMixer", _MAMBA1_ATTRIBUTES, _replay_mamba1),)
+
+
+class _LastLayerReached(Exception):
+    """Ends a forward pass whose later layers nobody asked for."""
+
+
+def _no_edit(stage: str, tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    return x if mask is None else (x * mask[:, :, None]).to(x.dtype)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _family_of(module: nn.Module) -> MixerFamily | None:
+    names = {cls.__name__ for cls in type(module).__mro__}
+    for family in FAMILIES:
+        if family.mixer_class in names and all(hasattr(module, a) for a in family.attributes):
+            return family
+    return None
+
+
+def _block_of(name: str) -> tuple[str, int]:
+    """("backbone.layers.3", 3) for "backbone.layers.3.mixer"."""
+    parts = name.split(".")
+    position = next(i for i, part in enumerate(parts) if part.isdigit())
+    return ".".join(parts[: position + 1]), int(parts[position])
+
+
+def _refusal(model: nn.Module) -> str:
+    lookalikes = sorted({type(m).__name__ for m in model.modules() if hasattr(m, "A_log")})
+    reason = (
+        f"its {', '.join(lookalikes)} layers have an A_log but are not a selective SSM of these"
+        if lookalikes
+        else "none of its layers is a selective SSM"
+    )
+    families = ", ".join(f"{family.model_type} ({family.mixer_class})" for family in FAMILIES)
+    return (
+        f"{type(model).__name__} cannot be analysed: {reason}. Supported families: {families}. "
+        "Load a model of one of these, e.g. with AutoModelForCausalLM.from_pretrained."
+    )
+
+
+def _bind(mixer: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None, object]:
+    """Hidden states, attention mask and cache of a mixer call, however they were passed."""
+    bound = inspect.signature(type(mixer).forward).bind(mixer, *args, **kwargs).arguments
+    hidden_states = bound.get("hidden_states", bound.get("input_states"))
+    cache = bound.get("cache_params", bound.get("past_key_values"))
+    return hidden_states, bound.get("attention_mask"), cache
+
+
+def _relative_error(replayed: Tensor, real: Tensor, mask: Tensor | None) -> Tensor:
+    """(b,) norm of the difference over the norm of the real output, at tokens that are no padding."""
+    real = real.double()
+    keep = torch.ones_like(real[..., :1]) if mask is None else mask[:, :, None].to(real)
+    difference = ((replayed.double() - real) * keep).flatten(1).norm(dim=1)
+    scale = (real * keep).flatten(1).norm(dim=1)
+    return difference / scale.clamp_min(torch.finfo(torch.float32).tiny)
