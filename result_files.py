@@ -1,0 +1,343 @@
+"""Files of results: written whole or not at all, strict JSON, CSV, safetensors, and provenance.
+
+A reader of a result must never meet half a file, a `NaN` that other JSON readers refuse, or a
+number whose origin is unknown. Each writer here builds the whole file beside its target and moves
+it into place in one step, so that an interrupted run or a full disk leaves the earlier file as it
+was.
+"""
+
+import csv
+import datetime
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import math
+import os
+import platform
+import secrets
+import shlex
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+StrPath = str | os.PathLike[str]
+
+SUITE_VERSION = "0.1.0"
+"""Version of the suite; `pyproject.toml` reads it from here."""
+
+SCHEMA_VERSION = "1.0"
+"""Version of the result dict's layout: the first number changes when a key changes meaning."""
+
+SUITE_DIR = Path(__file__).resolve().parent
+
+DEMO_MODEL_PATH = SUITE_DIR / "demo_model"
+"""Folder of the bundled model and its tokenizer."""
+
+_VERSIONED_PACKAGES = ("torch", "transformers", "numpy", "scipy")
+_KERNEL_PACKAGES = ("mamba_ssm", "causal_conv1d")
+
+
+def check_output_dir(path: StrPath) -> Path:
+    """Make a folder and prove, by writing a byte, that results can be stored in it.
+
+    Call it before the model runs: hours of work should not end at a read-only folder.
+    Raises ValueError when the folder cannot be made or written, with the system's own reason.
+    """
+    folder = Path(path).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as probe:
+            probe.write(b"0")
+            probe.flush()
+    except OSError as error:
+        raise ValueError(
+            f"output folder {str(path)!r} cannot be written ({error.strerror or error}); "
+            "name a folder, new or existing, in which you may create files"
+        ) from error
+    return folder
+
+
+@contextmanager
+def write_atomically(path: StrPath, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a temporary file beside `path` that takes its place only once it is complete on disk.
+
+    `mode` is "w" (UTF-8 text, newlines as written) or "wb". Whatever is raised inside the block,
+    an interrupt or a full disk included, goes on to the caller after the temporary file has been
+    removed; the earlier file at `path` is then still whole. A symbolic link is followed.
+    """
+    if mode not in ("w", "wb"):
+        raise ValueError(f"mode is {mode!r}; a file is written whole, in mode 'w' or 'wb'")
+    target = Path(os.path.realpath(Path(path).expanduser()))
+    temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
+    encoding, newline = (None, None) if mode == "wb" else ("utf-8", "")
+    try:
+        # "x" gives the file the permissions of any new file; tempfile's would be private.
+        with open(temporary, mode.replace("w", "x"), encoding=encoding, newline=newline) as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def finite_or_none(value: Any) -> float | None:
+    """Return `value` as a float, or None where it is None, NaN or infinite.
+
+    For statistics that are undefined; the caller states the reason beside the None.
+    """
+    if value is None:
+        return None
+    number = float(value)
+    return number if math.isfinite(number) else None
+
+
+def to_jsonable(obj: Any, key_path: str = "") -> Any:
+    """Return `obj` made of dict, list, str, int, float, bool and None alone.
+
+    Scalars of numpy and torch become Python's, tuples become lists, paths become strings, integer
+    keys become strings. Order is kept.
+    Raises ValueError, naming the key path, for NaN and infinity, for tensors and arrays (they
+    belong into safetensors), for other types and for two keys that are one key in JSON.
+    """
+    if (isinstance(obj, Tensor) and obj.ndim == 0) or isinstance(obj, np.generic):
+        obj = obj.item()
+    if obj is None or isinstance(obj, (str, bool, int)):
+        return obj
+    if isinstance(obj, float):
+        if not math.isfinite(obj):
+            raise ValueError(f"{_named(key_path)} is {obj}: JSON has no such number; write None")
+        return float(obj)
+    if isinstance(obj, Mapping):
+        return _jsonable_mapping(obj, key_path)
+    if isinstance(obj, (list, tuple)):
+        return [to_jsonable(item, f"{key_path}[{i}]") for i, item in enumerate(obj)]
+    if isinstance(obj, os.PathLike):
+        return os.fspath(obj)
+    if isinstance(obj, (Tensor, np.ndarray)):
+        raise ValueError(
+            f"{_named(key_path)} is a tensor of shape {tuple(obj.shape)}: no tensor belongs into "
+            "JSON; store it by write_tensors, or a short vector by .tolist()"
+        )
+    raise ValueError(f"{_named(key_path)} is of type {type(obj).__name__}, which JSON cannot hold")
+
+
+def _jsonable_mapping(obj: Mapping[Any, Any], key_path: str) -> dict[str, Any]:
+    result: dict[str, Any] = {}
+    for key, value in obj.items():
+        if isinstance(key, bool) or not isinstance(key, (str, int, np.integer)):
+            raise ValueError(f"{_named(key_path)} has the key {key!r}; keys are str or int")
+        name = str(key)
+        if name in result:
+            raise ValueError(f"{_named(key_path)} has two keys that are written {name!r}")
+        result[name] = to_jsonable(value, f"{key_path}.{name}" if key_path else name)
+    return result
+
+
+def _named(key_path: str) -> str:
+    return key_path or "the value"
+
+
+def write_json(path: StrPath, obj: Any) -> Path:
+    """Write `obj` as strict JSON (see `to_jsonable`), indented by one space, keys in their order.
+
+    Nothing is written when `obj` cannot be: the conversion comes before the file.
+    """
+    text = json.dumps(to_jsonable(obj), allow_nan=False, indent=1)
+    with write_atomically(path) as handle:
+        handle.write(text + "\n")
+    return Path(path)
+
+
+def read_json(path: StrPath) -> Any:
+    """Read a strict JSON file. Raises ValueError for a missing file, bad bytes, bad JSON or NaN."""
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"it holds {constant}, which is not JSON")
+
+    try:
+        return json.loads(Path(path).expanduser().read_bytes(), parse_constant=refuse)
+    except OSError as error:
+        reason = error.strerror or error
+        raise ValueError(f"results file {str(path)!r} cannot be read: {reason}") from error
+    except ValueError as error:
+        raise ValueError(f"results file {str(path)!r} is not strict JSON: {error}") from error
+
+
+def write_csv(
+    path: StrPath, rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None
+) -> Path:
+    """Write one table: a header, then one line a row; None is an empty cell.
+
+    columns: default, the rows' keys in order of first appearance. Cells are scalars; numpy's and
+    torch's become Python's. Raises ValueError for NaN or infinity, a cell that is a collection,
+    a key not among `columns`, or no columns at all.
+    """
+    names = list(columns) if columns else list(dict.fromkeys(key for row in rows for key in row))
+    if not names:
+        raise ValueError(f"the table {str(path)!r} has no rows to take columns from; pass columns")
+    table = [_csv_row(row, names, index) for index, row in enumerate(rows)]
+    with write_atomically(path) as handle:
+        writer = csv.writer(handle, lineterminator="\n")
+        writer.writerow(names)
+        writer.writerows(table)
+    return Path(path)
+
+
+def _csv_row(row: Mapping[str, Any], names: Sequence[str], index: int) -> list[Any]:
+    unknown = [key for key in row if key not in names]
+    if unknown:
+        raise ValueError(f"row {index} has the columns {unknown}, which are not among {names}")
+    cells = [to_jsonable(row.get(name), f"row {index}, column {name!r}") for name in names]
+    for name, cell in zip(names, cells, strict=True):
+        if isinstance(cell, (list, dict)):
+            raise ValueError(f"row {index}, column {name!r} holds a collection, not a scalar")
+    return cells
+
+
+def write_tensors(path: StrPath, tensors: Mapping[str, Tensor]) -> Path:
+    """Write named tensors as one safetensors file; each is stored contiguous, from the CPU.
+
+    Raises ValueError for an empty dict, a value that is no tensor, and NaN or infinity (named).
+    Cost: one copy of the data in memory while writing.
+    """
+    if not tensors:
+        raise ValueError(f"no tensors to write into {str(path)!r}")
+    stored: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, Tensor):
+            raise ValueError(f"{name!r} is of type {type(tensor).__name__}, not a tensor")
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise ValueError(f"tensor {name!r} holds NaN or infinity and is not written")
+        # A copy of its own: safetensors refuses tensors that share memory.
+        stored[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    data = safetensors.torch.save(stored)
+    with write_atomically(path, "wb") as handle:
+        handle.write(data)
+    return Path(path)
+
+
+def weights_sha256(model: nn.Module) -> str:
+    """SHA-256 of a model's parameters and stored buffers as they are in memory.
+
+    Over `state_dict()` in name order: name, dtype, shape, bytes of each. It tells apart models
+    whose weights were changed after loading, and the same weights loaded in another dtype.
+    Cost: one pass over the weights, about a second per gigabyte.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        raw = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+        digest.update(raw.numpy())
+    return digest.hexdigest()
+
+
+def provenance(
+    model: nn.Module,
+    *,
+    command: Sequence[str] | str | None = None,
+    seed: int | None = None,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    **details: Any,
+) -> dict[str, Any]:
+    """Return what is needed to make a result again, ready for JSON.
+
+    Keys: `suite`, `versions`, `command`, `model` (id, class, revision, weights hash), `dtype`,
+    `device`, `seed`, `kernels`, one key for each of `details`, and `run`. Whatever differs between
+    two runs of one command stands under `run` alone: the time, and the command with its
+    output folder, which `command` leaves out because the numbers do not depend on it.
+    command: the argument list (`sys.argv`), or None when called from Python.
+    """
+    arguments = shlex.split(command) if isinstance(command, str) else list(command or [])
+    result = {
+        "suite": {"version": SUITE_VERSION, **_git_state()},
+        "versions": {"python": platform.python_version()}
+        | {name: _package_version(name) for name in _VERSIONED_PACKAGES},
+        "command": _without_output_dir(arguments) or None,
+        "model": _model_identity(model),
+        "dtype": str(dtype or _first_parameter(model).dtype).removeprefix("torch."),
+        "device": str(device or _first_parameter(model).device),
+        "seed": seed,
+        "kernels": {name: importlib.util.find_spec(name) is not None for name in _KERNEL_PACKAGES},
+    }
+    if clash := sorted(set(details) & (set(result) | {"run"})):
+        raise ValueError(f"provenance details {clash} would overwrite keys of that name")
+    now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    return to_jsonable(result | details | {"run": {"time": now, "command": arguments or None}})
+
+
+def _first_parameter(model: nn.Module) -> Tensor:
+    return next(model.parameters())
+
+
+def _package_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _without_output_dir(arguments: Sequence[str]) -> list[str]:
+    kept: list[str] = []
+    skip_value = False
+    for argument in arguments:
+        if skip_value:
+            skip_value = False
+        elif argument == "--output-dir":
+            skip_value = True
+        elif not argument.startswith("--output-dir="):
+            kept.append(argument)
+    return kept
+
+
+def _model_identity(model: nn.Module) -> dict[str, Any]:
+    config = getattr(model, "config", None)
+    name = str(getattr(config, "name_or_path", "") or "")
+    if name and Path(name).expanduser().resolve() == DEMO_MODEL_PATH:
+        name = DEMO_MODEL_PATH.name
+    return {
+        "id": name or None,
+        "class": type(model).__name__,
+        "revision": getattr(config, "_commit_hash", None),
+        "weights_sha256": weights_sha256(model),
+        "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+    }
+
+
+def _git_state() -> dict[str, Any]:
+    """Commit of the suite's checkout and whether its files differ from it; None where unknown."""
+    unknown = {"git_commit": None, "git_modified": None}
+    # Installed into somebody else's repository, that repository's commit says nothing of us.
+    if not (SUITE_DIR / ".git").exists():
+        return unknown
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--untracked-files=no")
+    if commit is None or changes is None:
+        return unknown
+    return {"git_commit": commit, "git_modified": bool(changes)}
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(SUITE_DIR), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

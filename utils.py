@@ -1,0 +1,489 @@
+"""Model-agnostic plumbing of the suite: models, tokenizers, texts, hooks, memory, command lines.
+
+Nothing here knows what a Mamba is. Texts, layers and other arguments are checked in
+`analysis_inputs`, memory is measured by `memory_tracker`, files of results are written by
+`result_files`; the rest of the suite imports the names of all three from here. Bad input raises
+ValueError; data that cannot be analysed raises AnalysisError, the one error of the suite that a
+pipeline records and goes on from.
+"""
+
+import argparse
+import logging
+import os
+import random
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from tqdm import tqdm
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import logging as transformers_logging
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from analysis_inputs import (
+    DEFAULT_LAYERS,
+    EXAMPLE_TEXTS,
+    EncodedText,
+    batches_by_length,
+    check_texts,
+    encode_texts,
+    pad_batch,
+    padding_id,
+    read_texts_file,
+    resolve_layer_indices,
+    validate_choice,
+    validate_int,
+)
+from memory_tracker import MemoryTracker
+from result_files import (
+    DEMO_MODEL_PATH,
+    SCHEMA_VERSION,
+    SUITE_VERSION,
+    StrPath,
+    check_output_dir,
+    finite_or_none,
+    provenance,
+    read_json,
+    to_jsonable,
+    weights_sha256,
+    write_atomically,
+    write_csv,
+    write_json,
+    write_tensors,
+)
+
+__all__ = [
+    "COMMON_OPTIONS",
+    "DEFAULT_LAYERS",
+    "DEMO_MODEL_PATH",
+    "DTYPES",
+    "EXAMPLE_TEXTS",
+    "FIGURE_FORMATS",
+    "SCHEMA_VERSION",
+    "SUITE_VERSION",
+    "AnalysisError",
+    "EncodedText",
+    "MemoryTracker",
+    "StrPath",
+    "add_common_options",
+    "batches_by_length",
+    "check_output_dir",
+    "check_texts",
+    "configure_logging",
+    "encode_texts",
+    "finite_or_none",
+    "forward_hooks",
+    "load_model",
+    "load_tokenizer",
+    "pad_batch",
+    "padding_id",
+    "parse_formats",
+    "parse_layers",
+    "progress",
+    "provenance",
+    "read_json",
+    "read_texts_file",
+    "require_tokenizer",
+    "resolve_device",
+    "resolve_dtype",
+    "resolve_layer_indices",
+    "resolve_model",
+    "run_main",
+    "set_seed",
+    "texts_from_options",
+    "to_jsonable",
+    "validate_choice",
+    "validate_int",
+    "weights_sha256",
+    "write_atomically",
+    "write_csv",
+    "write_json",
+    "write_tensors",
+]
+
+logger = logging.getLogger(__name__)
+T = TypeVar("T")
+
+FIGURE_FORMATS = ("png", "pdf", "svg")
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
+
+
+class AnalysisError(RuntimeError):
+    """Data that cannot be analysed, though the call was right: say what is undefined and why.
+
+    A pipeline's step runner records it under the step's key and goes on with the other steps.
+    """
+
+
+def set_seed(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch (every device). `seed`: 0 to 2**32 - 1."""
+    seed = validate_int("seed", seed, 0, 2**32 - 1)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - scipy draws from the global generator by default
+    torch.manual_seed(seed)
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """Return a usable torch device; None is "cuda" where there is one, else "cpu"."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"device {device!r} cannot be used here ({reason}); pass 'cpu', or 'cuda' where torch "
+            "sees a GPU"
+        ) from error
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    """Return the torch dtype of that name; None is float32, in which replay is exact to 1e-5."""
+    if dtype is None:
+        return torch.float32
+    if isinstance(dtype, torch.dtype):
+        return validate_choice("dtype", dtype, DTYPES.values())
+    return DTYPES[validate_choice("dtype", dtype, DTYPES)]
+
+
+def load_model(
+    name_or_path: StrPath,
+    *,
+    device: str | torch.device | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> PreTrainedModel:
+    """Load a causal language model for analysis, in eval mode, from a folder or the model hub.
+
+    Reads safetensors only (never a pickle) and runs no code that comes with a model.
+    dtype None is float32, whatever the weights are stored in.
+    Raises ValueError, saying what came and what to do, for a folder that is missing, is no model,
+    holds only pickled weights or a truncated file; for weights that lack parameters of the model
+    (they would be random) or hold NaN or infinity; and for a name that cannot be fetched.
+    """
+    target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
+    name = os.fspath(name_or_path)
+    if _is_local(name):
+        name = str(Path(name).expanduser())
+        _check_model_folder(Path(name))
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=target_dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        raise ValueError(_loading_message("model", name, error)) from error
+    model, loading = loaded
+    if absent := sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"])):
+        raise ValueError(
+            f"the weights of {name!r} lack {len(absent)} of the model's parameters "
+            f"({', '.join(absent[:3])}, ...), which would be random; get the complete weights"
+        )
+    _check_weights_are_finite(model, name)
+    return model.to(target_device).eval()
+
+
+def _is_local(name: str) -> bool:
+    """Whether `name` means a folder: it exists, or cannot be a hub name ("model", "org/model")."""
+    looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name
+    return looks_like_path or not name or Path(name).exists()
+
+
+def _check_model_folder(folder: Path) -> None:
+    advice = "pass a folder made by save_pretrained, or a name on the model hub"
+    if not folder.exists():
+        raise ValueError(f"model folder {str(folder)!r} does not exist; {advice}")
+    if not folder.is_dir():
+        raise ValueError(f"model path {str(folder)!r} is a file, not a folder; {advice}")
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"folder {str(folder)!r} holds no config.json, so no model; {advice}")
+    weights = sorted(folder.glob("*.safetensors"))
+    if not weights:
+        pickled = [p.name for p in sorted(folder.iterdir()) if p.suffix in (".bin", ".pt", ".pth")]
+        found = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
+        raise ValueError(
+            f"folder {str(folder)!r} holds {found}; weights are read from safetensors files alone, "
+            "since a pickle can run code: store them by save_pretrained(folder)"
+        )
+    for path in weights:
+        _check_safetensors_file(path)
+
+
+def _check_safetensors_file(path: Path) -> None:
+    try:
+        with safe_open(path, framework="pt") as file:
+            file.keys()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"weights file {str(path)!r} ({path.stat().st_size} bytes) is truncated or not "
+            f"safetensors ({error}); copy or download it again"
+        ) from error
+
+
+def _check_weights_are_finite(model: nn.Module, name: str) -> None:
+    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    if bad:
+        raise ValueError(
+            f"{len(bad)} weight tensors of {name!r} hold NaN or infinity: {', '.join(bad[:3])}"
+            f"{', ...' if len(bad) > 3 else ''}; get intact weights, or load them in float32"
+        )
+
+
+def _loading_message(kind: str, name: str, error: Exception) -> str:
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if Path(name).exists():
+        return f"{kind} in folder {name!r} cannot be loaded: {reason}"
+    return (
+        f"{kind} {name!r} is no folder here and could not be fetched from the model hub: {reason} "
+        "Check the name and the connection, or pass the folder of a downloaded model"
+    )
+
+
+def load_tokenizer(name_or_path: StrPath) -> PreTrainedTokenizerBase:
+    """Load the tokenizer saved in a folder or on the hub; it pads on the left from then on.
+
+    Raises ValueError when there is none, or when it cannot be read.
+    """
+    name = os.fspath(name_or_path)
+    if _is_local(name):
+        folder = Path(name).expanduser()
+        name = str(folder)
+        # Without these files transformers would make up an empty tokenizer for some models.
+        if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
+            raise ValueError(
+                f"no tokenizer in folder {name!r}: it holds none of {', '.join(_TOKENIZER_FILES)}"
+            )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise ValueError(_loading_message("tokenizer", name, error)) from error
+    tokenizer.padding_side = "left"
+    return tokenizer
+
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
+
+
+def resolve_model(
+    model: PreTrainedModel | StrPath,
+    tokenizer: PreTrainedTokenizerBase | StrPath | None = None,
+    device: str | torch.device | None = None,
+) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, torch.device]:
+    """Return (model in eval mode, tokenizer or None, device) from what a user passed.
+
+    A model object stays on its device unless `device` is given, and is changed to eval mode in
+    place, with a log line if it was training. A name or path is loaded by `load_model`.
+    tokenizer None stays None: `require_tokenizer` fetches the one beside the weights when needed.
+    """
+    if isinstance(model, (str, os.PathLike)):
+        model = load_model(model, device=device)
+    elif not isinstance(model, PreTrainedModel):
+        raise ValueError(
+            f"model is of type {type(model).__name__}; pass a transformers model, or the name or "
+            "folder of one"
+        )
+    elif device is not None:
+        nn.Module.to(model, resolve_device(device))
+    if model.training:
+        logger.info("the model was in training mode; it is in eval mode now")
+        model.eval()
+    if isinstance(tokenizer, (str, os.PathLike)):
+        tokenizer = load_tokenizer(tokenizer)
+    return model, tokenizer, model.device
+
+
+def require_tokenizer(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
+) -> PreTrainedTokenizerBase:
+    """Return `tokenizer`, or the one saved beside the model's weights; ValueError if none is."""
+    if tokenizer is not None:
+        return tokenizer
+    name = getattr(model.config, "name_or_path", "")
+    how = "pass tokenizer=AutoTokenizer.from_pretrained(...), or token ids instead of text"
+    if not name:
+        raise ValueError(f"the model was not loaded from a folder, so it has no tokenizer; {how}")
+    try:
+        return load_tokenizer(name)
+    except ValueError as error:
+        raise ValueError(
+            f"the model has no tokenizer beside its weights ({error}); {how}"
+        ) from error
+
+
+@contextmanager
+def forward_hooks(registrations: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Hold forward hooks (`with_kwargs=True`) on modules for the length of a `with` block.
+
+    All are removed at the end, also after an exception and when a registration in the middle fails.
+    """
+    with ExitStack() as stack:
+        for module, hook in registrations:
+            handle = module.register_forward_hook(hook, with_kwargs=True)
+            stack.callback(handle.remove)
+        yield
+
+
+def parse_layers(value: str) -> list[int] | str:
+    """Read `--layers`: "all", or indices with commas between them, such as "0,3,-1"."""
+    if value.strip().lower() == "all":
+        return "all"
+    try:
+        return [int(part) for part in value.split(",")]
+    except ValueError as error:
+        raise ValueError(f"layers is {value!r}; write 'all' or indices like 0,3,6") from error
+
+
+def parse_formats(value: str) -> list[str]:
+    """Read `--formats`: png, pdf and svg, with commas between them, each at most once."""
+    names = [part.strip().lower() for part in value.split(",")]
+    for name in names:
+        validate_choice("format", name, FIGURE_FORMATS)
+    return list(dict.fromkeys(names))
+
+
+def _option_type(function: Callable[[str], T]) -> Callable[[str], T]:
+    """Let argparse show the message of a ValueError, which it would replace by one of its own."""
+
+    def convert(value: str) -> T:
+        try:
+            return function(value)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return convert
+
+
+def _int_option(name: str, minimum: int, maximum: int | None = None) -> Callable[[str], int]:
+    def convert(value: str) -> int:
+        number = int(value) if value.strip().lstrip("+-").isdigit() else value
+        return validate_int(name, number, minimum, maximum)
+
+    return _option_type(convert)
+
+
+COMMON_OPTIONS: dict[str, dict[str, Any]] = {
+    "model": {
+        "default": str(DEMO_MODEL_PATH),
+        "metavar": "NAME_OR_PATH",
+        "help": "model folder or hub name (default: the bundled demo model)",
+    },
+    "text": {"action": "append", "help": "text to analyse; may be given several times"},
+    "texts_file": {
+        "metavar": "FILE",
+        "help": ".txt (one text a line), .jsonl (objects with a text field), or - for stdin",
+    },
+    "layers": {
+        "type": _option_type(parse_layers),
+        "metavar": "0,3,6|all",
+        "help": "layers to analyse; -1 is the last (default: 0,3,6,9,12 or five evenly spaced)",
+    },
+    "max_sequence_length": {
+        "type": _int_option("max-sequence-length", 2),
+        "default": 512,
+        "metavar": "TOKENS",
+        "help": "longer texts are cut (default: 512)",
+    },
+    "batch_size": {
+        "type": _int_option("batch-size", 1),
+        "default": 2,
+        "metavar": "N",
+        "help": "texts per forward pass (default: 2)",
+    },
+    "device": {"help": "cpu, cuda, cuda:1, ... (default: cuda where there is one)"},
+    "dtype": {"choices": list(DTYPES), "default": "float32", "help": "default: float32"},
+    "output_dir": {"metavar": "FOLDER", "help": "where results go (made if need be)"},
+    "formats": {
+        "type": _option_type(parse_formats),
+        "default": ["png"],
+        "metavar": "png,pdf,svg",
+        "help": "file formats of the figures (default: png)",
+    },
+    "seed": {
+        "type": _int_option("seed", 0, 2**32 - 1),
+        "default": 0,
+        "metavar": "N",
+        "help": "seed of all random draws (default: 0)",
+    },
+    "debug": {"action": "store_true", "help": "log details; show the traceback of an error"},
+    "quiet": {"action": "store_true", "help": "log warnings and errors only, no progress bars"},
+}
+"""Arguments of `add_argument` by destination; `texts_file` is spelled `--texts-file`."""
+
+
+def add_common_options(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add the suite's shared options, all of them or those named ("texts_file", "seed", ...).
+
+    A module gives its own default by `parser.set_defaults(output_dir=...)`.
+    """
+    for name in names or COMMON_OPTIONS:
+        key = validate_choice("option", name.replace("-", "_"), COMMON_OPTIONS)
+        parser.add_argument(f"--{key.replace('_', '-')}", **COMMON_OPTIONS[key])
+
+
+def texts_from_options(args: argparse.Namespace) -> list[str]:
+    """Return the texts of `--text` or `--texts-file`, else EXAMPLE_TEXTS; both is a ValueError."""
+    if args.text and args.texts_file:
+        raise ValueError("--text and --texts-file are both given; pass one of them")
+    if args.texts_file:
+        return check_texts(read_texts_file(args.texts_file))
+    return check_texts(args.text or list(EXAMPLE_TEXTS))
+
+
+def configure_logging(debug: bool = False, quiet: bool = False) -> None:
+    """Log to stderr: details with `debug`, warnings only with `quiet`, the course of work else."""
+    if debug and quiet:
+        raise ValueError("--debug and --quiet are both given; pass one of them")
+    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    for name in ("matplotlib", "PIL", "fontTools", "httpx", "filelock", "fsspec", "urllib3"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if quiet or not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+
+
+def progress(iterable: Iterable[T], **options: Any) -> Iterable[T]:
+    """Show a tqdm bar on stderr while iterating, where that is a terminal; `options` are tqdm's."""
+    return tqdm(iterable, **{"disable": None, "leave": False, **options})
+
+
+def run_main(function: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
+    """Run a command's body on its arguments and return its exit status.
+
+    0: done. 1: AnalysisError, out of memory, or a file that could not be written (or what
+    `function` returns for a run with failed steps). 2: bad input (ValueError; argparse exits with
+    2 too). 130: interrupted. An error is one line on stderr; `--debug` adds the traceback.
+    argv None is the command line. Other exceptions are programming errors and go through.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return function(arguments)
+    except KeyboardInterrupt:
+        return _report("interrupted", 130, arguments)
+    except ValueError as error:
+        return _report(f"error: {error}", 2, arguments)
+    except (AnalysisError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+        return _report(f"error: {error or type(error).__name__}", 1, arguments)
+
+
+def _report(message: str, status: int, arguments: Sequence[str]) -> int:
+    if "--debug" in arguments:
+        traceback.print_exc()
+    sys.stderr.write(" ".join(message.split()) + "\n")
+    return status
