@@ -1,0 +1,72 @@
+"""Stand-ins shared by the tests: a tiny seeded Mamba, a tiny tokenizer, and a folder of both."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
+
+from utils import EXAMPLE_TEXTS
+
+VOCAB_SIZE = 64
+END_OF_TEXT = "<|endoftext|>"
+
+
+def make_tiny_model(seed: int = 0) -> MambaForCausalLM:
+    """A random Mamba of 4 layers (d_model 32, d_inner 64, d_state 4), in float32, in eval mode."""
+    generator = torch.Generator().manual_seed(seed)
+    config = MambaConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        num_hidden_layers=4,
+        state_size=4,
+        pad_token_id=0,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = MambaForCausalLM(config)
+    # At initialisation D and the norms are all ones and A is the same in every channel: a test on
+    # such a model would not notice two channels exchanged.
+    with torch.no_grad():
+        for _, parameter in sorted(model.named_parameters()):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return model.eval()
+
+
+def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
+    """Byte-level BPE over the characters of EXAMPLE_TEXTS; it drops any other character."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE, special_tokens=[END_OF_TEXT], show_progress=False
+    )
+    tokenizer.train_from_iterator(EXAMPLE_TEXTS, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        padding_side="left",
+    )
+
+
+@pytest.fixture
+def tiny_model() -> MambaForCausalLM:
+    return make_tiny_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_tokenizer() -> PreTrainedTokenizerFast:
+    return make_tiny_tokenizer()
+
+
+@pytest.fixture
+def tiny_model_dir(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A folder of the test's own with the model and its tokenizer, as save_pretrained leaves it."""
+    folder = tmp_path / "tiny_model"
+    make_tiny_model().save_pretrained(folder)
+    tiny_tokenizer.save_pretrained(folder)
+    return folder
