@@ -1,4 +1,4 @@
-"""Statistics that two or more analyses need, and primitives that draw them on an ``ax``.
+"""Statistics that two or more analyses need; the drawing primitives are passed on from `drawing`.
 
 The statistics are pure functions on torch tensors or numpy arrays and compute in float64. One rule
 for what cannot be computed: a quantity that the data leave undefined (a channel of zero variance, a
@@ -14,7 +14,6 @@ References:
       eq. 5 (unbiased HSIC); Nguyen, Raghu & Kornblith 2021 apply it to CKA
   [5] Wald & Wolfowitz 1943, An exact test for randomness in the non-parametric case based on serial
       correlation
-  [6] Okabe & Ito 2008, Color universal design
 
 Shapes: l tokens, n samples (tokens unless said otherwise), p and q channels.
 """
@@ -22,31 +21,24 @@ Shapes: l tokens, n samples (tokens unless said otherwise), p and q channels.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import fft, special, stats
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+from drawing import PALETTE as PALETTE
+from drawing import clean_token as clean_token
+from drawing import draw_heatmap as draw_heatmap
+from drawing import draw_lines_with_band as draw_lines_with_band
+from drawing import draw_null_band as draw_null_band
+from drawing import draw_points_by_group as draw_points_by_group
+from drawing import token_ticks as token_ticks
 
 FloatArray = NDArray[np.float64]
 Values = torch.Tensor | NDArray[Any] | Sequence[Any]
-
-# Okabe & Ito [6]: told apart under every common colour-vision deficiency.
-PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
-# Seven markers against eight colours: 56 groups before a pair comes back.
-MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-SEQUENTIAL_CMAP = "cividis"
-DIVERGING_CMAP = "RdBu_r"
-UNDEFINED_COLOUR = "0.8"
-
-
-# Statistics
 
 
 def entropy(weights: torch.Tensor | NDArray[Any], dim: int = -1) -> torch.Tensor:
@@ -61,10 +53,7 @@ def entropy(weights: torch.Tensor | NDArray[Any], dim: int = -1) -> torch.Tensor
     dtype = tensor.dtype if tensor.is_floating_point() else torch.float64
     tensor = tensor.double()
     if not bool((torch.isfinite(tensor) & (tensor >= 0)).all()):
-        raise ValueError(
-            "weights holds negative or non-finite values; entropy needs finite weights >= 0: "
-            "pass weights.abs() if the magnitude is meant"
-        )
+        raise ValueError("weights holds negative or non-finite values; pass finite weights.abs()")
     shares = tensor / tensor.sum(dim=dim, keepdim=True)
     return torch.special.entr(shares).sum(dim=dim).to(dtype)
 
@@ -96,9 +85,7 @@ def autocorrelation(x: Values, max_lag: int) -> FloatArray:
     values = _matrix(x, "x")
     _check_lag(max_lag, len(values))
     units, constant = _unit_columns(values)
-    rho = _lagged_products(units.T, max_lag).T
-    rho[:, constant] = np.nan
-    return rho
+    return np.where(constant, np.nan, _lagged_products(units.T, max_lag).T)
 
 
 class NullBand(NamedTuple):
@@ -119,22 +106,19 @@ def autocorrelation_null(x: Values, max_lag: int, num_shuffles: int, seed: int) 
     quantile: ValueError. Cost: num_shuffles times that of `autocorrelation`.
     """
     values = _matrix(x, "x")
-    length, num_channels = values.shape
+    length = len(values)
     _check_lag(max_lag, length)
     if num_shuffles < 40:
         raise ValueError(f"num_shuffles is {num_shuffles}; a 95 % interval needs at least 40")
     units, constant = _unit_columns(values)
     rng = np.random.default_rng(seed)
-    draws = np.empty((num_shuffles, num_channels, max_lag + 1))
+    draws = np.empty((num_shuffles, values.shape[1], max_lag + 1))
     for draw in draws:
         draw[:] = _lagged_products(units[rng.permutation(length)].T, max_lag)
     low, high = np.quantile(draws, (0.025, 0.975), axis=0)
-    lags = np.arange(max_lag + 1)
-    expected = np.where(lags == 0, 1.0, -(length - lags) / (length * max(length - 1, 1)))
-    band = NullBand(np.repeat(expected[:, None], num_channels, axis=1), low.T, high.T)
-    for bound in band:
-        bound[:, constant] = np.nan
-    return band
+    lags = np.arange(max_lag + 1)[:, None]
+    mean = np.where(lags == 0, 1.0, (lags - length) / (length * max(length - 1, 1)))
+    return NullBand(*(np.where(constant, np.nan, bound) for bound in (mean, low.T, high.T)))
 
 
 def circular_shifts(
@@ -152,9 +136,8 @@ def circular_shifts(
     available = length - 2 * min_shift + 1
     if available < count:
         raise ValueError(
-            f"length is {length}: it has {max(available, 0)} distinct circular shifts of at least "
-            f"{min_shift}, and count asks for {count}; use at least "
-            f"{count + 2 * min_shift - 1} tokens, or a smaller count"
+            f"length is {length}: {max(available, 0)} distinct shifts of {min_shift} or more exist "
+            f"and count is {count}; use {count + 2 * min_shift - 1} or more tokens or a smaller count"
         )
     rng = np.random.default_rng(seed)
     return np.sort(min_shift + rng.choice(available, size=count, replace=False)).astype(np.int64)
@@ -171,9 +154,7 @@ def pearson_matrix(x: Values, y: Values) -> FloatArray:
     x_units, x_constant = _unit_columns(x_values)
     y_units, y_constant = _unit_columns(y_values)
     r = np.clip(x_units.T @ y_units, -1.0, 1.0)
-    r[x_constant] = np.nan
-    r[:, y_constant] = np.nan
-    return r
+    return np.where(x_constant[:, None] | y_constant, np.nan, r)
 
 
 def effective_sample_size(x: Values, y: Values, max_lag: int | None = None) -> FloatArray:
@@ -195,9 +176,7 @@ def effective_sample_size(x: Values, y: Values, max_lag: int | None = None) -> F
     rho_y = _lagged_products(y_units.T, max_lag)[:, 1:]
     inflation = np.maximum(1.0 + 2.0 * (rho_x @ rho_y.T), 1.0)
     n_eff = np.maximum(num_samples / inflation, min(2, num_samples))
-    n_eff[x_constant] = np.nan
-    n_eff[:, y_constant] = np.nan
-    return n_eff
+    return np.where(x_constant[:, None] | y_constant, np.nan, n_eff)
 
 
 def pearson_p_values(r: Values, n_eff: Values | float) -> FloatArray:
@@ -220,20 +199,18 @@ def pearson_p_values(r: Values, n_eff: Values | float) -> FloatArray:
 
 
 class Discoveries(NamedTuple):
-    """Outcome of a false-discovery-rate procedure, both arrays in the shape of the p-values."""
+    """Where the null is `rejected`, and the smallest rate at which it would be, `adjusted`."""
 
     rejected: NDArray[np.bool_]
-    """True where the null is rejected; False where p is undefined."""
     adjusted: FloatArray
-    """Smallest rate at which the entry would be rejected, in [0, 1]; nan where p is undefined."""
 
 
 def benjamini_hochberg(p: Values, q: float = 0.05) -> Discoveries:
     """Benjamini-Hochberg control of the false discovery rate at `q` over all entries of p [2].
 
-    Adjusted p_(i) = min_{j >= i} p_(j) m / j over the m defined p-values (nan is outside the
-    family). Valid for independent or positively dependent tests. Raises ValueError unless
-    0 < q < 1 and every p is in [0, 1]. Cost: one sort.
+    Adjusted p_(i) = min_{j >= i} p_(j) m / j over the m defined p-values; a nan is outside the
+    family, never rejected and stays nan. Valid for independent or positively dependent tests.
+    Raises ValueError unless 0 < q < 1 and every p is in [0, 1]. Cost: one sort.
     """
     if not 0.0 < q < 1.0:
         raise ValueError(f"q is {q}; a false discovery rate lies strictly between 0 and 1")
@@ -242,7 +219,7 @@ def benjamini_hochberg(p: Values, q: float = 0.05) -> Discoveries:
     adjusted = np.full(p_values.shape, np.nan)
     if defined.any():
         adjusted[defined] = stats.false_discovery_control(p_values[defined], method="bh")
-    return Discoveries(np.less_equal(adjusted, q, where=defined, out=defined.copy()), adjusted)
+    return Discoveries(adjusted <= q, adjusted)  # nan <= q is False
 
 
 def linear_cka(x: Values, y: Values, debiased: bool = True) -> float:
@@ -262,18 +239,16 @@ def cka_null(x: Values, y: Values, shifts: Values, debiased: bool = True) -> Flo
     """Linear CKA of x with y shifted circularly in time by each of `shifts`: (len(shifts),).
 
     Shifting keeps each side's own autocorrelation and breaks what ties the two in time, so
-    (1 + number of null values >= observed) / (1 + len(shifts)) is a p-value. `shifts` as from
-    `circular_shifts`. nan and ValueError as `linear_cka`. Cost: as one CKA, plus O(n^2) a shift
-    (Gram form) or O(n p q) a shift (feature form), whichever is cheaper in all.
+    (1 + number of null values >= observed) / (1 + len(shifts)) is a p-value. nan and ValueError as
+    `linear_cka`. Cost: one CKA, and the cheaper of O(n^2) (Gram form) and O(n p q) a shift.
     """
     return _cka_at_shifts(x, y, _float64(shifts).astype(np.int64).reshape(-1), debiased)
 
 
 def spearman(x: Values, y: Values) -> float:
-    """Spearman rank correlation of x (n,) and y (n,), in [-1, 1]; ties share their mean rank.
+    """Spearman rank correlation of x and y (n,), in [-1, 1]; ties share their mean rank.
 
     nan if either side is constant (always at n = 1). Raises ValueError for unequal or zero length.
-    Cost: two sorts.
     """
     return float(spearman_matrix(_float64(x)[:, None], _float64(y)[:, None])[0, 0])
 
@@ -315,8 +290,7 @@ def participation_ratio(samples: Values) -> FloatArray:
         raise ValueError(f"samples has shape {values.shape}; expected finite values (..., n, d)")
     centred = _centre(values)
     transposed = np.swapaxes(centred, -1, -2)
-    wide = values.shape[-2] < values.shape[-1]
-    # x x^T and x^T x have the same non-zero eigenvalues.
+    wide = values.shape[-2] < values.shape[-1]  # either product has the non-zero eigenvalues
     return covariance_participation_ratio(centred @ transposed if wide else transposed @ centred)
 
 
@@ -361,30 +335,21 @@ def bootstrap_interval(
     return float(interval.low), float(interval.high)
 
 
-class OverlapNull(NamedTuple):
-    """What chance gives for the overlap of two sets."""
+def hypergeometric_overlap(
+    overlap: int, size_a: int, size_b: int, population: int
+) -> tuple[float, float]:
+    """Mean overlap of two sets (say, top-n lists) drawn at random, and the p-value of `overlap`.
 
-    expected: float
-    """Mean number of shared members under independence."""
-    p_value: float
-    """Probability of sharing at least as many as observed, in [0, 1]."""
-
-
-def hypergeometric_overlap(overlap: int, size_a: int, size_b: int, population: int) -> OverlapNull:
-    """Overlap of two sets (say, two top-n lists) drawn at random from `population` members.
-
-    Expected size_a size_b / population; p-value P(X >= overlap) of the hypergeometric distribution.
-    Raises ValueError unless 0 <= overlap <= size_a, size_b <= population.
+    Mean size_a size_b / population; p = P(X >= overlap), X hypergeometric. Raises ValueError unless
+    0 <= overlap <= size_a, size_b <= population and population > 0.
     """
-    if not 0 <= overlap <= min(size_a, size_b) <= max(size_a, size_b) <= population:
+    if not 0 <= overlap <= min(size_a, size_b) or not max(size_a, size_b, 1) <= population:
         raise ValueError(
             f"overlap {overlap}, size_a {size_a}, size_b {size_b}, population {population}: "
-            "need 0 <= overlap <= size_a, size_b <= population"
+            "need 0 <= overlap <= size_a, size_b <= population and population > 0"
         )
-    if population == 0:
-        raise ValueError("population is 0; an overlap needs at least one member")
     p_value = stats.hypergeom.sf(overlap - 1, population, size_a, size_b)
-    return OverlapNull(size_a * size_b / population, float(p_value))
+    return size_a * size_b / population, float(p_value)
 
 
 def kurtosis(x: Values) -> FloatArray:
@@ -394,10 +359,9 @@ def kurtosis(x: Values) -> FloatArray:
     outlier. nan at zero variance. Source: scipy.stats.kurtosis. Cost: O(n p).
     """
     values = _matrix(x, "x")
-    constant = _is_constant(values)
+    units, constant = _unit_columns(values)  # scipy warns of a small spread around a large mean
     result = np.full(values.shape[1], np.nan)
-    # Centred first: scipy warns of cancellation for a small spread around a large mean.
-    result[~constant] = stats.kurtosis(_centre(values)[:, ~constant], axis=0)
+    result[~constant] = stats.kurtosis(units[:, ~constant], axis=0)
     return result
 
 
@@ -412,7 +376,7 @@ def relative_error(actual: Values, expected: Values) -> float:
         raise ValueError(f"actual has shape {a.shape} and expected {e.shape}; they must agree")
     difference, scale = float(np.linalg.norm(a - e)), float(np.linalg.norm(e))
     if scale == 0.0:
-        return 0.0 if difference == 0.0 else difference * math.inf
+        return 0.0 if difference == 0.0 else difference * math.inf  # nan stays nan
     return difference / scale
 
 
@@ -425,13 +389,15 @@ def summarise(values: Values) -> dict[str, float | int | None]:
     """
     entries = _float64(values).reshape(-1)
     finite = entries[np.isfinite(entries)]
-    summary: dict[str, float | int | None] = dict.fromkeys(("mean", "std", "min", "median", "max"))
-    if finite.size:
-        for name in ("mean", "min", "median", "max"):
-            summary[name] = float(getattr(np, name)(finite))
-    if finite.size > 1:
-        summary["std"] = float(np.std(finite, ddof=1))
-    return {**summary, "n": finite.size, "num_undefined": entries.size - finite.size}
+    return {
+        "mean": float(finite.mean()) if finite.size else None,
+        "std": float(finite.std(ddof=1)) if finite.size > 1 else None,
+        "min": float(finite.min()) if finite.size else None,
+        "median": float(np.median(finite)) if finite.size else None,
+        "max": float(finite.max()) if finite.size else None,
+        "n": finite.size,
+        "num_undefined": entries.size - finite.size,
+    }
 
 
 def _float64(values: Values | float) -> FloatArray:
@@ -476,6 +442,7 @@ def _centre(values: FloatArray) -> FloatArray:
 def _unit_columns(values: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Columns centred and of unit norm, those of zero variance left at 0 and marked."""
     centred, constant = _centre(values), _is_constant(values)
+    centred /= np.where(constant, 1.0, np.abs(centred).max(axis=0))  # squares cannot underflow
     return centred / np.where(constant, 1.0, np.linalg.norm(centred, axis=0)), constant
 
 
@@ -483,9 +450,9 @@ def _lagged_products(rows: FloatArray, max_lag: int) -> FloatArray:
     """sum_t row_t row_{t+k} for k = 0..max_lag, (p, l) -> (p, max_lag + 1)."""
     length = rows.shape[1]
     size = fft.next_fast_len(length + max_lag, real=True)  # no wrap-around up to max_lag
-    spectrum = fft.rfft(np.ascontiguousarray(rows), size, axis=1)
+    spectrum = np.fft.rfft(np.ascontiguousarray(rows), size, axis=1)
     power = spectrum.real**2 + spectrum.imag**2
-    return fft.irfft(power, size, axis=1)[:, : max_lag + 1]
+    return np.fft.irfft(power, size, axis=1)[:, : max_lag + 1]
 
 
 def _cka_at_shifts(x: Values, y: Values, shifts: NDArray[np.int64], debiased: bool) -> FloatArray:
@@ -493,11 +460,11 @@ def _cka_at_shifts(x: Values, y: Values, shifts: NDArray[np.int64], debiased: bo
     num_samples, minimum = len(x_values), 4 if debiased else 2
     if num_samples < minimum:
         raise ValueError(f"x and y have {num_samples} samples; this CKA needs {minimum} or more")
-    x_centred, y_centred = _centre(x_values), _centre(y_values)
+    x_centred, y_centred = (
+        values / (np.abs(values).max() or 1.0) for values in (_centre(x_values), _centre(y_values))
+    )
     cross = _hsic(x_centred, y_centred, shifts, debiased)
-    still = np.zeros(1, dtype=np.int64)
-    own_x = _hsic(x_centred, x_centred, still, debiased)[0]
-    own_y = _hsic(y_centred, y_centred, still, debiased)[0]
+    own_x, own_y = (_hsic(c, c, np.zeros(1, int), debiased)[0] for c in (x_centred, y_centred))
     if own_x <= 0.0 or own_y <= 0.0:
         return np.full(len(shifts), np.nan)
     return np.clip(cross / math.sqrt(own_x) / math.sqrt(own_y), -1.0, 1.0)
@@ -529,168 +496,3 @@ def _cross_energies(x: FloatArray, y: FloatArray, shifts: NDArray[np.int64]) -> 
     gram_x, gram_y = x @ x.T, y @ y.T
     rolled = (np.roll(gram_y, (shift, shift), axis=(0, 1)) for shift in shifts)
     return np.array([np.vdot(gram_x, gram) for gram in rolled])
-
-
-# Drawing primitives: each draws on the axes it is given and returns them.
-
-
-def draw_heatmap(
-    ax: Axes,
-    matrix: Values,
-    *,
-    diverging: bool,
-    xlabels: Sequence[str] | None = None,
-    ylabels: Sequence[str] | None = None,
-    cbar_label: str = "",
-    title: str = "",
-    limit: float | None = None,
-) -> Axes:
-    """Draw a matrix (rows, columns) as a heat map with its colour bar.
-
-    `diverging` takes limits symmetric about 0, at `limit` or at the largest magnitude; otherwise
-    the scale runs from the smallest value (or 0, with `limit` as its top). Undefined entries (nan)
-    are grey. Labels are thinned and cleaned as tokens. Raises ValueError unless matrix has two axes
-    and the labels their lengths.
-    """
-    values = np.ma.masked_invalid(_float64(matrix))
-    if values.ndim != 2 or values.size == 0:
-        raise ValueError(f"matrix has shape {values.shape}; expected (rows, columns)")
-    top = limit if limit is not None else float(np.abs(values).max() or 1.0)
-    if values.count() == 0 and limit is None:
-        top = 1.0
-    bounds = {"vmin": -top, "vmax": top} if diverging else {}
-    if limit is not None and not diverging:
-        bounds = {"vmin": 0.0, "vmax": limit}
-    cmap = DIVERGING_CMAP if diverging else SEQUENTIAL_CMAP
-    image = ax.imshow(values, cmap=cmap, aspect="auto", interpolation="nearest", **bounds)
-    ax.set_facecolor(UNDEFINED_COLOUR)  # masked entries are transparent
-    ax.figure.colorbar(image, ax=ax, label=cbar_label)
-    ax.set_title(title)
-    for axis, labels, size in (("x", xlabels, values.shape[1]), ("y", ylabels, values.shape[0])):
-        if labels is not None and len(labels) != size:
-            raise ValueError(f"{axis}labels has {len(labels)} entries; the matrix has {size}")
-        if labels is not None:
-            token_ticks(ax, labels, axis)
-    return ax
-
-
-def draw_lines_with_band(
-    ax: Axes,
-    x: Values,
-    mean: Values,
-    low: Values,
-    high: Values,
-    label: str,
-    color: str | None = None,
-) -> Axes:
-    """Draw a line (k,) with the band from low to high (k,) in its colour; nan leaves a gap."""
-    (line,) = ax.plot(_float64(x), _float64(mean), label=label, color=color)
-    band = (_float64(x), _float64(low), _float64(high))
-    ax.fill_between(*band, color=line.get_color(), alpha=0.2, linewidth=0)
-    return ax
-
-
-def draw_null_band(ax: Axes, x: Values, null: NullBand, label: str = "null, 95 % interval") -> Axes:
-    """Draw a null's interval (k,) as a grey band behind the data, its mean as a dashed line."""
-    band = (_float64(x), _float64(null.low), _float64(null.high))
-    ax.fill_between(*band, color="0.75", alpha=0.6, linewidth=0, label=label, zorder=0)
-    ax.plot(_float64(x), _float64(null.mean), color="0.4", linestyle="--", linewidth=1, zorder=1)
-    return ax
-
-
-def draw_points_by_group(ax: Axes, x: Values, y: Values, groups: Sequence[str]) -> Axes:
-    """Scatter y (k,) against x (k,), each group in its own colour and marker, in first-seen order.
-
-    Each legend entry names the group and its n. Raises ValueError if the lengths differ.
-    """
-    x_values, y_values, names = _float64(x), _float64(y), np.asarray(groups, dtype=object)
-    if not x_values.shape == y_values.shape == names.shape:
-        raise ValueError(
-            f"x {x_values.shape}, y {y_values.shape}, groups {names.shape}: lengths must agree"
-        )
-    for i, name in enumerate(dict.fromkeys(groups)):
-        chosen = names == name
-        style = {"color": PALETTE[i % len(PALETTE)], "marker": MARKERS[i % len(MARKERS)]}
-        label = f"{name} (n={int(chosen.sum())})"
-        ax.scatter(x_values[chosen], y_values[chosen], s=14, alpha=0.7, label=label, **style)
-    return ax
-
-
-def token_ticks(ax: Axes, tokens: Sequence[str], axis: str = "x") -> Axes:
-    """Label positions 0..len(tokens) - 1 of an axis with cleaned tokens, as many as are readable.
-
-    All tokens if the axis has 0.16 inch for each, else every 2nd, 5th, 10th, 20th, ..., each label
-    then with its position. Labels of the x axis stand upright. Raises ValueError unless axis is
-    "x" or "y".
-    """
-    if axis not in ("x", "y"):
-        raise ValueError(f"axis is {axis!r}; expected 'x' or 'y'")
-    extent = ax.get_window_extent()
-    inches = (extent.width if axis == "x" else extent.height) / ax.figure.dpi
-    step = _tick_step(len(tokens), max(1, int(inches / 0.16)))
-    positions = range(0, len(tokens), step)
-    cleaned = [clean_token(tokens[i]) for i in positions]
-    labels = (
-        cleaned
-        if step == 1
-        else [f"{i} {name}" for i, name in zip(positions, cleaned, strict=True)]
-    )
-    if axis == "x":
-        ax.set_xticks(list(positions), labels, rotation=90, fontsize=8)
-    else:
-        ax.set_yticks(list(positions), labels, fontsize=8)
-    return ax
-
-
-def clean_token(token: str, max_length: int = 16) -> str:
-    """A tokenizer's token as text for a matplotlib label; cleaning twice changes nothing.
-
-    Byte-level tokens are decoded ("Ġthe" is " the", "Ã©" is "é"), bytes that are no whole character
-    shown as "\\xe2"; SentencePiece's "▁" is a space and "<0x0A>" its byte. A token of spaces alone
-    shows as "␣", control characters as escapes ("\\n"), `$` is escaped (matplotlib's mathematics),
-    and anything longer than `max_length` ends in "…".
-    """
-    text = _decode_bytes(token).replace("\u2581", " ")
-    if text and not text.strip(" "):
-        text = "\u2423" * len(text)
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    if len(text) > max_length:
-        text = text[: max_length - 1] + "\u2026"
-    return re.sub(r"(?<!\\)\$", r"\\$", text)
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's characters for the 256 bytes: itself if printable in Latin-1, else from U+0100 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    stand_ins = {chr(256 + i): byte for i, byte in enumerate(others)}
-    return {chr(byte): byte for byte in printable} | stand_ins
-
-
-_BYTE_ALPHABET = _byte_alphabet()
-
-
-def _decode_bytes(token: str) -> str:
-    """Text of a byte-level token; any other token as it is."""
-    if match := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token):
-        return chr(int(match[1], 16))
-    if not all(character in _BYTE_ALPHABET for character in token):
-        return token
-    raw = bytes(_BYTE_ALPHABET[character] for character in token)
-    # "é" alone is a letter of another tokenizer; stand-ins (U+0100 on) only a byte-level one has.
-    errors = "backslashreplace" if max(token, default="") >= "\u0100" else "strict"
-    try:
-        return raw.decode("utf-8", errors)
-    except UnicodeDecodeError:
-        return token
-
-
-def _tick_step(count: int, most: int) -> int:
-    """Smallest of 1, 2, 5, 10, 20, 50, ... that leaves at most `most` of `count` labels."""
-    wanted = math.ceil(count / most)
-    scale = 1
-    while True:
-        for factor in (1, 2, 5):
-            if factor * scale >= wanted:
-                return factor * scale
-        scale *= 10

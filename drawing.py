@@ -1,0 +1,211 @@
+"""Primitives that draw on an ``ax``, and tokens as labels; `analysis_utils` passes them on.
+
+Each primitive draws what it is given on the axes it is given and returns them: no statistic is
+computed, no figure made and no backend chosen here.
+
+Reference: Okabe & Ito 2008, Color universal design (the palette).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+# Okabe & Ito: told apart under every common colour-vision deficiency.
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+# Seven markers against eight colours: 56 groups before a pair comes back.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+SEQUENTIAL_CMAP = "cividis"
+DIVERGING_CMAP = "RdBu_r"
+UNDEFINED_COLOUR = "0.8"
+
+
+def draw_heatmap(
+    ax: Axes,
+    matrix: ArrayLike,
+    *,
+    diverging: bool,
+    xlabels: Sequence[str] | None = None,
+    ylabels: Sequence[str] | None = None,
+    cbar_label: str = "",
+    title: str = "",
+    limit: float | None = None,
+) -> Axes:
+    """Draw a matrix (rows, columns) as a heat map with its colour bar.
+
+    `diverging` takes limits symmetric about 0, at `limit` or at the largest magnitude; otherwise
+    the scale runs from the smallest value (or 0, with `limit` as its top). Undefined entries (nan)
+    are grey. Labels are thinned and cleaned as tokens. Raises ValueError unless matrix has two axes
+    and the labels their lengths.
+    """
+    values = np.ma.masked_invalid(_array(matrix))
+    if values.ndim != 2 or values.size == 0:
+        raise ValueError(f"matrix has shape {values.shape}; expected (rows, columns)")
+    top = limit if limit is not None else _largest_magnitude(values)
+    low, high = (-top, top) if diverging else (0.0 if limit is not None else None, limit)
+    cmap = DIVERGING_CMAP if diverging else SEQUENTIAL_CMAP
+    image = ax.imshow(
+        values, cmap=cmap, vmin=low, vmax=high, aspect="auto", interpolation="nearest"
+    )
+    ax.set_facecolor(UNDEFINED_COLOUR)  # masked entries are transparent
+    ax.figure.colorbar(image, ax=ax, label=cbar_label)
+    ax.set_title(title)
+    for axis, labels, size in (("x", xlabels, values.shape[1]), ("y", ylabels, values.shape[0])):
+        if labels is not None and len(labels) != size:
+            raise ValueError(f"{axis}labels has {len(labels)} entries; the matrix has {size}")
+        if labels is not None:
+            token_ticks(ax, labels, axis)
+    return ax
+
+
+def draw_lines_with_band(
+    ax: Axes,
+    x: ArrayLike,
+    mean: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    label: str,
+    color: str | None = None,
+) -> Axes:
+    """Draw a line (k,) with the band from low to high (k,) in its colour; nan leaves a gap."""
+    (line,) = ax.plot(_array(x), _array(mean), label=label, color=color)
+    band = (_array(x), _array(low), _array(high))
+    ax.fill_between(*band, color=line.get_color(), alpha=0.2, linewidth=0)
+    return ax
+
+
+def draw_null_band(
+    ax: Axes,
+    x: ArrayLike,
+    low: ArrayLike,
+    high: ArrayLike,
+    mean: ArrayLike | None = None,
+    label: str = "null, 95 % interval",
+) -> Axes:
+    """Draw a null's interval (k,) as a grey band behind the data, its mean as a dashed line."""
+    band = (_array(x), _array(low), _array(high))
+    ax.fill_between(*band, color="0.75", alpha=0.6, linewidth=0, label=label, zorder=0)
+    if mean is not None:
+        ax.plot(_array(x), _array(mean), color="0.4", linestyle="--", linewidth=1, zorder=1)
+    return ax
+
+
+def draw_points_by_group(ax: Axes, x: ArrayLike, y: ArrayLike, groups: Sequence[str]) -> Axes:
+    """Scatter y (k,) against x (k,), each group in its own colour and marker, in first-seen order.
+
+    Each legend entry names the group and its n. Raises ValueError if the lengths differ.
+    """
+    x_values, y_values, names = _array(x), _array(y), np.asarray(groups, dtype=object)
+    if not x_values.shape == y_values.shape == names.shape:
+        raise ValueError(
+            f"x {x_values.shape}, y {y_values.shape}, groups {names.shape}: lengths must agree"
+        )
+    for i, name in enumerate(dict.fromkeys(groups)):
+        chosen = names == name
+        ax.scatter(
+            x_values[chosen],
+            y_values[chosen],
+            s=14,
+            alpha=0.7,
+            color=PALETTE[i % len(PALETTE)],
+            marker=MARKERS[i % len(MARKERS)],
+            label=f"{name} (n={int(chosen.sum())})",
+        )
+    return ax
+
+
+def token_ticks(ax: Axes, tokens: Sequence[str], axis: str = "x") -> Axes:
+    """Label positions 0..len(tokens) - 1 of an axis with cleaned tokens, as many as are readable.
+
+    All tokens if the axis has 0.16 inch for each, else every 2nd, 5th, 10th, 20th, ..., each label
+    then with its position. Labels of the x axis stand upright. Raises ValueError unless axis is
+    "x" or "y".
+    """
+    if axis not in ("x", "y"):
+        raise ValueError(f"axis is {axis!r}; expected 'x' or 'y'")
+    extent = ax.get_window_extent()
+    inches = (extent.width if axis == "x" else extent.height) / ax.figure.dpi
+    step = _tick_step(len(tokens), max(1, int(inches / 0.16)))
+    positions = range(0, len(tokens), step)
+    cleaned = [clean_token(tokens[i]) for i in positions]
+    labels = (
+        cleaned
+        if step == 1
+        else [f"{i} {name}" for i, name in zip(positions, cleaned, strict=True)]
+    )
+    if axis == "x":
+        ax.set_xticks(list(positions), labels, rotation=90, fontsize=8)
+    else:
+        ax.set_yticks(list(positions), labels, fontsize=8)
+    return ax
+
+
+def clean_token(token: str, max_length: int = 16) -> str:
+    """A tokenizer's token as text for a matplotlib label; cleaning twice changes nothing.
+
+    Byte-level tokens are decoded ("Ġthe" is " the", "Ã©" is "é"), bytes that are no whole character
+    shown as "\\xe2"; SentencePiece's "▁" is a space and "<0x0A>" its byte. A token of spaces alone
+    shows as "␣", control characters as escapes ("\\n"), `$` is escaped (matplotlib's mathematics),
+    and anything longer than `max_length` ends in "…".
+    """
+    text = _decode_bytes(token).replace("\u2581", " ")
+    if text and not text.strip(" "):
+        text = "\u2423" * len(text)
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(text) > max_length:
+        text = text[: max_length - 1] + "\u2026"
+    return re.sub(r"(?<!\\)\$", r"\\$", text)
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's characters for the 256 bytes: itself if printable in Latin-1, else from U+0100 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
+    stand_ins = {chr(256 + i): byte for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | stand_ins
+
+
+_BYTE_ALPHABET = _byte_alphabet()
+
+
+def _decode_bytes(token: str) -> str:
+    """Text of a byte-level token; any other token as it is."""
+    if match := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token):
+        return chr(int(match[1], 16))
+    if not all(character in _BYTE_ALPHABET for character in token):
+        return token
+    raw = bytes(_BYTE_ALPHABET[character] for character in token)
+    # "é" alone is a letter of another tokenizer; stand-ins (U+0100 on) only a byte-level one has.
+    errors = "backslashreplace" if max(token, default="") >= "\u0100" else "strict"
+    try:
+        return raw.decode("utf-8", errors)
+    except UnicodeDecodeError:
+        return token
+
+
+def _tick_step(count: int, most: int) -> int:
+    """Smallest of 1, 2, 5, 10, 20, 50, ... that leaves at most `most` of `count` labels."""
+    wanted = math.ceil(count / most)
+    scale = 1
+    while True:
+        for factor in (1, 2, 5):
+            if factor * scale >= wanted:
+                return factor * scale
+        scale *= 10
+
+
+def _array(values: ArrayLike) -> np.ndarray:
+    return np.asarray(values, dtype=np.float64)
+
+
+def _largest_magnitude(values: np.ma.MaskedArray) -> float:
+    """Half the width of a symmetric colour scale; 1 where nothing gives it a width."""
+    return float(np.abs(values.compressed()).max(initial=0.0)) or 1.0
