@@ -137,7 +137,7 @@ def circular_shifts(
     if available < count:
         raise ValueError(
             f"length is {length}: {max(available, 0)} distinct shifts of {min_shift} or more exist "
-            f"and count is {count}; use {count + 2 * min_shift - 1} or more tokens or a smaller count"
+            f"and count is {count}; use {count + 2 * min_shift - 1} tokens or more, or fewer shifts"
         )
     rng = np.random.default_rng(seed)
     return np.sort(min_shift + rng.choice(available, size=count, replace=False)).astype(np.int64)

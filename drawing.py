@@ -149,20 +149,20 @@ def token_ticks(ax: Axes, tokens: Sequence[str], axis: str = "x") -> Axes:
 
 
 def clean_token(token: str, max_length: int = 16) -> str:
-    """A tokenizer's token as text for a matplotlib label; cleaning twice changes nothing.
+    """A tokenizer's token as text for a matplotlib label; a cleaned label may be cleaned again.
 
     Byte-level tokens are decoded ("Ġthe" is " the", "Ã©" is "é"), bytes that are no whole character
     shown as "\\xe2"; SentencePiece's "▁" is a space and "<0x0A>" its byte. A token of spaces alone
     shows as "␣", control characters as escapes ("\\n"), `$` is escaped (matplotlib's mathematics),
     and anything longer than `max_length` ends in "…".
     """
-    text = _decode_bytes(token).replace("\u2581", " ")
+    text = _decode_bytes(token.replace(r"\$", "$")).replace("\u2581", " ")
     if text and not text.strip(" "):
         text = "\u2423" * len(text)
     text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
     if len(text) > max_length:
         text = text[: max_length - 1] + "\u2026"
-    return re.sub(r"(?<!\\)\$", r"\\$", text)
+    return text.replace("$", r"\$")
 
 
 def _byte_alphabet() -> dict[str, int]:
