@@ -229,7 +229,7 @@ def test_pearson_matrix_refuses_bad_input(x, message):
 
 
 def test_effective_sample_size_equals_the_loop():
-    x, y = _ar1(0.6, 60, 3, seed=0), _ar1(-0.4, 60, 2, seed=1)
+    x, y = _ar1(0.6, 60, 3, seed=0), _ar1(0.7, 60, 2, seed=1)
     rho_x, rho_y = naive_autocorrelation(x, 15), naive_autocorrelation(y, 15)
     n_eff = au.effective_sample_size(x, y)
     for i, j in itertools.product(range(3), range(2)):
