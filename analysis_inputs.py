@@ -1,4 +1,4 @@
-"""What a user passes in: choices, integers, layers and texts, checked before any model runs.
+"""What a user passes in: choices, integers, devices, layers and texts, checked before any model runs.
 
 Every refusal is a ValueError that names the argument, what came and what is allowed.
 """
@@ -21,6 +21,12 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 DEFAULT_LAYERS = (0, 3, 6, 9, 12)
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,
+}
 
 EXAMPLE_TEXTS = (
     "Mrs. Alder kept the harbour lamp for thirty years. Every evening Mrs. Alder climbed the "
@@ -69,6 +75,31 @@ def _int_or_none(value: Any) -> int | None:
         return as_int(value)
     except TypeError:
         return None
+
+
+def resolve_device(device: str | torch.device | None) -> torch.device:
+    """Return a usable torch device; None is "cuda" where there is one, else "cpu"."""
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        resolved = torch.device(device)
+        torch.empty(0, device=resolved)
+    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ValueError(
+            f"device {device!r} cannot be used here ({reason}); pass 'cpu', or 'cuda' where torch "
+            "sees a GPU"
+        ) from error
+    return resolved
+
+
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
+    """Return the torch dtype of that name; None is float32, in which replay is exact to 1e-5."""
+    if dtype is None:
+        return torch.float32
+    if isinstance(dtype, torch.dtype):
+        return validate_choice("dtype", dtype, DTYPES.values())
+    return DTYPES[validate_choice("dtype", dtype, DTYPES)]
 
 
 def resolve_layer_indices(
@@ -248,7 +279,7 @@ def read_texts_file(path_or_dash: str | Path) -> list[str]:
     try:
         from_stdin = str(path_or_dash) == "-"
         data = sys.stdin.buffer.read() if from_stdin else Path(path_or_dash).read_bytes()
-        content = data.decode("utf-8-sig")
+        content = data.decode("utf-8").removeprefix("\ufeff")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{name} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; "

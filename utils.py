@@ -1,6 +1,6 @@
 """Model-agnostic plumbing of the suite: models, tokenizers, texts, hooks, memory, command lines.
 
-Nothing here knows what a Mamba is. Texts, layers and other arguments are checked in
+Nothing here knows what a Mamba is. Texts, layers, devices and numbers are checked in
 `analysis_inputs`, memory is measured by `memory_tracker`, files of results are written by
 `result_files`; the rest of the suite imports the names of all three from here. Bad input raises
 ValueError; data that cannot be analysed raises AnalysisError, the one error of the suite that a
@@ -11,7 +11,9 @@ import argparse
 import logging
 import os
 import random
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -29,6 +31,7 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from analysis_inputs import (
     DEFAULT_LAYERS,
+    DTYPES,
     EXAMPLE_TEXTS,
     EncodedText,
     batches_by_length,
@@ -37,11 +40,13 @@ from analysis_inputs import (
     pad_batch,
     padding_id,
     read_texts_file,
+    resolve_device,
+    resolve_dtype,
     resolve_layer_indices,
     validate_choice,
     validate_int,
 )
-from memory_tracker import MemoryTracker
+from memory_tracker import MemoryTracker, is_out_of_memory
 from result_files import (
     DEMO_MODEL_PATH,
     SCHEMA_VERSION,
@@ -80,6 +85,7 @@ __all__ = [
     "encode_texts",
     "finite_or_none",
     "forward_hooks",
+    "is_out_of_memory",
     "load_model",
     "load_tokenizer",
     "pad_batch",
@@ -112,12 +118,6 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 FIGURE_FORMATS = ("png", "pdf", "svg")
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
 
 
 class AnalysisError(RuntimeError):
@@ -133,31 +133,6 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - scipy draws from the global generator by default
     torch.manual_seed(seed)
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """Return a usable torch device; None is "cuda" where there is one, else "cpu"."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise ValueError(
-            f"device {device!r} cannot be used here ({reason}); pass 'cpu', or 'cuda' where torch "
-            "sees a GPU"
-        ) from error
-    return resolved
-
-
-def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """Return the torch dtype of that name; None is float32, in which replay is exact to 1e-5."""
-    if dtype is None:
-        return torch.float32
-    if isinstance(dtype, torch.dtype):
-        return validate_choice("dtype", dtype, DTYPES.values())
-    return DTYPES[validate_choice("dtype", dtype, DTYPES)]
 
 
 def load_model(
@@ -468,18 +443,34 @@ def run_main(function: Callable[[list[str]], int], argv: Sequence[str] | None = 
 
     0: done. 1: AnalysisError, out of memory, or a file that could not be written (or what
     `function` returns for a run with failed steps). 2: bad input (ValueError; argparse exits with
-    2 too). 130: interrupted. An error is one line on stderr; `--debug` adds the traceback.
-    argv None is the command line. Other exceptions are programming errors and go through.
+    2 too). 130: interrupted; 143: terminated. An error is one line on stderr; `--debug` adds the
+    traceback. argv None is the command line. Other exceptions are programming errors and go through.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
-        return function(arguments)
+        with _ending_on_sigterm():
+            return function(arguments)
     except KeyboardInterrupt:
         return _report("interrupted", 130, arguments)
     except ValueError as error:
         return _report(f"error: {error}", 2, arguments)
-    except (AnalysisError, OSError, MemoryError, torch.OutOfMemoryError) as error:
-        return _report(f"error: {error or type(error).__name__}", 1, arguments)
+    except Exception as error:
+        if isinstance(error, (AnalysisError, OSError)) or is_out_of_memory(error):
+            return _report(f"error: {str(error) or type(error).__name__}", 1, arguments)
+        raise
+
+
+@contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+    """Let a termination signal unwind the stack, so that unfinished files are removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def _report(message: str, status: int, arguments: Sequence[str]) -> int:

@@ -1,0 +1,315 @@
+"""Every refusal names what came and what is allowed; batching and padding lose no token."""
+
+import io
+import logging
+import sys
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from transformers import PreTrainedTokenizerFast
+
+from analysis_inputs import (
+    DTYPES,
+    EXAMPLE_TEXTS,
+    EncodedText,
+    batches_by_length,
+    check_texts,
+    encode_texts,
+    pad_batch,
+    padding_id,
+    read_texts_file,
+    resolve_device,
+    resolve_dtype,
+    resolve_layer_indices,
+    validate_choice,
+    validate_int,
+)
+
+
+def encoded(*lengths: int) -> list[EncodedText]:
+    return [
+        EncodedText("t", list(range(1, n + 1)), ["x"] * n, None, n, truncated=False)
+        for n in lengths
+    ]
+
+
+def test_example_texts_are_of_the_promised_length_and_repeat_themselves() -> None:
+    assert len(EXAMPLE_TEXTS) == 3
+    for text in EXAMPLE_TEXTS:
+        words = text.split()
+        assert 40 <= len(words) <= 120
+        pairs = list(pairwise(words))
+        assert len(set(pairs)) < len(pairs)
+
+
+def test_validate_choice_lists_the_known_names() -> None:
+    assert validate_choice("method", "rollout", ["attention_weighted", "rollout"]) == "rollout"
+    with pytest.raises(ValueError, match="method is 'gradient'; it must be one of a, b"):
+        validate_choice("method", "gradient", ["a", "b"])
+
+
+@pytest.mark.parametrize("bad", [True, 1.0, "2", None, -1, 8])
+def test_validate_int_refuses_all_but_integers_within_the_bounds(bad: object) -> None:
+    with pytest.raises(ValueError, match="top_k is .*integer of at least 0 and at most 7"):
+        validate_int("top_k", bad, 0, 7)
+
+
+def test_validate_int_takes_numpy_integers() -> None:
+    value = validate_int("top_k", np.int32(3), 0)
+    assert value == 3
+    assert type(value) is int
+
+
+def test_resolve_device() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device(torch.device("cpu")) == torch.device("cpu")
+    assert resolve_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("bad", ["gpu", "cuda:97", "", 1.5])
+def test_resolve_device_refuses_what_torch_cannot_use(bad: Any) -> None:
+    with pytest.raises(ValueError, match=r"device .* cannot be used here \(.*pass 'cpu'"):
+        resolve_device(bad)
+
+
+def test_resolve_dtype() -> None:
+    assert resolve_dtype(None) is torch.float32
+    assert {name: resolve_dtype(name) for name in DTYPES} == DTYPES
+    assert resolve_dtype(torch.bfloat16) is torch.bfloat16
+    with pytest.raises(ValueError, match="dtype is 'int8'; .*float32, bfloat16, float16, float64"):
+        resolve_dtype("int8")
+    with pytest.raises(ValueError, match="dtype is torch.int64"):
+        resolve_dtype(torch.int64)
+
+
+@pytest.mark.parametrize(
+    ("asked", "available", "num_layers", "expected"),
+    [
+        (None, range(24), 24, [0, 3, 6, 9, 12]),
+        (None, range(13), 13, [0, 3, 6, 9, 12]),
+        (None, range(12), 12, [0, 3, 6, 8, 11]),
+        (None, range(3), 3, [0, 1, 2]),
+        (None, [1], 4, [1]),
+        (None, range(1, 24), 24, [1, 7, 12, 17, 23]),
+        ("all", [5, 1, 3], 6, [1, 3, 5]),
+        ([0, 2, 4], range(6), 6, [0, 2, 4]),
+        ([-1, 0], range(6), 6, [0, 5]),
+        ((np.int64(2),), range(6), 6, [2]),
+        (range(1, 6, 2), range(6), 6, [1, 3, 5]),
+    ],
+)
+def test_resolve_layer_indices(
+    asked: Any, available: Any, num_layers: int, expected: list[int]
+) -> None:
+    assert resolve_layer_indices(asked, available, num_layers) == expected
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ([], "layer_indices is empty"),
+        ([0, 7], r"layer 7 is out of range: the model has 6 layers, 0 to 5"),
+        ([-7], r"layer -7 is out of range.*or -6 to -1 from the end"),
+        ([1, 3, 1], "layer 1 is named twice"),
+        ([5, -1], "layer 5 is named twice"),
+        ([True], r"layer_indices holds True \(bool\), not an integer"),
+        ([1.0], r"layer_indices holds 1.0 \(float\)"),
+        (["1"], r"layer_indices holds '1' \(str\)"),
+        ([2], r"layer 2 cannot be analysed; those that can are \[0, 1, 3, 5\]"),
+        ("every", "layer_indices is 'every'; it must be one of all"),
+        (3, "layer_indices is 3; pass a list"),
+    ],
+)
+def test_resolve_layer_indices_refuses(asked: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resolve_layer_indices(asked, [0, 1, 3, 5], 6)
+
+
+def test_resolve_layer_indices_refuses_a_model_without_layers_to_analyse() -> None:
+    with pytest.raises(ValueError, match="none of the model's 6 layers"):
+        resolve_layer_indices(None, [], 6)
+
+
+def test_check_texts_takes_a_string_or_several() -> None:
+    assert check_texts("one") == ["one"]
+    assert check_texts(("one", "two")) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ([], "texts is empty"),
+        (None, "texts is of type NoneType"),
+        ({"a": 1}, "texts is of type dict"),
+        ("", r"text 0 is empty or white space \(''\)"),
+        (["good", " \n\t"], "text 1 is empty or white space"),
+        (["good", "good", b"bytes"], "text 2 is of type bytes, not a string"),
+        (["good", None], "text 1 is of type NoneType"),
+    ],
+)
+def test_check_texts_refuses(texts: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        check_texts(texts)
+
+
+def test_encode_texts_gives_the_tokenizers_own_tokens(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    text = "the blue ledger"
+    (item,) = encode_texts(tiny_tokenizer, text, 100)
+    assert item.input_ids == tiny_tokenizer(text)["input_ids"]
+    assert item.tokens == tiny_tokenizer.convert_ids_to_tokens(item.input_ids)
+    assert item.offsets is not None
+    spelled = [text[start:end] for start, end in item.offsets]
+    assert [token.replace("Ġ", " ") for token in item.tokens] == spelled
+    assert item.num_tokens_before_truncation == len(item.input_ids)
+    assert not item.truncated
+
+
+def test_encode_texts_cuts_by_tokens_warns_and_records(
+    tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = encode_texts(tiny_tokenizer, EXAMPLE_TEXTS, 10_000)
+    length = len(whole[1].input_ids)
+    with caplog.at_level(logging.WARNING):
+        cut = encode_texts(tiny_tokenizer, EXAMPLE_TEXTS, 16)
+        exact = encode_texts(tiny_tokenizer, EXAMPLE_TEXTS[1], length)
+    assert [item.input_ids for item in cut] == [item.input_ids[:16] for item in whole]
+    assert cut[1].offsets == (whole[1].offsets or [])[:16]
+    assert len(cut[1].tokens) == 16
+    assert (cut[1].truncated, cut[1].num_tokens_before_truncation) == (True, length)
+    assert not exact[0].truncated
+    assert f"text 1 has {length} tokens; cut to the first 16" in caplog.messages
+    assert len(caplog.messages) == 3
+
+
+def test_encode_texts_without_offsets_of_a_slow_tokenizer() -> None:
+    class SlowTokenizer:
+        is_fast = False
+
+        def __call__(self, text: str, **options: object) -> dict[str, list[int]]:
+            assert options["return_offsets_mapping"] is False
+            return {"input_ids": [ord(letter) for letter in text]}
+
+        def convert_ids_to_tokens(self, ids: list[int]) -> list[str]:
+            return [chr(i) for i in ids]
+
+    slow: Any = SlowTokenizer()
+    (item,) = encode_texts(slow, "abc", 2)
+    assert (item.tokens, item.offsets) == (["a", "b"], None)
+
+
+@pytest.mark.parametrize(
+    ("texts", "max_length", "message"),
+    [
+        (["a tide pool", "a"], 8, r"text 1 \('a'\) has 1 token\(s\).*at least 2"),
+        (["\u4e2d\u6587"], 8, r"text 0 .* has 0 token\(s\)"),
+        (["a tide pool"], 1, "max_length is 1 .*at least 2"),
+        (["a tide pool"], 8.0, r"max_length is 8.0 \(float\)"),
+        (["a tide pool", " "], 8, "text 1 is empty"),
+    ],
+)
+def test_encode_texts_refuses(
+    tiny_tokenizer: PreTrainedTokenizerFast, texts: Any, max_length: Any, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        encode_texts(tiny_tokenizer, texts, max_length)
+
+
+def test_pad_batch_pads_on_the_left() -> None:
+    ids, mask = pad_batch(encoded(2, 4), pad_token_id=9)
+    assert ids.tolist() == [[9, 9, 1, 2], [1, 2, 3, 4]]
+    assert mask.tolist() == [[0, 0, 1, 1], [1, 1, 1, 1]]
+    assert ids.dtype == mask.dtype == torch.int64
+
+
+def test_pad_batch_refuses() -> None:
+    with pytest.raises(ValueError, match="no encoded texts"):
+        pad_batch([], 0)
+    with pytest.raises(ValueError, match="pad_token_id is None"):
+        pad_batch(encoded(2), None)  # pyright: ignore[reportArgumentType]
+
+
+def test_padding_id_falls_back_from_padding_to_end_of_text_to_zero() -> None:
+    def tokenizer(pad: int | None, eos: int | None) -> Any:
+        return SimpleNamespace(pad_token_id=pad, eos_token_id=eos)
+
+    assert padding_id(tokenizer(5, 7)) == 5
+    assert padding_id(tokenizer(0, 7)) == 0
+    assert padding_id(tokenizer(None, 7)) == 7
+    assert padding_id(tokenizer(None, None)) == 0
+
+
+def test_batches_by_length_is_a_partition_from_short_to_long() -> None:
+    assert batches_by_length(encoded(5, 2, 9, 2, 3), 2) == [[1, 3], [4, 0], [2]]
+    assert batches_by_length(encoded(5, 2), 8) == [[1, 0]]
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        batches_by_length(encoded(2), 0)
+
+
+def test_read_texts_file_takes_one_text_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes("\ufeffFirst text.\r\n\r\n  \nZweiter Text: Öl\u2028x\n".encode())
+    assert read_texts_file(path) == ["First text.", "Zweiter Text: Öl\u2028x"]
+
+
+def test_read_texts_file_takes_the_text_field_of_jsonl(tmp_path: Path) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "one\\ntwo", "id": 1}\n\n{"text": "three\u2028four"}\n')
+    assert read_texts_file(path) == ["one\ntwo", "three\u2028four"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("not json", "line 3: not JSON"),
+        ('{"text": ', "line 3: not JSON"),
+        ('{"body": "x"}', 'line 3: no "text" field'),
+        ('["x"]', 'line 3: no "text" field'),
+        ('{"text": 5}', 'line 3: "text" is of type int, not a string'),
+        ('{"text": " "}', 'line 3: "text" is empty'),
+    ],
+)
+def test_read_texts_file_names_the_bad_line_of_jsonl(
+    tmp_path: Path, line: str, message: str
+) -> None:
+    path = tmp_path / "texts.jsonl"
+    path.write_text('{"text": "good"}\n\n' + line + "\n")
+    with pytest.raises(ValueError, match=f"texts.jsonl', {message}"):
+        read_texts_file(path)
+
+
+def test_read_texts_file_names_the_byte_that_is_not_utf8(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes(b"caf\xe9 au lait\n")
+    with pytest.raises(ValueError, match=r"texts.txt' is not UTF-8: byte 3 is 0xe9"):
+        read_texts_file(path)
+    path.write_bytes(b"\xef\xbb\xbfcaf\xe9\n")
+    with pytest.raises(ValueError, match=r"byte 6 is 0xe9"):
+        read_texts_file(path)
+
+
+def test_read_texts_file_refuses_missing_and_empty_files(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gone.txt' cannot be read: No such file"):
+        read_texts_file(tmp_path / "gone.txt")
+    with pytest.raises(ValueError, match="cannot be read: Is a directory"):
+        read_texts_file(tmp_path)
+    (tmp_path / "empty.txt").write_text(" \n\n")
+    with pytest.raises(ValueError, match="empty.txt' holds no text"):
+        read_texts_file(tmp_path / "empty.txt")
+
+
+def test_read_texts_file_reads_standard_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    def feed(data: bytes) -> None:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+
+    feed(b"one\ntwo\n")
+    assert read_texts_file("-") == ["one", "two"]
+    feed(b"")
+    with pytest.raises(ValueError, match="standard input holds no text"):
+        read_texts_file("-")

@@ -1,0 +1,328 @@
+"""Files are whole or absent, JSON is strict, provenance is the same for the same run."""
+
+import copy
+import csv
+import errno
+import json
+import os
+import resource
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import result_files
+from result_files import (
+    check_output_dir,
+    finite_or_none,
+    provenance,
+    read_json,
+    to_jsonable,
+    weights_sha256,
+    write_atomically,
+    write_csv,
+    write_json,
+    write_tensors,
+)
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_check_output_dir_makes_nested_folders_and_leaves_them_empty(tmp_path: Path) -> None:
+    folder = check_output_dir(tmp_path / "a" / "b")
+    assert folder.is_dir()
+    assert names_in(folder) == []
+
+
+def test_check_output_dir_refuses_a_file_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(ValueError, match=r"taken' cannot be written \(File exists\)"):
+        check_output_dir(tmp_path / "taken")
+    with pytest.raises(ValueError, match=r"cannot be written \(Not a directory\)"):
+        check_output_dir(tmp_path / "taken" / "below")
+
+
+def test_check_output_dir_refuses_a_folder_without_permission(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def deny(**_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(result_files.tempfile, "TemporaryFile", deny)
+    with pytest.raises(ValueError, match="Permission denied.*in which you may create files"):
+        check_output_dir(tmp_path)
+
+
+def test_write_atomically_replaces_the_file_only_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "result.txt"
+    path.write_text("earlier")
+    with write_atomically(path) as handle:
+        handle.write("new\n")
+        handle.flush()
+        assert path.read_text() == "earlier"
+    assert path.read_bytes() == b"new\n"
+    assert names_in(tmp_path) == ["result.txt"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), SystemExit(1), RuntimeError("no")])
+def test_write_atomically_keeps_the_earlier_file_after_any_exception(
+    tmp_path: Path, error: BaseException
+) -> None:
+    path = tmp_path / "result.bin"
+    path.write_bytes(b"earlier")
+
+    def write_half() -> None:
+        with write_atomically(path, "wb") as handle:
+            handle.write(b"half")
+            raise error
+
+    with pytest.raises(type(error)):
+        write_half()
+    assert path.read_bytes() == b"earlier"
+    assert names_in(tmp_path) == ["result.bin"]
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+@pytest.mark.parametrize("writer", ["json", "csv", "tensors"])
+def test_a_full_disk_leaves_the_earlier_file_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str, writer: str
+) -> None:
+    path = tmp_path / "result"
+    path.write_bytes(b"earlier")
+    write = {
+        "json": lambda: write_json(path, {"a": 1}),
+        "csv": lambda: write_csv(path, [{"a": 1}]),
+        "tensors": lambda: write_tensors(path, {"a": torch.ones(3)}),
+    }[writer]
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(result_files.os, step, full)
+    with pytest.raises(OSError, match="No space left on device"):
+        write()
+    assert path.read_bytes() == b"earlier"
+    assert names_in(tmp_path) == ["result"]
+
+
+def test_a_write_that_the_system_cuts_short_leaves_the_earlier_file_whole(tmp_path: Path) -> None:
+    # A limit on file size stands in for a full disk: the kernel refuses in the middle of a write.
+    path = write_json(tmp_path / "r.json", {"a": 1})
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            write_json(path, {"a": "x" * 100_000})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_json(path) == {"a": 1}
+    assert names_in(tmp_path) == ["r.json"]
+
+
+def test_write_atomically_follows_a_link_and_gives_usual_permissions(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    with write_atomically(tmp_path / "link") as handle:
+        handle.write("through")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real").read_text() == "through"
+    assert (tmp_path / "real").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_write_atomically_refuses_to_append(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="mode is 'a'"), write_atomically(tmp_path / "x", "a"):
+        pass
+
+
+def test_finite_or_none() -> None:
+    assert finite_or_none(torch.tensor(0.5)) == 0.5
+    assert finite_or_none(np.float32(2)) == 2.0
+    assert finite_or_none(None) is None
+    assert finite_or_none(float("nan")) is None
+    assert finite_or_none(float("-inf")) is None
+
+
+def test_to_jsonable_converts_scalars_and_keeps_order() -> None:
+    value = {
+        "z": np.float32(0.5),
+        3: (np.int64(7), torch.tensor(1.5), np.bool_(True)),
+        "a": {"path": Path("x") / "y", "none": None, "half": torch.tensor(2.0).bfloat16()},
+    }
+    converted = to_jsonable(value)
+    assert converted == {
+        "z": 0.5,
+        "3": [7, 1.5, True],
+        "a": {"path": os.path.join("x", "y"), "none": None, "half": 2.0},
+    }
+    assert list(converted) == ["z", "3", "a"]
+    assert [type(item) for item in converted["3"]] == [int, float, bool]
+
+
+@pytest.mark.parametrize("bad", [float("nan"), np.float64("inf"), torch.tensor(float("-inf"))])
+def test_to_jsonable_names_the_key_path_of_a_number_that_is_not_finite(bad: object) -> None:
+    with pytest.raises(ValueError, match=r"a\.b\[1\]\.c is -?(nan|inf): JSON has no such number"):
+        to_jsonable({"a": {"b": [1, {"c": bad}]}})
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        ({"m": torch.ones(2, 3)}, r"m is a tensor of shape \(2, 3\).*write_tensors"),
+        ({"m": np.ones(4)}, r"m is a tensor of shape \(4,\)"),
+        ({"m": {1, 2}}, "m is of type set, which JSON cannot hold"),
+        ({"m": {(0, 1): 1}}, r"m has the key \(0, 1\); keys are str or int"),
+        ({True: 1}, "the value has the key True"),
+        ({"1": 1, 1: 2}, "two keys that are written '1'"),
+        (1j, "the value is of type complex"),
+    ],
+)
+def test_to_jsonable_refuses_what_json_cannot_hold(value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        to_jsonable(value)
+
+
+def test_write_json_and_read_json_agree(tmp_path: Path) -> None:
+    value = {"b": [1, 2.5, None], "a": "Zürich \u2028 \U0001f40d"}
+    path = write_json(tmp_path / "r.json", value)
+    assert read_json(path) == value
+    assert list(read_json(path)) == ["b", "a"]
+    assert path.read_text().endswith("}\n")
+
+
+def test_write_json_writes_nothing_when_the_value_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="x is nan"):
+        write_json(tmp_path / "r.json", {"x": float("nan")})
+    assert names_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b'{"a": NaN}', "not strict JSON: it holds NaN"),
+        (b'{"a": ', "not strict JSON: Expecting value"),
+        (b"\xff\xff\xff", "not strict JSON"),
+    ],
+)
+def test_read_json_refuses_what_is_not_strict(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "r.json").write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_json(tmp_path / "r.json")
+
+
+def test_read_json_names_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="gone.json' cannot be read: No such file"):
+        read_json(tmp_path / "gone.json")
+
+
+def test_write_csv_takes_columns_in_order_of_appearance(tmp_path: Path) -> None:
+    rows = [{"layer": 0, "token": 'a "b",\nc'}, {"layer": np.int64(3), "value": 0.25}]
+    path = write_csv(tmp_path / "t.csv", rows)
+    with path.open(newline="") as handle:
+        read = list(csv.reader(handle))
+    assert read == [["layer", "token", "value"], ["0", 'a "b",\nc', ""], ["3", "", "0.25"]]
+
+
+def test_write_csv_of_no_rows_is_a_header(tmp_path: Path) -> None:
+    assert write_csv(tmp_path / "t.csv", [], ["a", "b"]).read_text() == "a,b\n"
+    with pytest.raises(ValueError, match="has no rows to take columns from"):
+        write_csv(tmp_path / "u.csv", [])
+
+
+@pytest.mark.parametrize(
+    ("row", "columns", "message"),
+    [
+        ({"a": float("inf")}, None, "row 0, column 'a' is inf"),
+        ({"a": [1, 2]}, None, "row 0, column 'a' holds a collection"),
+        ({"a": 1, "b": 2}, ["a"], r"row 0 has the columns \['b'\]"),
+    ],
+)
+def test_write_csv_refuses_bad_cells(
+    tmp_path: Path, row: dict, columns: list[str] | None, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        write_csv(tmp_path / "t.csv", [row], columns)
+    assert names_in(tmp_path) == []
+
+
+def test_write_tensors_stores_views_and_shared_memory(tmp_path: Path) -> None:
+    base = torch.arange(12.0).reshape(3, 4)
+    tensors = {"t": base.T, "same": base, "row": base[1], "wide": base[:1].expand(5, 4)}
+    loaded = load_file(write_tensors(tmp_path / "t.safetensors", tensors))
+    assert loaded.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        assert torch.equal(loaded[name], tensor)
+
+
+def test_write_tensors_refuses_bad_values(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    with pytest.raises(ValueError, match="tensor 'delta' holds NaN or infinity"):
+        write_tensors(path, {"delta": torch.tensor([1.0, float("nan")])})
+    with pytest.raises(ValueError, match="'delta' is of type list, not a tensor"):
+        write_tensors(path, {"delta": [1.0]})  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="no tensors to write"):
+        write_tensors(path, {})
+    assert names_in(tmp_path) == []
+
+
+def test_weights_sha256_sees_one_changed_weight_and_the_dtype(tiny_model: torch.nn.Module) -> None:
+    before = weights_sha256(tiny_model)
+    assert weights_sha256(copy.deepcopy(tiny_model)) == before
+    assert weights_sha256(copy.deepcopy(tiny_model).bfloat16()) != before
+    with torch.no_grad():
+        next(tiny_model.parameters()).view(-1)[-1] += 1
+    assert weights_sha256(tiny_model) != before
+
+
+def test_provenance_of_two_runs_differs_under_run_alone(tiny_model: torch.nn.Module) -> None:
+    first = provenance(tiny_model, command=["a.py", "--seed", "3", "--output-dir", "x"], seed=3)
+    second = provenance(tiny_model, command=["a.py", "--seed", "3", "--output-dir=y"], seed=3)
+    assert first["run"]["command"] != second["run"]["command"]
+    assert first["command"] == ["a.py", "--seed", "3"]
+    assert {**first, "run": None} == {**second, "run": None}
+
+
+def test_provenance_has_what_a_rerun_needs(tiny_model: torch.nn.Module) -> None:
+    record = provenance(tiny_model, command="a.py --text 'two words'", seed=0, token_counts=[5])
+    assert json.loads(json.dumps(record, allow_nan=False)) == record
+    assert record["command"] == ["a.py", "--text", "two words"]
+    assert record["versions"]["torch"] == torch.__version__
+    assert set(record["versions"]) == {"python", "torch", "transformers", "numpy", "scipy"}
+    assert record["suite"]["version"] == result_files.SUITE_VERSION
+    assert record["model"]["class"] == "MambaForCausalLM"
+    assert record["model"]["weights_sha256"] == weights_sha256(tiny_model)
+    assert (record["dtype"], record["device"], record["seed"]) == ("float32", "cpu", 0)
+    assert set(record["kernels"]) == {"mamba_ssm", "causal_conv1d"}
+    assert record["token_counts"] == [5]
+
+
+def test_provenance_refuses_details_that_would_overwrite(tiny_model: torch.nn.Module) -> None:
+    with pytest.raises(ValueError, match=r"\['run', 'suite'\] would overwrite"):
+        provenance(tiny_model, suite=1, run=2)
+
+
+def test_provenance_names_the_bundled_model_without_its_place(tiny_model: torch.nn.Module) -> None:
+    tiny_model.config.name_or_path = str(result_files.DEMO_MODEL_PATH)  # pyright: ignore
+    assert provenance(tiny_model)["model"]["id"] == "demo_model"
+
+
+def test_git_state_is_unknown_outside_a_checkout(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unknown = {"git_commit": None, "git_modified": None}
+    monkeypatch.setattr(result_files, "SUITE_DIR", tmp_path)
+    assert result_files._git_state() == unknown
+    (tmp_path / ".git").mkdir()  # an empty folder is no repository: git itself fails
+    assert result_files._git_state() == unknown
+    monkeypatch.setenv("PATH", str(tmp_path))  # nor is there a git to ask
+    assert result_files._git_state() == unknown
+
+
+def test_versions_agree_across_the_project_files() -> None:
+    citation = (result_files.SUITE_DIR / "CITATION.cff").read_text()
+    assert f"\nversion: {result_files.SUITE_VERSION}\n" in citation
+    changelog = (result_files.SUITE_DIR / "CHANGELOG.md").read_text()
+    assert f"\n## {result_files.SUITE_VERSION}" in changelog

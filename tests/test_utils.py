@@ -1,0 +1,510 @@
+"""Models load whole or not at all, hooks leave no trace, commands end with the right status."""
+
+import argparse
+import importlib
+import inspect
+import json
+import logging
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from transformers import AutoModelForCausalLM, MambaForCausalLM, PreTrainedTokenizerFast
+
+import utils
+from utils import (
+    EXAMPLE_TEXTS,
+    AnalysisError,
+    add_common_options,
+    configure_logging,
+    forward_hooks,
+    load_model,
+    load_tokenizer,
+    parse_formats,
+    parse_layers,
+    progress,
+    require_tokenizer,
+    resolve_model,
+    run_main,
+    set_seed,
+    texts_from_options,
+)
+
+IDS = torch.tensor([[5, 9, 2, 40, 17]])
+
+
+def change_weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    path = folder / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_every_name_of_the_modules_below_is_offered_here() -> None:
+    for name in utils.__all__:
+        assert hasattr(utils, name)
+    for module in ("analysis_inputs", "result_files", "memory_tracker"):
+        source = importlib.import_module(module)
+        public = {
+            name
+            for name, value in vars(source).items()
+            if (inspect.isfunction(value) or inspect.isclass(value))
+            if value.__module__ == module and not name.startswith("_")
+        }
+        assert public <= set(utils.__all__), f"{module} has names that utils does not pass on"
+
+
+def test_set_seed_repeats_every_generator_and_validates() -> None:
+    def draw() -> tuple[float, float, float]:
+        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
+
+    set_seed(7)
+    first = draw()
+    set_seed(7)
+    assert draw() == first
+    set_seed(8)
+    assert draw() != first
+    with pytest.raises(ValueError, match="seed is -1"):
+        set_seed(-1)
+
+
+# Loading
+
+
+def test_load_model_gives_the_saved_model_in_eval_mode(
+    tiny_model_dir: Path, tiny_model: MambaForCausalLM
+) -> None:
+    loaded = load_model(tiny_model_dir, device="cpu")
+    assert isinstance(loaded, MambaForCausalLM)
+    assert not loaded.training
+    assert loaded.dtype is torch.float32
+    assert torch.equal(loaded(IDS).logits, tiny_model(IDS).logits)
+    assert load_model(str(tiny_model_dir), dtype="bfloat16").dtype is torch.bfloat16
+
+
+def test_load_model_reads_half_precision_weights_as_float32(tiny_model_dir: Path) -> None:
+    AutoModelForCausalLM.from_pretrained(tiny_model_dir, dtype="float16").save_pretrained(
+        tiny_model_dir
+    )
+    assert load_model(tiny_model_dir).dtype is torch.float32
+
+
+def test_load_model_names_a_folder_that_is_missing(tmp_path: Path) -> None:
+    for name in (tmp_path / "gone", str(tmp_path / "gone"), "./gone", "../gone", ""):
+        with pytest.raises(ValueError, match=r"does not exist|holds no config.json"):
+            load_model(name)
+
+
+def test_load_model_refuses_what_is_no_model_folder(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("not a model")
+    with pytest.raises(ValueError, match=r"notes.txt' is a file, not a folder; pass a folder"):
+        load_model(tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match=r"holds no config.json, so no model"):
+        load_model(tmp_path)
+
+
+def test_load_model_refuses_a_folder_without_weights(tiny_model_dir: Path) -> None:
+    (tiny_model_dir / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds no weights; weights are read from safetensors"):
+        load_model(tiny_model_dir)
+
+
+def test_load_model_never_opens_a_pickle(tiny_model_dir: Path, tmp_path: Path) -> None:
+    class Trap:
+        def __reduce__(self) -> tuple[Any, tuple[str]]:
+            return os.mkdir, (str(tmp_path / "pickle_was_run"),)
+
+    (tiny_model_dir / "model.safetensors").unlink()
+    torch.save({"weights": Trap()}, tiny_model_dir / "pytorch_model.bin")
+    with pytest.raises(
+        ValueError, match=r"only pickled weights \(pytorch_model.bin\).*can run cod"
+    ):
+        load_model(tiny_model_dir)
+    assert not (tmp_path / "pickle_was_run").exists()
+
+
+def test_load_model_runs_no_code_beside_the_weights(tiny_model_dir: Path, tmp_path: Path) -> None:
+    code = f"import os\nos.mkdir({str(tmp_path / 'code_was_run')!r})\n"
+    (tiny_model_dir / "modeling_own.py").write_text(code)
+    config = json.loads((tiny_model_dir / "config.json").read_text())
+    config["model_type"] = "own_model"
+    config["auto_map"] = {
+        "AutoConfig": "modeling_own.Config",
+        "AutoModelForCausalLM": "modeling_own.Model",
+    }
+    (tiny_model_dir / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="cannot be loaded"):
+        load_model(tiny_model_dir)
+    assert not (tmp_path / "code_was_run").exists()
+
+
+@pytest.mark.parametrize("kept", [0, 4, 200, -1])
+def test_load_model_refuses_truncated_weights(tiny_model_dir: Path, kept: int) -> None:
+    path = tiny_model_dir / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:kept])
+    with pytest.raises(ValueError, match=r"model.safetensors' \(\d+ bytes\) is truncated or not"):
+        load_model(tiny_model_dir)
+
+
+def test_load_model_refuses_a_missing_shard(
+    tiny_model_dir: Path, tiny_model: MambaForCausalLM
+) -> None:
+    (tiny_model_dir / "model.safetensors").unlink()
+    tiny_model.save_pretrained(tiny_model_dir, max_shard_size="40KB")
+    shards = sorted(tiny_model_dir.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    assert torch.equal(load_model(tiny_model_dir)(IDS).logits, tiny_model(IDS).logits)
+    shards[-1].unlink()
+    with pytest.raises(ValueError, match=f"cannot be loaded.*{shards[-1].name}"):
+        load_model(tiny_model_dir)
+
+
+def test_load_model_refuses_weights_that_lack_a_parameter(tiny_model_dir: Path) -> None:
+    change_weights(tiny_model_dir, lambda w: w.pop("backbone.layers.2.mixer.D"))
+    with pytest.raises(ValueError, match="lack 1 of the model's .*layers.2.mixer.D.*be random"):
+        load_model(tiny_model_dir)
+
+
+def test_load_model_refuses_weights_of_another_shape(tiny_model_dir: Path) -> None:
+    change_weights(
+        tiny_model_dir, lambda w: w.update({"backbone.layers.2.mixer.D": torch.ones(63)})
+    )
+    with pytest.raises(ValueError, match=r"backbone\.layers\.2\.mixer\.D|cannot be loaded"):
+        load_model(tiny_model_dir)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_load_model_names_the_first_tensors_that_are_not_finite(
+    tiny_model_dir: Path, bad: float
+) -> None:
+    def spoil(weights: dict[str, torch.Tensor]) -> None:
+        for layer in range(4):
+            weights[f"backbone.layers.{layer}.mixer.A_log"][3, 1] = bad
+
+    change_weights(tiny_model_dir, spoil)
+    with pytest.raises(
+        ValueError, match=r"4 weight tensors .*NaN or infinity: backbone\.layers\.0\.mixer\.A_log, "
+    ):
+        load_model(tiny_model_dir)
+
+
+def test_load_model_reports_a_broken_config(tiny_model_dir: Path) -> None:
+    (tiny_model_dir / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="model in folder .* cannot be loaded"):
+        load_model(tiny_model_dir)
+
+
+def test_a_hub_name_without_a_network_is_a_clear_error(tmp_path: Path) -> None:
+    # A process of its own: the library reads the offline switch once, when it is imported.
+    code = (
+        "from utils import load_model, load_tokenizer\n"
+        "for load in (load_model, load_tokenizer):\n"
+        "    try:\n"
+        "        load('some-lab/some-mamba')\n"
+        "    except ValueError as error:\n"
+        "        print(error)\n"
+    )
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(utils.__file__).parent,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2
+    for kind, line in zip(("model", "tokenizer"), lines, strict=True):
+        assert line.startswith(f"{kind} 'some-lab/some-mamba' is no folder here and could not be")
+        assert "Check the name and the connection" in line
+
+
+def test_load_tokenizer_pads_on_the_left(
+    tiny_model_dir: Path, tiny_tokenizer: PreTrainedTokenizerFast
+) -> None:
+    loaded = load_tokenizer(tiny_model_dir)
+    assert loaded.padding_side == "left"
+    assert loaded(EXAMPLE_TEXTS[0])["input_ids"] == tiny_tokenizer(EXAMPLE_TEXTS[0])["input_ids"]
+
+
+def test_load_tokenizer_refuses_a_folder_without_one(tmp_path: Path, tiny_model_dir: Path) -> None:
+    with pytest.raises(ValueError, match="no tokenizer in folder .*none of tokenizer.json"):
+        load_tokenizer(tmp_path)
+    (tiny_model_dir / "tokenizer.json").write_text("{")
+    with pytest.raises(ValueError, match="tokenizer in folder .* cannot be loaded"):
+        load_tokenizer(tiny_model_dir)
+
+
+# Resolving what a user passed
+
+
+def test_resolve_model_takes_a_model_as_it_is(tiny_model: MambaForCausalLM) -> None:
+    model, tokenizer, device = resolve_model(tiny_model)
+    assert model is tiny_model
+    assert tokenizer is None
+    assert device == torch.device("cpu")
+
+
+def test_resolve_model_loads_a_folder(tiny_model_dir: Path) -> None:
+    model, tokenizer, _ = resolve_model(tiny_model_dir, tiny_model_dir, "cpu")
+    assert isinstance(model, MambaForCausalLM)
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    assert require_tokenizer(model, tokenizer) is tokenizer
+
+
+def test_resolve_model_ends_training_mode_and_says_so(
+    tiny_model: MambaForCausalLM, caplog: pytest.LogCaptureFixture
+) -> None:
+    tiny_model.train()
+    with caplog.at_level(logging.INFO):
+        model, _, _ = resolve_model(tiny_model)
+    assert not model.training
+    assert "the model was in training mode" in caplog.text
+
+
+def test_resolve_model_refuses_other_types() -> None:
+    with pytest.raises(ValueError, match="model is of type Linear; pass a transformers model"):
+        resolve_model(nn.Linear(2, 2))  # pyright: ignore[reportArgumentType]
+
+
+def test_require_tokenizer_finds_the_one_beside_the_weights(tiny_model_dir: Path) -> None:
+    tokenizer = require_tokenizer(load_model(tiny_model_dir))
+    assert (
+        tokenizer("the tide")["input_ids"] == load_tokenizer(tiny_model_dir)("the tide").input_ids
+    )
+
+
+def test_require_tokenizer_says_how_to_pass_one(
+    tiny_model: MambaForCausalLM, tiny_model_dir: Path
+) -> None:
+    how = r"pass tokenizer=AutoTokenizer.from_pretrained\(...\)"
+    with pytest.raises(ValueError, match=f"not loaded from a folder.*{how}"):
+        require_tokenizer(tiny_model)
+    model = load_model(tiny_model_dir)
+    shutil.rmtree(tiny_model_dir)
+    with pytest.raises(ValueError, match=f"no tokenizer beside its weights.*{how}"):
+        require_tokenizer(model)
+
+
+# Hooks
+
+
+def hook_count(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) for module in model.modules())
+
+
+def test_forward_hooks_see_arguments_by_name_and_leave_the_logits_alone(
+    tiny_model: MambaForCausalLM,
+) -> None:
+    before = tiny_model(IDS).logits
+    seen: list[str] = []
+
+    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
+        seen.append(f"{type(module).__name__} {sorted(kwargs)}")
+
+    with forward_hooks([(tiny_model, hook), (tiny_model.lm_head, hook)]):
+        during = tiny_model(input_ids=IDS, use_cache=False).logits
+    assert seen == ["Linear []", "MambaForCausalLM ['input_ids', 'use_cache']"]
+    assert torch.equal(before, during)
+    assert hook_count(tiny_model) == 0
+
+
+@pytest.mark.parametrize("error", [RuntimeError("in the forward"), KeyboardInterrupt()])
+def test_forward_hooks_are_gone_after_an_exception_in_a_hook(
+    tiny_model: MambaForCausalLM, error: BaseException
+) -> None:
+    def hook(*_: Any) -> None:
+        raise error
+
+    with (
+        pytest.raises(type(error)),
+        forward_hooks([(tiny_model.lm_head, hook), (tiny_model, hook)]),
+    ):
+        tiny_model(IDS)
+    assert hook_count(tiny_model) == 0
+
+
+def test_forward_hooks_are_gone_when_a_registration_in_the_middle_fails(
+    tiny_model: MambaForCausalLM,
+) -> None:
+    def hook(*_: Any) -> None: ...
+
+    not_a_module: Any = "mixer"
+    with (
+        pytest.raises(AttributeError),
+        forward_hooks([(tiny_model, hook), (not_a_module, hook), (tiny_model.lm_head, hook)]),
+    ):
+        pytest.fail("the block must not be entered")
+    assert hook_count(tiny_model) == 0
+
+    def failing_iterable() -> Any:
+        yield tiny_model, hook
+        assert hook_count(tiny_model) == 1
+        raise LookupError("layer 9")
+
+    with pytest.raises(LookupError), forward_hooks(failing_iterable()):
+        pytest.fail("the block must not be entered")
+    assert hook_count(tiny_model) == 0
+
+
+# Command lines
+
+
+def parse(*arguments: str, names: tuple[str, ...] = ()) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_common_options(parser, *names)
+    return parser.parse_args(arguments)
+
+
+def test_common_options_have_the_documented_defaults() -> None:
+    args = parse()
+    assert Path(args.model) == utils.DEMO_MODEL_PATH
+    assert (args.max_sequence_length, args.batch_size, args.seed) == (512, 2, 0)
+    assert (args.dtype, args.device, args.layers, args.formats) == ("float32", None, None, ["png"])
+    assert texts_from_options(args) == list(EXAMPLE_TEXTS)
+
+
+def test_common_options_are_read() -> None:
+    args = parse(
+        *("--text", "one", "--text", "two", "--layers", "0,3,-1", "--batch-size", "4"),
+        *("--formats", "pdf,svg,pdf", "--max-sequence-length", "64", "--dtype", "float64"),
+        *("--device", "cpu", "--seed", "5", "--output-dir", "out", "--debug", "--model", "m"),
+    )
+    assert texts_from_options(args) == ["one", "two"]
+    assert args.layers == [0, 3, -1]
+    assert args.formats == ["pdf", "svg"]
+    assert (args.batch_size, args.max_sequence_length, args.seed) == (4, 64, 5)
+    assert (args.debug, args.quiet, args.output_dir) == (True, False, "out")
+    assert parse("--layers=-2,-1").layers == [-2, -1]
+    assert parse("--layers", "all").layers == "all"
+
+
+def test_add_common_options_adds_those_named_alone() -> None:
+    assert vars(parse(names=("texts_file", "seed"))) == {"texts_file": None, "seed": 0}
+    assert set(vars(parse(names=("output-dir",)))) == {"output_dir"}
+    with pytest.raises(ValueError, match="option is 'colour'; it must be one of model, text"):
+        parse(names=("colour",))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers", "0;3"], "layers is '0;3'; write 'all' or indices like 0,3,6"),
+        (["--formats", "png,gif"], "format is 'gif'; it must be one of png, pdf, svg"),
+        (["--batch-size", "0"], "batch-size is 0 (int); it must be an integer of at least 1"),
+        (["--batch-size", "2.5"], "batch-size is '2.5' (str)"),
+        (["--max-sequence-length", "1"], "max-sequence-length is 1"),
+        (["--seed", "-1"], "seed is -1"),
+        (["--dtype", "int8"], "invalid choice: 'int8'"),
+    ],
+)
+def test_a_bad_option_ends_with_status_2_and_its_reason(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse(*arguments)
+    assert caught.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_parse_layers_and_formats_raise_value_errors_in_python() -> None:
+    assert parse_layers(" ALL ") == "all"
+    with pytest.raises(ValueError, match="layers is ''"):
+        parse_layers("")
+    with pytest.raises(ValueError, match="format is ''"):
+        parse_formats("png,")
+
+
+def test_texts_from_options_reads_the_file_and_refuses_both(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_text("from a file\n")
+    assert texts_from_options(parse("--texts-file", str(path))) == ["from a file"]
+    with pytest.raises(ValueError, match="--text and --texts-file are both given"):
+        texts_from_options(parse("--texts-file", str(path), "--text", "x"))
+    with pytest.raises(ValueError, match="text 1 is empty"):
+        texts_from_options(parse("--text", "x", "--text", ""))
+
+
+def test_configure_logging_sets_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    levels: list[int] = []
+    monkeypatch.setattr(logging, "basicConfig", lambda **options: levels.append(options["level"]))
+    for options in ({}, {"debug": True}, {"quiet": True}):
+        configure_logging(**options)
+    assert levels == [logging.INFO, logging.DEBUG, logging.WARNING]
+    with pytest.raises(ValueError, match="--debug and --quiet are both given"):
+        configure_logging(debug=True, quiet=True)
+
+
+def test_progress_is_silent_where_there_is_no_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert list(progress([1, 2, 3], desc="layers")) == [1, 2, 3]
+    assert capsys.readouterr().err == ""
+    assert list(progress([1, 2, 3], desc="layers", disable=False)) == [1, 2, 3]
+    assert "layers" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("layer 9 is out\nof range"), 2, "error: layer 9 is out of range\n"),
+        (AnalysisError("one token"), 1, "error: one token\n"),
+        (OSError(28, "No space left"), 1, "error: [Errno 28] No space left\n"),
+        (torch.OutOfMemoryError("CUDA out of memory"), 1, "error: CUDA out of memory\n"),
+        (MemoryError(), 1, "error: MemoryError\n"),
+        (KeyboardInterrupt(), 130, "interrupted\n"),
+    ],
+)
+def test_run_main_turns_errors_into_one_line_and_a_status(
+    error: BaseException, status: int, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def command(argv: list[str]) -> int:
+        raise error
+
+    assert run_main(command, ["--seed", "1"]) == status
+    assert capsys.readouterr().err == line
+    assert run_main(command, ["--debug"]) == status
+    shown = capsys.readouterr().err
+    assert "Traceback" in shown
+    assert shown.endswith(line)
+
+
+def test_run_main_removes_unfinished_files_when_terminated(tmp_path: Path) -> None:
+    def command(argv: list[str]) -> int:
+        with utils.write_atomically(tmp_path / "result.json") as handle:
+            handle.write("half")
+            signal.raise_signal(signal.SIGTERM)
+        return 0
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        run_main(command, [])
+    assert caught.value.code == 143
+    assert list(tmp_path.iterdir()) == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_run_main_passes_arguments_status_and_programming_errors_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert run_main(len, ["a", "b", "c"]) == 3
+    monkeypatch.setattr(sys, "argv", ["command.py", "x"])
+    assert run_main(len) == 1
+
+    def broken(argv: list[str]) -> int:
+        return {}["key"]
+
+    with pytest.raises(KeyError):
+        run_main(broken, [])
