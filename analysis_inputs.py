@@ -1,6 +1,6 @@
-"""What a user passes in: choices, integers, devices, layers and texts, checked before any model runs.
+"""What a user passes in: choices, integers, devices, layers and texts.
 
-Every refusal is a ValueError that names the argument, what came and what is allowed.
+All of it is checked before any model runs. Every refusal is a ValueError that names the argument, what came and what is allowed.
 """
 
 import json

@@ -444,7 +444,7 @@ def run_main(function: Callable[[list[str]], int], argv: Sequence[str] | None = 
     0: done. 1: AnalysisError, out of memory, or a file that could not be written (or what
     `function` returns for a run with failed steps). 2: bad input (ValueError; argparse exits with
     2 too). 130: interrupted; 143: terminated. An error is one line on stderr; `--debug` adds the
-    traceback. argv None is the command line. Other exceptions are programming errors and go through.
+    traceback. argv None is the command line. Other exceptions, programming errors, go through.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     try:
