@@ -1,6 +1,7 @@
 """What a user passes in: choices, integers, devices, layers and texts.
 
-All of it is checked before any model runs. Every refusal is a ValueError that names the argument, what came and what is allowed.
+All of it is checked before any model runs. Every refusal is a ValueError that names the argument,
+what came and what is allowed.
 """
 
 import json
