@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -191,11 +191,8 @@ def record_layers(
 
     hooks = [(sites[layer].mixer, on_mixer(layer)) for layer in layers]
     hooks += [(sites[layer].block, on_block(layer)) for layer in layers]
-    with forward_hooks(hooks):
-        try:
-            model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-        except _LastLayerReached:
-            pass
+    with forward_hooks(hooks), suppress(_LastLayerReached):
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     if missing := [layer for layer in layers if layer not in records]:
         raise RuntimeError(f"the forward pass never called the mixers of layers {missing}")
     return records
@@ -334,7 +331,7 @@ def _bind(mixer: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor |
 
 
 def _relative_error(replayed: Tensor, real: Tensor, mask: Tensor | None) -> Tensor:
-    """(b,) norm of the difference over the norm of the real output, at tokens that are no padding."""
+    """(b,) norm of the difference over that of the real output, without padding."""
     real = real.double()
     keep = torch.ones_like(real[..., :1]) if mask is None else mask[:, :, None].to(real)
     difference = ((replayed.double() - real) * keep).flatten(1).norm(dim=1)

@@ -154,8 +154,11 @@ class _SelectiveScan(torch.autograd.Function):
         u, delta, A, B, C, checkpoints = ctx.saved_tensors
         operands = _Grouped(u, delta, A, B, C)
         length, state_shape = u.shape[0], checkpoints.shape[1:]
-        grads = _Grouped(*(torch.empty_like(x) for x in (u, delta)), torch.zeros_like(A),
-                         *(torch.empty_like(x) for x in (B, C)))
+        grads = _Grouped(
+            *(torch.empty_like(x) for x in (u, delta)),
+            torch.zeros_like(A),
+            *(torch.empty_like(x) for x in (B, C)),
+        )
         buffer = u.new_empty(min(_BLOCK, length) + 1, *state_shape)
         carried = grad_final.clone()
         for index in reversed(range(checkpoints.shape[0])):
@@ -187,7 +190,9 @@ def _block_backward(operands, grads, block, decay, states, grad_y, carried):
     grads.B[block] = _project(x, g)
     grad_x = _read_out(g, B[block])
     rate = g.mul_(states[:-1]).sum(-2) if g.shape[-2] > 1 else g.mul_(states[:-1]).squeeze(-2)
-    rate = rate.mul_(decay.squeeze(-2)) if A.shape[-1] > 1 else rate.sum(-1, True) * decay.squeeze(-2)
+    rate = (
+        rate.mul_(decay.squeeze(-2)) if A.shape[-1] > 1 else rate.sum(-1, True) * decay.squeeze(-2)
+    )
     grads.u[block] = grad_x * delta[block].unsqueeze(-1)
     grads.delta[block] = (grad_x * u[block]).sum(-1) + (rate * A).sum(-1)
     grads.A.add_((rate * delta[block].unsqueeze(-1)).sum((0, 1)))
@@ -199,9 +204,7 @@ def _decay(operands: _Grouped, block: slice) -> Tensor:
     return (operands.delta[block].unsqueeze(-1) * operands.A).exp_().unsqueeze(-2)
 
 
-def _fill_states(
-    out: Tensor, decay: Tensor, operands: _Grouped, block: slice, h: Tensor
-) -> None:
+def _fill_states(out: Tensor, decay: Tensor, operands: _Grouped, block: slice, h: Tensor) -> None:
     """Write the states of a block, which starts from state h, into ``out`` (tokens, b, G, R, P, N)."""
     x = operands.u[block] * operands.delta[block].unsqueeze(-1)
     torch.mul(x.unsqueeze(-1), operands.B[block][:, :, :, None, None, :], out=out)
@@ -211,7 +214,7 @@ def _fill_states(
 
 def _read_out(h: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
     """Sum over the states, h (t, b, G, R, P, N) with weights (t, b, G, N): (t, b, G, R, P)."""
-    # Weights on the left: a row times a transposed matrix is twice as fast here as matrix times column.
+    # A row times a transposed matrix is twice as fast as the matrix times a column.
     product = torch.matmul(weights.unsqueeze(-2), h.flatten(3, 4).mT).view(h.shape[:-1])
     return product if out is None else out.copy_(product)
 

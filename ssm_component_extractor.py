@@ -1,0 +1,467 @@
+"""Components and dynamics of a Mamba's selective SSMs, from one forward pass.
+
+``capture`` runs the model once on a batch and keeps what is cheap and exact for each layer asked
+for; states, attention and every other analysis are computed from a ``Capture`` on demand. All
+letters are those of the glossary in ``selective_scan``.
+
+From a shell: ``python ssm_component_extractor.py --text "some text" --layers 0,3``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from analysis_utils import participation_ratio, summarise
+from mamba_mixers import LayerRecord, find_mixers, num_layers, record_layers
+from selective_scan import scan_hidden_states
+from utils import (
+    EncodedText,
+    add_common_options,
+    batches_by_length,
+    check_output_dir,
+    check_texts,
+    configure_logging,
+    encode_texts,
+    load_model,
+    load_tokenizer,
+    pad_batch,
+    padding_id,
+    progress,
+    require_tokenizer,
+    resolve_layer_indices,
+    resolve_model,
+    run_main,
+    set_seed,
+    texts_from_options,
+    write_json,
+    write_tensors,
+)
+
+STEP_OPTIONS = (
+    "model", "text", "texts_file", "layers", "max_sequence_length", "batch_size", "device",
+    "dtype", "output_dir", "seed", "debug", "quiet",
+)  # fmt: skip
+"""The shared options that every step's command has."""
+
+# Tokens whose decayed states are held at once when energies are measured.
+_ENERGY_BLOCK = 64
+
+
+@dataclass(frozen=True, eq=False)
+class SSMComponents:
+    """What one layer's selective SSM computed on a batch; detached, float32, on the CPU.
+
+    float64 models keep float64. Entries at padding (``attention_mask`` 0) mean nothing: drop
+    them from every statistic.
+    """
+
+    A: Tensor
+    """(d_inner, d_state) continuous-time decay rate, negative, per unit of delta"""
+    B: Tensor
+    """(b, l, d_state) input projection"""
+    C: Tensor
+    """(b, l, d_state) output projection"""
+    D: Tensor
+    """(d_inner,) skip connection"""
+    delta: Tensor
+    """(b, l, d_inner) step size after softplus, > 0"""
+    u: Tensor
+    """(b, l, d_inner) SSM input, after convolution and SiLU"""
+    gate: Tensor
+    """(b, l, d_inner) z, before SiLU"""
+    y: Tensor
+    """(b, l, d_inner) scan output with D u, before the gate"""
+    gated: Tensor
+    """(b, l, d_inner) y * SiLU(gate): out_proj's input, the layer's neurons"""
+    conv_input: Tensor
+    """(b, l, d_inner) first half of in_proj's output, before the convolution"""
+    mixer_output: Tensor
+    """(b, l, d_model) what the mixer returned"""
+    attention_mask: Tensor
+    """(b, l) 1 at tokens, 0 at padding"""
+    replay_errors: tuple[float, ...]
+    """per text of the batch: norm of (output rebuilt from these fields minus mixer_output) over
+    the norm of mixer_output, without padding; about 1e-7 in float32"""
+
+    @property
+    def replay_error(self) -> float:
+        """The largest of ``replay_errors``."""
+        return max(self.replay_errors)
+
+    @property
+    def hidden_states(self) -> Tensor:
+        """(b, l, d_inner, d_state) state h_t after every token, computed anew at each access.
+
+        Memory b * l * d_inner * d_state floats: 50 MB for mamba-130m at 512 tokens.
+        """
+        return scan_hidden_states(self.u, self.delta, self.A, self.B)
+
+    def text(self, row: int) -> SSMComponents:
+        """The components of one text of the batch, b = 1, without its padding."""
+        keep = self.attention_mask[row].bool()
+        per_token = ("B", "C", "delta", "u", "gate", "y", "gated", "conv_input", "mixer_output",
+                     "attention_mask")  # fmt: skip
+        fields = {name: getattr(self, name)[row : row + 1, keep] for name in per_token}
+        return replace(self, **fields, replay_errors=(self.replay_errors[row],))
+
+    def to_dict(self) -> dict:
+        """Shapes and summaries for JSON; the tensors themselves go to safetensors."""
+        keep = self.attention_mask.bool()
+        per_token = {name: getattr(self, name)[keep] for name in ("delta", "B", "C", "u", "y")}
+        return {
+            "shapes": {
+                name: list(getattr(self, name).shape) for name in ("A", "B", "C", "D", "delta")
+            },
+            "num_tokens": int(keep.sum()),
+            "A": summarise(self.A),
+            "D": summarise(self.D),
+            **{name: summarise(values) for name, values in per_token.items()},
+            "replay_error": self.replay_error,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """One forward pass on one batch of texts: tokens, components and residual stream by layer."""
+
+    input_ids: Tensor
+    """(b, l) token ids, left padded"""
+    attention_mask: Tensor
+    """(b, l) 1 at tokens, 0 at padding"""
+    components: dict[int, SSMComponents]
+    """by layer"""
+    block_inputs: dict[int, Tensor]
+    """by layer: (b, l, d_model) residual stream before the layer"""
+    block_outputs: dict[int, Tensor]
+    """by layer: (b, l, d_model) residual stream after the layer"""
+
+    @property
+    def layers(self) -> list[int]:
+        """The captured layers in ascending order."""
+        return sorted(self.components)
+
+    def text(self, row: int) -> Capture:
+        """The capture of one text of the batch, b = 1, without its padding."""
+        keep = self.attention_mask[row].bool()
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[row : row + 1, keep]
+
+        return Capture(
+            cut(self.input_ids),
+            cut(self.attention_mask),
+            {layer: parts.text(row) for layer, parts in self.components.items()},
+            {layer: cut(x) for layer, x in self.block_inputs.items()},
+            {layer: cut(x) for layer, x in self.block_outputs.items()},
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class RecursiveDynamics:
+    """How one layer's state evolves on the captured tokens; nan at padding."""
+
+    eigenvalues: Tensor
+    """(d_inner, d_state) of the continuous-time system: A itself, for A is diagonal"""
+    spectral_radius: Tensor
+    """(b, l, d_inner) max over the states of exp(delta A), in (0, 1)"""
+    half_life: Tensor
+    """(d_inner, d_state) ln 2 / (mean delta * |A|), tokens"""
+    lyapunov_exponent: Tensor
+    """(d_inner, d_state) mean delta * A, nats per token, negative"""
+    is_stable: bool
+    """every A is negative, so that every state decays without input"""
+    state_norm: Tensor
+    """(b, l) L2 norm of h_t over channels and states"""
+    write_energy: Tensor
+    """(b, l) L2 norm of delta_t B_t u_t: what the token adds to the state"""
+    retain_energy: Tensor
+    """(b, l) L2 norm of exp(delta_t A) h_{t-1}: what is kept of the state; 0 at the first token"""
+    state_participation_ratio: tuple[float, ...]
+    """per text: (sum lambda)^2 / sum lambda^2 of the states' covariance over tokens, from 1 to
+    l - 1: how many directions the state uses; nan for one token or a constant state"""
+
+    def to_dict(self) -> dict:
+        """Summaries for JSON."""
+        ratios = [None if math.isnan(ratio) else ratio for ratio in self.state_participation_ratio]
+        names = ("eigenvalues", "spectral_radius", "half_life", "lyapunov_exponent", "state_norm",
+                 "write_energy", "retain_energy")  # fmt: skip
+        summaries = {name: summarise(_finite(getattr(self, name))) for name in names}
+        return {**summaries, "is_stable": self.is_stable, "state_participation_ratio": ratios}
+
+
+def capture(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    layer_indices: Sequence[int],
+) -> Capture:
+    """Run the model once on (b, l) token ids and keep the components of these layers.
+
+    The forward pass ends after the last of the layers. Raises UnsupportedModelError for a model
+    without selective SSM mixers. Cost: that forward pass and one replay for each layer; memory
+    about 8 * b * l * d_inner floats a layer.
+    """
+    if attention_mask is None:
+        attention_mask = torch.ones_like(input_ids)
+    device = model.device
+    records = record_layers(
+        model, list(layer_indices), input_ids.to(device), attention_mask.to(device)
+    )
+    mask = attention_mask.cpu()
+    return Capture(
+        input_ids.cpu(),
+        mask,
+        {layer: _components(record, mask) for layer, record in records.items()},
+        {layer: _kept(record.block_input) for layer, record in records.items()},
+        {layer: _kept(record.block_output) for layer, record in records.items()},
+    )
+
+
+def capture_texts(
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    layer_indices: Sequence[int],
+    *,
+    batch_size: int = 2,
+    pad_token_id: int = 0,
+) -> list[Capture]:
+    """One capture for each text, in the order given, without padding.
+
+    Texts of similar length share a forward pass, left padded and masked, which leaves every
+    text's values what they are alone up to float32 rounding.
+    """
+    captures: dict[int, Capture] = {}
+    for batch in progress(batches_by_length(encoded, batch_size), desc="forward passes"):
+        input_ids, mask = pad_batch([encoded[index] for index in batch], pad_token_id)
+        captured = capture(model, input_ids, mask, layer_indices)
+        captures.update({index: captured.text(row) for row, index in enumerate(batch)})
+    return [captures[index] for index in range(len(encoded))]
+
+
+def recursive_dynamics(components: SSMComponents) -> RecursiveDynamics:
+    """Eigenvalues, decay, stability, state norm, energies and rank of one layer's state.
+
+    Means over delta leave padding out. Cost: the states of the layer, once, and their Gram matrix
+    over tokens.
+    """
+    keep = components.attention_mask.bool()
+    A, delta = components.A, components.delta
+    mean_delta = delta[keep].mean(0)
+    h = components.hidden_states
+    slowest = torch.exp(delta * A.max(dim=1).values).masked_fill(~keep[..., None], math.nan)
+    write, retain = _energies(components, h)
+    return RecursiveDynamics(
+        eigenvalues=A,
+        spectral_radius=slowest,
+        half_life=math.log(2) / (mean_delta[:, None] * A.abs()),
+        lyapunov_exponent=mean_delta[:, None] * A,
+        is_stable=bool((A < 0).all()),
+        state_norm=h.flatten(2).norm(dim=2).masked_fill(~keep, math.nan),
+        write_energy=write.masked_fill(~keep, math.nan),
+        retain_energy=retain.masked_fill(~keep, math.nan),
+        state_participation_ratio=tuple(
+            float(participation_ratio(states[rows].flatten(1))) if int(rows.sum()) > 1 else math.nan
+            for states, rows in zip(h, keep, strict=True)
+        ),
+    )
+
+
+class SSMComponentExtractor:
+    """A, B, C, D, delta, states and their dynamics for chosen layers of a Mamba."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | Path,
+        device: str | torch.device | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
+
+    def extract_ssm_components(
+        self, layer_indices: Sequence[int] | str | None, input_text: str | Sequence[str]
+    ) -> dict[int, SSMComponents]:
+        """Components by layer for one text, or for a list of texts as one left-padded batch.
+
+        ``layer_indices``: a list (negatives count from the end), "all", or None for the default
+        layers. Raises ValueError for a bad layer or text.
+        """
+        self.components_ = capture_for(
+            self.model, self.tokenizer, layer_indices, input_text
+        ).components
+        return self.components_
+
+    def analyze_recursive_dynamics(self, layer_idx: int) -> RecursiveDynamics:
+        """Dynamics of one extracted layer; RuntimeError before ``extract_ssm_components``."""
+        return recursive_dynamics(
+            extracted_layer(getattr(self, "components_", None), layer_idx, "extract_ssm_components")
+        )
+
+
+def capture_for(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    layer_indices: Sequence[int] | str | None,
+    inputs: str | Sequence[str] | Tensor | Mapping[str, Tensor],
+) -> Capture:
+    """Validate what a user passed to a class of the suite, and capture it as one batch.
+
+    ``inputs``: a text, a list of texts, token ids (l,) or (b, l), or what a tokenizer returns.
+    Raises ValueError for bad layers or inputs, before the model runs.
+    """
+    layers = model_layers(model, layer_indices)
+    return capture(model, *encode_inputs(model, tokenizer, inputs), layers)
+
+
+def encode_inputs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    inputs: str | Sequence[str] | Tensor | Mapping[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, each (b, l), of texts (left padded), ids or an encoding."""
+    if isinstance(inputs, Tensor):
+        inputs = {"input_ids": inputs}
+    if not isinstance(inputs, Mapping):
+        tokenizer = require_tokenizer(model, tokenizer)
+        encoded = encode_texts(tokenizer, check_texts(inputs), sys.maxsize)
+        return pad_batch(encoded, padding_id(tokenizer))
+    ids = torch.as_tensor(inputs["input_ids"])
+    ids = ids.unsqueeze(0) if ids.dim() == 1 else ids
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
+        raise ValueError(
+            f"inputs must be token ids (l,) or (b, l), got {tuple(ids.shape)} of {ids.dtype}"
+        )
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        raise ValueError(
+            f"inputs holds token ids from {ids.min()} to {ids.max()}; the model knows 0 to "
+            f"{vocabulary - 1}. Was it tokenized for another model?"
+        )
+    mask = inputs.get("attention_mask")
+    return ids, torch.ones_like(ids) if mask is None else torch.as_tensor(mask).view(ids.shape)
+
+
+def model_layers(model: PreTrainedModel, layer_indices: Sequence[int] | str | None) -> list[int]:
+    """The layers that ``layer_indices`` asks for, checked against those with an SSM."""
+    available = list(find_mixers(model))
+    return resolve_layer_indices(layer_indices, available, num_layers(model))
+
+
+def extracted_layer(by_layer: dict | None, layer_idx: int, method: str):
+    """One layer of an earlier result, or an error that names the call to make first."""
+    if by_layer is None:
+        raise RuntimeError(f"nothing has been extracted yet: call {method}(...) first")
+    if layer_idx not in by_layer:
+        raise ValueError(
+            f"layer_idx is {layer_idx}; the layers extracted are {sorted(by_layer)}. "
+            f"Call {method}(...) with it first"
+        )
+    return by_layer[layer_idx]
+
+
+def _components(record: LayerRecord, mask: Tensor) -> SSMComponents:
+    names = ("A", "B", "C", "D", "delta", "u", "gate", "y", "gated", "conv_input")
+    return SSMComponents(
+        **{name: _kept(getattr(record.replay, name)) for name in names},
+        mixer_output=_kept(record.mixer_output),
+        attention_mask=mask,
+        replay_errors=tuple(record.replay_error.tolist()),
+    )
+
+
+def _kept(x: Tensor) -> Tensor:
+    """Detached, on the CPU, float32 unless it is float64."""
+    x = x.detach().cpu()
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _energies(components: SSMComponents, h: Tensor) -> tuple[Tensor, Tensor]:
+    """L2 norms (b, l) of delta B u and of exp(delta A) h_{t-1}, a block of tokens at a time."""
+    written = (components.delta * components.u).norm(dim=2) * components.B.norm(dim=2)
+    retained = torch.zeros_like(written)
+    for start in range(1, h.shape[1], _ENERGY_BLOCK):
+        block = slice(start, start + _ENERGY_BLOCK)
+        decay = torch.exp(components.delta[:, block, :, None] * components.A)
+        previous = h[:, start - 1 : start - 1 + decay.shape[1]]
+        retained[:, block] = decay.mul_(previous).flatten(2).norm(dim=2)
+    return written, retained
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x[torch.isfinite(x)]
+
+
+class Job(NamedTuple):
+    """What a command of the suite works on, after all of its options have been checked."""
+
+    args: argparse.Namespace
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    encoded: list[EncodedText]
+    layers: list[int]
+    output_dir: Path
+
+
+def job_from_options(args: argparse.Namespace) -> Job:
+    """Check and load what the shared command-line options name, before anything runs."""
+    configure_logging(args.debug, args.quiet)
+    set_seed(args.seed)
+    texts = texts_from_options(args)
+    output_dir = check_output_dir(args.output_dir)
+    model = load_model(args.model, device=args.device, dtype=args.dtype)
+    tokenizer = load_tokenizer(args.model)
+    encoded = encode_texts(tokenizer, texts, args.max_sequence_length)
+    return Job(args, model, tokenizer, encoded, model_layers(model, args.layers), output_dir)
+
+
+def captures_of(job: Job) -> list[Capture]:
+    """One capture for each text of the job."""
+    return capture_texts(
+        job.model,
+        job.encoded,
+        job.layers,
+        batch_size=job.args.batch_size,
+        pad_token_id=padding_id(job.tokenizer),
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Extract components; write summaries as JSON and tensors as safetensors."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description="Components (A, B, C, D, delta) and state dynamics of Mamba layers.",
+        epilog="example: python ssm_component_extractor.py --text 'some text' --layers 0,3",
+    )
+    add_common_options(parser, *STEP_OPTIONS)
+    parser.set_defaults(output_dir="ssm_components")
+    job = job_from_options(parser.parse_args(argv))
+    results, tensors = {}, {}
+    for index, captured in enumerate(captures_of(job)):
+        results[f"text_{index}"] = {
+            f"layer_{layer}": {**parts.to_dict(), "dynamics": recursive_dynamics(parts).to_dict()}
+            for layer, parts in captured.components.items()
+        }
+        for layer, parts in captured.components.items():
+            for name in ("delta", "B", "C", "y"):
+                tensors[f"text_{index}.layer_{layer}.{name}"] = getattr(parts, name)[0]
+    path = write_json(job.output_dir / "ssm_components.json", results)
+    write_tensors(job.output_dir / "ssm_components.safetensors", tensors)
+    print(f"Wrote {path} and ssm_components.safetensors beside it.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
