@@ -111,6 +111,19 @@ class LayerRecord:
     """(b, l, d_model) residual stream after the layer"""
 
 
+class MixerParameters(NamedTuple):
+    """Weights around a mixer's scan, detached, on the CPU; float32 unless they are float64."""
+
+    conv_weight: Tensor
+    """(d_inner, K) depthwise causal convolution; the last entry weighs the token itself"""
+    conv_bias: Tensor | None
+    """(d_inner,)"""
+    out_weight: Tensor
+    """(d_model, d_inner) out_proj: column i is what neuron i writes to the residual stream"""
+    out_bias: Tensor | None
+    """(d_model,)"""
+
+
 def find_mixers(model: nn.Module) -> dict[int, MixerSite]:
     """Every selective SSM mixer of the model, by the number of the layer that holds it.
 
@@ -134,6 +147,17 @@ def num_layers(model: nn.Module) -> int:
     site_name = next(n for n, module in model.named_modules() if _family_of(module) is not None)
     block_name, _ = _block_of(site_name)
     return len(model.get_submodule(block_name.rpartition(".")[0]))
+
+
+def mixer_parameters(site: MixerSite) -> MixerParameters:
+    """The convolution and output projection of one mixer: what lies around its scan."""
+    conv, out = site.mixer.conv1d, site.mixer.out_proj
+    return MixerParameters(
+        _weights(conv.weight).squeeze(1),
+        None if conv.bias is None else _weights(conv.bias),
+        _weights(out.weight),
+        None if out.bias is None else _weights(out.bias),
+    )
 
 
 def replay_mixer(
@@ -291,6 +315,10 @@ def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _weights(parameter: nn.Parameter) -> Tensor:
+    return _at_least_float32(parameter.detach().cpu())
 
 
 def _family_of(module: nn.Module) -> MixerFamily | None:
