@@ -24,7 +24,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -92,7 +92,7 @@ class MixerSite(NamedTuple):
 
     layer: int
     block: nn.Module
-    mixer: nn.Module
+    mixer: Any
     family: MixerFamily
 
 
@@ -146,7 +146,7 @@ def num_layers(model: nn.Module) -> int:
     """Number of layers of the model, those without an SSM included."""
     site_name = next(n for n, module in model.named_modules() if _family_of(module) is not None)
     block_name, _ = _block_of(site_name)
-    return len(model.get_submodule(block_name.rpartition(".")[0]))
+    return len(list(model.get_submodule(block_name.rpartition(".")[0]).children()))
 
 
 def mixer_parameters(site: MixerSite) -> MixerParameters:
@@ -275,7 +275,7 @@ def _replaced_forward(site: MixerSite, edit: Edit | None, observe: Observer | No
 
 
 def _replay_mamba1(
-    mixer: nn.Module, hidden_states: Tensor, mask: Tensor | None, edit: Edit
+    mixer: Any, hidden_states: Tensor, mask: Tensor | None, edit: Edit
 ) -> MixerReplay:
     """Mamba-1: in_proj, convolution, x_proj and dt_proj, scan, gate, out_proj ([1], fig. 3)."""
     length, rank = hidden_states.shape[1], mixer.dt_proj.weight.shape[1]
@@ -350,10 +350,10 @@ def _refusal(model: nn.Module) -> str:
     )
 
 
-def _bind(mixer: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None, object]:
+def _bind(mixer: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None, Any]:
     """Hidden states, attention mask and cache of a mixer call, however they were passed."""
     bound = inspect.signature(type(mixer).forward).bind(mixer, *args, **kwargs).arguments
-    hidden_states = bound.get("hidden_states", bound.get("input_states"))
+    hidden_states = bound["hidden_states" if "hidden_states" in bound else "input_states"]
     cache = bound.get("cache_params", bound.get("past_key_values"))
     return hidden_states, bound.get("attention_mask"), cache
 

@@ -70,39 +70,42 @@ class _Grouped(NamedTuple):
 
 
 def selective_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None
+) -> Tensor:
+    """Output y_t = C_t h_t + D u_t of the selective scan ([1], eq. 2; [2], eq. 1), from h = 0.
+
+    Shapes as in the glossary. Runs in float32 (float64 if an input is float64) and returns that
+    dtype. Differentiable once in every argument. The backward pass recomputes the states block by
+    block from checkpoints, so what is kept is the inputs and l / 16 states, never (l, H, P, N).
+
+    Raises ValueError where shapes do not fit each other.
+    Cost: O(b l H P N) time, an exponential and a few multiply-adds for each state.
+    """
+    return selective_scan_chunk(u, delta, A, B, C, D)[0]
+
+
+def selective_scan_chunk(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
     B: Tensor,
     C: Tensor,
     D: Tensor | None = None,
-    *,
     initial_state: Tensor | None = None,
-    return_final_state: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
-    """Output y_t = C_t h_t + D u_t of the selective scan ([1], eq. 2; [2], eq. 1).
+) -> tuple[Tensor, Tensor]:
+    """As :func:`selective_scan`, for one chunk of a longer text: (y, state after the last token).
 
-    Shapes as in the glossary. ``initial_state`` is h before the first token, (b, H, P, N) or for
-    Mamba-1 (b, d_inner, N); None means zero. With ``return_final_state`` the result is (y, h after
-    the last token), so that a long text can be run in chunks exactly.
-
-    Differentiable once in every tensor argument. The backward pass recomputes the states block by
-    block from checkpoints, so what is kept is the inputs and l / 16 states, never (l, H, P, N).
-    Runs in float32 (float64 if an input is float64) and returns that dtype.
-
-    Raises ValueError where shapes do not fit each other.
-    Cost: O(b l H P N) time, twice an exponential and a few multiply-adds for each state.
+    ``initial_state`` is h before the chunk, as the chunk before returned it: (b, H, P, N), or for
+    Mamba-1 (b, d_inner, N); None means zero. Chunks then give what the whole text gives.
     """
     is_mamba1 = _check_operands(u, delta, A, B, C, initial_state)
     dtype = _compute_dtype(u, delta, A, B, C)
-    skip = u.to(dtype)
-    operands = _group(*(x.to(dtype) for x in (u, delta, A, B, C)))
+    operands = _group(u, delta, A, B, C, dtype)
     y, final = _SelectiveScan.apply(*operands, _grouped_state(initial_state, operands))
     y = y.transpose(0, 1).reshape(u.shape)
     if D is not None:
-        y = y + skip * (D.unsqueeze(-1) if not is_mamba1 and D.dim() == 1 else D).to(dtype)
-    if not return_final_state:
-        return y
+        skip = D.unsqueeze(-1) if D.dim() == 1 and not is_mamba1 else D
+        y = y + skip.to(dtype) * u
     return y, _ungrouped_state(final, is_mamba1)
 
 
@@ -118,7 +121,7 @@ def scan_hidden_states(
     """
     is_mamba1 = _check_operands(u, delta, A, B, None, initial_state)
     dtype = _compute_dtype(u, delta, A, B)
-    operands = _group(*(x.to(dtype) for x in (u, delta, A, B)), None)
+    operands = _group(u, delta, A, B, None, dtype)
     h = _grouped_state(initial_state, operands)
     batch, groups, heads, width, states = h.shape
     length = u.shape[1]
@@ -149,7 +152,7 @@ def implicit_attention(
     _check_parameters(delta, A, B, C)
     heads = range(delta.shape[2]) if heads is None else heads
     chosen = _chosen_heads(heads, delta)
-    B, C = (x.unsqueeze(2) if x.dim() == 3 else x for x in (B, C))
+    B, C = _with_groups(B), _with_groups(C)
     group = chosen // (delta.shape[2] // B.shape[2])
     dtype = _compute_dtype(delta, A, B, C)
     batch, length, _ = delta.shape
@@ -194,7 +197,7 @@ def attention_map(
             raise ValueError(
                 f"{name} must be (b, l, H) = {tuple(delta.shape)}, got {tuple(weight.shape)}"
             )
-    B, C = (x.unsqueeze(2) if x.dim() == 3 else x for x in (B, C))
+    B, C = _with_groups(B), _with_groups(C)
     dtype = _compute_dtype(delta, A, B, C)
     batch, length, num_heads = delta.shape
     heads = torch.arange(num_heads, device=delta.device)
@@ -233,7 +236,7 @@ def attention_row(
     if not -length <= query < length:
         raise ValueError(f"query is token {query}; the text has tokens 0 to {length - 1}")
     query %= length
-    B, C = (x.unsqueeze(2) if x.dim() == 3 else x for x in (B, C))
+    B, C = _with_groups(B), _with_groups(C)
     dtype = _compute_dtype(delta, A, B, C)
     repeat = num_heads // B.shape[2]
     weight = delta.new_full((batch, num_heads), 1 / num_heads, dtype=dtype)
@@ -282,9 +285,11 @@ class _SelectiveScan(torch.autograd.Function):
         operands = _Grouped(u, delta, A, B, C)
         length, state_shape = u.shape[0], checkpoints.shape[1:]
         grads = _Grouped(
-            *(torch.empty_like(x) for x in (u, delta)),
+            torch.empty_like(u),
+            torch.empty_like(delta),
             torch.zeros_like(A),
-            *(torch.empty_like(x) for x in (B, C)),
+            torch.empty_like(B),
+            torch.empty_like(C),
         )
         buffer = u.new_empty(min(_BLOCK, length) + 1, *state_shape)
         carried = grad_final.clone()
@@ -401,19 +406,23 @@ def _compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
-def _group(u, delta, A, B, C) -> _Grouped:
+def _group(u, delta, A, B, C, dtype) -> _Grouped:
     """Put time first and split the heads into groups (views wherever torch allows)."""
-    if B.dim() == 3:
-        B, C = B.unsqueeze(2), None if C is None else C.unsqueeze(2)
+    B, C = _with_groups(B), None if C is None else _with_groups(C)
     groups = B.shape[2]
     u = u.unsqueeze(-1) if u.dim() == 3 else u
     return _Grouped(
-        u.transpose(0, 1).unflatten(2, (groups, -1)),
-        delta.transpose(0, 1).unflatten(2, (groups, -1)),
-        A.unflatten(0, (groups, -1)),
-        B.transpose(0, 1),
-        None if C is None else C.transpose(0, 1),
+        u.to(dtype).transpose(0, 1).unflatten(2, (groups, -1)),
+        delta.to(dtype).transpose(0, 1).unflatten(2, (groups, -1)),
+        A.to(dtype).unflatten(0, (groups, -1)),
+        B.to(dtype).transpose(0, 1),
+        None if C is None else C.to(dtype).transpose(0, 1),
     )
+
+
+def _with_groups(x: Tensor) -> Tensor:
+    """B or C as (b, l, G, N)."""
+    return x.unsqueeze(2) if x.dim() == 3 else x
 
 
 def _grouped_state(state: Tensor | None, operands: _Grouped) -> Tensor:

@@ -211,13 +211,10 @@ def capture(
     without selective SSM mixers. Cost: that forward pass and one replay for each layer; memory
     about 8 * b * l * d_inner floats a layer.
     """
-    if attention_mask is None:
-        attention_mask = torch.ones_like(input_ids)
+    mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     device = model.device
-    records = record_layers(
-        model, list(layer_indices), input_ids.to(device), attention_mask.to(device)
-    )
-    mask = attention_mask.cpu()
+    records = record_layers(model, list(layer_indices), input_ids.to(device), mask.to(device))
+    mask = mask.cpu()
     return Capture(
         input_ids.cpu(),
         mask,
@@ -337,7 +334,7 @@ def encode_inputs(
         return pad_batch(encoded, padding_id(tokenizer))
     ids = torch.as_tensor(inputs["input_ids"])
     ids = ids.unsqueeze(0) if ids.dim() == 1 else ids
-    vocabulary = model.get_input_embeddings().num_embeddings
+    vocabulary = model.config.vocab_size
     if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
         raise ValueError(
             f"inputs must be token ids (l,) or (b, l), got {tuple(ids.shape)} of {ids.dtype}"
