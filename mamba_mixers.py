@@ -24,6 +24,7 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -37,6 +38,39 @@ Edit = Callable[[str, Tensor], Tensor]
 Observer = Callable[[int, "MixerReplay"], None]
 
 EDITABLE = ("u", "delta", "B", "C", "y", "gated")
+
+
+class Rules(NamedTuple):
+    """How gradients pass the non-linear operations of a model; the values stay what they are.
+
+    The default is the plain gradient. ``LRP`` is that of layer-wise relevance propagation.
+    """
+
+    elementwise: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = lambda f, x: f(x)
+    """an activation f, or a norm that scales its input x elementwise, applied to x"""
+    product: Callable[[Tensor, Tensor], Tensor] = torch.mul
+    """the gate: y times the activated z"""
+    coefficient: Callable[[Tensor], Tensor] = lambda x: x
+    """delta, B and C, on which the scan's decay, write and read-out depend"""
+
+
+def _ratio_rule(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """f(x) as x times the constant f(x) / x: SiLU with sigma(x) held, a norm with 1 / rms held."""
+    with torch.no_grad():
+        ratio = torch.where(x == 0, 0.0, f(x) / x)
+    return x * ratio
+
+
+def _half_rule(x: Tensor, y: Tensor) -> Tensor:
+    """x y with each factor's gradient halved: without that a product counts its relevance twice."""
+    product = x * y
+    return 0.5 * product + 0.5 * product.detach()
+
+
+GRADIENT = Rules()
+LRP = Rules(_ratio_rule, _half_rule, Tensor.detach)
+"""MambaLRP (Jafari et al. 2024, arXiv 2406.07592, section 4): under it the model is, as autograd
+sees it, linear in its embeddings and biases, so that input times gradient conserves relevance."""
 
 
 class UnsupportedModelError(ValueError):
@@ -84,7 +118,7 @@ class MixerFamily(NamedTuple):
     """class of the mixer; a subclass counts as its base"""
     attributes: tuple[str, ...]
     """what such a mixer has; a class of this name without them is not replayed"""
-    replay: Callable[[nn.Module, Tensor, Tensor | None, Edit], MixerReplay]
+    replay: Callable[[nn.Module, Tensor, Tensor | None, Edit, Rules], MixerReplay]
 
 
 class MixerSite(NamedTuple):
@@ -165,17 +199,19 @@ def replay_mixer(
     hidden_states: Tensor,
     attention_mask: Tensor | None = None,
     edit: Edit | None = None,
+    rules: Rules = GRADIENT,
 ) -> MixerReplay:
     """Compute the mixer's quantities from its input (b, l, d_model), differentiably.
 
     ``attention_mask`` (b, l) is 0 at padding; one of another shape is not a padding mask and is
     left out, as the mixers do. ``edit(stage, tensor)`` may return another tensor for any stage of
-    ``EDITABLE``; what follows is computed from it, so that an intervention is exact.
+    ``EDITABLE``; what follows is computed from it, so that an intervention is exact. ``rules``
+    says how gradients pass the non-linear operations.
     Cost: the mixer's own matrix products and one scan.
     """
     if attention_mask is not None and attention_mask.shape != hidden_states.shape[:2]:
         attention_mask = None
-    return site.family.replay(site.mixer, hidden_states, attention_mask, edit or _no_edit)
+    return site.family.replay(site.mixer, hidden_states, attention_mask, edit or _no_edit, rules)
 
 
 @torch.no_grad()
@@ -224,7 +260,11 @@ def record_layers(
 
 @contextmanager
 def fast_scan(
-    model: nn.Module, *, edits: Mapping[int, Edit] | None = None, observe: Observer | None = None
+    model: nn.Module,
+    *,
+    edits: Mapping[int, Edit] | None = None,
+    observe: Observer | None = None,
+    rules: Rules = GRADIENT,
 ) -> Iterator[nn.Module]:
     """Within this context the model's mixers run by replay, with the suite's scan.
 
@@ -232,7 +272,8 @@ def fast_scan(
     backward pass feasible. ``edits`` changes quantities of chosen layers (see
     :func:`replay_mixer`); ``observe(layer, replay)`` sees each mixer's quantities, inside the
     autograd graph. A call with a cache goes to the mixer's own code, or is refused (RuntimeError)
-    when there is an edit for that layer. The mixers are restored on leaving, whatever happened.
+    when there is an edit for that layer. ``rules`` other than ``GRADIENT`` apply to the mixers and
+    to the model's RMS norms. Both are restored on leaving, whatever happened.
     """
     sites = find_mixers(model)
     edits = dict(edits or {})
@@ -242,15 +283,29 @@ def fast_scan(
         )
     with ExitStack() as stack:
         for site in sites.values():
-            stack.enter_context(_replaced_forward(site, edits.get(site.layer), observe))
+            forward = _replaying_forward(site, edits.get(site.layer), observe, rules)
+            stack.enter_context(_replaced_forward(site.mixer, forward))
+        for norm in _rms_norms(model) if rules is not GRADIENT else ():
+            forward = partial(rules.elementwise, norm.forward)
+            stack.enter_context(_replaced_forward(norm, forward))
         yield model
 
 
-@contextmanager
-def _replaced_forward(site: MixerSite, edit: Edit | None, observe: Observer | None):
-    """Give this one mixer a ``forward`` of its own; the class and other models stay as they are."""
+def bias_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's additive constants by name, that of the step size (dt) included."""
+    return {name: p for name, p in model.named_parameters() if name.endswith("bias")}
+
+
+def _rms_norms(model: nn.Module) -> list[nn.Module]:
+    """The model's RMS norms, x * weight / rms(x), known by the end of their class's name."""
+    return [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
+
+
+def _replaying_forward(
+    site: MixerSite, edit: Edit | None, observe: Observer | None, rules: Rules
+) -> Callable[..., Any]:
+    """A ``forward`` for this mixer that replays it; a call with a cache is left to its own code."""
     mixer = site.mixer
-    own_forward = vars(mixer).get("forward")
     stock_forward = mixer.forward
 
     def forward(*args, **kwargs):
@@ -259,37 +314,45 @@ def _replaced_forward(site: MixerSite, edit: Edit | None, observe: Observer | No
             if edit is not None:
                 raise RuntimeError("an edited mixer cannot use a cache: call with use_cache=False")
             return stock_forward(*args, **kwargs)
-        replay = replay_mixer(site, hidden_states, mask, edit)
+        replay = replay_mixer(site, hidden_states, mask, edit, rules)
         if observe is not None:
             observe(site.layer, replay)
         return replay.output
 
-    mixer.forward = forward
+    return forward
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Give this one module a ``forward`` of its own; its class and other models stay as is."""
+    own_forward = vars(module).get("forward")
+    module.forward = forward
     try:
         yield
     finally:
         if own_forward is None:
-            del mixer.forward
+            del module.forward
         else:
-            mixer.forward = own_forward
+            module.forward = own_forward
 
 
 def _replay_mamba1(
-    mixer: Any, hidden_states: Tensor, mask: Tensor | None, edit: Edit
+    mixer: Any, hidden_states: Tensor, mask: Tensor | None, edit: Edit, rules: Rules
 ) -> MixerReplay:
     """Mamba-1: in_proj, convolution, x_proj and dt_proj, scan, gate, out_proj ([1], fig. 3)."""
     length, rank = hidden_states.shape[1], mixer.dt_proj.weight.shape[1]
     conv_input, gate = mixer.in_proj(_masked(hidden_states, mask)).chunk(2, dim=-1)
-    u = mixer.act(mixer.conv1d(conv_input.mT)[..., :length]).mT
+    u = rules.elementwise(mixer.act, mixer.conv1d(conv_input.mT)[..., :length]).mT
     u = edit("u", _masked(u, mask))
     dt, B, C = mixer.x_proj(u).split([rank, mixer.A_log.shape[1], mixer.A_log.shape[1]], dim=-1)
     # transformers takes these in float32, whatever the model's dtype (float64 included); the same
     # rounding here is what lets a float64 replay agree with it to float64 precision.
-    B, A, D = edit("B", B).float(), -torch.exp(mixer.A_log.float()), mixer.D.float()
-    C = edit("C", C)
+    A, D = -torch.exp(mixer.A_log.float()), mixer.D.float()
+    B, C = rules.coefficient(edit("B", B).float()), rules.coefficient(edit("C", C))
     delta = edit("delta", F.softplus(_at_least_float32(mixer.dt_proj(dt))))
+    delta = rules.coefficient(delta)
     y = edit("y", selective_scan(u.float(), delta, A, B, C) + u * D)
-    gated = edit("gated", y * F.silu(gate))
+    gated = edit("gated", rules.product(y, rules.elementwise(F.silu, gate)))
     output = mixer.out_proj(gated.to(hidden_states.dtype))
     return MixerReplay(conv_input, gate, u, delta, A, B, C, D, y, gated, output)
 
