@@ -1,0 +1,133 @@
+"""How far texts agree: spread between texts against spread within, and shared important neurons.
+
+Pure functions on per-text numbers; the eighth step of the pipeline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from analysis_utils import autocorrelation, hypergeometric_overlap, spearman
+
+
+@dataclass(frozen=True, eq=False)
+class TextSpread:
+    """Spread of one per-token statistic between texts, beside its spread within them."""
+
+    num_texts: int
+    text_means: tuple[float, ...]
+    """mean over the tokens of each text, in the statistic's unit"""
+    between: float | None
+    """standard deviation of ``text_means`` (n - 1)"""
+    within: float | None
+    """root mean square of the texts' standard deviations over tokens"""
+    expected_between: float | None
+    """what ``between`` would be by chance if all texts had one mean: the root mean square of the
+    standard errors, with each text's tokens counted as n (1 - r) / (1 + r) for autocorrelation r
+    at lag 1"""
+    ratio: float | None
+    """between / expected_between: near 1, the texts do not differ beyond chance"""
+    reason: str | None
+    """why a value is None"""
+
+    def to_dict(self) -> dict:
+        """All fields, for JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronAgreement:
+    """Whether the same neurons of a layer are important in every text."""
+
+    num_texts: int
+    top_n: int
+    """size of each text's list of most important neurons"""
+    mean_overlap: float | None
+    """mean over pairs of texts of the number of neurons on both lists, 0 to top_n"""
+    expected_overlap: float
+    """the same for random lists: top_n^2 / number of neurons"""
+    largest_p_value: float | None
+    """largest hypergeometric p-value of an overlap, over the pairs, times their number"""
+    mean_spearman: float | None
+    """mean over pairs of the rank correlation of importance over all neurons, -1 to 1"""
+    reason: str | None
+    """why a value is None"""
+
+    def to_dict(self) -> dict:
+        """All fields, for JSON."""
+        return asdict(self)
+
+
+def text_spread(values: Sequence[ArrayLike]) -> TextSpread:
+    """Spread of a statistic between and within texts; ``values`` holds each text's (l,) values.
+
+    Undefined entries (nan) are left out. With one text, or without variance within the texts,
+    what cannot be computed is None, with the reason. Raises ValueError for a text without values.
+    """
+    series = [_finite(value, index) for index, value in enumerate(values)]
+    means = tuple(float(x.mean()) for x in series)
+    if len(series) < 2:
+        return TextSpread(len(series), means, None, None, None, None, "needs at least two texts")
+    if min(map(len, series)) < 3:
+        reason = "a text has fewer than three values"
+        return TextSpread(len(series), means, None, None, None, None, reason)
+    between = float(np.std(means, ddof=1))
+    within = float(np.sqrt(np.mean([x.var(ddof=1) for x in series])))
+    expected = float(np.sqrt(np.mean([_squared_standard_error(x) for x in series])))
+    if expected == 0:
+        reason = "the statistic does not vary within the texts"
+        return TextSpread(len(series), means, between, within, expected, None, reason)
+    return TextSpread(len(series), means, between, within, expected, between / expected, None)
+
+
+def neuron_agreement(importances: Sequence[ArrayLike], top_n: int = 20) -> NeuronAgreement:
+    """Agreement of the texts about a layer's important neurons.
+
+    ``importances``: for each text (neurons,) values, larger is more important. ``top_n`` is cut to
+    a tenth of the neurons, at least 1. With one text the agreement is None. Raises ValueError for
+    importances of unequal length.
+    """
+    arrays = [np.asarray(importance, dtype=float) for importance in importances]
+    if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1:
+        shapes = [array.shape for array in arrays]
+        raise ValueError(f"importances must all be (neurons,) of one length, got {shapes}")
+    num_neurons = len(arrays[0])
+    top_n = max(1, min(top_n, num_neurons // 10))
+    expected = top_n**2 / num_neurons
+    if len(arrays) < 2:
+        return NeuronAgreement(1, top_n, None, expected, None, None, "needs at least two texts")
+    tops = [set(np.argsort(array)[-top_n:].tolist()) for array in arrays]
+    overlaps = [len(a & b) for a, b in combinations(tops, 2)]
+    p_values = [hypergeometric_overlap(n, top_n, top_n, num_neurons)[1] for n in overlaps]
+    ranks = [spearman(a, b) for a, b in combinations(arrays, 2)]
+    undefined = bool(np.isnan(ranks).any())
+    return NeuronAgreement(
+        len(arrays),
+        top_n,
+        float(np.mean(overlaps)),
+        expected,
+        min(1.0, max(p_values) * len(p_values)),
+        None if undefined else float(np.mean(ranks)),
+        "the importance of a text is constant" if undefined else None,
+    )
+
+
+def _finite(values: ArrayLike, index: int) -> np.ndarray:
+    array = np.asarray(values, dtype=float).ravel()
+    array = array[np.isfinite(array)]
+    if array.size == 0:
+        raise ValueError(f"text {index} has no finite values")
+    return array
+
+
+def _squared_standard_error(x: np.ndarray) -> float:
+    """Variance of the mean of x, its tokens discounted for autocorrelation as an AR(1) series."""
+    if x.var() == 0:
+        return 0.0
+    r = float(np.clip(autocorrelation(x[:, None], 1)[1, 0], 0.0, 0.99))
+    return float(x.var(ddof=1) * (1 + r) / (1 - r) / len(x))

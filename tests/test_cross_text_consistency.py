@@ -1,0 +1,73 @@
+"""Agreement between texts: closed forms, calibration on noise, undefined cases."""
+
+import numpy as np
+import pytest
+
+from cross_text_consistency import neuron_agreement, text_spread
+
+
+def test_spread_of_two_texts_in_closed_form():
+    # Means 1 and 3; both texts have sample variance 2 and lag-1 autocorrelation below 0 (taken 0).
+    spread = text_spread([[0, 2, 0, 2], [2, 4, 2, 4]])
+    assert spread.text_means == (1.0, 3.0)
+    assert spread.between == pytest.approx(np.sqrt(2))
+    assert spread.within == pytest.approx(np.sqrt(4 / 3))
+    assert spread.expected_between == pytest.approx(np.sqrt(4 / 3 / 4))
+    assert spread.ratio == pytest.approx(np.sqrt(2) / np.sqrt(1 / 3))
+
+
+@pytest.mark.parametrize("persistence", [0.0, 0.8])
+def test_texts_drawn_alike_have_a_ratio_near_one(persistence):
+    rng = np.random.default_rng(0)
+    ratios = []
+    for _ in range(200):
+        texts = []
+        for _ in range(5):
+            noise = rng.standard_normal(400)
+            for t in range(1, 400):
+                noise[t] += persistence * noise[t - 1]
+            texts.append(noise)
+        ratios.append(text_spread(texts).ratio)
+    # The standard deviation of five means has a relative error of 0.35; averaged over 200 draws
+    # that leaves 0.03. The estimated autocorrelation is biased a little low at 400 tokens.
+    assert np.mean(ratios) == pytest.approx(0.94, abs=0.1)
+
+
+def test_texts_that_differ_have_a_large_ratio():
+    rng = np.random.default_rng(0)
+    texts = [rng.standard_normal(200) + shift for shift in (0, 2, 4)]
+    assert text_spread(texts).ratio > 10
+
+
+def test_undefined_spreads_say_why():
+    assert text_spread([[1.0, 2.0, 3.0]]).reason == "needs at least two texts"
+    constant = text_spread([[1.0] * 5, [2.0] * 5])
+    assert constant.ratio is None
+    assert constant.reason == "the statistic does not vary within the texts"
+    assert text_spread([[1.0, 2.0], [1.0, 2.0]]).reason == "a text has fewer than three values"
+    with pytest.raises(ValueError, match="text 1 has no finite values"):
+        text_spread([[1.0, 2.0, 3.0], [float("nan")]])
+
+
+def test_same_neurons_in_every_text():
+    importance = np.arange(200.0)
+    agreement = neuron_agreement([importance, importance * 2], top_n=10)
+    assert agreement.mean_overlap == 10
+    assert agreement.expected_overlap == pytest.approx(0.5)
+    assert agreement.largest_p_value < 1e-12
+    assert agreement.mean_spearman == pytest.approx(1.0)
+
+
+def test_random_neurons_agree_no_more_than_by_chance():
+    rng = np.random.default_rng(0)
+    agreements = [neuron_agreement(rng.random((2, 400)), top_n=20) for _ in range(300)]
+    # Overlaps are hypergeometric with mean 1 and variance below 1: standard error 0.06.
+    assert np.mean([a.mean_overlap for a in agreements]) == pytest.approx(1.0, abs=0.2)
+    assert abs(np.mean([a.mean_spearman for a in agreements])) < 0.01
+
+
+def test_one_text_and_unequal_lengths():
+    assert neuron_agreement([[1.0, 2.0]]).reason == "needs at least two texts"
+    with pytest.raises(ValueError, match="of one length"):
+        neuron_agreement([[1.0, 2.0], [1.0]])
+    assert neuron_agreement([[1.0] * 30, [2.0] * 30]).mean_spearman is None
