@@ -1,0 +1,387 @@
+"""Maps of what a token takes from which earlier token, in one layer of a Mamba.
+
+Every map is R[t, s] = sum over heads of q_t[h] alpha[h, t, s] k_s[h] (``attention_map``), and what
+differs is the weights. ``alpha`` is the SSM's implicit attention [1]: y_t - D u_t = sum over
+s <= t of alpha[t, s] u_s. It is signed and its rows do not sum to 1.
+
+The full mixer adds what lies around the SSM, exactly [2]: with p the convolution's output before
+SiLU, SiLU(p) = p sigmoid(p), x the convolution's input and z the gate,
+
+    gated_t = SiLU(z_t) sum_j (alpha[t, j] + D [t = j]) sigmoid(p_j) (sum_i w_i x_{j-i} + b)
+
+so that per head gated = M x + c, M[t, s] = SiLU(z_t) sum_i (alpha[t, s+i] + D [t = s+i])
+sigmoid(p_{s+i}) w_i, with c the part of the convolution's bias b.
+
+Functions take ``SSMComponents`` of one text or of a left-padded batch; rows and columns of padding
+are zero in maps. ``attention_measures`` measures what a map says. Letters are those of
+``selective_scan``'s glossary.
+
+References:
+  [1] Ali, Zimerman & Wolf 2024, The Hidden Attention of Mamba Models
+  [2] Zimerman, Ali & Wolf 2024, A Unified Implicit Attention Formulation for Gated-Linear RNNs
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mamba_mixers import MixerParameters
+from selective_scan import (
+    attention_map,
+    attention_row,
+    implicit_attention,
+    selective_scan,
+)
+from ssm_component_extractor import SSMComponents
+from utils import validate_int
+
+MAX_HEAD_MAPS_GB = 1.0
+"""Largest result of :func:`head_maps`, in GB of 1e9 bytes."""
+
+# Heads whose states or folded keys are held at once: bounds memory, not the result.
+_HEADS_PER_PASS = 128
+
+
+class MixerMap(NamedTuple):
+    """A map of the full mixer, in which the convolution's bias has a share of its own."""
+
+    tokens: Tensor
+    """(b, l, l), or (b, heads, l, l): from token s at the convolution's input to token t"""
+    bias: Tensor
+    """(b, l), or (b, heads, l): from the convolution's bias to token t"""
+
+
+class _MixerOperator(NamedTuple):
+    """Some heads' map from x to the output before the gate, split by lag at the number of taps.
+
+    Up to lag taps - 1: the entries themselves. From there on, x_s has passed the convolution: what
+    it left in the state after token s + taps - 1 is one key, which decays like any other.
+    """
+
+    near: Tensor  # (taps, b, l, heads) entry of query t and source t - lag
+    delta: Tensor  # (b, l, heads)
+    A: Tensor  # (heads, N or 1)
+    B: Tensor  # (b, l, heads, N): the key of source s lies at token s + taps - 1
+    C: Tensor  # (b, l, heads, N)
+    bias: Tensor  # (b, l, heads)
+
+    def far(self, function: Callable[..., Tensor], *args: int, **options: Any) -> Tensor:
+        """What ``function`` (a map, a row or head maps) gives from lag taps - 1 on, by source."""
+        delay = len(self.near) - 1
+        by_key = function(self.delta, self.A, self.B, self.C, *args, **options)
+        return F.pad(by_key[..., delay:], (0, delay))
+
+
+def mean_map(components: SSMComponents, *, absolute: bool = False) -> Tensor:
+    """Mean over heads of alpha, or of |alpha| when ``absolute``: (b, l, l), zero for s > t.
+
+    Cost: see :func:`selective_scan.attention_map`.
+    """
+    return attention_map(
+        *_parameters(components),
+        query_weight=_at_tokens(components, 1 / components.delta.shape[2]),
+        key_weight=_at_tokens(components, 1.0),
+        absolute=absolute,
+    )
+
+
+def contribution_map(components: SSMComponents, grad_y: Tensor) -> Tensor:
+    """First-order contribution of source s to a scalar f through query t: (b, l, l).
+
+    R[t, s] = sum_h (df/dy_t)[h] alpha[h, t, s] u_s[h], ``grad_y`` (b, l, H) being df/dy. Row t sums
+    to sum_h (df/dy_t)[h] (y_t - D u_t)[h] exactly. Raises ValueError for another shape of grad_y.
+    """
+    return attention_map(*_parameters(components), query_weight=grad_y, key_weight=components.u)
+
+
+def direction_map(components: SSMComponents, out_weight: Tensor, direction: Tensor) -> Tensor:
+    """Contribution of source s through query t along a direction of the residual stream: (b, l, l).
+
+    R[t, s] = sum_h w[h] SiLU(z_t)[h] alpha[h, t, s] u_s[h] with w = W_out^T direction; row t sums
+    to direction . W_out(SiLU(z_t) (y_t - D u_t)). ``out_weight`` (d_model, H) as in
+    :class:`mamba_mixers.MixerParameters`, ``direction`` (d_model,), say of :func:`token_direction`.
+    Exact for what this layer writes into the residual stream; what later layers make of it, and
+    the final norm's division by the size of the stream, a factor for each token, are left out.
+    """
+    query_weight = F.silu(components.gate) * _channel_direction(out_weight, direction)
+    return attention_map(
+        *_parameters(components), query_weight=query_weight, key_weight=components.u
+    )
+
+
+def token_direction(unembedding: Tensor, token: int, contrast: int | None = None) -> Tensor:
+    """Direction of the residual stream that raises a token's logit, or that over a contrast's.
+
+    ``unembedding`` (V, d_model) as from :func:`mamba_mixers.logit_directions`; returns (d_model,).
+    Raises ValueError for a token that does not exist.
+    """
+    size = unembedding.shape[0]
+    for name, value in (("token", token), ("contrast", contrast)):
+        if value is not None and not 0 <= value < size:
+            raise ValueError(f"{name} is {value}; the vocabulary has tokens 0 to {size - 1}")
+    row = unembedding[token]
+    return (row if contrast is None else row - unembedding[contrast]).detach()
+
+
+def full_mixer_map(
+    components: SSMComponents,
+    parameters: MixerParameters,
+    *,
+    query_weight: Tensor | None = None,
+    key_weight: Tensor | None = None,
+    absolute: bool = False,
+) -> MixerMap:
+    """Map of the whole mixer between in_proj and out_proj, exactly: sum_h q_t M[h, t, s] k_s.
+
+    M of the module's docstring; ``query_weight`` and ``key_weight`` (b, l, H) are for the gated
+    output and for ``conv_input``; None means 1 / H and 1, the mean over heads. With any q and with
+    k = conv_input, row t of ``tokens`` plus ``bias`` sums to sum_h q_t[h] gated_t[h].
+    ``absolute`` sums magnitudes over heads, in ``bias`` too.
+    Raises ValueError for weights of another shape, and for a mixer whose activation is not SiLU.
+    Cost: one :func:`selective_scan.attention_map` (not one a tap), and O(b l H N K).
+    """
+    batch, length, _ = components.delta.shape
+    tokens = components.delta.new_zeros(batch, length, length)
+    bias = components.delta.new_zeros(batch, length)
+    for operator, query, key in _operators(components, parameters, query_weight, key_weight):
+        far_key = _delayed(key, len(operator.near) - 1)
+        part = operator.far(
+            attention_map, query_weight=query, key_weight=far_key, absolute=absolute
+        )
+        for lag, entries in enumerate(operator.near):
+            by_query = _over_heads(query * entries * _delayed(key, lag), absolute)
+            part.diagonal(-lag, 1, 2).copy_(by_query[:, lag:])
+        tokens += part
+        bias += _over_heads(query * operator.bias, absolute)
+    return MixerMap(tokens, bias)
+
+
+def full_mixer_row(
+    components: SSMComponents,
+    parameters: MixerParameters,
+    query: int,
+    *,
+    query_weight: Tensor | None = None,
+    key_weight: Tensor | None = None,
+    absolute: bool = False,
+) -> MixerMap:
+    """One row of :func:`full_mixer_map`: ``tokens`` (b, l) and ``bias`` (b,).
+
+    ``query`` counts tokens, from the end when negative. Raises ValueError as the map does, and for
+    a token that does not exist. Cost: O(b l H N K), no l by l map.
+    """
+    length = components.delta.shape[1]
+    t = validate_int("query", query, -length, length - 1) % length
+    tokens, bias = 0.0, 0.0
+    for operator, weight, key in _operators(components, parameters, query_weight, key_weight):
+        part = operator.far(
+            attention_row,
+            t,
+            query_weight=weight,
+            key_weight=_delayed(key, len(operator.near) - 1),
+            absolute=absolute,
+        )
+        for lag, entries in enumerate(operator.near[: t + 1]):
+            part[:, t - lag] = _over_heads(weight[:, t] * entries[:, t] * key[:, t - lag], absolute)
+        tokens = tokens + part
+        bias = bias + _over_heads(weight[:, t] * operator.bias[:, t], absolute)
+    return MixerMap(tokens, bias)
+
+
+def head_maps(components: SSMComponents, heads: Sequence[int] | None = None) -> Tensor:
+    """alpha of chosen heads (for Mamba-1, channels), or of all: (b, heads, l, l).
+
+    Raises ValueError for a head that does not exist, and for a result above MAX_HEAD_MAPS_GB,
+    saying how large it would be and what to ask for instead. Cost: 4 l^2 bytes a head.
+    """
+    _check_size(components, heads)
+    return implicit_attention(*_parameters(components), heads=heads)
+
+
+def full_mixer_head_maps(
+    components: SSMComponents, parameters: MixerParameters, heads: Sequence[int] | None = None
+) -> MixerMap:
+    """M and c of the module's docstring for chosen heads: gated = M conv_input + c per head.
+
+    ``tokens`` is (b, heads, l, l), ``bias`` (b, heads, l). Raises ValueError as :func:`head_maps`.
+    """
+    _check_size(components, heads)
+    chosen = range(components.delta.shape[2]) if heads is None else heads
+    operator = _mixer_operator(components, parameters, torch.as_tensor(list(chosen)))
+    gate = F.silu(components.gate[..., list(chosen)]).movedim(2, 1)
+    tokens = operator.far(implicit_attention)
+    for lag, entries in enumerate(operator.near):
+        tokens.diagonal(-lag, 2, 3).copy_(entries.movedim(2, 1)[..., lag:])
+    return MixerMap(tokens * gate.unsqueeze(-1), operator.bias.movedim(2, 1) * gate)
+
+
+def head_half_lives(components: SSMComponents) -> Tensor:
+    """(H,) half-life in tokens of each head's slowest state, ln 2 / (mean delta * min_n |A|).
+
+    The mean of delta is over the tokens of all texts. For Mamba-1 a head is a channel.
+    """
+    mean_delta = components.delta[components.attention_mask.bool()].mean(0)
+    return math.log(2) / (mean_delta * components.A.abs().amin(1))
+
+
+def head_groups_by_half_life(components: SSMComponents, num_groups: int = 3) -> Tensor:
+    """(H,) number of the group of each head: equal shares by half-life, 0 the shortest.
+
+    ``num_groups`` 3 gives terciles; ties go by head number; sizes differ by at most 1. Raises
+    ValueError unless 1 <= num_groups <= H.
+    """
+    half_lives = head_half_lives(components)
+    count = validate_int("num_groups", num_groups, 1, len(half_lives))
+    ranks = half_lives.argsort(stable=True).argsort()
+    return ranks * count // len(half_lives)
+
+
+def group_maps(components: SSMComponents, groups: Tensor, *, absolute: bool = False) -> Tensor:
+    """Mean of alpha, or of |alpha|, over the heads of each group: (b, number of groups, l, l).
+
+    ``groups`` (H,) numbers each head's group from 0 as :func:`head_groups_by_half_life`. Raises
+    ValueError for another shape or a number that no head has. Cost: together that of
+    :func:`mean_map`.
+    """
+    num_heads, counts = components.delta.shape[2], groups.bincount()
+    if groups.shape != (num_heads,) or not bool((counts > 0).all()):
+        raise ValueError(
+            f"groups must give each of {num_heads} heads a group, numbered from 0 without gaps; "
+            f"got shape {tuple(groups.shape)} with {counts.tolist()} heads a group"
+        )
+    delta, A, B, C = _parameters(components)
+    query, key = _at_tokens(components, 1.0), _at_tokens(components, 1.0)
+    maps = []
+    for group in range(len(counts)):
+        heads = (groups == group).nonzero().flatten()
+        B_heads, C_heads = (_by_head(x, heads, num_heads) for x in (B, C))
+        weights = {
+            "query_weight": None if query is None else query[..., heads] / len(heads),
+            "key_weight": None if key is None else key[..., heads],
+        }
+        maps.append(
+            attention_map(
+                delta[..., heads], A[heads], B_heads, C_heads, **weights, absolute=absolute
+            )
+        )
+    return torch.stack(maps, dim=1)
+
+
+def _parameters(components: SSMComponents) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return components.delta, components.A, components.B, components.C
+
+
+def _at_tokens(components: SSMComponents, value: float) -> Tensor | None:
+    """A weight (b, l, H) of ``value`` at tokens and 0 at padding; None where there is none."""
+    mask = components.attention_mask
+    if bool(mask.all()):
+        return None
+    return (value * mask.to(components.delta)).unsqueeze(-1).expand_as(components.delta)
+
+
+def _by_head(x: Tensor, heads: Tensor, num_heads: int) -> Tensor:
+    """B or C of some heads: unchanged where all heads share one, else (b, l, heads, N)."""
+    return x if x.dim() == 3 else x[:, :, heads // (num_heads // x.shape[2])]
+
+
+def _channel_direction(out_weight: Tensor, direction: Tensor) -> Tensor:
+    if direction.shape != out_weight.shape[:1]:
+        raise ValueError(
+            f"direction must be (d_model,) = ({out_weight.shape[0]},), got {tuple(direction.shape)}"
+        )
+    return direction.to(out_weight) @ out_weight
+
+
+def _operators(
+    components: SSMComponents,
+    parameters: MixerParameters,
+    query_weight: Tensor | None,
+    key_weight: Tensor | None,
+) -> Iterator[tuple[_MixerOperator, Tensor, Tensor]]:
+    """The operator, the query weight times the gate, and the key weight, some heads at a time."""
+    shape = components.delta.shape
+    for name, weight in (("query_weight", query_weight), ("key_weight", key_weight)):
+        if weight is not None and weight.shape != shape:
+            raise ValueError(
+                f"{name} must be (b, l, H) = {tuple(shape)}, got {tuple(weight.shape)}"
+            )
+    for heads in torch.arange(shape[2]).split(_HEADS_PER_PASS):
+        gate = F.silu(components.gate[..., heads])
+        query = gate / shape[2] if query_weight is None else gate * query_weight[..., heads]
+        key = torch.ones_like(gate) if key_weight is None else key_weight[..., heads]
+        yield _mixer_operator(components, parameters, heads), query, key
+
+
+def _mixer_operator(
+    components: SSMComponents, parameters: MixerParameters, heads: Tensor
+) -> _MixerOperator:
+    """Follow x_s through the taps: the state that it leaves and what each query reads of it."""
+    length, num_heads = components.delta.shape[1:]
+    delta, A, D = components.delta[..., heads], components.A[heads], components.D[heads]
+    B, C = (_by_head(x, heads, num_heads) for x in (components.B, components.C))
+    gain = _convolution_gain(components, parameters, heads)
+    b_conv = 0.0 if parameters.conv_bias is None else parameters.conv_bias[heads]
+    bias = selective_scan(gain * b_conv, delta, A, B, C, D)
+    B, C = (x.unsqueeze(2) if x.dim() == 3 else x for x in (B, C))
+    taps = parameters.conv_weight[heads].flip(1)[:, :length]
+    decay = torch.exp(delta.unsqueeze(-1) * A)
+    state = delta.new_zeros(*delta.shape, B.shape[-1])
+    near = []
+    for lag in range(taps.shape[1]):
+        passed = gain[:, lag:] * taps[:, lag]
+        state = state[:, : length - lag]
+        state = state * decay[:, lag:] + (delta[:, lag:] * passed).unsqueeze(-1) * B[:, lag:]
+        near.append(F.pad((C[:, lag:] * state).sum(-1) + D * passed, (0, 0, lag, 0)))
+    # The maps multiply a key by its delta, which is divided out here; the bound is for a delta
+    # that softplus has rounded to 0, and changes no decay.
+    step = delta.clamp_min(1e-30)
+    keys = F.pad(state, (0, 0, 0, 0, length - state.shape[1], 0)) / step.unsqueeze(-1)
+    return _MixerOperator(torch.stack(near), step, A, keys, C.expand_as(keys), bias)
+
+
+def _convolution_gain(
+    components: SSMComponents, parameters: MixerParameters, heads: Tensor
+) -> Tensor:
+    """sigmoid(p) (b, l, heads) with p the convolution's output, so that u = p sigmoid(p); 0 at
+    padding."""
+    weight = parameters.conv_weight[heads].unsqueeze(1)
+    b_conv = None if parameters.conv_bias is None else parameters.conv_bias[heads]
+    x = F.pad(components.conv_input[..., heads].mT, (weight.shape[2] - 1, 0))
+    p = F.conv1d(x, weight, b_conv, groups=len(weight)).mT
+    gain = torch.sigmoid(p) * components.attention_mask.unsqueeze(-1)
+    u = components.u[..., heads]
+    if (gain * p - u).norm() > 1e-3 * u.norm():
+        raise ValueError(
+            "components and parameters do not belong together: SiLU of the convolution of "
+            "conv_input is not u. Pass the parameters of the same layer; an activation other than "
+            "SiLU has no such map"
+        )
+    return gain
+
+
+def _over_heads(by_head: Tensor, absolute: bool) -> Tensor:
+    return (by_head.abs() if absolute else by_head).sum(-1)
+
+
+def _delayed(x: Tensor, lag: int) -> Tensor:
+    """x (b, l, heads) shifted to later tokens by ``lag``, zeros coming in."""
+    return F.pad(x, (0, 0, lag, 0))[:, : x.shape[1]]
+
+
+def _check_size(components: SSMComponents, heads: Sequence[int] | None) -> None:
+    batch, length, num_heads = components.delta.shape
+    count = num_heads if heads is None else len(heads)
+    size = batch * count * length**2 * components.delta.element_size() / 1e9
+    if size > MAX_HEAD_MAPS_GB:
+        most = int(MAX_HEAD_MAPS_GB / size * count)
+        raise ValueError(
+            f"heads asks for {count} maps of {length} x {length} tokens, {size:.1f} GB; the limit "
+            f"is {MAX_HEAD_MAPS_GB} GB. Ask for at most {most} heads, for a shorter text, or for "
+            "means over heads (mean_map, group_maps) or one query (attention_row)"
+        )

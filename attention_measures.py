@@ -1,0 +1,194 @@
+"""Measures of attention maps: how a query spreads its attention, how far back a layer reaches.
+
+Maps (b, l, l) are causal: row t, a query, over sources s <= t. Most measures are of magnitudes, for
+alpha is signed: pass the mean of |alpha| over heads, ``mean_map(components, absolute=True)`` of
+``attention_maps``. ``mask`` (b, l) is 0 at padding. Letters are those of ``selective_scan``'s glossary.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from analysis_utils import causal_spearman, entropy, summarise
+from selective_scan import scan_hidden_states
+from ssm_component_extractor import SSMComponents
+from utils import finite_or_none
+
+SYNTHETIC_TEMPERATURE = 0.1
+"""Softmax temperature of the cosines, which are in [-1, 1], in :func:`synthetic_attention`."""
+
+CONVOLUTION_REACH = 4
+"""Tokens, the query included, that count as recent in :func:`query_statistics`."""
+
+# Heads whose states are held at once: bounds memory, not the result.
+_HEADS_PER_PASS = 128
+
+
+def row_shares(absolute_map: Tensor) -> Tensor:
+    """Each row divided by its sum, so that it sums to 1: (..., l, l).
+
+    A row of zeros (padding, or a token that takes nothing) stays zero. The map is non-negative.
+    """
+    total = absolute_map.sum(-1, keepdim=True)
+    return torch.where(total > 0, absolute_map / total.clamp_min(1e-38), 0.0)
+
+
+def row_stochastic(absolute_map: Tensor) -> Tensor:
+    """As :func:`row_shares`, but a row of zeros becomes its token alone, so that every row sums
+    to 1: a token that takes nothing from others keeps what it is."""
+    shares = row_shares(absolute_map)
+    empty = (absolute_map.sum(-1) == 0).to(shares)
+    return shares + torch.diag_embed(empty)
+
+
+def synthetic_attention(
+    components: SSMComponents, temperature: float = SYNTHETIC_TEMPERATURE
+) -> Tensor:
+    """Attention from states alone: causal softmax of cos(h_t, h_s) / temperature, (b, l, l).
+
+    h is the layer's state after a token, flattened over heads and states. Rows sum to 1 over
+    s <= t; rows and columns of padding are zero. A zero state has no direction: its cosine with
+    another counts as 0. It says which states look alike, not what is read from where: compare it
+    with alpha (:func:`selective_scan.implicit_attention`). Raises ValueError for a temperature
+    that is not positive. Cost: the states, a few heads at a time, and l^2 H N multiply-adds.
+    """
+    if not temperature > 0:
+        raise ValueError(f"temperature is {temperature}; it must be positive")
+    gram = _state_gram(components)
+    norms = gram.diagonal(dim1=1, dim2=2).sqrt()
+    scale = norms.unsqueeze(1) * norms.unsqueeze(2)
+    cosine = torch.where(scale > 0, gram / scale.clamp_min(1e-38), 0.0).clamp(-1, 1)
+    keep = components.attention_mask.bool()
+    visible = (keep.unsqueeze(1) & keep.unsqueeze(2)).tril()
+    scores = (cosine / temperature).masked_fill(~visible, -math.inf)
+    return scores.softmax(-1).masked_fill(~visible, 0.0)
+
+
+def map_agreement(map_a: Tensor, map_b: Tensor, mask: Tensor) -> tuple[float | None, ...]:
+    """Spearman per query over s <= t of two (b, l, l) maps, averaged over queries, for each text.
+
+    In [-1, 1]; None for a text of fewer than 3 tokens or with constant rows only. Padding (mask 0)
+    is left out. See :func:`analysis_utils.causal_spearman`.
+    """
+    return tuple(
+        causal_spearman(a[keep][:, keep], b[keep][:, keep])
+        for a, b, keep in zip(map_a, map_b, mask.bool(), strict=True)
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class QueryStatistics:
+    """How each query spreads its attention over the sources; all (b, l), nan at padding.
+
+    Of a non-negative map, normalised within each row; a row of zeros has strength 0 and leaves the
+    rest undefined: nan.
+    """
+
+    entropy: Tensor
+    """nats, in [0, ln(t + 1)]"""
+    entropy_share: Tensor
+    """entropy / ln(t + 1), in [0, 1]; nan at the first token, which has one source"""
+    strength: Tensor
+    """sum over the sources before normalisation, >= 0"""
+    self_share: Tensor
+    """share on the query itself, in [0, 1]"""
+    first_share: Tensor
+    """share on the text's first token"""
+    recent_share: Tensor
+    """share on the last four tokens, the query included: the convolution's reach"""
+    mean_distance: Tensor
+    """tokens, sum of (t - s) times share"""
+
+    def to_dict(self) -> dict:
+        """Summaries over tokens for JSON."""
+        return {name: summarise(getattr(self, name)) for name in self.__dataclass_fields__}
+
+
+def query_statistics(absolute_map: Tensor, mask: Tensor) -> QueryStatistics:
+    """Entropy, strength, shares and distance of each row of a non-negative causal map (b, l, l).
+
+    ``mask`` (b, l) is 0 at padding. Raises ValueError for negative entries. Cost: O(b l^2).
+    """
+    strength, shares = absolute_map.sum(-1), row_shares(absolute_map)
+    undefined = (strength == 0) | (mask == 0)
+    nats = entropy(absolute_map).to(strength)
+    num_sources = mask.cumsum(1).clamp_min(1).to(strength)
+    position = torch.arange(mask.shape[1], device=mask.device).to(strength)
+    first = mask.long().argmax(1)
+    values = {
+        "entropy": nats,
+        "entropy_share": (nats / num_sources.log()).clamp(max=1.0),  # 0 / 0 = nan with one source
+        "self_share": shares.diagonal(dim1=1, dim2=2),
+        "first_share": shares[torch.arange(len(mask)), :, first],
+        "recent_share": shares.triu(1 - CONVOLUTION_REACH).sum(-1),
+        "mean_distance": position - shares @ position,
+    }
+    values = {name: x.masked_fill(undefined, math.nan) for name, x in values.items()}
+    return QueryStatistics(strength=strength.masked_fill(mask == 0, math.nan), **values)
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryKernel:
+    """How a layer's attention falls off with the lag k = t - s, for each text."""
+
+    kernel: Tensor
+    """(b, l) mean over t of |alpha[t, t-k]|, divided by its sum over k; 0 beyond the text; nan
+    for a text without any attention"""
+    mean_lag: tuple[float, ...]
+    """tokens, sum of k times kernel; nan where the kernel is"""
+    median_lag: tuple[float, ...]
+    """tokens, smallest k by which half of the kernel has passed"""
+    lag_90: tuple[float, ...]
+    """tokens, smallest k by which 90 % of the kernel has passed"""
+
+    def to_dict(self) -> dict:
+        """Lags for JSON, one entry a text, and the kernel's first 64 lags; None where undefined."""
+        lags = ("mean_lag", "median_lag", "lag_90")
+        return {
+            **{name: [finite_or_none(x) for x in getattr(self, name)] for name in lags},
+            "kernel": [[finite_or_none(x) for x in row[:64]] for row in self.kernel.tolist()],
+        }
+
+
+def memory_kernel(absolute_map: Tensor, mask: Tensor) -> MemoryKernel:
+    """Memory kernel of a map of magnitudes (b, l, l): its mean along each diagonal, normalised.
+
+    At lag k the mean is over the l - k queries that have such a source, so that long lags count
+    the fewer queries they have as much as short ones. ``mask`` (b, l) is 0 at padding.
+    """
+    length = absolute_map.shape[1]
+    sums = torch.stack(
+        [absolute_map.diagonal(-k, 1, 2).sum(-1) for k in range(length)], dim=1
+    ).double()
+    queries = (mask.sum(1, keepdim=True) - torch.arange(length, device=mask.device)).clamp_min(0)
+    means = torch.where(queries > 0, sums / queries.clamp_min(1), 0.0)
+    kernel = means / means.sum(1, keepdim=True)
+    passed = kernel.cumsum(1)
+    return MemoryKernel(
+        kernel.to(absolute_map),
+        tuple((kernel * torch.arange(length)).sum(1).tolist()),
+        *(tuple(_first_lag(row, share) for row in passed) for share in (0.5, 0.9)),
+    )
+
+
+def _first_lag(passed: Tensor, share: float) -> float:
+    # The tolerance is for the rounding of a sum of up to thousands of shares.
+    reached = (passed >= share - 1e-9).nonzero()
+    return float(reached[0]) if len(reached) else math.nan
+
+
+def _state_gram(components: SSMComponents) -> Tensor:
+    """Inner products of the states of every two tokens, (b, l, l), some heads at a time."""
+    batch, length, num_heads = components.delta.shape
+    gram = components.delta.new_zeros(batch, length, length)
+    for heads in torch.arange(num_heads).split(_HEADS_PER_PASS):
+        B = components.B
+        B = B if B.dim() == 3 else B[:, :, heads // (num_heads // B.shape[2])]
+        u, delta, A = components.u[:, :, heads], components.delta[..., heads], components.A[heads]
+        h = scan_hidden_states(u, delta, A, B).flatten(2)
+        gram.baddbmm_(h, h.mT)
+    return gram
