@@ -37,6 +37,9 @@ from utils import forward_hooks
 Edit = Callable[[str, Tensor], Tensor]
 Observer = Callable[[int, "MixerReplay"], None]
 
+FINAL_NORMS = ("norm_f",)
+"""Names of the norm between the last layer and the unembedding."""
+
 EDITABLE = ("u", "delta", "B", "C", "y", "gated")
 
 
@@ -192,6 +195,24 @@ def mixer_parameters(site: MixerSite) -> MixerParameters:
         _weights(out.weight),
         None if out.bias is None else _weights(out.bias),
     )
+
+
+def logit_directions(model: nn.Module) -> Tensor:
+    """(V, d_model) direction of the residual stream behind the last layer that raises each logit.
+
+    The unembedding's rows times the weight of the final norm: logit = direction . x / rms(x). On
+    the CPU, detached. Raises UnsupportedModelError for a model without an unembedding or without
+    a final norm of a known name. Cost: one copy of the unembedding.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    base = getattr(model, "base_model", model)
+    norm = next((getattr(base, name) for name in FINAL_NORMS if hasattr(base, name)), None)
+    if head is None or norm is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no logits, or its final norm is none of "
+            f"{', '.join(FINAL_NORMS)}; load it with AutoModelForCausalLM.from_pretrained"
+        )
+    return _weights(head.weight) * _weights(norm.weight)
 
 
 def replay_mixer(
