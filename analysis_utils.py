@@ -84,8 +84,8 @@ def autocorrelation(x: Values, max_lag: int) -> FloatArray:
     """
     values = _matrix(x, "x")
     _check_lag(max_lag, len(values))
-    units, constant = _unit_columns(values)
-    return np.where(constant, np.nan, _lagged_products(units.T, max_lag).T)
+    units, constant = unit_columns(values)
+    return np.where(constant, np.nan, lagged_products(units.T, max_lag).T)
 
 
 class NullBand(NamedTuple):
@@ -110,11 +110,11 @@ def autocorrelation_null(x: Values, max_lag: int, num_shuffles: int, seed: int) 
     _check_lag(max_lag, length)
     if num_shuffles < 40:
         raise ValueError(f"num_shuffles is {num_shuffles}; a 95 % interval needs at least 40")
-    units, constant = _unit_columns(values)
+    units, constant = unit_columns(values)
     rng = np.random.default_rng(seed)
     draws = np.empty((num_shuffles, values.shape[1], max_lag + 1))
     for draw in draws:
-        draw[:] = _lagged_products(units[rng.permutation(length)].T, max_lag)
+        draw[:] = lagged_products(units[rng.permutation(length)].T, max_lag)
     low, high = np.quantile(draws, (0.025, 0.975), axis=0)
     lags = np.arange(max_lag + 1)[:, None]
     mean = np.where(lags == 0, 1.0, (lags - length) / (length * max(length - 1, 1)))
@@ -151,8 +151,8 @@ def pearson_matrix(x: Values, y: Values) -> FloatArray:
     matrix product, 2 n p q operations.
     """
     x_values, y_values = _paired(x, y)
-    x_units, x_constant = _unit_columns(x_values)
-    y_units, y_constant = _unit_columns(y_values)
+    x_units, x_constant = unit_columns(x_values)
+    y_units, y_constant = unit_columns(y_values)
     r = np.clip(x_units.T @ y_units, -1.0, 1.0)
     return np.where(x_constant[:, None] | y_constant, np.nan, r)
 
@@ -170,10 +170,10 @@ def effective_sample_size(x: Values, y: Values, max_lag: int | None = None) -> F
     num_samples = len(x_values)
     max_lag = num_samples // 4 if max_lag is None else max_lag
     _check_lag(max_lag, num_samples)
-    x_units, x_constant = _unit_columns(x_values)
-    y_units, y_constant = _unit_columns(y_values)
-    rho_x = _lagged_products(x_units.T, max_lag)[:, 1:]
-    rho_y = _lagged_products(y_units.T, max_lag)[:, 1:]
+    x_units, x_constant = unit_columns(x_values)
+    y_units, y_constant = unit_columns(y_values)
+    rho_x = lagged_products(x_units.T, max_lag)[:, 1:]
+    rho_y = lagged_products(y_units.T, max_lag)[:, 1:]
     inflation = np.maximum(1.0 + 2.0 * (rho_x @ rho_y.T), 1.0)
     n_eff = np.maximum(num_samples / inflation, min(2, num_samples))
     return np.where(x_constant[:, None] | y_constant, np.nan, n_eff)
@@ -359,7 +359,7 @@ def kurtosis(x: Values) -> FloatArray:
     outlier. nan at zero variance. Source: scipy.stats.kurtosis. Cost: O(n p).
     """
     values = _matrix(x, "x")
-    units, constant = _unit_columns(values)  # scipy warns of a small spread around a large mean
+    units, constant = unit_columns(values)  # scipy warns of a small spread around a large mean
     result = np.full(values.shape[1], np.nan)
     result[~constant] = stats.kurtosis(units[:, ~constant], axis=0)
     return result
@@ -439,14 +439,14 @@ def _centre(values: FloatArray) -> FloatArray:
     return np.where(_is_constant(values)[..., None, :], 0.0, centred)
 
 
-def _unit_columns(values: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
+def unit_columns(values: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
     """Columns centred and of unit norm, those of zero variance left at 0 and marked."""
     centred, constant = _centre(values), _is_constant(values)
     centred /= np.where(constant, 1.0, np.abs(centred).max(axis=0))  # squares cannot underflow
     return centred / np.where(constant, 1.0, np.linalg.norm(centred, axis=0)), constant
 
 
-def _lagged_products(rows: FloatArray, max_lag: int) -> FloatArray:
+def lagged_products(rows: FloatArray, max_lag: int) -> FloatArray:
     """sum_t row_t row_{t+k} for k = 0..max_lag, (p, l) -> (p, max_lag + 1)."""
     length = rows.shape[1]
     size = fft.next_fast_len(length + max_lag, real=True)  # no wrap-around up to max_lag

@@ -1,0 +1,335 @@
+"""Correlation of every channel of one layer with every channel of another, beside its null.
+
+Pearson correlation of all pairs by one matrix product on standardised columns, the same for each
+time-shift of the null and each lag, significance with the effective sample size at a false
+discovery rate of 5 %, and debiased linear CKA. No model in here: activations in, statistics out.
+
+References:
+  [1] Kornblith, Norouzi, Lee & Hinton 2019, Similarity of neural network representations revisited
+  [2] Song, Smola, Gretton, Bedo & Borgwardt 2012, Feature selection via dependence maximization,
+      eq. 5 (unbiased HSIC)
+
+Shapes: n pooled tokens of all texts; p and q channels of the two layers that vary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from analysis_utils import (
+    FloatArray,
+    benjamini_hochberg,
+    pearson_p_values,
+    unit_columns,
+)
+from time_shift_nulls import (
+    MAX_LAG,
+    NUM_SHIFTS,
+    IntArray,
+    NullTest,
+    against_null,
+    autocorrelation_within_texts,
+    draw_shifts,
+    effective_samples,
+    fields_to_dict,
+    shifted_rows,
+    smallest_shift,
+    undefined,
+    why_too_few,
+)
+
+FALSE_DISCOVERY_RATE = 0.05
+_NUM_TOP_PAIRS = 10
+# Shifts at which the whole significance test is repeated, to see what it finds in nothing.
+_NUM_CALIBRATIONS = 3
+
+
+class PooledActivations(NamedTuple):
+    """One layer's activations on all texts, the tokens of one text after those of another."""
+
+    values: FloatArray
+    """(n, d_model) float64, padding left out"""
+    lengths: tuple[int, ...]
+    """tokens of each text; they sum to n"""
+
+
+class TopPair(NamedTuple):
+    """One of the most correlated pairs of channels."""
+
+    channel_a: int
+    channel_b: int
+    r: float
+    """Pearson correlation"""
+    effective_samples: float
+    """samples behind r after correction for autocorrelation, of n tokens"""
+    adjusted_p: float
+    """Benjamini-Hochberg adjusted over all pairs of channels"""
+
+
+@dataclass(frozen=True, eq=False)
+class CrossLayerCorrelation:
+    """Correlation of every pair of channels of two layers over pooled tokens.
+
+    With too few tokens for a claim, `enough_tokens` is False and every statistic None.
+    """
+
+    layers: tuple[int, int]
+    """(a, b)"""
+    stream: str
+    """what was correlated: "residual" or "mixer"
+    (see layer_correlation_analyzer.STREAMS)"""
+    shares_residual: bool
+    """True for the residual stream: b's activations contain a's, so that correlation is expected
+    and says nothing of selectivity; compare the mixer stream"""
+    num_tokens: int
+    """n, padding left out"""
+    num_texts: int
+    num_channels: tuple[int, int]
+    """channels of a and b that vary; the others have no correlation and are left out"""
+    enough_tokens: bool
+    reason: str | None
+    """why nothing is claimed"""
+    mean: NullTest
+    """mean of r over the pairs; null: circular time-shifts within each text"""
+    mean_abs: NullTest
+    """mean of |r|, in [0, 1]"""
+    max_abs: NullTest
+    """largest |r|, in [0, 1]"""
+    mean_abs_without_first_tokens: float | None
+    """mean of |r| without the first token of each text, which is an outlier in many models"""
+    same_channel_mean_abs: float | None
+    """mean of |r| of the pairs (i, i), which in the residual stream share their coordinate"""
+    significant_share: float | None
+    """share of pairs with r != 0 at a false discovery rate of 5 %, by Student's t with the
+    effective sample size"""
+    significant_share_null: float | None
+    """the same share when b is shifted in time, mean of three shifts: what that test finds where
+    there is nothing"""
+    median_effective_samples: float | None
+    """median over the pairs, at most n"""
+    top_pairs: tuple[TopPair, ...]
+    """the pairs of largest |r|, descending"""
+    cka: NullTest
+    """debiased linear CKA [1, 2], in [-1, 1]"""
+    lags: tuple[int, ...]
+    """tokens by which b is taken later than a, circularly within each text, -8..8 (fewer where a
+    text is shorter than 36 tokens)"""
+    lagged_mean_abs: tuple[float, ...]
+    """mean of |r| at each lag; its null is that of `mean_abs`, whose shifts lie beyond the lags"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON."""
+        return fields_to_dict(self)
+
+
+def cross_layer_correlation(
+    first: PooledActivations,
+    second: PooledActivations,
+    *,
+    layers: tuple[int, int] = (0, 1),
+    stream: str = "residual",
+    num_shifts: int = NUM_SHIFTS,
+    seed: int = 0,
+) -> CrossLayerCorrelation:
+    """Correlate every channel of one layer with every channel of another over the same tokens.
+
+    Raises ValueError when the two hold different tokens. Cost: for each shift and lag one product
+    (p, n) x (n, q) in float32; the observed values are float64. About 60 products: 0.6 s on two
+    cores for 512 tokens of 768 channels. Memory a few (p, q) matrices.
+    """
+    if first.lengths != second.lengths:
+        raise ValueError(
+            f"the layers hold texts of {first.lengths} and {second.lengths} tokens; they must be "
+            "of the same texts"
+        )
+    lengths, n = first.lengths, sum(first.lengths)
+    x, y = _varying_columns(first.values), _varying_columns(second.values)
+    head: dict[str, Any] = {
+        "layers": layers,
+        "stream": stream,
+        "shares_residual": stream == "residual",
+        "num_tokens": n,
+        "num_texts": len(lengths),
+        "num_channels": (len(x.channels), len(y.channels)),
+    }
+    reason = why_too_few(lengths)
+    if reason is None and not (len(x.channels) and len(y.channels)):
+        reason = "no channel of one of the layers varies over the tokens"
+    if reason is not None:
+        return CrossLayerCorrelation(**head, **_no_claim(reason, n))
+    shifts = draw_shifts(lengths, num_shifts, seed)
+    r = np.clip(x.units.T @ y.units, -1.0, 1.0)
+    return CrossLayerCorrelation(
+        **head,
+        enough_tokens=True,
+        reason=None,
+        mean_abs_without_first_tokens=_mean_abs_without_first(first, second),
+        same_channel_mean_abs=_same_channel_mean_abs(r, x.channels, y.channels),
+        **_significance(r, x, y, lengths, shifts),
+        **_against_shifts(r, x, y, lengths, shifts),
+        **_lagged(x, y, lengths),
+    )
+
+
+class _Columns(NamedTuple):
+    """The channels of a layer that vary, standardised over the pooled tokens."""
+
+    values: FloatArray  # (n, p) as given
+    units: FloatArray  # (n, p) centred, of unit norm: r is an inner product
+    channels: IntArray  # (p,) their numbers in the layer
+
+
+def _varying_columns(values: FloatArray) -> _Columns:
+    units, constant = unit_columns(values)
+    return _Columns(values[:, ~constant], units[:, ~constant], np.flatnonzero(~constant))
+
+
+def _no_claim(reason: str, n: int) -> dict[str, Any]:
+    test = undefined(reason, n)
+    tests = dict.fromkeys(("mean", "mean_abs", "max_abs", "cka"), test)
+    numbers = dict.fromkeys(
+        ("mean_abs_without_first_tokens", "same_channel_mean_abs", "significant_share",
+         "significant_share_null", "median_effective_samples")
+    )  # fmt: skip
+    empty = {"top_pairs": (), "lags": (), "lagged_mean_abs": ()}
+    return {"enough_tokens": False, "reason": reason, **tests, **numbers, **empty}
+
+
+def _mean_abs_without_first(first: PooledActivations, second: PooledActivations) -> float | None:
+    starts = np.cumsum([0, *first.lengths[:-1]])
+    rest = np.setdiff1d(np.arange(sum(first.lengths)), starts)
+    if len(rest) < 2:
+        return None
+    x, y = _varying_columns(first.values[rest]), _varying_columns(second.values[rest])
+    r = x.units.T @ y.units
+    return float(np.abs(r).mean()) if r.size else None
+
+
+def _same_channel_mean_abs(r: FloatArray, a: IntArray, b: IntArray) -> float | None:
+    _, rows, columns = np.intersect1d(a, b, return_indices=True)
+    return float(np.abs(r[rows, columns]).mean()) if len(rows) else None
+
+
+def _significance(
+    r: FloatArray, x: _Columns, y: _Columns, lengths: tuple[int, ...], shifts: IntArray
+) -> dict[str, Any]:
+    n, max_lag = sum(lengths), max(lengths) // 4
+    rho_x, rho_y = (autocorrelation_within_texts(c.units, lengths, max_lag) for c in (x, y))
+    n_eff = effective_samples(rho_x, rho_y, n, pairs=True)
+    adjusted = _adjusted_p(r, n_eff)
+    by_chance = []
+    for shift in shifts[:_NUM_CALIBRATIONS]:
+        shifted = x.units.T @ y.units[shifted_rows(lengths, shift)]
+        by_chance.append((_adjusted_p(shifted, n_eff) <= FALSE_DISCOVERY_RATE).mean())
+    return {
+        "significant_share": float((adjusted <= FALSE_DISCOVERY_RATE).mean()),
+        "significant_share_null": float(np.mean(by_chance)),
+        "median_effective_samples": float(np.median(n_eff)),
+        "top_pairs": _top_pairs(r, n_eff, adjusted, x.channels, y.channels),
+    }
+
+
+def _adjusted_p(r: FloatArray, n_eff: FloatArray) -> FloatArray:
+    """Benjamini-Hochberg adjusted p-values (p, q), exact where they are at most 0.05, else 1.
+
+    A pair whose p exceeds 0.05 cannot be rejected and its adjusted p is above 0.05 too, so the many
+    pairs that are clearly there need no evaluation of Student's t: |t| <= 1.95 exceeds it at any
+    number of degrees of freedom, since 1.96 is the normal distribution's limit.
+    """
+    degrees = np.maximum(n_eff - 2.0, 0.0)
+    squares = np.minimum(np.square(r), 1.0)
+    possible = squares * degrees > 1.95**2 * (1.0 - squares)
+    p_values = np.ones_like(r)
+    p_values[possible] = pearson_p_values(np.clip(r[possible], -1.0, 1.0), n_eff[possible])
+    adjusted = benjamini_hochberg(p_values, FALSE_DISCOVERY_RATE).adjusted
+    return np.where(adjusted <= FALSE_DISCOVERY_RATE, adjusted, 1.0)
+
+
+def _top_pairs(
+    r: FloatArray, n_eff: FloatArray, adjusted: FloatArray, a: IntArray, b: IntArray
+) -> tuple[TopPair, ...]:
+    magnitudes = np.abs(r).ravel()
+    count = min(_NUM_TOP_PAIRS, magnitudes.size)
+    largest = np.argpartition(magnitudes, -count)[-count:]
+    largest = largest[np.argsort(-magnitudes[largest], kind="stable")]
+    rows, columns = np.unravel_index(largest, r.shape)
+    return tuple(
+        TopPair(int(a[i]), int(b[j]), float(r[i, j]), float(n_eff[i, j]), float(adjusted[i, j]))
+        for i, j in zip(rows, columns, strict=True)
+    )
+
+
+def _against_shifts(
+    r: FloatArray, x: _Columns, y: _Columns, lengths: tuple[int, ...], shifts: IntArray
+) -> dict[str, NullTest]:
+    """The tests of r's mean, mean magnitude and maximum, and of CKA, from one product a shift."""
+    n = sum(lengths)
+    cka = _DebiasedCKA(x.values, y.values)
+    draws = np.empty((len(shifts), 4))
+    for draw, shift, product in zip(draws, shifts, _products(x, y, lengths, shifts), strict=True):
+        draw[0], draw[3] = product.mean(), cka.at(product, shifted_rows(lengths, shift))
+        draw[1], draw[2] = product.abs_().mean(), product.max()
+    magnitudes = np.abs(r)
+    observed_cka = cka.at(torch.from_numpy(r), np.arange(n))
+    values = (float(r.mean()), float(magnitudes.mean()), float(magnitudes.max()), observed_cka)
+    tests = [against_null(value, drawn, n) for value, drawn in zip(values, draws.T, strict=True)]
+    return dict(zip(("mean", "mean_abs", "max_abs", "cka"), tests, strict=True))
+
+
+def _lagged(x: _Columns, y: _Columns, lengths: tuple[int, ...]) -> dict[str, Any]:
+    reach = min(MAX_LAG, min(smallest_shift(length) for length in lengths) - 1)
+    lags = range(-reach, reach + 1)
+    # y later by k tokens than x is y shifted back by k.
+    products = _products(x, y, lengths, [-lag for lag in lags])
+    return {
+        "lags": tuple(lags),
+        "lagged_mean_abs": tuple(float(product.abs_().mean()) for product in products),
+    }
+
+
+def _products(
+    x: _Columns, y: _Columns, lengths: tuple[int, ...], shifts: Iterable[Any]
+) -> Iterator[torch.Tensor]:
+    """Correlations (p, q) with y shifted, in float32: twice as fast, rounding below 1e-6."""
+    first = torch.from_numpy(x.units.T.astype(np.float32))
+    second = torch.from_numpy(y.units.astype(np.float32))
+    for shift in shifts:
+        yield first @ second[torch.from_numpy(shifted_rows(lengths, shift))]
+
+
+class _DebiasedCKA:
+    """Debiased linear CKA [1, 2] of x (n, p) with reordered y (n, q) from their correlations.
+
+    With the columns centred, |x^T y|_F^2 = sum_ij r_ij^2 |x_i|^2 |y_j|^2, and the unbiased HSIC is
+    that - n/(n-2) k.l + (sum k)(sum l) / ((n-1)(n-2)), k and l the squared norms of the rows: what
+    `analysis_utils.linear_cka` computes, here at the price of a weighted sum a shift.
+    """
+
+    def __init__(self, x: FloatArray, y: FloatArray) -> None:
+        self.rows, self.columns, own = [], [], []
+        for values in (x, y):
+            centred = values - values.mean(axis=0)
+            centred /= np.linalg.norm(centred)
+            self.rows.append(np.square(centred).sum(axis=1))
+            self.columns.append(torch.from_numpy(np.square(centred).sum(axis=0)))
+            narrow = centred.shape[1] <= len(centred)
+            gram = centred.T @ centred if narrow else centred @ centred.T
+            own.append(self._hsic(float(np.square(gram).sum()), self.rows[-1], self.rows[-1]))
+        self.scale = np.sqrt(own[0] * own[1]) if min(own) > 1e-12 else np.nan
+
+    @staticmethod
+    def _hsic(energy: float, k: FloatArray, l_norms: FloatArray) -> float:
+        n = len(k)
+        return energy - n / (n - 2) * float(k @ l_norms) + 1.0 / ((n - 1) * (n - 2))
+
+    def at(self, r: torch.Tensor, order: IntArray) -> float:
+        """CKA when y's rows are taken in this order and r are the correlations then."""
+        first, second = (column.to(r.dtype) for column in self.columns)
+        energy = float(first @ r.square() @ second)
+        hsic = self._hsic(energy, self.rows[0], self.rows[1][order])
+        return float(np.clip(hsic / self.scale, -1.0, 1.0))

@@ -1,0 +1,481 @@
+"""How layers are tied to each other and to their own past: correlations, each beside its null.
+
+Three analyses of captured texts. Across layers: Pearson correlation of every pair of channels of
+two layers, and linear CKA (`channel_correlations`). Within a layer: autocorrelation over time, and
+how far the state and the activations move from token to token. Within a mixer: how delta, B and C
+go with its implicit attention. Every number stands beside what circular time-shifts, shuffles or
+permutations of the same data give; with too few tokens it is None, with the reason.
+
+Shapes: n pooled tokens of all texts; d_model channels. Letters: the glossary of `selective_scan`.
+From a shell: ``python layer_correlation_analyzer.py --text "some text" --layers 0,3``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from analysis_utils import FloatArray, Values, participation_ratio, summarise
+from channel_correlations import (
+    CrossLayerCorrelation,
+    PooledActivations,
+    TopPair,
+    cross_layer_correlation,
+)
+from ssm_component_extractor import (
+    STEP_OPTIONS,
+    Capture,
+    SSMComponents,
+    capture_for,
+    captures_of,
+    job_from_options,
+)
+from time_shift_nulls import (
+    NUM_SHIFTS,
+    MeanAutocorrelation,
+    NullTest,
+    fields_to_dict,
+    mean_autocorrelation,
+    spearman_permutation_test,
+    spearman_shift_test,
+    undefined,
+)
+from utils import (
+    add_common_options,
+    finite_or_none,
+    resolve_model,
+    run_main,
+    validate_choice,
+    write_csv,
+    write_json,
+    write_tensors,
+)
+
+STREAMS = {
+    "residual": lambda captured, layer: captured.block_outputs[layer],
+    "mixer": lambda captured, layer: captured.components[layer].mixer_output,
+}
+"""Activations of a layer, (b, l, d_model): the residual stream after it, or what it adds to it."""
+
+_MAX_RECURSION_LAG = 32
+# Tokens whose states are differenced at once.
+_STEP_BLOCK = 64
+# Tokens over which attention is summed, at most a quarter of the text.
+_HORIZON = 64
+
+
+@dataclass(frozen=True, eq=False)
+class RecursivePatterns:
+    """How one layer's activations and state hang together over time."""
+
+    layer: int
+    stream: str
+    """a key of STREAMS"""
+    num_tokens: int
+    num_texts: int
+    autocorrelation: MeanAutocorrelation
+    """mean over channels at lags 1, 2, ..., tokens compared within their text only, with
+    `memory_time`; null: the tokens of each text shuffled in time"""
+    state_change: tuple[float | None, ...]
+    """|h_t - h_{t-1}| / mean |h|, L2 over channels and states, for t >= 1, texts in order"""
+    activation_change: tuple[float | None, ...]
+    """|a_t - a_{t-1}| / mean |a|, L2 over channels; either is None where all is zero"""
+    change_correlation: NullTest
+    """Spearman correlation of the two over tokens; null: circular time-shifts"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON."""
+        return fields_to_dict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class SSMAttentionCorrelations:
+    """How a mixer's delta, B and C go with its implicit attention, one text, Spearman each.
+
+    Attention is |alpha| summed over a window of `horizon` tokens, the same for every token, so that
+    no correlation comes from early tokens having more queries. alpha contains delta, B and C as
+    factors: these numbers say how much of the attention each accounts for, not that it causes more.
+    """
+
+    horizon: int
+    """tokens of the window, the token itself left out"""
+    tokens: dict[str, NullTest]
+    """by pair of quantities, over tokens; null: circular time-shifts"""
+    channels: dict[str, NullTest]
+    """by pair of quantities, over channels; null: permutations; empty without the arrays"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON."""
+        return {
+            "horizon": self.horizon,
+            "tokens": {name: test.to_dict() for name, test in self.tokens.items()},
+            "channels": {name: test.to_dict() for name, test in self.channels.items()},
+        }
+
+
+def pooled_activations(
+    captures: Sequence[Capture], layer: int, stream: str = "residual"
+) -> PooledActivations:
+    """Activations of one layer on all texts of the captures, without padding.
+
+    Raises ValueError for an unknown stream, no captures, and a layer that was not captured.
+    """
+    activations = STREAMS[validate_choice("stream", stream, STREAMS)]
+    parts = []
+    for captured in captures:
+        if layer not in captured.components:
+            raise ValueError(f"layer {layer} was not captured; those that were: {captured.layers}")
+        rows = zip(activations(captured, layer), captured.attention_mask.bool(), strict=True)
+        parts += [values[keep].double().numpy() for values, keep in rows]
+    if not parts:
+        raise ValueError("captures is empty; pass at least one")
+    return PooledActivations(np.concatenate(parts), tuple(len(part) for part in parts))
+
+
+def summarise_activations(captured: Capture, layer: int) -> dict[str, Any]:
+    """Norm per token of the layer's residual stream and mixer output, and the stream's rank.
+
+    `mixer_share` is |mixer output| / |residual stream after the layer| per token;
+    `participation_ratio` that of the residual stream over tokens (see analysis_utils), None where
+    it does not vary.
+    """
+    residual = pooled_activations([captured], layer).values
+    norms = np.linalg.norm(residual, axis=1)
+    added = np.linalg.norm(pooled_activations([captured], layer, "mixer").values, axis=1)
+    ratios = np.divide(added, norms, where=norms > 0, out=np.full_like(norms, math.nan))
+    return {
+        "num_tokens": len(residual),
+        "residual_norm": summarise(norms),
+        "mixer_norm": summarise(added),
+        "mixer_share": summarise(ratios),
+        "participation_ratio": finite_or_none(participation_ratio(residual)),
+    }
+
+
+def cross_layer_correlations(
+    captures: Sequence[Capture],
+    layer_pairs: Sequence[tuple[int, int]] | None = None,
+    *,
+    stream: str = "residual",
+    num_shifts: int = NUM_SHIFTS,
+    seed: int = 0,
+) -> dict[str, CrossLayerCorrelation]:
+    """Correlations of pairs of layers, by "layer_a_to_b"; None pairs are the consecutive layers.
+
+    Raises ValueError for no pair (a single layer captured), one named twice, and a layer that was
+    not captured. Cost: that of `cross_layer_correlation` a pair.
+    """
+    if not captures:
+        raise ValueError("captures is empty; pass at least one")
+    pairs = _checked_pairs(layer_pairs, captures[0].layers)
+    pooled = {
+        layer: pooled_activations(captures, layer, stream) for layer in sorted({*sum(pairs, ())})
+    }
+    return {
+        f"layer_{a}_to_{b}": cross_layer_correlation(
+            pooled[a], pooled[b], layers=(a, b), stream=stream, num_shifts=num_shifts, seed=seed
+        )
+        for a, b in pairs
+    }
+
+
+def recursive_patterns(
+    captures: Sequence[Capture],
+    layer: int,
+    *,
+    stream: str = "residual",
+    max_lag: int = _MAX_RECURSION_LAG,
+    num_shuffles: int = 199,
+    seed: int = 0,
+) -> RecursivePatterns:
+    """Autocorrelation over time and per-token change of one layer.
+
+    Raises ValueError as `pooled_activations` and for max_lag < 1 or num_shuffles < 39. Cost: one
+    (l, l) Gram matrix a text, from which every shuffle is read, and the states of the layer.
+    """
+    pooled = pooled_activations(captures, layer, stream)
+    state_change, activation_change = _changes(captures, layer, pooled)
+    return RecursivePatterns(
+        layer=layer,
+        stream=stream,
+        num_tokens=len(pooled.values),
+        num_texts=len(pooled.lengths),
+        autocorrelation=mean_autocorrelation(
+            pooled.values, pooled.lengths, max_lag, num_shuffles=num_shuffles, seed=seed
+        ),
+        state_change=tuple(finite_or_none(x) for x in np.concatenate(state_change)),
+        activation_change=tuple(finite_or_none(x) for x in np.concatenate(activation_change)),
+        change_correlation=_change_correlation(state_change, activation_change, seed),
+    )
+
+
+def ssm_attention_correlations(
+    components: SSMComponents,
+    absolute_map: Values,
+    *,
+    channel_strength: Values | None = None,
+    channel_distance: Values | None = None,
+    seed: int = 0,
+) -> SSMAttentionCorrelations:
+    """Spearman correlations of one text's delta, B and C with its implicit attention.
+
+    `absolute_map` (l, l): |alpha| averaged over channels, row t over sources s <= t
+    (`selective_scan.attention_map(..., absolute=True)`). Over tokens, with sums over the `horizon`
+    tokens after a source (`received`) or before a query (`paid`), and the mean distance of these:
+    mean delta with received, paid and distance; |B| with received; |C| with paid. Over channels,
+    where the arrays (d_inner,) are given: half-life (of the slowest state at the mean delta) and
+    mean delta with the attention's strength and mean distance in each channel.
+
+    Raises ValueError for more than one text, padding, or a map of another shape or with negative
+    or non-finite entries. Cost: O(l * horizon) and the draws.
+    """
+    weights = _checked_map(components, absolute_map)
+    length = len(weights)
+    horizon = min(_HORIZON, length // 4)
+    received, paid, distance = _windowed_attention(weights, horizon)
+    sources, queries = slice(0, length - horizon), slice(horizon, length)
+    delta = components.delta[0].double().numpy()
+    token_delta = delta.mean(axis=1)
+    b_norm, c_norm = (x[0].double().norm(dim=1).numpy() for x in (components.B, components.C))
+    series = {
+        "delta_received": (token_delta[sources], received),
+        "delta_paid": (token_delta[queries], paid),
+        "delta_distance": (token_delta[queries], distance),
+        "B_norm_received": (b_norm[sources], received),
+        "C_norm_paid": (c_norm[queries], paid),
+    }
+    slowest = components.A.double().abs().min(dim=1).values.numpy()
+    by_channel = {"half_life": math.log(2) / (delta.mean(axis=0) * slowest),
+                  "delta": delta.mean(axis=0)}  # fmt: skip
+    given = {"strength": channel_strength, "distance": channel_distance}
+    return SSMAttentionCorrelations(
+        horizon=horizon,
+        tokens={name: _token_test(x, y, seed) for name, (x, y) in series.items()},
+        channels={
+            f"{name}_{other}": spearman_permutation_test(
+                values, _per_channel(other, array, len(values)), seed=seed
+            )
+            for name, values in by_channel.items()
+            for other, array in given.items()
+            if array is not None
+        },
+    )
+
+
+class LayerCorrelationAnalyzer:
+    """Correlations across layers and recursive patterns within them, for one text or a batch."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | Path,
+        device: str | torch.device | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
+
+    def extract_layer_activations(
+        self,
+        layer_indices: Sequence[int] | str | None,
+        text: str | Sequence[str],
+        *,
+        stream: str = "residual",
+    ) -> dict[int, Tensor]:
+        """Activations (b, l, d_model) by layer: a key of STREAMS. Several texts are left padded.
+
+        Entries at padding mean nothing; the other methods leave them out. Raises ValueError for a
+        bad layer, text or stream.
+        """
+        activations = STREAMS[validate_choice("stream", stream, STREAMS)]
+        self.capture_ = capture_for(self.model, self.tokenizer, layer_indices, text)
+        self.stream_ = stream
+        captured = self.capture_
+        self.activations_ = {layer: activations(captured, layer) for layer in captured.layers}
+        return self.activations_
+
+    def compute_cross_layer_correlations(
+        self, layer_pairs: Sequence[tuple[int, int]] | None = None, *, seed: int = 0
+    ) -> dict[str, CrossLayerCorrelation]:
+        """`cross_layer_correlations` of the extracted activations; RuntimeError before those."""
+        self.correlations_ = cross_layer_correlations(
+            [self._captured()], layer_pairs, stream=self.stream_, seed=seed
+        )
+        return self.correlations_
+
+    def analyze_recursive_patterns(
+        self, layer_idx: int, *, max_lag: int = _MAX_RECURSION_LAG, seed: int = 0
+    ) -> RecursivePatterns:
+        """`recursive_patterns` of one extracted layer; RuntimeError before extraction."""
+        return recursive_patterns(
+            [self._captured()], layer_idx, stream=self.stream_, max_lag=max_lag, seed=seed
+        )
+
+    def _captured(self) -> Capture:
+        if not hasattr(self, "capture_"):
+            raise RuntimeError(
+                "nothing has been extracted yet: call extract_layer_activations(...) first"
+            )
+        return self.capture_
+
+
+def _checked_pairs(
+    layer_pairs: Sequence[tuple[int, int]] | None, layers: Sequence[int]
+) -> list[tuple[int, int]]:
+    if layer_pairs is None:
+        if len(layers) < 2:
+            raise ValueError(f"only layer {layers[0]} was captured; a correlation needs two")
+        return list(itertools.pairwise(layers))
+    pairs = [(int(a), int(b)) for a, b in layer_pairs]
+    if not pairs or len(set(pairs)) < len(pairs):
+        raise ValueError(f"layer_pairs is {layer_pairs!r}; name each pair once, at least one")
+    if unknown := sorted({layer for pair in pairs for layer in pair} - set(layers)):
+        raise ValueError(f"layer_pairs names {unknown}; the layers captured are {list(layers)}")
+    return pairs
+
+
+def _changes(
+    captures: Sequence[Capture], layer: int, pooled: PooledActivations
+) -> tuple[list[FloatArray], list[FloatArray]]:
+    """Change of state and of activation from token to token, for each text (l - 1,)."""
+    states = []
+    for captured in captures:
+        components = captured.components[layer]
+        for row in range(len(captured.input_ids)):
+            states.append(_relative_steps(components.text(row).hidden_states[0].flatten(1)))
+    parts = np.split(pooled.values, np.cumsum(pooled.lengths)[:-1])
+    return states, [_relative_steps(torch.from_numpy(part)) for part in parts]
+
+
+def _relative_steps(x: Tensor) -> FloatArray:
+    """|x_t - x_{t-1}| / mean |x| over the rows of x (l, d): (l - 1,); nan where all is zero."""
+    steps = [
+        (
+            x[start + 1 : start + _STEP_BLOCK + 1]
+            - x[start : start + _STEP_BLOCK][: len(x) - 1 - start]
+        )
+        .norm(dim=1)
+        .double()
+        for start in range(0, len(x) - 1, _STEP_BLOCK)
+    ]
+    scale = float(x.norm(dim=1).double().mean())
+    moved = torch.cat([*steps, torch.empty(0, dtype=torch.float64)]).numpy()
+    return moved / scale if scale > 0 else np.full_like(moved, math.nan)
+
+
+def _change_correlation(
+    state_change: list[FloatArray], activation_change: list[FloatArray], seed: int
+) -> NullTest:
+    state, activation = np.concatenate(state_change), np.concatenate(activation_change)
+    lengths = [len(part) for part in state_change if len(part)]
+    return _token_test(state, activation, seed, lengths)
+
+
+def _token_test(
+    x: FloatArray, y: FloatArray, seed: int, lengths: Sequence[int] | None = None
+) -> NullTest:
+    if not (np.isfinite(x).all() and np.isfinite(y).all()):
+        return undefined("a text's values are all zero, so that they have no scale", len(x))
+    return spearman_shift_test(x, y, lengths or [len(x)], seed=seed)
+
+
+def _checked_map(components: SSMComponents, absolute_map: Values) -> FloatArray:
+    if components.delta.shape[0] != 1 or not bool(components.attention_mask.all()):
+        raise ValueError(
+            f"components holds {components.delta.shape[0]} texts or padding; pass one text without "
+            "padding: components.text(row)"
+        )
+    weights, length = np.asarray(absolute_map, dtype=np.float64), components.delta.shape[1]
+    if weights.shape != (length, length):
+        raise ValueError(
+            f"absolute_map has shape {weights.shape}; it must be {(length, length)} for this text"
+        )
+    if not np.isfinite(weights).all() or weights.min() < 0:
+        raise ValueError("absolute_map holds negative or non-finite entries; pass the mean |alpha|")
+    return weights
+
+
+def _per_channel(name: str, array: Values, d_inner: int) -> FloatArray:
+    values = np.asarray(array, dtype=np.float64)
+    if values.shape != (d_inner,):
+        raise ValueError(f"channel_{name} has shape {values.shape}; it must be ({d_inner},)")
+    return values
+
+
+def _windowed_attention(
+    weights: FloatArray, horizon: int
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Attention received from the next, and paid to the last, `horizon` tokens; its distance.
+
+    received[s] = sum_{k=1}^{horizon} weights[s + k, s] for s < l - horizon; paid[t] = sum_k
+    weights[t, t - k] and distance[t] = sum_k k weights[t, t - k] / paid[t] for t >= horizon.
+    """
+    count = len(weights) - horizon
+    received, paid, moment = np.zeros(count), np.zeros(count), np.zeros(count)
+    for k in range(1, horizon + 1):
+        diagonal = np.diagonal(weights, -k)
+        received += diagonal[:count]
+        paid += diagonal[horizon - k :]
+        moment += k * diagonal[horizon - k :]
+    return received, paid, np.divide(moment, paid, where=paid > 0, out=np.full(count, math.nan))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Correlate layers and analyse recursion; write JSON, a table of top pairs and tensors."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description="Correlations across Mamba layers and recursive patterns within them.",
+        epilog="example: python layer_correlation_analyzer.py --text 'some text' --layers 0,3",
+    )
+    add_common_options(parser, *STEP_OPTIONS)
+    parser.set_defaults(output_dir="layer_correlations")
+    job = job_from_options(parser.parse_args(argv))
+    captures, seed = captures_of(job), job.args.seed
+    correlations = {
+        stream: cross_layer_correlations(captures, stream=stream, seed=seed)
+        for stream in (STREAMS if len(job.layers) > 1 else ())
+    }
+    results = {
+        "num_texts": len(captures),
+        "layer_correlations": {
+            stream: {name: pair.to_dict() for name, pair in pairs.items()}
+            for stream, pairs in correlations.items()
+        },
+        "recursive_patterns": {
+            f"layer_{layer}": recursive_patterns(captures, layer, seed=seed).to_dict()
+            for layer in job.layers
+        },
+    }
+    path = write_json(job.output_dir / "layer_correlations.json", results)
+    rows = [
+        {"stream": stream, "layer_a": pair.layers[0], "layer_b": pair.layers[1], **top._asdict()}
+        for stream, pairs in correlations.items()
+        for pair in pairs.values()
+        for top in pair.top_pairs
+    ]
+    columns = ["stream", "layer_a", "layer_b", *TopPair._fields]
+    write_csv(job.output_dir / "top_pairs.csv", rows, columns)
+    tensors = {
+        f"text_{index}.layer_{layer}.residual": captured.block_outputs[layer][0]
+        for index, captured in enumerate(captures)
+        for layer in captured.layers
+    }
+    write_tensors(job.output_dir / "layer_activations.safetensors", tensors)
+    print(f"Wrote {path}, top_pairs.csv and layer_activations.safetensors beside it.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,322 @@
+"""Statistics of series in time, each beside what it is when the two sides are shifted in time.
+
+A circular shift of one side within each text keeps its values and its autocorrelation and breaks
+what ties it to the other side in time: the statistic of the shifted data is what coincidence gives.
+Texts are pooled (their tokens one after the other), and every shift stays within its text.
+
+References:
+  [1] Bretherton, Widmann, Dymnikov, Wallace & Blade 1999, The effective number of spatial degrees
+      of freedom of a time-varying field, eq. 30
+  [2] Phipson & Smyth 2010, Permutation p-values should never be zero
+  [3] Lancaster et al. 2018, Surrogate data for hypothesis testing of physical systems, section 3
+
+Shapes: n pooled tokens of texts with `lengths` tokens each; p and q channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import stats
+
+from analysis_utils import FloatArray, Values, lagged_products, spearman, unit_columns
+from utils import validate_int
+
+MIN_TOKENS = 40
+"""Fewer pooled tokens than this, and nothing is claimed."""
+MIN_SHIFTS = 20
+"""Fewer distinct shifts than this, and there is no null."""
+NUM_SHIFTS = 39
+"""Default number of shifts: with 39, the smallest and largest are a central 95 % interval."""
+MAX_LAG = 8
+"""Lags up to this are effects, not null: a shift of the null is larger wherever the text allows."""
+
+IntArray = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class NullTest:
+    """A statistic beside its null; every field but the counts is None where it is undefined."""
+
+    value: float | None
+    """the statistic of the data as they are"""
+    null_mean: float | None
+    """mean of the statistic over the draws of the null"""
+    null_low: float | None
+    """2.5 % quantile of the draws, rank / (draws + 1): the smallest of 39 or fewer"""
+    null_high: float | None
+    """97.5 % quantile, likewise the largest of 39 or fewer"""
+    p_value: float | None
+    """two-sided, 2 (1 + draws at least as far on that side) / (1 + draws), at most 1 [2]"""
+    n: int
+    """samples behind `value`"""
+    num_draws: int
+    """draws of the null; 0 without one"""
+    reason: str | None = None
+    """why the fields are None"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, strict JSON."""
+        return fields_to_dict(self)
+
+    @property
+    def outside_null(self) -> bool | None:
+        """Whether the value lies outside [null_low, null_high]; None where undefined."""
+        if self.value is None or self.null_low is None or self.null_high is None:
+            return None
+        return not self.null_low <= self.value <= self.null_high
+
+
+def fields_to_dict(result: Any) -> dict[str, Any]:
+    """Fields of a result by name, with tuples as lists and inner results as dicts."""
+    return {field.name: _plain(getattr(result, field.name)) for field in fields(result)}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, NullTest):
+        return value.to_dict()
+    if hasattr(value, "_asdict"):
+        return {name: _plain(entry) for name, entry in value._asdict().items()}
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, (tuple, list)) else value
+
+
+def undefined(reason: str, n: int) -> NullTest:
+    """A test that the data do not allow, with the reason."""
+    return NullTest(None, None, None, None, None, n, 0, reason)
+
+
+def against_null(value: float, draws: Values, n: int) -> NullTest:
+    """Compare a value with draws (m,) of its null; undefined where either is nan."""
+    drawn = _float64(draws)
+    if not (math.isfinite(value) and drawn.size and np.isfinite(drawn).all()):
+        return undefined("a side of the comparison has zero variance", n)
+    # Rounding must not decide a tie between the data and a draw that equals them.
+    tolerance = 1e-9 * max(abs(value), 1e-12)
+    tail = min((drawn >= value - tolerance).sum(), (drawn <= value + tolerance).sum())
+    p_value = min(1.0, 2.0 * (1 + int(tail)) / (1 + drawn.size))
+    low, high = np.quantile(drawn, (0.025, 0.975), method="weibull")
+    return NullTest(value, float(drawn.mean()), float(low), float(high), p_value, n, drawn.size)
+
+
+def smallest_shift(length: int) -> int:
+    """The smallest shift of the null in a text: beyond MAX_LAG, or a quarter of a short text."""
+    return max(1, min(MAX_LAG + 1, length // 4))
+
+
+def count_shifts(lengths: Sequence[int]) -> int:
+    """How many distinct joint shifts texts of these lengths allow; one token cannot be shifted."""
+    return math.prod(max(1, length - 2 * smallest_shift(length) + 1) for length in lengths)
+
+
+def why_too_few(lengths: Sequence[int]) -> str | None:
+    """Why texts of these lengths allow no claim, or None if they do."""
+    n = sum(lengths)
+    if n < MIN_TOKENS:
+        return f"{n} tokens; a claim needs at least {MIN_TOKENS}"
+    if (available := count_shifts(lengths)) < MIN_SHIFTS:
+        return f"{available} distinct time shifts; a null needs at least {MIN_SHIFTS}"
+    return None
+
+
+def draw_shifts(lengths: Sequence[int], count: int = NUM_SHIFTS, seed: int = 0) -> IntArray:
+    """Distinct seeded shifts, one for each text: (m, texts), m up to count.
+
+    A text of l tokens is shifted by smallest_shift(l) to l - smallest_shift(l) tokens, so that
+    lags up to MAX_LAG are not in the null (short texts: up to a quarter of the text). Raises
+    ValueError where `why_too_few` has a reason, and for count < MIN_SHIFTS.
+    """
+    if reason := why_too_few(lengths):
+        raise ValueError(f"lengths is {list(lengths)}: {reason}; use longer texts or more of them")
+    if count < MIN_SHIFTS:
+        raise ValueError(f"count is {count}; a null needs at least {MIN_SHIFTS} shifts")
+    rng = np.random.default_rng(seed)
+    ranges = [(smallest_shift(length), length - smallest_shift(length)) for length in lengths]
+    if len(lengths) == 1:
+        return rng.permutation(np.arange(ranges[0][0], ranges[0][1] + 1))[:count, None]
+    drawn: set[tuple[int, ...]] = set()
+    while len(drawn) < min(count, count_shifts(lengths)):
+        drawn.add(tuple(int(rng.integers(a, b + 1)) if a <= b else 0 for a, b in ranges))
+    return np.array(sorted(drawn), dtype=np.int64)
+
+
+def shifted_rows(lengths: Sequence[int], shifts: Sequence[int] | IntArray | int) -> IntArray:
+    """Indices (n,) that shift pooled rows circularly within each text, as numpy.roll does.
+
+    y[shifted_rows(lengths, s)] has at token t of a text the row of its token (t - s) mod length.
+    `shifts`: one for each text, or one for all.
+    """
+    per_text = np.broadcast_to(np.asarray(shifts, dtype=np.int64), (len(lengths),))
+    starts = np.cumsum([0, *lengths[:-1]])
+    rows = [
+        start + (np.arange(length) - shift) % length
+        for start, length, shift in zip(starts, lengths, per_text, strict=True)
+    ]
+    return np.concatenate(rows).astype(np.int64)
+
+
+def autocorrelation_within_texts(x: Values, lengths: Sequence[int], max_lag: int) -> FloatArray:
+    """Autocorrelation of pooled series x (n, p) with no product across texts: (max_lag + 1, p).
+
+    rho_k = sum over texts and t < length - k of (x_t - m)(x_{t+k} - m) / sum_t (x_t - m)^2 with m
+    the mean over all n tokens; in [-1, 1], nan at zero variance. For one text it is
+    `analysis_utils.autocorrelation`. Cost: O(n p log n) by FFT.
+    """
+    units, constant = unit_columns(_float64(x))
+    total = np.zeros((units.shape[1], max_lag + 1))
+    for part in np.split(units, np.cumsum(lengths)[:-1]):
+        reach = min(max_lag, len(part) - 1)
+        total[:, : reach + 1] += lagged_products(part.T, reach)
+    return np.where(constant, np.nan, total.T)
+
+
+class MeanAutocorrelation(NamedTuple):
+    """Autocorrelation averaged over channels, at each lag, beside that of shuffled tokens."""
+
+    lags: tuple[int, ...]
+    """1, 2, ... tokens, at most half of the shortest text; empty where there is none"""
+    mean: tuple[float, ...]
+    """mean over the channels of rho_k, in [-1, 1]"""
+    null_mean: tuple[float, ...]
+    """its mean over the shuffles"""
+    null_low: tuple[float, ...]
+    """2.5 % quantile over the shuffles"""
+    null_high: tuple[float, ...]
+    """97.5 % quantile"""
+    memory_time: int | None
+    """first lag at which `mean` is no longer above the null's band: 1 when there is no memory at
+    all; None if it never comes down within `lags`"""
+    first_lag_below: int | None
+    """first lag at which `mean` lies below the band; None if never"""
+    reason: str | None
+    """why there are no lags"""
+
+
+def mean_autocorrelation(
+    x: Values, lengths: Sequence[int], max_lag: int, *, num_shuffles: int = 199, seed: int = 0
+) -> MeanAutocorrelation:
+    """Mean over channels of the autocorrelation of pooled series x (n, p), within texts.
+
+    rho_k = sum over texts and t of (x_t - m)(x_{t+k} - m) / sum_t (x_t - m)^2, m the channel's mean
+    in that text; channels that never vary are left out. The null shuffles the tokens of each text.
+    Raises ValueError for max_lag < 1 or num_shuffles < 39 (a 95 % interval needs as many). Cost:
+    one Gram matrix (l, l) a text, from which every shuffle is read in O(l max_lag).
+    """
+    validate_int("max_lag", max_lag, 1)
+    validate_int("num_shuffles", num_shuffles, 39)
+    lags = range(1, min(max_lag, min(lengths) // 2) + 1)
+    grams = _gram_matrices(_float64(x), lengths) if lags else []
+    if not grams:
+        reason = "no channel varies within a text" if lags else "a text has one token"
+        return MeanAutocorrelation((), (), (), (), (), None, None, reason)
+    rng = np.random.default_rng(seed)
+    observed = _lag_sums(grams, lags, [np.arange(len(gram)) for gram in grams])
+    draws = np.stack(
+        [
+            _lag_sums(grams, lags, [rng.permutation(len(gram)) for gram in grams])
+            for _ in range(num_shuffles)
+        ]
+    )
+    low, high = np.quantile(draws, (0.025, 0.975), axis=0, method="weibull")
+    return MeanAutocorrelation(
+        lags=tuple(lags),
+        mean=tuple(observed.tolist()),
+        null_mean=tuple(draws.mean(axis=0).tolist()),
+        null_low=tuple(low.tolist()),
+        null_high=tuple(high.tolist()),
+        memory_time=_first(lags, observed <= high),
+        first_lag_below=_first(lags, observed < low),
+        reason=None,
+    )
+
+
+def _gram_matrices(values: FloatArray, lengths: Sequence[int]) -> list[FloatArray]:
+    """Inner products (l, l) of the tokens of each text, averaged over the channels that vary.
+
+    Each channel is centred within each text and scaled to unit sum of squares over all of them, so
+    that the sum along the k-th diagonals is the mean over channels of rho_k.
+    """
+    parts = np.split(values, np.cumsum(lengths)[:-1])
+    constant = np.all([np.ptp(part, axis=0) == 0 for part in parts], axis=0)
+    if constant.all():
+        return []
+    centred = [(part - part.mean(axis=0))[:, ~constant] for part in parts]
+    total = np.sqrt(sum(np.square(part).sum(axis=0) for part in centred))
+    scaled = [part / total for part in centred]
+    return [part @ part.T / part.shape[1] for part in scaled]
+
+
+def _lag_sums(grams: list[FloatArray], lags: range, orders: list[IntArray]) -> FloatArray:
+    """Sum of each Gram matrix along its k-th diagonals once its tokens are put in that order."""
+    pairs = list(zip(grams, orders, strict=True))
+    return np.array([sum(gram[order[:-k], order[k:]].sum() for gram, order in pairs) for k in lags])
+
+
+def _first(lags: range, condition: NDArray[np.bool_]) -> int | None:
+    hits = np.flatnonzero(condition)
+    return lags[int(hits[0])] if len(hits) else None
+
+
+def effective_samples(rho_x: FloatArray, rho_y: FloatArray, n: int, *, pairs: bool) -> FloatArray:
+    """Effective sample size n / (1 + 2 sum_{k>=1} rho_x(k) rho_y(k)) [1], within [2, n].
+
+    rho_x (lags + 1, p) and rho_y (lags + 1, q) are autocorrelations. With `pairs` the result is
+    (p, q), for every pair of channels; without, p = q and it is (p,), for each channel with its
+    own counterpart. nan where rho is.
+    """
+    x, y = rho_x[1:], rho_y[1:]
+    inflation = 1.0 + 2.0 * (x.T @ y if pairs else (x * y).sum(axis=0))
+    return np.clip(n / np.maximum(inflation, 1.0), min(2, n), n)
+
+
+def spearman_shift_test(
+    x: Values, y: Values, lengths: Sequence[int], *, num_shifts: int = 199, seed: int = 0
+) -> NullTest:
+    """Spearman correlation of two pooled series (n,) against circular shifts of y within texts.
+
+    Undefined, with the reason, for fewer than MIN_TOKENS tokens or MIN_SHIFTS shifts and where a
+    side is constant. Cost: two sorts and num_shifts inner products. Source: [3].
+    """
+    n = sum(lengths)
+    if reason := why_too_few(lengths):
+        return undefined(reason, n)
+    ranks, constant = unit_columns(np.stack([stats.rankdata(_float64(v)) for v in (x, y)], axis=1))
+    if constant.any():
+        return undefined("one of the two series is constant", n)
+    shifts = draw_shifts(lengths, num_shifts, seed)
+    draws = [ranks[:, 0] @ ranks[shifted_rows(lengths, shift), 1] for shift in shifts]
+    return against_null(float(ranks[:, 0] @ ranks[:, 1]), np.array(draws), n)
+
+
+def spearman_permutation_test(
+    x: Values, y: Values, *, num_permutations: int = 999, seed: int = 0
+) -> NullTest:
+    """Spearman correlation of x and y (n,), whose samples have no order, against permutations.
+
+    Undefined, with the reason, for fewer than 8 samples (then too few permutations are distinct in
+    rank correlation to matter) and where a side is constant. Cost: num_permutations inner products.
+    """
+    first, second = _float64(x), _float64(y)
+    n = first.size
+    if n < 8:
+        return undefined(f"{n} samples; a permutation test here needs at least 8", n)
+    value = spearman(first, second)
+    if math.isnan(value):
+        return undefined("one of the two sides is constant", n)
+    ranks, _ = unit_columns(np.stack([stats.rankdata(v) for v in (first, second)], axis=1))
+    rng = np.random.default_rng(seed)
+    draws = [ranks[:, 0] @ rng.permutation(ranks[:, 1]) for _ in range(num_permutations)]
+    return against_null(value, np.array(draws), n)
+
+
+def _float64(values: Values) -> FloatArray:
+    if isinstance(values, torch.Tensor):
+        return values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
