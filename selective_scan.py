@@ -43,7 +43,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 # Tokens that one pass over the states handles. The temporaries of a block, about
 # _BLOCK * H * P * N floats, then stay in a CPU's second-level cache; also the distance
@@ -99,6 +98,7 @@ def selective_scan_chunk(
     Mamba-1 (b, d_inner, N); None means zero. Chunks then give what the whole text gives.
     """
     is_mamba1 = _check_operands(u, delta, A, B, C, initial_state)
+    _check_skip(D, u)
     dtype = _compute_dtype(u, delta, A, B, C)
     operands = _group(u, delta, A, B, C, dtype)
     y, final = _SelectiveScan.apply(*operands, _grouped_state(initial_state, operands))
@@ -158,9 +158,10 @@ def implicit_attention(
     batch, length, _ = delta.shape
     result = delta.new_zeros(batch, len(chosen), length, length, dtype=dtype)
     for row in range(batch):
-        for part in torch.arange(len(chosen), device=delta.device).split(_HEADS_PER_PASS):
+        for start in range(0, len(chosen), _HEADS_PER_PASS):
+            part = slice(start, start + _HEADS_PER_PASS)
             pairs = _pairs(delta[row], A, B[row], C[row], chosen[part], group[part], dtype)
-            _add_causal_pairs(result[row, part[0] : part[-1] + 1], pairs, _product_by_head)
+            _add_causal_pairs(result[row, part], pairs, _product_by_head)
     return result
 
 
@@ -192,11 +193,7 @@ def attention_map(
     O(l) for each of the heads handled at a time, and the result.
     """
     _check_parameters(delta, A, B, C)
-    for name, weight in (("query_weight", query_weight), ("key_weight", key_weight)):
-        if weight is not None and weight.shape != delta.shape:
-            raise ValueError(
-                f"{name} must be (b, l, H) = {tuple(delta.shape)}, got {tuple(weight.shape)}"
-            )
+    _check_weights(delta, query_weight=query_weight, key_weight=key_weight)
     B, C = _with_groups(B), _with_groups(C)
     dtype = _compute_dtype(delta, A, B, C)
     batch, length, num_heads = delta.shape
@@ -229,9 +226,10 @@ def attention_row(
     """One row of :func:`attention_map`, (b, l): what one query token takes from every source.
 
     ``query`` counts tokens, from the end when negative. Raises ValueError for a token that does
-    not exist. Cost: O(b l H N), no l by l map.
+    not exist and where shapes do not fit each other. Cost: O(b l H N), no l by l map.
     """
     _check_parameters(delta, A, B, C)
+    _check_weights(delta, query_weight=query_weight, key_weight=key_weight)
     batch, length, num_heads = delta.shape
     if not -length <= query < length:
         raise ValueError(f"query is token {query}; the text has tokens 0 to {length - 1}")
@@ -279,8 +277,13 @@ class _SelectiveScan(torch.autograd.Function):
         return y, h.clone()
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad_y, grad_final):
+        # once_differentiable would not do: autograd.grad skips its error where no path through it
+        # leads to the input asked for, and leaves the scan out of the second derivative.
+        if torch.is_grad_enabled():
+            raise RuntimeError(
+                "selective_scan is differentiable once: take its gradient without create_graph=True"
+            )
         u, delta, A, B, C, checkpoints = ctx.saved_tensors
         operands = _Grouped(u, delta, A, B, C)
         length, state_shape = u.shape[0], checkpoints.shape[1:]
@@ -377,6 +380,24 @@ def _check_operands(u, delta, A, B, C=None, initial_state=None) -> bool:
                 f"initial_state must be {expected} to fit u and B, got {tuple(initial_state.shape)}"
             )
     return is_mamba1
+
+
+def _check_skip(D: Tensor | None, u: Tensor) -> None:
+    """Raise ValueError unless D fits u; broadcasting would accept shapes that mean nothing."""
+    heads = tuple(u.shape[2:3])
+    allowed = (heads,) if u.dim() == 3 else (heads, tuple(u.shape[2:]))
+    if D is not None and tuple(D.shape) not in allowed:
+        expected = " or ".join(map(str, allowed))
+        raise ValueError(f"D must be {expected} to fit u, got {tuple(D.shape)}")
+
+
+def _check_weights(delta: Tensor, **weights: Tensor | None) -> None:
+    """Raise ValueError unless every weight of queries or keys has the shape of delta."""
+    for name, weight in weights.items():
+        if weight is not None and weight.shape != delta.shape:
+            raise ValueError(
+                f"{name} must be (b, l, H) = {tuple(delta.shape)}, got {tuple(weight.shape)}"
+            )
 
 
 def _check_parameters(delta, A, B, C=None) -> None:
