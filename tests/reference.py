@@ -1,0 +1,182 @@
+"""Naive float64 twins of the suite's fast code: plain loops, each written from its formula.
+
+Nothing here is shared with the modules under test. Letters and shapes are those of the glossary in
+`selective_scan`, in the heads form: u (b, l, H, P), delta (b, l, H), A (H, N) or (H, 1), B and C
+(b, l, G, N), D (H,), h (b, l, H, P, N). Mamba-1 is P = 1 and G = 1: see `heads_form`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def heads_form(**operands: Tensor) -> dict[str, Tensor]:
+    """Mamba-1's u (b, l, d_inner) and B, C (b, l, N) as (b, l, H, 1) and (b, l, 1, N)."""
+    axis = {"u": 3, "B": 2, "C": 2}
+    return {name: x.unsqueeze(axis[name]) if name in axis else x for name, x in operands.items()}
+
+
+def scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    initial_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(y, h): h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t and y_t = C_t h_t + D u_t.
+
+    No operation is in place, so that autograd differentiates it.
+    """
+    u, delta, A, B, C = (x.double() for x in (u, delta, A, B, C))
+    batch, length, heads, width = u.shape
+    group = group_of_head(heads, B.shape[2])
+    h = torch.zeros(batch, heads, width, B.shape[3], dtype=torch.float64)
+    if initial_state is not None:
+        h = initial_state.double()
+    states, outputs = [], []
+    for t in range(length):
+        decay = torch.exp(delta[:, t, :, None, None] * A[:, None, :])
+        write = delta[:, t, :, None, None] * B[:, t, group, None, :] * u[:, t, :, :, None]
+        h = decay * h + write
+        y = (C[:, t, group, None, :] * h).sum(-1)
+        if D is not None:
+            y = y + D.double()[:, None] * u[:, t]
+        states.append(h)
+        outputs.append(y)
+    return torch.stack(outputs, 1), torch.stack(states, 1)
+
+
+def group_of_head(heads: int, groups: int) -> list[int]:
+    """Number of the group whose B and C a head reads."""
+    return [head // (heads // groups) for head in range(heads)]
+
+
+def implicit_attention(delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """alpha[h, t, s] = sum_n C_t[n] (prod_{r = s+1..t} exp(delta_r A[h, n])) delta_s B_s[n]."""
+    delta, A, B, C = (x.double() for x in (delta, A, B, C))
+    batch, length, heads = delta.shape
+    group = group_of_head(heads, B.shape[2])
+    alpha = torch.zeros(batch, heads, length, length, dtype=torch.float64)
+    for t in range(length):
+        survival = torch.ones(batch, heads, B.shape[3], dtype=torch.float64)
+        for s in reversed(range(t + 1)):
+            kept = (C[:, t, group] * survival * B[:, s, group]).sum(-1)
+            alpha[:, :, t, s] = kept * delta[:, s]
+            survival = survival * torch.exp(delta[:, s, :, None] * A)
+    return alpha
+
+
+def attention_map(
+    alpha: Tensor,
+    query_weight: Tensor | None = None,
+    key_weight: Tensor | None = None,
+    absolute: bool = False,
+) -> Tensor:
+    """R[t, s] = sum_h q_t[h] alpha[h, t, s] k_s[h], or of its magnitude; q is 1 / H, k is 1."""
+    batch, heads, length, _ = alpha.shape
+    result = torch.zeros(batch, length, length, dtype=torch.float64)
+    for head in range(heads):
+        part = alpha[:, head]
+        part = part / heads if query_weight is None else part * query_weight[:, :, head, None]
+        part = part if key_weight is None else part * key_weight[:, None, :, head]
+        result += part.abs() if absolute else part
+    return result
+
+
+def mamba1_mixer(
+    weights: Mapping[str, Tensor], x: Tensor, mask: Tensor | None = None
+) -> dict[str, Tensor]:
+    """A Mamba-1 mixer from its state dict and input x (b, l, d_model): every stage by name.
+
+    The numbers that `transformers` takes in float32 in a model of any dtype (A, D, B, and u where
+    it enters the state) are rounded so here too: a float64 model is then met to float64 precision.
+    """
+    w = {name: value.double() for name, value in weights.items()}
+    keep = torch.ones(x.shape[:2]) if mask is None else mask
+    keep = keep.double()[:, :, None]
+    d_inner, d_state = w["A_log"].shape
+    dt_rank = w["dt_proj.weight"].shape[1]
+    projected = linear(x.double() * keep, w["in_proj.weight"], w.get("in_proj.bias"))
+    conv_input, gate = projected[..., :d_inner], projected[..., d_inner:]
+    p = causal_convolution(conv_input, w["conv1d.weight"][:, 0], w.get("conv1d.bias"))
+    u = silu(p) * keep
+    low_rank = linear(u, w["x_proj.weight"])
+    dt, B = low_rank[..., :dt_rank], low_rank[..., dt_rank : dt_rank + d_state]
+    C = low_rank[..., dt_rank + d_state :]
+    delta = torch.log1p(torch.exp(linear(dt, w["dt_proj.weight"], w["dt_proj.bias"])))
+    A, D, B = -torch.exp(weights["A_log"].float()).double(), w["D"].float().double(), float32(B)
+    y, h = scan(float32(u)[..., None], delta, A, B[:, :, None], C[:, :, None])
+    y = y[..., 0] + D * u
+    gated = y * silu(gate)
+    return {
+        "conv_input": conv_input, "gate": gate, "u": u, "delta": delta, "A": A, "B": B, "C": C,
+        "D": D, "h": h[:, :, :, 0], "y": y, "gated": gated,
+        "output": linear(gated, w["out_proj.weight"], w.get("out_proj.bias")),
+    }  # fmt: skip
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """x W^T + b."""
+    return torch.einsum("blj,ij->bli", x, weight) + (0.0 if bias is None else bias)
+
+
+def silu(x: Tensor) -> Tensor:
+    """x / (1 + exp(-x))."""
+    return x / (1 + torch.exp(-x))
+
+
+def float32(x: Tensor) -> Tensor:
+    """float64 numbers rounded to float32."""
+    return x.float().double()
+
+
+def causal_convolution(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """p_t[i] = b[i] + sum_k w[i, k] x_{t - (K-1) + k}[i], tokens before the text being zero."""
+    taps = weight.shape[1]
+    result = torch.zeros_like(x) + (0.0 if bias is None else bias)
+    for t in range(x.shape[1]):
+        for k in range(taps):
+            source = t - (taps - 1) + k
+            if source >= 0:
+                result[:, t] += weight[:, k] * x[:, source]
+    return result
+
+
+def energies(delta: Tensor, A: Tensor, B: Tensor, u: Tensor, h: Tensor) -> tuple[Tensor, Tensor]:
+    """(write, retain), each (b, l): L2 norms of delta_t B_t u_t and exp(delta_t A) h_{t-1}.
+
+    Mamba-1 shapes: u (b, l, d_inner), B (b, l, N), h (b, l, d_inner, N); retain is 0 at t = 0.
+    """
+    delta, A, B, u, h = (x.double() for x in (delta, A, B, u, h))
+    write, retain = torch.zeros(2, *delta.shape[:2], dtype=torch.float64)
+    for row in range(delta.shape[0]):
+        for t in range(delta.shape[1]):
+            written = torch.outer(delta[row, t] * u[row, t], B[row, t])
+            write[row, t] = written.square().sum().sqrt()
+            if t > 0:
+                kept = torch.exp(delta[row, t, :, None] * A) * h[row, t - 1]
+                retain[row, t] = kept.square().sum().sqrt()
+    return write, retain
+
+
+def half_life(delta: Tensor, A: Tensor) -> Tensor:
+    """(d_inner, N) tokens after which exp(k mean(delta) A) = 1/2, for delta (l, d_inner)."""
+    result = torch.zeros(A.shape, dtype=torch.float64)
+    for channel in range(A.shape[0]):
+        mean = float(delta[:, channel].double().sum()) / delta.shape[0]
+        for state in range(A.shape[1]):
+            result[channel, state] = math.log(0.5) / (mean * float(A[channel, state]))
+    return result
+
+
+def participation_ratio(states: Tensor) -> float:
+    """(sum lambda)^2 / sum lambda^2, lambda the eigenvalues of the covariance of states (l, d)."""
+    eigenvalues = np.linalg.eigvalsh(np.cov(states.double().numpy(), rowvar=False))
+    return float(eigenvalues.sum() ** 2 / np.square(eigenvalues).sum())

@@ -1,0 +1,558 @@
+"""The scan, its states, its attention and its gradients against plain float64 loops."""
+
+import math
+
+import pytest
+import reference
+import torch
+from torch import Tensor
+
+import selective_scan as module
+from analysis_utils import relative_error
+from selective_scan import (
+    attention_map,
+    attention_row,
+    implicit_attention,
+    scan_hidden_states,
+    selective_scan,
+    selective_scan_chunk,
+)
+
+# A block is 16 tokens, a segment of a map a power of two: one token, both sides of each border,
+# and lengths whose last segment is short.
+LENGTHS = (1, 2, 15, 16, 17, 33, 100)
+
+# The suite's bounds: rounding of float32 (1e-7) and of float64 (2e-16), grown over the tokens.
+BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}
+DTYPES = tuple(BOUND)
+
+# heads, width, groups, states, states of A (1: one rate for all states of a head, as Mamba-2)
+SHAPES = {
+    "mamba1": (6, 1, 1, 4, 4),
+    "mamba2": (6, 3, 2, 4, 1),
+    "groups": (6, 3, 3, 5, 5),
+    "one": (1, 1, 1, 1, 1),
+}
+
+
+def make_operands(
+    shape: str = "groups",
+    length: int = 33,
+    batch: int = 2,
+    dtype: torch.dtype = torch.float64,
+    seed: int = 0,
+) -> dict[str, Tensor]:
+    """Operands in heads form, with decays exp(delta A) from about 0.2 to 0.98 a token."""
+    heads, width, groups, states, rates = SHAPES[shape]
+    generator = torch.Generator().manual_seed(seed)
+
+    def normal(*size: int) -> Tensor:
+        return torch.randn(size, generator=generator, dtype=torch.float64)
+
+    operands = {
+        "u": normal(batch, length, heads, width),
+        "delta": torch.nn.functional.softplus(normal(batch, length, heads) - 1),
+        "A": -torch.exp(normal(heads, rates) - 1),
+        "B": normal(batch, length, groups, states),
+        "C": normal(batch, length, groups, states),
+        "D": normal(heads),
+    }
+    return {name: x.to(dtype) for name, x in operands.items()}
+
+
+def make_mamba1_operands(**options) -> dict[str, Tensor]:
+    """The same numbers in the shapes of the Mamba paper: u (b, l, d_inner), B and C (b, l, N)."""
+    axis = {"u": 3, "B": 2, "C": 2}
+    operands = make_operands("mamba1", **options)
+    return {name: x.squeeze(axis[name]) if name in axis else x for name, x in operands.items()}
+
+
+def initial_state_for(operands: dict[str, Tensor], seed: int = 1) -> Tensor:
+    batch, _, heads, width = operands["u"].shape
+    generator = torch.Generator().manual_seed(seed)
+    size = (batch, heads, width, operands["B"].shape[-1])
+    state = torch.randn(size, generator=generator, dtype=torch.float64)
+    return state.to(operands["u"].dtype)
+
+
+def without(operands: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+    return {name: x for name, x in operands.items() if name not in names}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_scan_and_states_are_those_of_the_loop(shape, length, dtype):
+    operands = make_operands(shape, length, dtype=dtype)
+    y, h = reference.scan(**operands)
+    result = selective_scan(**operands)
+    states = scan_hidden_states(**without(operands, "C", "D"))
+    assert result.shape == y.shape
+    assert result.dtype == dtype
+    assert states.shape == h.shape
+    assert states.dtype == dtype
+    assert relative_error(result, y) <= BOUND[dtype]
+    assert relative_error(states, h) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", LENGTHS)
+def test_mamba1_shapes_come_back_as_they_went_in(length, dtype):
+    operands = make_mamba1_operands(length=length, dtype=dtype)
+    y, h = reference.scan(**reference.heads_form(**operands))
+    result = selective_scan(**operands)
+    states = scan_hidden_states(**without(operands, "C", "D"))
+    assert result.shape == operands["u"].shape
+    assert states.shape == (*operands["u"].shape, operands["B"].shape[-1])
+    assert relative_error(result, y.squeeze(-1)) <= BOUND[dtype]
+    assert relative_error(states, h.squeeze(-2)) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention_is_that_of_the_loop_and_gives_the_output(shape, length, dtype):
+    operands = make_operands(shape, length, dtype=dtype)
+    parameters = without(operands, "u", "D")
+    alpha = implicit_attention(**parameters)
+    assert alpha.dtype == dtype
+    assert relative_error(alpha, reference.implicit_attention(**parameters)) <= BOUND[dtype]
+    y = torch.einsum("bhts,bshp->bthp", alpha.double(), operands["u"].double())
+    y = y + operands["D"].double()[:, None] * operands["u"].double()
+    assert relative_error(y, reference.scan(**operands)[0]) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("weights", ["none", "query", "key", "both"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_maps_and_their_rows_are_those_of_the_loop(shape, dtype, weights, absolute):
+    for length in (1, 2, 17, 33):
+        operands = make_operands(shape, length, dtype=dtype)
+        parameters = without(operands, "u", "D")
+        generator = torch.Generator().manual_seed(2)
+        query, key = torch.randn(2, *operands["delta"].shape, generator=generator, dtype=dtype)
+        options = {
+            "query_weight": query if weights in ("query", "both") else None,
+            "key_weight": key if weights in ("key", "both") else None,
+            "absolute": absolute,
+        }
+        expected = reference.attention_map(reference.implicit_attention(**parameters), **options)
+        result = attention_map(**parameters, **options)
+        assert result.dtype == dtype
+        assert relative_error(result, expected) <= BOUND[dtype]
+        for token in {0, length // 2, -1}:
+            row = attention_row(**parameters, query=token, **options)
+            assert row.dtype == dtype
+            assert relative_error(row, expected[:, token]) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_maps_at_every_length(length, absolute):
+    parameters = without(make_operands("groups", length), "u", "D")
+    expected = reference.attention_map(
+        reference.implicit_attention(**parameters), absolute=absolute
+    )
+    assert relative_error(attention_map(**parameters, absolute=absolute), expected) <= 1e-10
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_more_heads_than_a_map_takes_at_once(monkeypatch, absolute):
+    parameters = without(make_operands("groups", 20), "u", "D")
+    expected = reference.implicit_attention(**parameters)
+    monkeypatch.setattr(module, "_HEADS_PER_PASS", 4)  # of 6 heads in 3 groups
+    monkeypatch.setattr(module, "_PRODUCT_FLOATS", 1)  # one head at a time
+    assert relative_error(implicit_attention(**parameters), expected) <= 1e-10
+    result = attention_map(**parameters, absolute=absolute)
+    assert relative_error(result, reference.attention_map(expected, absolute=absolute)) <= 1e-10
+
+
+def test_chosen_heads_come_in_the_order_asked_for():
+    parameters = without(make_operands("groups", 20), "u", "D")
+    chosen = implicit_attention(**parameters, heads=[4, 0, 5])
+    # The same products in batches of another size: float64 rounding.
+    expected = implicit_attention(**parameters)[:, [4, 0, 5]]
+    torch.testing.assert_close(chosen, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_mamba1_parameters_give_the_same_attention():
+    operands = make_mamba1_operands(length=20)
+    parameters = without(operands, "u", "D")
+    heads = without(reference.heads_form(**operands), "u", "D")
+    assert torch.equal(implicit_attention(**parameters), implicit_attention(**heads))
+    assert torch.equal(attention_map(**parameters), attention_map(**heads))
+    assert torch.equal(attention_row(**parameters, query=7), attention_row(**heads, query=7))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("border", [1, 15, 16, 17, 32])
+def test_chunks_give_what_the_whole_gives(shape, border):
+    operands = make_operands(shape, 40)
+    D, initial = operands["D"], initial_state_for(operands)
+    sequences = without(operands, "A", "D")
+    first = {name: x[:, :border] for name, x in sequences.items()} | {"A": operands["A"]}
+    second = {name: x[:, border:] for name, x in sequences.items()} | {"A": operands["A"]}
+    y, h = reference.scan(**operands, initial_state=initial)
+    y_first, state = selective_scan_chunk(**first, D=D, initial_state=initial)
+    y_second, final = selective_scan_chunk(**second, D=D, initial_state=state)
+    assert relative_error(torch.cat([y_first, y_second], 1), y) <= 1e-10
+    assert relative_error(state, h[:, border - 1]) <= 1e-10
+    assert relative_error(final, h[:, -1]) <= 1e-10
+    states = scan_hidden_states(**without(second, "C"), initial_state=state)
+    assert relative_error(states, h[:, border:]) <= 1e-10
+
+
+def test_mamba1_chunks_take_and_give_mamba1_states():
+    operands = make_mamba1_operands(length=20)
+    initial = torch.full((2, 6, 4), 0.5, dtype=torch.float64)
+    heads = reference.heads_form(**operands)
+    y, h = reference.scan(**heads, initial_state=initial.unsqueeze(2))
+    result, final = selective_scan_chunk(**operands, initial_state=initial)
+    assert final.shape == initial.shape
+    assert relative_error(result, y.squeeze(-1)) <= 1e-10
+    assert relative_error(final, h[:, -1].squeeze(2)) <= 1e-10
+    states = scan_hidden_states(**without(operands, "C", "D"), initial_state=initial)
+    assert relative_error(states, h.squeeze(3)) <= 1e-10
+
+
+@pytest.mark.parametrize("shape", ["mamba2", "groups"])
+@pytest.mark.parametrize("length", [1, 3, 17])
+def test_gradcheck_of_every_argument(shape, length, monkeypatch):
+    # Finite differences cost one scan for each number: short blocks make a short text cross many.
+    monkeypatch.setattr(module, "_BLOCK", 16 if length == 17 else 2)
+    operands = make_operands(shape, length, batch=1)
+    arguments = [x.requires_grad_() for x in (*operands.values(), initial_state_for(operands))]
+    # fast_mode compares random projections of the Jacobian instead of each of its entries.
+    assert torch.autograd.gradcheck(selective_scan_chunk, arguments, fast_mode=length == 17)
+
+
+def test_gradcheck_of_mamba1_shapes():
+    arguments = [x.requires_grad_() for x in make_mamba1_operands(length=3, batch=2).values()]
+    assert torch.autograd.gradcheck(selective_scan, arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gradients_are_those_of_autograd_through_the_loop(shape, dtype):
+    operands = make_operands(shape, 100, dtype=dtype)
+    leaves = {**operands, "initial_state": initial_state_for(operands)}
+    leaves = {name: x.requires_grad_() for name, x in leaves.items()}
+    y, final = selective_scan_chunk(**leaves)
+    expected_y, h = reference.scan(**leaves)
+    generator = torch.Generator().manual_seed(3)
+    weights = torch.randn(y.shape, generator=generator, dtype=torch.float64)
+    gradients = torch.autograd.grad(
+        (y * weights).sum() + final.square().sum(), list(leaves.values())
+    )
+    expected = torch.autograd.grad(
+        (expected_y * weights).sum() + h[:, -1].square().sum(), list(leaves.values())
+    )
+    for result, twin in zip(gradients, expected, strict=True):
+        # The suite's bound on gradients in float32; in float64 that of the values.
+        assert relative_error(result, twin) <= (1e-4 if dtype == torch.float32 else 1e-10)
+
+
+def test_a_second_derivative_is_refused_rather_than_wrong():
+    operands = make_operands("mamba1", 3)
+    u = operands.pop("u").requires_grad_()
+    f = selective_scan(u, **operands).square().sum()
+    with pytest.raises(RuntimeError, match="differentiable once.*without create_graph=True"):
+        torch.autograd.grad(f, u, create_graph=True)
+
+
+def test_the_future_changes_nothing():
+    operands = make_operands("groups", 40)
+    parameters = without(operands, "u", "D")
+    changed = {
+        name: torch.cat([x[:, :20], 2 * x[:, 20:]], 1) if name in ("u", "delta", "B", "C") else x
+        for name, x in operands.items()
+    }
+    changed_parameters = without(changed, "u", "D")
+    assert torch.equal(selective_scan(**changed)[:, :20], selective_scan(**operands)[:, :20])
+    assert not torch.equal(selective_scan(**changed)[:, 20:], selective_scan(**operands)[:, 20:])
+    for function in (implicit_attention, attention_map):
+        past, whole = function(**parameters), function(**changed_parameters)
+        assert torch.equal(past[..., :20, :20], whole[..., :20, :20])
+        assert torch.equal(past.triu(1), torch.zeros_like(past))
+    row = attention_row(**parameters, query=19)
+    assert torch.equal(row, attention_row(**changed_parameters, query=19))
+    assert torch.equal(row[:, 20:], torch.zeros_like(row[:, 20:]))
+
+
+def test_a_text_is_the_same_in_a_batch_and_alone():
+    operands = make_operands("groups", 40, batch=3)
+    shared = {name: operands[name] for name in ("A", "D")}
+    alone = {name: x[1:2] for name, x in operands.items() if name not in shared} | shared
+    parameters, own = without(operands, "u", "D"), without(alone, "u", "D")
+    pairs = [
+        (selective_scan(**operands), selective_scan(**alone)),
+        (implicit_attention(**parameters), implicit_attention(**own)),
+        (attention_map(**parameters), attention_map(**own)),
+        (attention_map(**parameters, absolute=True), attention_map(**own, absolute=True)),
+        (attention_row(**parameters, query=30), attention_row(**own, query=30)),
+    ]
+    for batched, single in pairs:
+        # Products of another batch size may be summed in another order: float64 rounding.
+        torch.testing.assert_close(batched[1:2], single, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("exponent", [100.0, 300.0, 800.0])
+def test_extreme_decays_leave_each_token_alone(exponent, dtype):
+    operands = make_operands("groups", 33, dtype=dtype)
+    operands["delta"] = torch.full_like(operands["delta"], 4.0)
+    operands["A"] = torch.full_like(operands["A"], -exponent / 4)
+    leaves = {name: x.requires_grad_() for name, x in operands.items()}
+    y = selective_scan(**leaves)
+    gradients = torch.autograd.grad(y.sum(), list(leaves.values()))
+    assert all(bool(torch.isfinite(x).all()) for x in (y, *gradients))
+    operands = {name: x.detach() for name, x in operands.items()}
+    # exp(-100) = 4e-44 vanishes beside a token's own term in either precision.
+    own = (operands["B"] * operands["C"]).sum(-1).repeat_interleave(2, dim=2) * 4
+    expected = (own + operands["D"])[..., None] * operands["u"]
+    assert relative_error(y.detach(), expected) <= BOUND[dtype]
+    alpha = implicit_attention(**without(operands, "u", "D"))
+    # float64 holds numbers down to exp(-708), float32 down to exp(-87).
+    gone = 1e-40 if dtype == torch.float64 and exponent < 700 else 0.0
+    assert float(alpha.tril(-1).abs().max()) <= gone
+    diagonal = alpha.diagonal(dim1=2, dim2=3).mT
+    assert relative_error(diagonal, own) <= BOUND[dtype]
+    for absolute in (False, True):
+        result = attention_map(**without(operands, "u", "D"), absolute=absolute)
+        assert float(result.tril(-1).abs().max()) <= gone
+        assert bool(torch.isfinite(result).all())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_token_that_resets_the_state_cuts_what_came_before(dtype):
+    operands = make_operands("groups", 33, dtype=dtype)
+    operands["delta"][:, 20] = 20000.0  # times the slowest rate here: beyond exp's range
+    parameters = without(operands, "u", "D")
+    alpha = implicit_attention(**parameters)
+    assert torch.equal(alpha[:, :, 20:, :20], torch.zeros_like(alpha[:, :, 20:, :20]))
+    assert bool((alpha[:, :, :20, 0] != 0).all())
+    expected = reference.implicit_attention(**parameters)
+    assert relative_error(alpha, expected) <= BOUND[dtype]
+    result = attention_map(**parameters)
+    assert relative_error(result, reference.attention_map(expected)) <= BOUND[dtype]
+
+
+def test_a_state_that_hardly_decays_is_a_sum():
+    operands = make_operands("mamba1", 100, dtype=torch.float32)
+    operands["A"] = torch.full_like(operands["A"], -1e-12)
+    alpha = implicit_attention(**without(operands, "u", "D"))
+    products = torch.einsum("btgn,bsgn->bts", operands["C"].double(), operands["B"].double())
+    expected = products[:, None] * operands["delta"].double().mT[:, :, None, :]
+    # 100 tokens at a decay of 1e-12 each: 1e-10, below float32's own rounding.
+    assert relative_error(alpha, expected.tril()) <= 1e-5
+
+
+def test_long_texts_keep_float32_precision():
+    generator = torch.Generator().manual_seed(0)
+    length = 2048
+    delta = torch.rand(1, length, 2, generator=generator) + 0.5
+    A = torch.tensor([[-1e-3], [-1e-2]])
+    B, C = torch.randn(2, 1, length, 1, 1, generator=generator)
+    since = delta.double().cumsum(1)
+    exponent = (since[:, -1:] - since) * A.double().T
+    expected = C.double()[:, -1:, 0] * exponent.exp() * delta.double() * B.double()[:, :, 0]
+    alpha = implicit_attention(delta, A, B, C)[:, :, -1].mT
+    # A float32 cumulative sum of delta would miss this bound by a factor of ten.
+    assert relative_error(alpha, expected) <= 1e-5
+    assert relative_error(attention_row(delta, A, B, C, -1), expected.mean(-1)) <= 1e-5
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("which", ["query_weight", "key_weight"])
+def test_weights_as_small_as_gradients_keep_their_precision(which, absolute):
+    operands = make_operands("groups", 33, dtype=torch.float32)
+    parameters = without(operands, "u", "D")
+    generator = torch.Generator().manual_seed(4)
+    weight = 1e-20 * torch.randn(operands["delta"].shape, generator=generator)
+    options = {which: weight, "absolute": absolute}
+    expected = reference.attention_map(reference.implicit_attention(**parameters), **options)
+    result = attention_map(**parameters, **options)
+    assert relative_error(result, expected) <= 1e-5
+    assert relative_error(attention_row(**parameters, query=-1, **options), expected[:, -1]) <= 1e-5
+
+
+def test_rows_of_very_different_weight_are_each_precise():
+    operands = make_operands("groups", 33, dtype=torch.float32)
+    parameters = without(operands, "u", "D")
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(operands["delta"].shape, generator=generator)
+    weight *= torch.logspace(-6, 0, 33)[:, None]
+    expected = reference.attention_map(
+        reference.implicit_attention(**parameters), query_weight=weight
+    )
+    result = attention_map(**parameters, query_weight=weight)
+    for t in range(33):
+        assert relative_error(result[:, t], expected[:, t]) <= 1e-5
+
+
+def test_weights_of_zero_give_zero():
+    operands = make_operands("groups", 17)
+    zero = torch.zeros_like(operands["delta"])
+    for name in ("query_weight", "key_weight"):
+        result = attention_map(**without(operands, "u", "D"), **{name: zero})
+        assert torch.equal(result, torch.zeros_like(result))
+
+
+def test_the_backward_pass_keeps_checkpoints_and_no_states():
+    length, heads, states = 128, 32, 16
+    u, delta = torch.rand(2, 1, length, heads)
+    B, C = torch.rand(2, 1, length, states)
+    A, D = -torch.rand(heads, states), torch.rand(heads)
+    leaves = [x.requires_grad_() for x in (u, delta, A, B, C, D)]
+    kept: dict[int, int] = {}
+
+    def count(x: Tensor) -> Tensor:
+        storage = x.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return x
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+        y = selective_scan(*leaves)
+    checkpoints = math.ceil(length / 16) * heads * states * 4
+    inputs = sum(x.nbytes for x in leaves)
+    assert sum(kept.values()) <= inputs + checkpoints
+    assert sum(kept.values()) < length * heads * states * 4 / 2
+    y.sum().backward()
+    assert all(leaf.grad is not None for leaf in leaves)
+
+
+def test_inputs_are_left_as_they_were_and_may_be_strided():
+    operands = make_operands("groups", 33)
+    before = {name: x.clone() for name, x in operands.items()}
+    parameters = without(operands, "u", "D")
+    weight = operands["delta"].clone()
+    y = selective_scan(**operands)
+    scan_hidden_states(**without(operands, "C", "D"))
+    implicit_attention(**parameters)
+    attention_map(**parameters, query_weight=weight, key_weight=weight)
+    attention_row(**parameters, query=3, query_weight=weight, key_weight=weight)
+    assert torch.equal(weight, before["delta"])
+    for name, x in operands.items():
+        assert torch.equal(x, before[name])
+    strided = {name: x.mT.contiguous().mT if x.dim() > 1 else x for name, x in operands.items()}
+    assert torch.equal(selective_scan(**strided), y)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_is_computed_in_float32(dtype):
+    half = make_operands("groups", 33, dtype=dtype)
+    single = {name: x.float() for name, x in half.items()}
+    assert torch.equal(selective_scan(**half), selective_scan(**single))
+    assert torch.equal(
+        scan_hidden_states(**without(half, "C", "D")),
+        scan_hidden_states(**without(single, "C", "D")),
+    )
+    half, single = without(half, "u", "D"), without(single, "u", "D")
+    assert torch.equal(implicit_attention(**half), implicit_attention(**single))
+    weight = half["delta"]
+    for absolute in (False, True):
+        assert torch.equal(
+            attention_map(**half, query_weight=weight, absolute=absolute),
+            attention_map(**single, query_weight=weight.float(), absolute=absolute),
+        )
+    row = attention_row(**half, query=9, key_weight=weight)
+    assert torch.equal(row, attention_row(**single, query=9, key_weight=weight.float()))
+
+
+def test_skip_connection_of_a_head_or_of_each_of_its_channels():
+    operands = make_operands("groups", 5)
+    D = torch.arange(18, dtype=torch.float64).reshape(6, 3)
+    plain = selective_scan(**without(operands, "D"))
+    assert relative_error(selective_scan(**operands | {"D": D}), plain + D * operands["u"]) <= 1e-12
+
+
+BAD_SCANS = [
+    ({"u": torch.zeros(2, 4)}, r"u must be \(b, l, H, P\) or \(b, l, d_inner\).*\(2, 4\)"),
+    ({"delta": torch.zeros(2, 4)}, r"delta must be \(b, l, H\), got shape \(2, 4\)"),
+    ({"delta": torch.zeros(2, 4, 5)}, r"A must be \(5, 5\) or \(5, 1\) to fit delta and B"),
+    ({"u": torch.zeros(2, 5, 6, 3)}, r"delta must be \(b, l, H\) = \(2, 5, 6\) to fit u"),
+    ({"A": torch.zeros(6)}, r"A must be \(6, 5\) or \(6, 1\).*got \(6,\)"),
+    ({"A": torch.zeros(6, 4)}, r"A must be \(6, 5\) or \(6, 1\).*got \(6, 4\)"),
+    ({"B": torch.zeros(2, 3, 3, 5)}, r"B must be \(b, l, N\) or.*b, l = 2, 4, got \(2, 3, 3, 5\)"),
+    ({"B": torch.zeros(2, 4)}, r"B must be \(b, l, N\) or"),
+    ({"D": torch.zeros(3)}, r"D must be \(6,\) or \(6, 3\).*got \(3,\)"),
+    ({"D": torch.zeros(1)}, r"D must be \(6,\) or \(6, 3\).*got \(1,\)"),
+]
+
+
+@pytest.mark.parametrize(("change", "message"), BAD_SCANS)
+def test_shapes_that_do_not_fit_are_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        selective_scan(**make_operands("groups", 4) | change)
+
+
+def test_mamba1_skip_connection_has_one_number_a_channel():
+    operands = make_mamba1_operands(length=6)
+    with pytest.raises(ValueError, match=r"D must be \(6,\) to fit u, got \(6, 1\)"):
+        selective_scan(**operands | {"D": torch.zeros(6, 1)})
+
+
+def test_b_and_c_have_one_shape_and_groups_share_heads_evenly():
+    operands = make_operands("groups", 4)
+    with pytest.raises(ValueError, match=r"C must have the shape of B, \(2, 4, 3, 5\), got"):
+        selective_scan(**operands | {"C": torch.zeros(2, 4, 3, 4)})
+    four = torch.zeros(2, 4, 4, 5)
+    with pytest.raises(ValueError, match="6 heads cannot be shared by 4 groups"):
+        selective_scan(**operands | {"B": four, "C": four})
+
+
+def test_a_text_without_tokens_is_refused():
+    operands = make_operands("groups", 0)
+    with pytest.raises(ValueError, match="u has no tokens"):
+        selective_scan(**operands)
+    with pytest.raises(ValueError, match="u has no tokens"):
+        scan_hidden_states(**without(operands, "C", "D"))
+
+
+@pytest.mark.parametrize("length", [1, 20])
+def test_an_initial_state_of_another_shape_is_refused(length):
+    operands = make_operands("groups", length)
+    with pytest.raises(ValueError, match=r"initial_state must be \(2, 6, 3, 5\).*got \(2, 6, 5\)"):
+        selective_scan_chunk(**operands, initial_state=torch.zeros(2, 6, 5))
+    operands = make_mamba1_operands(length=length)
+    with pytest.raises(ValueError, match=r"initial_state must be \(2, 6, 4\)"):
+        scan_hidden_states(**without(operands, "C", "D"), initial_state=torch.zeros(2, 6, 1, 4))
+
+
+@pytest.mark.parametrize("heads", [[6], [-1], [0, 99]])
+def test_a_head_that_does_not_exist_is_refused(heads):
+    parameters = without(make_operands("groups", 4), "u", "D")
+    with pytest.raises(ValueError, match=r"heads names \[.*\]; there are heads 0 to 5"):
+        implicit_attention(**parameters, heads=heads)
+
+
+def test_no_heads_give_an_empty_result():
+    parameters = without(make_operands("groups", 4), "u", "D")
+    assert implicit_attention(**parameters, heads=[]).shape == (2, 0, 4, 4)
+
+
+@pytest.mark.parametrize("name", ["query_weight", "key_weight"])
+def test_weights_of_another_shape_are_refused(name):
+    parameters = without(make_operands("groups", 4), "u", "D")
+    for wrong in (torch.ones(2, 4, 1), torch.ones(2, 4)):
+        with pytest.raises(ValueError, match=rf"{name} must be \(b, l, H\) = \(2, 4, 6\), got"):
+            attention_map(**parameters, **{name: wrong})
+        with pytest.raises(ValueError, match=rf"{name} must be \(b, l, H\) = \(2, 4, 6\), got"):
+            attention_row(**parameters, query=1, **{name: wrong})
+
+
+@pytest.mark.parametrize("query", [4, -5])
+def test_a_query_that_does_not_exist_is_refused(query):
+    parameters = without(make_operands("groups", 4), "u", "D")
+    with pytest.raises(ValueError, match=rf"query is token {query}; the text has tokens 0 to 3"):
+        attention_row(**parameters, query=query)
+
+
+@pytest.mark.parametrize("function", [implicit_attention, attention_map])
+def test_attention_checks_its_shapes_too(function):
+    parameters = without(make_operands("groups", 4), "u", "D")
+    with pytest.raises(ValueError, match=r"A must be \(6, 5\) or \(6, 1\)"):
+        function(**parameters | {"A": torch.zeros(5, 5)})
+    with pytest.raises(ValueError, match=r"B must be \(b, l, N\)"):
+        function(**parameters | {"B": torch.zeros(1, 4, 3, 5)})
