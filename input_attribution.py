@@ -1,0 +1,476 @@
+"""Attribution of one scalar of a model's output to the tokens of its input.
+
+``explain`` fixes what is explained: a text, a target f of the logits (``targets.TARGETS``) and the
+baseline that stands in for a token that is taken away. ``attribute`` then scores every token by
+one of ``ATTRIBUTION_METHODS``; a positive score means that the token raises f. Every method runs
+on the suite's own scan, so that gradients of whole models are feasible on a CPU.
+
+What scores add up to is measured where a sum means something (``conservation_error``). The natural
+target for that is a logit: relevance propagation conserves f when f is linear in the logits, and
+otherwise sum_v logit_v df/dlogit_v, to which the scores are then compared.
+
+References:
+  [1] Jafari, Montavon, Muller & Eberle 2024, MambaLRP (arXiv 2406.07592)
+  [2] Sundararajan, Taly & Yan 2017, Axiomatic attribution for deep networks
+  [3] Ali, Zimerman & Wolf 2024, The Hidden Attention of Mamba Models
+  [4] Abnar & Zuidema 2020, Quantifying attention flow in transformers
+  [5] Chefer, Gur & Wolf 2021, Generic attention-model explainability
+
+From a shell: ``python input_attribution.py --text "some text" --method mamba_lrp``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from mamba_mixers import LRP, MixerReplay, bias_parameters, fast_scan, find_mixers
+from selective_scan import attention_map, attention_row
+from ssm_component_extractor import STEP_OPTIONS, Capture, capture, job_from_options
+from targets import TARGETS, PinnedTarget, Target, resolve_target
+from utils import add_common_options, run_main, validate_choice, validate_int, write_json
+
+BASELINES = ("padding", "mean", "zero")
+"""Named baselines, beside any token id: the padding token (else the end of text, else token 0), the
+mean of all token embeddings, and the zero vector.
+
+The first norm scales an embedding of any length alike. The path of integrated gradients from a
+vector shorter than embeddings are, which "mean" and "zero" are, therefore has all of its change
+next to the baseline, where no practical number of steps resolves it: see their completeness gap."""
+
+
+@dataclass(frozen=True, eq=False)
+class Explained:
+    """One text, the scalar f explained on it, and what stands in for a token taken away."""
+
+    model: PreTrainedModel
+    """in eval mode"""
+    input_ids: Tensor
+    """(1, l)"""
+    target: PinnedTarget
+    """f, its tokens fixed on the unperturbed text"""
+    f: float
+    """f of the unperturbed text, in the target's unit (nats, or the unit of logits)"""
+    embeddings: Tensor
+    """(1, l, d_model) of the tokens, detached"""
+    baseline: Tensor
+    """(d_model,) embedding that replaces that of a token taken away"""
+    baseline_name: str
+    """ "mean", "zero" or "token <id>" """
+    num_steps: int
+    """nodes of the integrated gradients' quadrature"""
+    batch_size: int
+    """variants of the text per forward pass"""
+    seed: int
+    """of the method "random" """
+
+    @property
+    def num_tokens(self) -> int:
+        """l."""
+        return self.input_ids.shape[1]
+
+    def logits(self, embeddings: Tensor) -> Tensor:
+        """Logits (k, 1 or l, V) of variants (k, l, d_model); one position where f reads one."""
+        keep = self.target.position if self.target.reads_one_position else 0
+        return self.model(inputs_embeds=embeddings, use_cache=False, logits_to_keep=keep).logits
+
+    def f_of_logits(self, logits: Tensor) -> Tensor:
+        """f (k,) of what :meth:`logits` gives."""
+        # Not every transformers release has logits_to_keep for a Mamba: those return all l.
+        kept = self.target.reads_one_position and logits.shape[1] == 1
+        return (self.target.for_kept_logits() if kept else self.target)(logits)
+
+    @torch.no_grad()
+    def values(self, keep: Tensor) -> Tensor:
+        """f (k,), float64, of variants of the text: tokens where ``keep`` (k, l) is False replaced.
+
+        A replaced token keeps its place: distances to the other tokens stay what they were.
+        Cost: k forward passes over l tokens, ``batch_size`` at a time.
+        """
+        values = []
+        with fast_scan(self.model):
+            for rows in keep.to(self.embeddings.device).split(self.batch_size):
+                variants = torch.where(rows[..., None], self.embeddings, self.baseline)
+                values.append(self.f_of_logits(self.logits(variants)).double().cpu())
+        return torch.cat(values)
+
+
+class Scores(NamedTuple):
+    """What a method returns."""
+
+    tokens: Tensor
+    """(l,)"""
+    total: float | None = None
+    """what tokens and bias together are compared with; None where a sum means nothing"""
+    bias: float = 0.0
+    """relevance of the model's additive constants"""
+
+
+@dataclass(frozen=True, eq=False)
+class InputAttribution:
+    """Scores of a text's tokens for one scalar f by one method."""
+
+    method: str
+    """key of ``ATTRIBUTION_METHODS``"""
+    scores: Tensor
+    """(l,) float64, on the CPU; positive: the token raises f"""
+    f: float
+    """f of the text"""
+    total: float | None
+    """what the scores, with ``bias_relevance``, are compared with: f for the gradient, f minus f
+    of the baseline text for integrated gradients, sum_v logit_v df/dlogit_v (f itself for targets
+    that are linear in the logits) for MambaLRP; None for methods whose sum means nothing"""
+    bias_relevance: float
+    """relevance of the additive constants: MambaLRP treats them as inputs; 0 for other methods"""
+    conservation_error: float | None
+    """|sum of scores + bias_relevance - total| / |total|; None without a total, or where it is 0"""
+
+    @property
+    def bias_share(self) -> float | None:
+        """bias_relevance / total; None without a total, or where it is 0."""
+        return self.bias_relevance / self.total if self.total else None
+
+    def to_dict(self) -> dict:
+        """The attribution for JSON."""
+        return {
+            "method": self.method,
+            "f": self.f,
+            "scores": self.scores.tolist(),
+            "total": self.total,
+            "bias_relevance": self.bias_relevance,
+            "bias_share": self.bias_share,
+            "conservation_error": self.conservation_error,
+        }
+
+
+def explain(
+    model: PreTrainedModel,
+    input_ids: Sequence[int] | Tensor,
+    target: Target,
+    *,
+    baseline: str | int = "padding",
+    num_steps: int = 32,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Explained:
+    """Fix what is explained on one text (l,) of token ids: f's tokens, its value, the baseline.
+
+    ``baseline``: one of ``BASELINES``, or a token id. Raises ValueError for a bad argument, and for a
+    target that does not fit the text. Cost: one forward pass.
+    """
+    ids = torch.as_tensor(input_ids, device=model.device).reshape(1, -1)
+    embedding = model.get_input_embeddings()
+    _check_ids(ids, len(embedding.get_parameter("weight")))
+    validate_int("num_steps", num_steps, 1)
+    validate_int("batch_size", batch_size, 1)
+    with torch.no_grad(), fast_scan(model):
+        embeddings = embedding(ids)
+        logits = model(inputs_embeds=embeddings, use_cache=False).logits
+        pinned = target.pin(logits, ids)
+        f = float(pinned(logits))
+        vector, name = _baseline(model, baseline)
+    return Explained(model, ids, pinned, f, embeddings, vector, name, num_steps, batch_size, seed)
+
+
+def attribute(explained: Explained, method: str) -> InputAttribution:
+    """Score every token by one of ``ATTRIBUTION_METHODS``.
+
+    Tokens after the position that f reads score 0 by every method but "random": the model is
+    causal. Raises ValueError for an unknown method, naming the known ones. Cost: see the methods.
+    """
+    validate_choice("method", method, ATTRIBUTION_METHODS)
+    tokens, total, bias = ATTRIBUTION_METHODS[method].function(explained)
+    tokens = tokens.detach().double().cpu()
+    error = None
+    if total:
+        error = abs(float(tokens.sum()) + bias - total) / abs(total)
+    return InputAttribution(method, tokens, explained.f, total, bias, error)
+
+
+def _gradient_x_input(explained: Explained) -> Scores:
+    """x_s . df/dx_s, x the token's embedding. One forward and backward pass.
+
+    Its sum is not f: what it misses of f is reported, not promised.
+    """
+    x, gradients = _embedding_gradients(explained, explained.embeddings)
+    return Scores((x * gradients).sum(-1)[0], explained.f)
+
+
+def _integrated_gradients(explained: Explained) -> Scores:
+    """(x - x0)_s . integral over a in [0, 1] of df/dx_s at x0 + a (x - x0), x0 all baseline [2].
+
+    Gauss-Legendre quadrature with ``num_steps`` nodes. The sum is f(x) - f(x0) in the limit of
+    many steps (completeness). ``num_steps`` forward and backward passes.
+    """
+    nodes, weights = np.polynomial.legendre.leggauss(explained.num_steps)
+    x, x0 = explained.embeddings, explained.baseline
+    path, mean_gradient = torch.as_tensor(0.5 + nodes / 2).to(x), torch.zeros_like(x)
+    shares = torch.as_tensor(weights / 2).to(x)
+    size = explained.batch_size
+    for a, share in zip(path.split(size), shares.split(size), strict=True):
+        _, gradients = _embedding_gradients(explained, x0 + a[:, None, None] * (x - x0))
+        mean_gradient += torch.einsum("k,kld->ld", share, gradients)
+    nothing = torch.zeros_like(explained.input_ids, dtype=torch.bool)
+    total = explained.f - float(explained.values(nothing))
+    return Scores(((x - x0) * mean_gradient).sum(-1)[0], total)
+
+
+def _mamba_lrp(explained: Explained) -> Scores:
+    """Relevance x_s . df/dx_s under MambaLRP's rules [1], which leave every value what it is.
+
+    SiLU is x times the constant sigma(x); delta, B and C of the scan are constants; each side of
+    the gate's product receives half; norms divide by a constant. Convolution, D, residual and
+    projections are linear. f is then linear in the embeddings and in the biases b outside of the
+    step size: sum_s R_s + sum_b b . df/db = f exactly, up to rounding, for a target that is linear
+    in the logits. One forward and backward pass.
+    """
+    x = explained.embeddings.clone().requires_grad_()
+    biases = list(bias_parameters(explained.model).values())
+    with (
+        torch.enable_grad(),
+        _requiring_grad(biases),
+        fast_scan(explained.model, rules=LRP),
+    ):
+        logits = explained.logits(x)
+        f = explained.f_of_logits(logits).sum()
+        gradients = torch.autograd.grad(f, [x, logits, *biases], allow_unused=True)
+    relevance = [
+        float((value.detach() * gradient).sum())
+        for value, gradient in zip([logits, *biases], gradients[1:], strict=True)
+        if gradient is not None
+    ]
+    return Scores((x * gradients[0]).sum(-1)[0], relevance[0], sum(relevance[1:]))
+
+
+def _rollout(explained: Explained) -> Scores:
+    """Attention rollout [4]: product over the layers of w_t |alpha| / sum + (1 - w_t) I.
+
+    |alpha| is averaged over heads and its rows normalised to 1; w_t = |o_t| / (|o_t| + |r_t|) is
+    the mixer output's share of the residual stream's norm. Each factor is row-stochastic, so the
+    scores are >= 0 and sum to 1. The row of the position that f reads. It knows neither the
+    target's token nor signs, nor the last norm and the unembedding. Cost: a map in every layer.
+    """
+    captured = _captured(explained)
+    row = _read_positions(explained)
+    for layer in reversed(captured.layers):
+        parts = captured.components[layer]
+        output = parts.mixer_output.norm(dim=-1)
+        share = (output / (output + captured.block_inputs[layer].norm(dim=-1)))[0].double()
+        alpha = attention_map(parts.delta, parts.A, parts.B, parts.C, absolute=True)[0]
+        row = (row * share) @ _row_stochastic(alpha.double()) + row * (1 - share)
+    return Scores(row)
+
+
+def _hidden_attention(explained: Explained) -> Scores:
+    """Mean over layers and heads of |alpha| [3] in the row of the position that f reads.
+
+    Each layer's row is normalised to sum 1 first. For the target "loss": the mean of all rows.
+    """
+    captured = _captured(explained)
+    weights = _read_positions(explained)
+    total = torch.zeros_like(weights)
+    for parts in captured.components.values():
+        operands = (parts.delta, parts.A, parts.B, parts.C)
+        for query in weights.nonzero().flatten().tolist():
+            row = attention_row(*operands, query, absolute=True)[0].double()
+            total += weights[query] * row / row.sum() / len(captured.layers)
+    return Scores(total)
+
+
+def _gradient_rollout(explained: Explained) -> Scores:
+    """Rollout of I + mean over heads of the positive part of alpha * df/dalpha [5, 3].
+
+    df/dalpha[h, t, s] = df/dy_t[h] u_s[h] by the scan's own gradient, so that the map is the
+    positive part of the first-order contribution of s through t to f. Scores are >= 0; the
+    position's own identity is left in. Cost: one backward pass and two maps in every layer.
+    """
+    replays: dict[int, MixerReplay] = {}
+    x = explained.embeddings.clone().requires_grad_()
+    with torch.enable_grad(), fast_scan(explained.model, observe=replays.__setitem__):
+        f = explained.f_of_logits(explained.logits(x)).sum()
+        gradients = torch.autograd.grad(f, [replay.y for replay in replays.values()])
+    row = _read_positions(explained)
+    for replay, grad_y in reversed(list(zip(replays.values(), gradients, strict=True))):
+        signed, magnitude = (
+            attention_map(
+                replay.delta, replay.A, replay.B, replay.C,
+                query_weight=grad_y, key_weight=replay.u, absolute=absolute,
+            )[0]
+            for absolute in (False, True)
+        )  # fmt: skip
+        positive = (signed + magnitude).double().cpu() / (2 * replay.A.shape[0])
+        row = row + row @ positive
+    return Scores(row)
+
+
+def _occlusion(explained: Explained) -> Scores:
+    """f minus f with the token's embedding replaced by the baseline. l forward passes."""
+    keep = ~torch.eye(explained.num_tokens, dtype=torch.bool)
+    return Scores(explained.f - explained.values(keep))
+
+
+@torch.no_grad()
+def _knockout(explained: Explained) -> Scores:
+    """f minus f when the token writes into no layer's state: B_s = 0 everywhere.
+
+    That takes alpha[t, s] u_s out of every y_t exactly; what the token passes on through the
+    convolutions, D and its own residual stream remains. l forward passes.
+    """
+    keep = ~torch.eye(explained.num_tokens, dtype=torch.bool, device=explained.embeddings.device)
+    values = []
+    for rows in keep.split(explained.batch_size):
+
+        def silence(stage: str, x: Tensor, rows: Tensor = rows) -> Tensor:
+            return x * rows[..., None] if stage == "B" else x
+
+        edits = dict.fromkeys(find_mixers(explained.model), silence)
+        with fast_scan(explained.model, edits=edits):
+            logits = explained.logits(explained.embeddings.expand(len(rows), -1, -1))
+            values.append(explained.f_of_logits(logits).double().cpu())
+    return Scores(explained.f - torch.cat(values))
+
+
+def _random(explained: Explained) -> Scores:
+    """Independent standard normal scores: the order that any method has to beat."""
+    generator = torch.Generator().manual_seed(explained.seed)
+    return Scores(torch.randn(explained.num_tokens, generator=generator, dtype=torch.float64))
+
+
+class AttributionMethod(NamedTuple):
+    """One way to score tokens."""
+
+    function: Callable[[Explained], Scores]
+    conserves: bool
+    """whether scores (and bias) are promised to add up to ``total``"""
+    is_intervention: bool
+    """whether each score is a measured effect: one forward pass a token"""
+
+
+ATTRIBUTION_METHODS: dict[str, AttributionMethod] = {
+    "gradient_x_input": AttributionMethod(_gradient_x_input, False, False),
+    "integrated_gradients": AttributionMethod(_integrated_gradients, True, False),
+    "mamba_lrp": AttributionMethod(_mamba_lrp, True, False),
+    "rollout": AttributionMethod(_rollout, False, False),
+    "hidden_attention": AttributionMethod(_hidden_attention, False, False),
+    "gradient_rollout": AttributionMethod(_gradient_rollout, False, False),
+    "occlusion": AttributionMethod(_occlusion, False, True),
+    "knockout": AttributionMethod(_knockout, False, True),
+    "random": AttributionMethod(_random, False, False),
+}
+
+
+def _embedding_gradients(explained: Explained, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings (k, l, d_model) and df/d(embeddings) of each of the k variants."""
+    x = embeddings.clone().requires_grad_()
+    with torch.enable_grad(), fast_scan(explained.model):
+        f = explained.f_of_logits(explained.logits(x)).sum()
+        (gradients,) = torch.autograd.grad(f, x)
+    return embeddings, gradients
+
+
+@contextmanager
+def _requiring_grad(parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Let gradients reach frozen parameters too."""
+    frozen = [parameter for parameter in parameters if not parameter.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(True)
+    try:
+        yield
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+
+
+def _captured(explained: Explained) -> Capture:
+    """All layers of the text; with the suite's scan in place of the model's token loop."""
+    model = explained.model
+    with fast_scan(model):
+        return capture(model, explained.input_ids, None, list(find_mixers(model)))
+
+
+def _read_positions(explained: Explained) -> Tensor:
+    """(l,) float64 weights, sum 1, of the positions whose logits f reads."""
+    if explained.target.reads_one_position:
+        read = torch.zeros(explained.num_tokens, dtype=torch.float64)
+        read[int(explained.target.position)] = 1.0
+        return read
+    read = (explained.target.labels[0] >= 0).double().cpu()
+    return read / read.sum()
+
+
+def _row_stochastic(weights: Tensor) -> Tensor:
+    """Rows (l, l) divided by their sums; a row of zeros attends to its own token."""
+    sums = weights.sum(1, keepdim=True)
+    identity = torch.eye(len(weights), dtype=weights.dtype)
+    return torch.where(sums > 0, weights / sums.clamp_min(1e-300), identity)
+
+
+def _check_ids(ids: Tensor, vocabulary: int) -> None:
+    if ids.is_floating_point() or ids.numel() == 0:
+        raise ValueError(
+            f"input_ids must be token ids (l,), l >= 1; got {ids.numel()} of {ids.dtype}"
+        )
+    if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
+        raise ValueError(
+            f"input_ids holds ids from {int(ids.min())} to {int(ids.max())}; the model knows 0 to "
+            f"{vocabulary - 1}"
+        )
+
+
+def _baseline(model: PreTrainedModel, baseline: str | int) -> tuple[Tensor, str]:
+    """The embedding that replaces a token, and its name."""
+    weight = model.get_input_embeddings().get_parameter("weight")
+    if baseline == "padding":
+        config = model.config
+        candidates = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos"))
+        baseline = next((x for x in candidates if isinstance(x, int)), 0)
+    if isinstance(baseline, int) and not isinstance(baseline, bool):
+        validate_int("baseline", baseline, 0, len(weight) - 1)
+        return weight[baseline].clone(), f"token {baseline}"
+    validate_choice("baseline", baseline, (*BASELINES, f"a token id from 0 to {len(weight) - 1}"))
+    return (weight.mean(0) if baseline == "mean" else torch.zeros_like(weight[0])), baseline
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Score the tokens of each text; print them, and write JSON."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description="Attribution of a scalar of the model's output to the tokens of its input.",
+        epilog="example: python input_attribution.py --text 'some text' --method mamba_lrp",
+    )
+    options = [name for name in STEP_OPTIONS if name != "layers"]
+    add_common_options(parser, *options)
+    parser.add_argument("--method", choices=list(ATTRIBUTION_METHODS), default="mamba_lrp")
+    parser.add_argument("--target", choices=list(TARGETS), default="logit")
+    parser.add_argument("--token", help="token explained (default: the likeliest next one)")
+    parser.add_argument("--contrast", help="second token of a logit_difference")
+    parser.set_defaults(output_dir="input_attribution", layers=None)
+    args = parser.parse_args(argv)
+    job = job_from_options(args)
+    target = resolve_target(args.target, job.tokenizer, token=args.token, contrast=args.contrast)
+    results = {}
+    for index, text in enumerate(job.encoded):
+        explained = explain(job.model, text.input_ids, target, seed=args.seed)
+        result = attribute(explained, args.method)
+        token = job.tokenizer.convert_ids_to_tokens(int(explained.target.token))
+        print(f"text {index}: {args.target} of {token!r} = {result.f:.4f}")
+        for name, score in zip(text.tokens, result.scores.tolist(), strict=True):
+            print(f"  {score:+10.4f}  {name}")
+        results[f"text_{index}"] = {"tokens": text.tokens, "token": token, **result.to_dict()}
+    print(f"Wrote {write_json(job.output_dir / 'input_attribution.json', results)}.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
