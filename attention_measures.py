@@ -2,7 +2,8 @@
 
 Maps (b, l, l) are causal: row t, a query, over sources s <= t. Most measures are of magnitudes, for
 alpha is signed: pass the mean of |alpha| over heads, ``mean_map(components, absolute=True)`` of
-``attention_maps``. ``mask`` (b, l) is 0 at padding. Letters are those of ``selective_scan``'s glossary.
+``attention_maps``. ``mask`` (b, l) is 0 at padding. Letters are those of the glossary in
+``selective_scan``.
 """
 
 from __future__ import annotations

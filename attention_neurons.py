@@ -1,0 +1,470 @@
+"""Implicit attention of Mamba layers, and neurons made from it by three methods.
+
+Neurons are the d_inner channels at out_proj's input (the gated output), so that what a method says
+of a neuron can be checked by ablation. Attention is the SSM's own, exact and signed (see
+``attention_maps``), beside a synthetic one from the similarity of states.
+
+From a shell: ``python attention_neurons.py --text "some text" --layers 0,3``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from attention_maps import contribution_map, group_maps, head_groups_by_half_life, mean_map
+from attention_measures import (
+    MemoryKernel,
+    QueryStatistics,
+    map_agreement,
+    memory_kernel,
+    query_statistics,
+    row_shares,
+    row_stochastic,
+    synthetic_attention,
+)
+from mamba_mixers import MixerParameters, find_mixers, logit_directions, mixer_parameters
+from neuron_effects import ablation_agreement, ablation_effects, target_gradients
+from neuron_sets import NeuronBehavior, NeuronSet, neuron_behavior, neuron_evolution, neuron_set
+from ssm_component_extractor import (
+    STEP_OPTIONS,
+    Capture,
+    Job,
+    SSMComponents,
+    capture_for,
+    captures_of,
+    extracted_layer,
+    job_from_options,
+)
+from targets import DEFAULT_TARGET, TARGETS, Target, resolve_target
+from utils import (
+    add_common_options,
+    finite_or_none,
+    require_tokenizer,
+    resolve_model,
+    run_main,
+    validate_choice,
+    validate_int,
+    write_csv,
+    write_json,
+    write_tensors,
+)
+
+DEFAULT_NUM_GROUPS = 8
+"""Groups of channels by half-life that stand for heads in the hand-off to viewers."""
+
+
+@dataclass(frozen=True, eq=False)
+class LayerAttention:
+    """Attention of one layer on a batch; maps are (b, l, l), query by source, zero at padding."""
+
+    signed: Tensor
+    """mean of alpha over heads"""
+    absolute: Tensor
+    """mean of |alpha| over heads"""
+    synthetic: Tensor
+    """causal softmax of the cosine of states: see :func:`attention_measures.synthetic_attention`"""
+    statistics: QueryStatistics
+    """of ``absolute``, by query"""
+    kernel: MemoryKernel
+    """of ``absolute``, by lag"""
+    agreement: tuple[float | None, ...]
+    """per text: Spearman of ``absolute`` with ``synthetic`` over s <= t, mean over queries; None
+    for a text of fewer than 3 tokens"""
+
+    def to_dict(self) -> dict:
+        """Summaries for JSON, with entropy, strength and mean distance by query of each text."""
+        by_query = ("entropy", "strength", "mean_distance")
+        return {
+            "statistics": self.statistics.to_dict(),
+            "by_query": {
+                name: [[_short(x) for x in row] for row in getattr(self.statistics, name).tolist()]
+                for name in by_query
+            },
+            "memory_kernel": self.kernel.to_dict(),
+            "agreement_with_synthetic": list(self.agreement),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class AttentionData:
+    """Attention of the captured layers, with what the neuron methods need beside it."""
+
+    captured: Capture
+    """tokens, components and residual stream"""
+    layers: dict[int, LayerAttention]
+    """by layer"""
+    parameters: dict[int, MixerParameters]
+    """by layer: weights around the scan"""
+
+    def to_dict(self) -> dict:
+        """Summaries by layer, for JSON."""
+        return {f"layer_{layer}": parts.to_dict() for layer, parts in self.layers.items()}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Maps for safetensors: ``layer_3.attention`` (b, l, l), ``.absolute``, ``.synthetic``."""
+        maps = {"attention": "signed", "absolute": "absolute", "synthetic": "synthetic"}
+        return {
+            f"layer_{layer}.{name}": getattr(parts, field)
+            for layer, parts in self.layers.items()
+            for name, field in maps.items()
+        }
+
+
+def layer_attention(components: SSMComponents) -> LayerAttention:
+    """Maps of one layer and their measures.
+
+    Cost: :func:`selective_scan.attention_map` twice, once ``absolute``, and the states' inner
+    products; memory 3 maps of b l^2 floats and what those functions state.
+    """
+    mask = components.attention_mask
+    absolute, synthetic = mean_map(components, absolute=True), synthetic_attention(components)
+    return LayerAttention(
+        signed=mean_map(components),
+        absolute=absolute,
+        synthetic=synthetic,
+        statistics=query_statistics(absolute, mask),
+        kernel=memory_kernel(absolute, mask),
+        agreement=map_agreement(absolute, synthetic, mask),
+    )
+
+
+def attention_data(captured: Capture, parameters: Mapping[int, MixerParameters]) -> AttentionData:
+    """Attention of every captured layer; ``parameters`` of :func:`layer_parameters`."""
+    layers = {layer: layer_attention(captured.components[layer]) for layer in captured.layers}
+    return AttentionData(captured, layers, {layer: parameters[layer] for layer in layers})
+
+
+def layer_parameters(model: PreTrainedModel, layers: Sequence[int]) -> dict[int, MixerParameters]:
+    """Weights around the scans of these layers of a model."""
+    sites = find_mixers(model)
+    return {layer: mixer_parameters(sites[layer]) for layer in layers}
+
+
+def attention_weighted(
+    data: AttentionData, model: PreTrainedModel | None = None, target: Target | None = None
+) -> dict[int, NeuronSet]:
+    """Neurons as attention gathers them: A_hat a, by layer.
+
+    a (l, d_inner) are the channels and A_hat the mean of |alpha| over heads with rows divided by
+    their sums (a token without attention keeps itself). Importance is the root mean square over
+    tokens of A_hat a, times the norm of the channel's column of out_proj: what the neuron writes
+    into the residual stream. It does not change when a channel is scaled and its column by the
+    inverse. It knows no target. ``model`` and ``target`` are not used.
+    """
+    return {
+        layer: _gathered("attention_weighted", data, layer, row_stochastic(parts.absolute))
+        for layer, parts in data.layers.items()
+    }
+
+
+def gradient_guided(
+    data: AttentionData, model: PreTrainedModel, target: Target | None = None
+) -> dict[int, NeuronSet]:
+    """Neurons as a target is sensitive to them: activation times gradient, by layer.
+
+    Values are a * df/da at each token, f the target (default: the log-probability of the model's
+    own most likely next token at the last position). Importance is |sum over tokens of
+    (a - mean a) df/da|, the mean of it over texts: to first order, how much f changes when the
+    neuron is set to its mean in that text. For a single token it is 0. ``attention`` is the
+    contribution map of ``attention_maps.contribution_map``: what each source gives to f through
+    each query. Runs the model once, forward and backward.
+    """
+    target = resolve_target() if target is None else target
+    captured = data.captured
+    gradients = target_gradients(model, captured, captured.layers, target)
+    described = {
+        **target.to_dict(),
+        "token_ids": list(gradients.token_ids),
+        "value": gradients.value.tolist(),
+    }
+    keep = captured.attention_mask.unsqueeze(-1).to(gradients.value)
+    sets = {}
+    for layer, parts in captured.components.items():
+        gradient = gradients.grad_gated[layer] * keep
+        mean = (parts.gated * keep).sum(1, keepdim=True) / keep.sum(1, keepdim=True)
+        first_order = ((parts.gated - mean) * gradient).sum(1)
+        sets[layer] = neuron_set(
+            "gradient_guided",
+            layer,
+            parts.gated * gradient,
+            contribution_map(parts, gradients.grad_y[layer] * keep),
+            first_order.abs().mean(0),
+            captured.input_ids,
+            captured.attention_mask,
+            target=described,
+        )
+    return sets
+
+
+def rollout(
+    data: AttentionData, model: PreTrainedModel | None = None, target: Target | None = None
+) -> dict[int, NeuronSet]:
+    """Neurons as attention gathers them through all captured layers up to their own.
+
+    The map is R_l = M_l R_{l-1}, M_l = w A_hat_l + (1 - w) I, with w the mixer's share of the
+    residual stream at each token, |mixer output| / (|mixer output| + |stream before the layer|);
+    rows sum to 1. Values are R_l a, importance as in :func:`attention_weighted`. Layers that were
+    not captured are left out of the product, which the ``note`` says. After Abnar & Zuidema 2020,
+    Quantifying Attention Flow in Transformers. ``model`` and ``target`` are not used.
+    """
+    sets, product, seen = {}, None, []
+    for layer in sorted(data.layers):
+        step = _rollout_step(data, layer)
+        product = step if product is None else step @ product
+        seen.append(layer)
+        missing = sorted(set(range(layer + 1)) - set(seen))
+        note = f"layers {missing} were not captured and are left out" if missing else None
+        sets[layer] = _gathered("rollout", data, layer, product, note=note)
+    return sets
+
+
+NeuronMethod = Callable[[AttentionData, PreTrainedModel, Target | None], dict[int, NeuronSet]]
+
+NEURON_METHODS: dict[str, NeuronMethod] = {
+    "attention_weighted": attention_weighted,
+    "gradient_guided": gradient_guided,
+    "rollout": rollout,
+}
+"""Neurons by layer, by the method's name, each (data, model, target)."""
+
+
+def choose_for_ablation(
+    sets: Sequence[NeuronSet], num_random: int, num_top: int = 0, seed: int = 0
+) -> list[int]:
+    """Channel numbers to ablate: a random sample, then each set's most important not in it."""
+    count = len(sets[0].importance)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(count, generator=generator)[:num_random].tolist()
+    tops = [neuron for neurons in sets for neuron in neurons.ranking[:num_top].tolist()]
+    return list(dict.fromkeys(chosen + tops))
+
+
+class MambaAttentionNeurons:
+    """Attention of chosen layers of a Mamba, and neurons made from it."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | Path,
+        device: str | torch.device | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
+
+    def extract_attention_vectors(
+        self,
+        inputs: str | Sequence[str] | Tensor | Mapping[str, Tensor],
+        layer_indices: Sequence[int] | str | None = None,
+    ) -> AttentionData:
+        """Attention by layer of a text, a list of texts, token ids, or a tokenizer's encoding.
+
+        ``layer_indices``: a list (negatives count from the end), "all", or None for the default
+        layers. Raises ValueError for a bad layer or text.
+        """
+        captured = capture_for(self.model, self.tokenizer, layer_indices, inputs)
+        parameters = layer_parameters(self.model, captured.layers)
+        self.attention_data_ = attention_data(captured, parameters)
+        return self.attention_data_
+
+    def create_mamba_neurons(
+        self,
+        attention_data: AttentionData,
+        method: str = "attention_weighted",
+        *,
+        target: str = DEFAULT_TARGET,
+        token: str | int | None = None,
+        contrast: str | int | None = None,
+        position: int = -1,
+    ) -> dict[int, NeuronSet]:
+        """Neurons by layer, by one of ``NEURON_METHODS``.
+
+        ``target``, ``token``, ``contrast`` and ``position`` are for ``gradient_guided``: see
+        :func:`targets.resolve_target`. Raises ValueError for an unknown method or target, naming
+        the known ones, and for a token that is not in the vocabulary.
+        """
+        validate_choice("method", method, NEURON_METHODS)
+        asked = self._target(target, token, contrast, position)
+        self.neurons_ = NEURON_METHODS[method](attention_data, self.model, asked)
+        return self.neurons_
+
+    def analyze_neuron_behavior(
+        self, neurons: Mapping[int, NeuronSet], layer_idx: int, num_neurons: int = 20
+    ) -> NeuronBehavior:
+        """Statistics, strongest tokens and promoted tokens of a layer's most important neurons."""
+        chosen = extracted_layer(dict(neurons), layer_idx, "create_mamba_neurons")
+        out_weight = layer_parameters(self.model, [layer_idx])[layer_idx].out_weight
+        self.behavior_ = neuron_behavior(
+            chosen,
+            out_weight,
+            logit_directions(self.model),
+            self._tokenizer_or_none(),
+            num_neurons=validate_int("num_neurons", num_neurons, 1),
+        )
+        return self.behavior_
+
+    def neuron_table(self, neurons: Mapping[int, NeuronSet]) -> pd.DataFrame:
+        """One row a neuron of every layer: see :meth:`neuron_sets.NeuronSet.to_dataframe`."""
+        tables = [neurons[layer].to_dataframe() for layer in sorted(neurons)]
+        return pd.concat(tables, ignore_index=True)
+
+    def bertviz_attention(
+        self, layer: int, num_groups: int = DEFAULT_NUM_GROUPS, text: int = 0
+    ) -> list[Tensor]:
+        """One layer's attention as bertviz's views take it: a list of one (1, heads, l, l).
+
+        See :meth:`circuitsvis_attention`.
+        """
+        return [self.circuitsvis_attention(layer, num_groups, text).unsqueeze(0)]
+
+    def circuitsvis_attention(
+        self, layer: int, num_groups: int = DEFAULT_NUM_GROUPS, text: int = 0
+    ) -> Tensor:
+        """One layer's attention as circuitsvis takes it, (heads, l, l), query by source.
+
+        Heads are groups of channels by half-life, the shortest first. Those tools expect the
+        output of a softmax: what they get is the mean of |alpha| over the group with each row
+        divided by its sum, non-negative and without its sign. Raises RuntimeError before
+        ``extract_attention_vectors``, ValueError for a layer, group count or text it has not.
+        """
+        data = getattr(self, "attention_data_", None)
+        components = extracted_layer(
+            None if data is None else data.captured.components, layer, "extract_attention_vectors"
+        )
+        text = validate_int("text", text, 0, len(components.attention_mask) - 1)
+        alone = components.text(text)
+        groups = head_groups_by_half_life(alone, min(num_groups, alone.delta.shape[2]))
+        return row_shares(group_maps(alone, groups, absolute=True))[0]
+
+    def _target(
+        self, name: str, token: str | int | None, contrast: str | int | None, position: int
+    ) -> Target:
+        words = isinstance(token, str) or isinstance(contrast, str)
+        tokenizer = require_tokenizer(self.model, self.tokenizer) if words else None
+        return resolve_target(name, tokenizer, token=token, contrast=contrast, position=position)
+
+    def _tokenizer_or_none(self) -> PreTrainedTokenizerBase | None:
+        try:
+            return require_tokenizer(self.model, self.tokenizer)
+        except ValueError:
+            return None  # token ids stand for their text then
+
+
+def _gathered(
+    method: str, data: AttentionData, layer: int, shares: Tensor, **details: str | None
+) -> NeuronSet:
+    """The neurons of ``shares`` (b, l, l), rows summing to 1, applied to the layer's channels."""
+    captured, gated = data.captured, data.captured.components[layer].gated
+    keep = captured.attention_mask.unsqueeze(-1).to(gated)
+    values = shares.to(gated) @ (gated * keep) * keep
+    written = (values.square().sum((0, 1)) / keep.sum()).sqrt()
+    importance = written * data.parameters[layer].out_weight.norm(dim=0).to(written)
+    mask = captured.attention_mask
+    return neuron_set(
+        method, layer, values, shares, importance, captured.input_ids, mask, **details
+    )
+
+
+def _rollout_step(data: AttentionData, layer: int) -> Tensor:
+    """w A_hat + (1 - w) I of one layer, (b, l, l)."""
+    mixed = data.captured.components[layer].mixer_output.norm(dim=-1)
+    kept = data.captured.block_inputs[layer].norm(dim=-1)
+    total = mixed + kept
+    weight = torch.where(total > 0, mixed / total.clamp_min(1e-38), 0.0).unsqueeze(-1)
+    return weight * row_stochastic(data.layers[layer].absolute) + torch.diag_embed(
+        (1 - weight).squeeze(-1)
+    )
+
+
+def _short(value: float) -> float | None:
+    """Five significant digits, which is what a figure can show."""
+    finite = finite_or_none(value)
+    return None if finite is None else float(f"{finite:.5g}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Attention and neurons of texts: summaries as JSON, tensors as safetensors, a CSV table."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description="Implicit attention of Mamba layers, and neurons by three methods.",
+        epilog="example: python attention_neurons.py --text 'some text' --layers 0,3 --ablate 32",
+    )
+    add_common_options(parser, *STEP_OPTIONS)
+    parser.add_argument("--target", default=DEFAULT_TARGET, choices=list(TARGETS))
+    parser.add_argument("--token", help="token that the target is about (default: the likeliest)")
+    parser.add_argument("--contrast", help="second token of --target logit_difference")
+    parser.add_argument(
+        "--ablate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="check the methods against ablating N random neurons a layer (default: 0)",
+    )
+    parser.set_defaults(output_dir="attention_neurons")
+    args = parser.parse_args(argv)
+    validate_int("ablate", args.ablate, 0)
+    job = job_from_options(args)
+    target = resolve_target(args.target, job.tokenizer, token=args.token, contrast=args.contrast)
+    parameters = layer_parameters(job.model, job.layers)
+    results, tensors, rows = {}, {}, []
+    for index, captured in enumerate(captures_of(job)):
+        data = attention_data(captured, parameters)
+        sets = {name: make(data, job.model, target) for name, make in NEURON_METHODS.items()}
+        results[f"text_{index}"] = {
+            "attention_data": data.to_dict(),
+            "neurons": {
+                name: {f"layer_{layer}": neurons.to_dict() for layer, neurons in by_layer.items()}
+                for name, by_layer in sets.items()
+            },
+            "neuron_evolution": {
+                name: neuron_evolution(by_layer, seed=args.seed).to_dict()
+                for name, by_layer in sets.items()
+            },
+            "ablation": _ablations(job, captured, sets, target),
+        }
+        tensors.update({f"text_{index}.{name}": x for name, x in data.tensors().items()})
+        for name, by_layer in sets.items():
+            for neurons in by_layer.values():
+                table = neurons.to_dataframe().astype(object)
+                table = table.where(table.notna(), None)
+                rows += [{"text": index, "method": name, **row} for row in table.to_dict("records")]
+    path = write_json(job.output_dir / "attention_neurons.json", results)
+    write_tensors(job.output_dir / "attention_neurons.safetensors", tensors)
+    write_csv(job.output_dir / "neurons.csv", rows)
+    print(f"Wrote {path}, attention_neurons.safetensors and neurons.csv beside it.")
+    return 0
+
+
+def _ablations(
+    job: Job, captured: Capture, sets: Mapping[str, Mapping[int, NeuronSet]], target: Target
+) -> dict:
+    """Effects of random neurons of each layer, and each method's agreement with them."""
+    if job.args.ablate == 0:
+        return {"reason": "not asked for: pass --ablate N"}
+    results = {}
+    for layer in captured.layers:
+        by_method = {name: by_layer[layer] for name, by_layer in sets.items()}
+        chosen = choose_for_ablation(list(by_method.values()), job.args.ablate, seed=job.args.seed)
+        effects = ablation_effects(job.model, captured, layer, chosen, target)
+        results[f"layer_{layer}"] = {
+            **effects.to_dict(),
+            "agreement": {
+                name: ablation_agreement(neurons.importance, effects)
+                for name, neurons in by_method.items()
+            },
+        }
+    return results
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

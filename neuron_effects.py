@@ -1,0 +1,193 @@
+"""What a model's neurons do to a scalar target: exact gradients, and exact effects of ablation.
+
+Neurons are the d_inner channels at a mixer's out_proj: the gated output. The model runs here again,
+through ``mamba_mixers.fast_scan``; every other analysis of neurons reads a ``Capture`` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from analysis_utils import pearson_p_values, spearman
+from mamba_mixers import Edit, MixerReplay, fast_scan
+from ssm_component_extractor import Capture, extracted_layer
+from targets import PinnedTarget, Target
+from utils import finite_or_none, progress, validate_int
+
+# Tokens, over the variants of a text, that an ablation's forward pass handles at once.
+_TOKENS_PER_PASS = 4096
+
+
+@dataclass(frozen=True, eq=False)
+class TargetGradients:
+    """A target's value on each text, and its gradients in some layers; detached, on the CPU."""
+
+    value: Tensor
+    """(b,) the target f"""
+    token_ids: tuple[int, ...]
+    """per text: the token that f is about; -1 for the target "loss" """
+    grad_y: dict[int, Tensor]
+    """by layer: (b, l, d_inner) df/dy, y the scan's output with D u"""
+    grad_gated: dict[int, Tensor]
+    """by layer: (b, l, d_inner) df/da, a the neurons: the gated output"""
+
+
+@dataclass(frozen=True, eq=False)
+class AblationEffects:
+    """What setting one neuron to its mean does to the target, neuron by neuron."""
+
+    layer: int
+    neurons: Tensor
+    """(k,) channel numbers"""
+    effects: Tensor
+    """(k,) target with the neuron at its mean over the text's tokens, minus the target as it is"""
+    baseline: float
+    """the target as it is"""
+    target: dict
+    """what the target was: name, position, token"""
+
+    def to_dict(self) -> dict:
+        """Effects for JSON, by neuron."""
+        effects = {
+            str(neuron): effect
+            for neuron, effect in zip(self.neurons.tolist(), self.effects.tolist(), strict=True)
+        }
+        return {"target": self.target, "baseline": self.baseline, "effects": effects}
+
+
+def target_gradients(
+    model: PreTrainedModel, captured: Capture, layers: Sequence[int], target: Target
+) -> TargetGradients:
+    """Gradients of the target in the neurons and in the scan's output of these layers, exact.
+
+    One forward and one backward pass of the whole model, by the suite's scan. The sum over texts
+    is differentiated, which keeps texts apart. Raises ValueError as ``Target.pin`` does.
+    """
+    replays: dict[int, MixerReplay] = {}
+
+    def observe(layer: int, replay: MixerReplay) -> None:
+        if layer in layers:
+            replays[layer] = replay
+
+    edits = dict.fromkeys(layers, _on_graph)
+    with torch.enable_grad(), fast_scan(model, edits=edits, observe=observe):
+        logits, pinned = _run(model, captured, target)
+        value = pinned(logits)
+    sources = [x for layer in layers for x in (replays[layer].y, replays[layer].gated)]
+    grads = [g.cpu() for g in torch.autograd.grad(value.sum(), sources)]
+    token_ids = pinned.token.tolist() if pinned.reads_one_position else [-1] * len(value)
+    return TargetGradients(
+        value.detach().cpu(),
+        tuple(token_ids),
+        dict(zip(layers, grads[0::2], strict=True)),
+        dict(zip(layers, grads[1::2], strict=True)),
+    )
+
+
+@torch.no_grad()
+def ablation_effects(
+    model: PreTrainedModel,
+    captured: Capture,
+    layer: int,
+    neurons: Sequence[int],
+    target: Target,
+) -> AblationEffects:
+    """Exact effect on the target of setting single neurons of a layer to their mean over tokens.
+
+    One text, without padding. The layers up to this one run once for all variants of a batch: the
+    text branches into one row a neuron at out_proj's input. The target's tokens are those of the
+    unperturbed text. Raises ValueError for a batch, a layer not captured or a neuron that does not
+    exist. Cost: one forward pass for the baseline, and for each neuron that of the later layers.
+    """
+    gated = extracted_layer(captured.components, layer, "capture").gated
+    chosen = _checked_neurons(neurons, captured, gated)
+    means = gated[0].mean(0)
+    with fast_scan(model):
+        logits, pinned = _run(model, captured, target)
+        baseline = pinned(logits).cpu()
+    batches = chosen.split(max(1, _TOKENS_PER_PASS // gated.shape[1]))
+    effects = [gated.new_empty(0)]
+    for batch in progress(batches, desc=f"ablations in layer {layer}"):
+        with fast_scan(model, edits={layer: _ablation(batch, means[batch])}):
+            logits, _ = _run(model, captured, target, pinned)
+        effects.append(pinned(logits).cpu() - baseline)
+    described = {**target.to_dict(), "token_id": int(pinned.token[0])}
+    return AblationEffects(layer, chosen, torch.cat(effects), float(baseline), described)
+
+
+def ablation_agreement(importance: Tensor, effects: AblationEffects) -> dict:
+    """Spearman of a method's importance (d_inner,) with |effect| over the ablated neurons.
+
+    ``spearman`` in [-1, 1]; ``p_value`` two-sided, against no association; ``null_95`` the
+    magnitude that it exceeds by chance once in twenty times, 1.96 / sqrt(n - 1); None where
+    undefined, with the ``reason``. A fair figure needs neurons chosen at random or all of them:
+    among the top ones alone the range is restricted.
+    """
+    number = len(effects.neurons)
+    rho = math.nan
+    if number > 2:
+        rho = spearman(importance[effects.neurons], effects.effects.abs())
+    if math.isnan(rho):
+        reason = "fewer than 3 neurons" if number < 3 else "importance or effects are all the same"
+        return {"spearman": None, "p_value": None, "null_95": None, "n": number, "reason": reason}
+    return {
+        "spearman": rho,
+        "p_value": finite_or_none(pearson_p_values([rho], number)[0]),
+        "null_95": 1.96 / math.sqrt(number - 1),
+        "n": number,
+        "reason": None,
+    }
+
+
+def _run(
+    model: PreTrainedModel,
+    captured: Capture,
+    target: Target,
+    pinned: PinnedTarget | None = None,
+) -> tuple[Tensor, PinnedTarget]:
+    """Logits of the captured texts, only those that the target reads, and the target pinned."""
+    ids, mask = captured.input_ids.to(model.device), captured.attention_mask.to(model.device)
+    length = ids.shape[1]
+    column = length + target.position
+    # Texts end in the same column, for padding is on the left.
+    one = target.name != "loss" and target.position < 0 <= column
+    options: Mapping = {"logits_to_keep": torch.tensor([column])} if one else {}
+    padding = None if bool(mask.all()) else mask
+    logits = model(input_ids=ids, attention_mask=padding, use_cache=False, **options).logits
+    if pinned is None:
+        pinned = target.pin(logits.detach().expand(-1, length, -1), ids, mask)
+        pinned = pinned.for_kept_logits() if logits.shape[1] == 1 else pinned
+    return logits, pinned
+
+
+def _on_graph(stage: str, x: Tensor) -> Tensor:
+    """Make y and the neurons differentiable where no parameter is (a frozen model)."""
+    return x if stage not in ("y", "gated") or x.requires_grad else x.requires_grad_()
+
+
+def _ablation(neurons: Tensor, means: Tensor) -> Edit:
+    def edit(stage: str, x: Tensor) -> Tensor:
+        if stage != "gated":
+            return x
+        variants = x.repeat(len(neurons), 1, 1)
+        rows = torch.arange(len(neurons))
+        variants[rows, :, neurons] = means.to(variants)[:, None]
+        return variants
+
+    return edit
+
+
+def _checked_neurons(neurons: Sequence[int], captured: Capture, gated: Tensor) -> Tensor:
+    if len(gated) != 1 or not bool(captured.attention_mask.all()):
+        raise ValueError(
+            f"captured has {len(gated)} texts; ablation takes one: pass captured.text(row)"
+        )
+    size = gated.shape[2]
+    chosen = [validate_int("neurons", neuron, 0, size - 1) for neuron in neurons]
+    return torch.tensor(chosen, dtype=torch.long)

@@ -1,0 +1,362 @@
+"""Sets of neurons: what one method says of the d_inner channels of one layer, and what follows.
+
+A neuron is a channel at a mixer's out_proj: the gated output. Its column of out_proj's weight is
+what it writes into the residual stream. A method (``attention_neurons.NEURON_METHODS``) gives each
+neuron a value at each token and one importance; here are their statistics, the profile of single
+neurons, and the comparison of successive layers.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from analysis_utils import (
+    circular_shifts,
+    cka_null,
+    kurtosis,
+    linear_cka,
+    summarise,
+)
+from utils import finite_or_none
+
+TOP_NEURONS = 20
+"""Neurons of a set that go to JSON and are profiled by default."""
+
+_CONTEXT_TOKENS = 8
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronSet:
+    """One method's neurons of one layer; statistics are over the tokens of all texts."""
+
+    method: str
+    """key of ``attention_neurons.NEURON_METHODS``"""
+    layer: int
+    activations: Tensor
+    """(b, l, d_inner) the method's value of each neuron at each token; zero at padding"""
+    attention: Tensor
+    """(b, l, l) the map that the method used"""
+    importance: Tensor
+    """(d_inner,) >= 0; what it measures is the method's: see its docstring"""
+    mean: Tensor
+    """(d_inner,) mean of activations"""
+    std: Tensor
+    """(d_inner,) standard deviation (n - 1); nan for a single token"""
+    maximum: Tensor
+    """(d_inner,) largest activation"""
+    maximum_at: Tensor
+    """(d_inner, 2) text, and token within it, of the largest activation"""
+    kurtosis: Tensor
+    """(d_inner,) excess kurtosis, 0 for a Gaussian; nan for a constant neuron"""
+    input_ids: Tensor
+    """(b, l) the tokens"""
+    attention_mask: Tensor
+    """(b, l) 0 at padding"""
+    target: dict | None = None
+    """what was differentiated; None for methods without a target"""
+    note: str | None = None
+    """what the result leaves out"""
+
+    @property
+    def ranking(self) -> Tensor:
+        """(d_inner,) neurons by importance, largest first; ties by number."""
+        return self.importance.argsort(descending=True, stable=True)
+
+    def to_dict(self) -> dict:
+        """Summaries, concentration and the most important neurons, for JSON."""
+        names = ("importance", "mean", "std", "maximum", "kurtosis")
+        top = self.to_dataframe().head(TOP_NEURONS)
+        return {
+            "method": self.method,
+            "target": self.target,
+            "note": self.note,
+            "num_neurons": len(self.importance),
+            **{name: summarise(getattr(self, name)) for name in names},
+            "concentration": importance_concentration(self.importance),
+            "top_neurons": [
+                {key: _plain(value) for key, value in row.items()}
+                for row in top.to_dict(orient="records")
+            ],
+        }
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a neuron, the most important first; undefined statistics are NaN."""
+        order = self.ranking
+        columns = {
+            name: getattr(self, name)[order].numpy()
+            for name in ("importance", "mean", "std", "maximum", "kurtosis")
+        }
+        return pd.DataFrame(
+            {
+                "layer": self.layer,
+                "neuron": order.numpy(),
+                "rank": range(1, len(order) + 1),
+                **columns,
+                "maximum_text": self.maximum_at[order, 0].numpy(),
+                "maximum_token": self.maximum_at[order, 1].numpy(),
+            }
+        )
+
+
+def neuron_set(
+    method: str,
+    layer: int,
+    activations: Tensor,
+    attention: Tensor,
+    importance: Tensor,
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    **details,
+) -> NeuronSet:
+    """A :class:`NeuronSet` with the statistics of these activations (b, l, d_inner)."""
+    keep = attention_mask.bool()
+    values = activations[keep]
+    maximum, where = values.max(0)
+    text = keep.nonzero()[where, 0]
+    position = (attention_mask.cumsum(1) - 1)[keep][where]
+    return NeuronSet(
+        method=method,
+        layer=layer,
+        activations=activations * keep.unsqueeze(-1),
+        attention=attention,
+        importance=importance,
+        mean=values.mean(0),
+        std=values.std(0) if len(values) > 1 else torch.full_like(maximum, math.nan),
+        maximum=maximum,
+        maximum_at=torch.stack([text, position], dim=1),
+        kurtosis=torch.from_numpy(kurtosis(values)).to(values),
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        **details,
+    )
+
+
+def importance_concentration(importance: Tensor) -> dict:
+    """How unequally importance (n,), >= 0, is spread over neurons.
+
+    ``gini``: 0 all equal, 1 - 1/n one neuron alone. ``participation``: (sum)^2 / (n sum of
+    squares), in [1/n, 1], the share of neurons that carry it. ``top_5_percent_share``: share of the
+    total in the top 5 % (at least one neuron). None for importance that is all zero.
+    """
+    total, count = importance.double().sum(), len(importance)
+    if not total > 0:
+        return {"gini": None, "participation": None, "top_5_percent_share": None}
+    ascending = importance.double().sort().values / total
+    rank = torch.arange(1, count + 1, dtype=torch.float64)
+    return {
+        "gini": float((2 * rank - count - 1) @ ascending / count),
+        "participation": float(1 / (count * ascending.square().sum())),
+        "top_5_percent_share": float(ascending[-max(1, round(0.05 * count)) :].sum()),
+    }
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronProfile:
+    """One neuron: its statistics, where it is strongest, and what it writes."""
+
+    neuron: int
+    """channel number"""
+    statistics: dict
+    """importance, its rank from 1, mean, std, maximum, kurtosis; None where undefined"""
+    top_tokens: list[dict]
+    """the tokens with its largest |activation|: text, position, token, context before, value"""
+    promoted: list[dict]
+    """tokens whose logit its column of out_proj raises most: token, logit per unit of activation"""
+    suppressed: list[dict]
+    """tokens whose logit it lowers most"""
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronBehavior:
+    """Profiles of the most important neurons of a set."""
+
+    method: str
+    layer: int
+    profiles: list[NeuronProfile]
+
+    def to_dict(self) -> dict:
+        """Everything, for JSON."""
+        profiles = [dict(vars(profile)) for profile in self.profiles]
+        return {"method": self.method, "layer": self.layer, "neurons": profiles}
+
+
+def neuron_behavior(
+    neurons: NeuronSet,
+    out_weight: Tensor,
+    logit_directions: Tensor,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    num_neurons: int = TOP_NEURONS,
+    num_tokens: int = 5,
+) -> NeuronBehavior:
+    """Statistics, strongest tokens with context, and promoted tokens of the top neurons.
+
+    What neuron i promotes is ``logit_directions`` (V, d_model) times its column of ``out_weight``
+    (d_model, d_inner): the change of each logit per unit of the *channel's* activation, along the
+    direct path, without later layers and without the final norm's division. Logits are relative to
+    their mean over the vocabulary, which softmax does not see. Without a tokenizer tokens are their
+    ids. Cost: one (V, d_model) by (d_model, num_neurons) product.
+    """
+    top = neurons.ranking[:num_neurons]
+    logits = logit_directions @ out_weight[:, top]
+    logits = logits - logits.mean(0)
+    table = neurons.to_dataframe().head(len(top)).to_dict(orient="records")
+    names = ("importance", "rank", "mean", "std", "maximum", "kurtosis")
+    profiles = [
+        NeuronProfile(
+            neuron=int(neuron),
+            statistics={name: _plain(row[name]) for name in names},
+            top_tokens=_top_tokens(neurons, int(neuron), tokenizer, num_tokens),
+            promoted=_extreme_logits(column, tokenizer, num_tokens, largest=True),
+            suppressed=_extreme_logits(column, tokenizer, num_tokens, largest=False),
+        )
+        for neuron, row, column in zip(top, table, logits.T, strict=True)
+    ]
+    return NeuronBehavior(neurons.method, neurons.layer, profiles)
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronEvolution:
+    """How a method's neurons change from layer to layer.
+
+    A neuron's number in one layer has no counterpart in another. What can be compared is how the
+    importance is spread, how large activations are, and what the layers say about the same tokens.
+    """
+
+    layers: tuple[int, ...]
+    """in ascending order"""
+    concentration: dict[int, dict]
+    """by layer: see :func:`importance_concentration`"""
+    rms: dict[int, float]
+    """by layer: root mean square activation over tokens and neurons"""
+    transitions: list[dict]
+    """for successive layers: ``from_layer``, ``to_layer``, ``rms_ratio``, ``cka`` (debiased linear
+    CKA of the activations over tokens, in [-1, 1]), its null by circular time shifts
+    (``cka_null_mean``, ``cka_null_max``) and ``cka_p_value``; None where undefined, with the
+    ``reason``"""
+
+    def to_dict(self) -> dict:
+        """Everything, for JSON."""
+        return {**vars(self), "layers": list(self.layers)}
+
+
+def neuron_evolution(
+    sets: Mapping[int, NeuronSet], *, num_shifts: int = 20, seed: int = 0
+) -> NeuronEvolution:
+    """Compare one method's neurons in successive layers of one capture.
+
+    Shifts are at least an eighth of the tokens. Raises ValueError for no sets, or for sets of
+    different methods or tokens. Cost: a CKA with its null for each pair of successive layers.
+    """
+    layers = sorted(sets)
+    _check_comparable(sets)
+    rms = {layer: _rms(sets[layer]) for layer in layers}
+    return NeuronEvolution(
+        layers=tuple(layers),
+        concentration={layer: importance_concentration(sets[layer].importance) for layer in layers},
+        rms=rms,
+        transitions=[
+            {
+                "from_layer": a,
+                "to_layer": b,
+                "rms_ratio": rms[b] / rms[a] if rms[a] > 0 else None,
+                **_cka_with_null(sets[a], sets[b], num_shifts, seed),
+            }
+            for a, b in itertools.pairwise(layers)
+        ],
+    )
+
+
+def _cka_with_null(a: NeuronSet, b: NeuronSet, num_shifts: int, seed: int) -> dict:
+    names = ("cka", "cka_null_mean", "cka_null_max", "cka_p_value")
+    undefined = dict.fromkeys(names)
+    x, y = (s.activations[s.attention_mask.bool()] for s in (a, b))
+    length = len(x)
+    if length < 4:
+        return {**undefined, "reason": f"{length} tokens; a debiased CKA needs 4"}
+    observed = linear_cka(x, y)
+    if math.isnan(observed):
+        return {**undefined, "reason": "the activations of a layer do not vary over tokens"}
+    min_shift = max(1, length // 8)
+    if length - 2 * min_shift + 1 < num_shifts:
+        reason = f"{length} tokens are too few for {num_shifts} shifts of {min_shift} or more"
+        return {**undefined, "cka": observed, "reason": reason}
+    null = cka_null(x, y, circular_shifts(length, num_shifts, seed, min_shift))
+    return {
+        "cka": observed,
+        "cka_null_mean": float(np.mean(null)),
+        "cka_null_max": float(np.max(null)),
+        "cka_p_value": (1 + int((null >= observed).sum())) / (1 + num_shifts),
+        "reason": None,
+    }
+
+
+def _check_comparable(sets: Mapping[int, NeuronSet]) -> None:
+    if not sets:
+        raise ValueError("sets is empty; pass the neurons of at least one layer")
+    first = next(iter(sets.values()))
+    for layer, neurons in sets.items():
+        if neurons.method != first.method or not torch.equal(neurons.input_ids, first.input_ids):
+            raise ValueError(
+                f"the neurons of layer {layer} are of {neurons.method} on other tokens or by "
+                f"another method than those of layer {first.layer} ({first.method}); pass sets "
+                "of one call"
+            )
+
+
+def _rms(neurons: NeuronSet) -> float:
+    return float(neurons.activations[neurons.attention_mask.bool()].double().square().mean().sqrt())
+
+
+def _top_tokens(
+    neurons: NeuronSet, neuron: int, tokenizer: PreTrainedTokenizerBase | None, count: int
+) -> list[dict]:
+    """The tokens at which a neuron is strongest, of either sign, with the text before them."""
+    keep = neurons.attention_mask.bool()
+    values = neurons.activations[..., neuron][keep]
+    where = keep.nonzero()
+    rows = []
+    for index in values.abs().argsort(descending=True, stable=True)[:count].tolist():
+        text, column = where[index].tolist()
+        ids = neurons.input_ids[text, keep[text]].tolist()
+        position = int(keep[text, : column + 1].sum()) - 1
+        rows.append(
+            {
+                "text": text,
+                "position": position,
+                "token": _as_text(ids[position : position + 1], tokenizer),
+                "context": _as_text(ids[max(0, position - _CONTEXT_TOKENS) : position], tokenizer),
+                "value": float(values[index]),
+            }
+        )
+    return rows
+
+
+def _extreme_logits(
+    logits: Tensor, tokenizer: PreTrainedTokenizerBase | None, count: int, *, largest: bool
+) -> list[dict]:
+    values, ids = logits.topk(min(count, len(logits)), largest=largest)
+    return [
+        {"token": _as_text([token], tokenizer), "token_id": token, "logit": value}
+        for value, token in zip(values.tolist(), ids.tolist(), strict=True)
+    ]
+
+
+def _as_text(ids: Sequence[int], tokenizer: PreTrainedTokenizerBase | None) -> str:
+    if tokenizer is None:
+        return " ".join(map(str, ids))
+    return str(tokenizer.decode(list(ids)))
+
+
+def _plain(value: float | int) -> float | int | None:
+    """A table's cell for JSON: None for NaN."""
+    return finite_or_none(value) if isinstance(value, float) else int(value)
