@@ -221,11 +221,9 @@ def _significance(
     n, max_lag = sum(lengths), max(lengths) // 4
     rho_x, rho_y = (autocorrelation_within_texts(c.units, lengths, max_lag) for c in (x, y))
     n_eff = effective_samples(rho_x, rho_y, n, pairs=True)
-    adjusted = _adjusted_p(r, n_eff)
-    by_chance = []
-    for shift in shifts[:_NUM_CALIBRATIONS]:
-        shifted = x.units.T @ y.units[shifted_rows(lengths, shift)]
-        by_chance.append((_adjusted_p(shifted, n_eff) <= FALSE_DISCOVERY_RATE).mean())
+    adjusted = benjamini_hochberg(pearson_p_values(r, n_eff), FALSE_DISCOVERY_RATE).adjusted
+    shifted = (y.units[shifted_rows(lengths, shift)] for shift in shifts[:_NUM_CALIBRATIONS])
+    by_chance = [_share_rejected(np.clip(x.units.T @ y, -1.0, 1.0), n_eff) for y in shifted]
     return {
         "significant_share": float((adjusted <= FALSE_DISCOVERY_RATE).mean()),
         "significant_share_null": float(np.mean(by_chance)),
@@ -234,20 +232,17 @@ def _significance(
     }
 
 
-def _adjusted_p(r: FloatArray, n_eff: FloatArray) -> FloatArray:
-    """Benjamini-Hochberg adjusted p-values (p, q), exact where they are at most 0.05, else 1.
+def _share_rejected(r: FloatArray, n_eff: FloatArray) -> float:
+    """Share of pairs rejected at the false discovery rate, without the p-values of hopeless pairs.
 
-    A pair whose p exceeds 0.05 cannot be rejected and its adjusted p is above 0.05 too, so the many
-    pairs that are clearly there need no evaluation of Student's t: |t| <= 1.95 exceeds it at any
-    number of degrees of freedom, since 1.96 is the normal distribution's limit.
+    A pair whose p exceeds the rate cannot be rejected, and |t| <= 1.95 means p > 0.05 at any number
+    of degrees of freedom (the normal distribution's limit is 1.96).
     """
     degrees = np.maximum(n_eff - 2.0, 0.0)
-    squares = np.minimum(np.square(r), 1.0)
-    possible = squares * degrees > 1.95**2 * (1.0 - squares)
+    possible = np.square(r) * (degrees + 1.95**2) > 1.95**2
     p_values = np.ones_like(r)
-    p_values[possible] = pearson_p_values(np.clip(r[possible], -1.0, 1.0), n_eff[possible])
-    adjusted = benjamini_hochberg(p_values, FALSE_DISCOVERY_RATE).adjusted
-    return np.where(adjusted <= FALSE_DISCOVERY_RATE, adjusted, 1.0)
+    p_values[possible] = pearson_p_values(r[possible], n_eff[possible])
+    return float(benjamini_hochberg(p_values, FALSE_DISCOVERY_RATE).rejected.mean())
 
 
 def _top_pairs(
@@ -270,12 +265,16 @@ def _against_shifts(
     """The tests of r's mean, mean magnitude and maximum, and of CKA, from one product a shift."""
     n = sum(lengths)
     cka = _DebiasedCKA(x.values, y.values)
+    x_sum, y_sum = x.units.sum(axis=1), y.units.sum(axis=1)
     draws = np.empty((len(shifts), 4))
     for draw, shift, product in zip(draws, shifts, _products(x, y, lengths, shifts), strict=True):
-        draw[0], draw[3] = product.mean(), cka.at(product, shifted_rows(lengths, shift))
-        draw[1], draw[2] = product.abs_().mean(), product.max()
+        order = shifted_rows(lengths, shift)
+        draw[0] = x_sum @ y_sum[order] / product.numel()
+        draw[1] = torch.linalg.vector_norm(product, 1) / product.numel()
+        draw[2] = torch.linalg.vector_norm(product, torch.inf)
+        draw[3] = cka.at(product.square_(), order)
     magnitudes = np.abs(r)
-    observed_cka = cka.at(torch.from_numpy(r), np.arange(n))
+    observed_cka = cka.at(torch.from_numpy(np.square(r)), np.arange(n))
     values = (float(r.mean()), float(magnitudes.mean()), float(magnitudes.max()), observed_cka)
     tests = [against_null(value, drawn, n) for value, drawn in zip(values, draws.T, strict=True)]
     return dict(zip(("mean", "mean_abs", "max_abs", "cka"), tests, strict=True))
@@ -288,18 +287,24 @@ def _lagged(x: _Columns, y: _Columns, lengths: tuple[int, ...]) -> dict[str, Any
     products = _products(x, y, lengths, [-lag for lag in lags])
     return {
         "lags": tuple(lags),
-        "lagged_mean_abs": tuple(float(product.abs_().mean()) for product in products),
+        "lagged_mean_abs": tuple(
+            float(torch.linalg.vector_norm(product, 1)) / product.numel() for product in products
+        ),
     }
 
 
 def _products(
     x: _Columns, y: _Columns, lengths: tuple[int, ...], shifts: Iterable[Any]
 ) -> Iterator[torch.Tensor]:
-    """Correlations (p, q) with y shifted, in float32: twice as fast, rounding below 1e-6."""
+    """Correlations (p, q) with y shifted, in float32: twice as fast, rounding below 1e-6.
+
+    One buffer serves them all: each is overwritten by the next.
+    """
     first = torch.from_numpy(x.units.T.astype(np.float32))
     second = torch.from_numpy(y.units.astype(np.float32))
+    product = torch.empty(len(first), second.shape[1])
     for shift in shifts:
-        yield first @ second[torch.from_numpy(shifted_rows(lengths, shift))]
+        yield torch.mm(first, second[torch.from_numpy(shifted_rows(lengths, shift))], out=product)
 
 
 class _DebiasedCKA:
@@ -327,9 +332,9 @@ class _DebiasedCKA:
         n = len(k)
         return energy - n / (n - 2) * float(k @ l_norms) + 1.0 / ((n - 1) * (n - 2))
 
-    def at(self, r: torch.Tensor, order: IntArray) -> float:
-        """CKA when y's rows are taken in this order and r are the correlations then."""
-        first, second = (column.to(r.dtype) for column in self.columns)
-        energy = float(first @ r.square() @ second)
+    def at(self, squares: torch.Tensor, order: IntArray) -> float:
+        """CKA when y's rows are taken in this order and `squares` are r^2 (p, q) then."""
+        first, second = (column.to(squares.dtype) for column in self.columns)
+        energy = float(first @ squares @ second)
         hsic = self._hsic(energy, self.rows[0], self.rows[1][order])
         return float(np.clip(hsic / self.scale, -1.0, 1.0))
