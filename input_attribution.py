@@ -163,8 +163,8 @@ def explain(
 ) -> Explained:
     """Fix what is explained on one text (l,) of token ids: f's tokens, its value, the baseline.
 
-    ``baseline``: one of ``BASELINES``, or a token id. Raises ValueError for a bad argument, and for a
-    target that does not fit the text. Cost: one forward pass.
+    ``baseline``: one of ``BASELINES`` or a token id. Raises ValueError for a bad argument, and for
+    a target that does not fit the text. Cost: one forward pass.
     """
     ids = torch.as_tensor(input_ids, device=model.device).reshape(1, -1)
     embedding = model.get_input_embeddings()
@@ -436,7 +436,7 @@ def _baseline(model: PreTrainedModel, baseline: str | int) -> tuple[Tensor, str]
         validate_int("baseline", baseline, 0, len(weight) - 1)
         return weight[baseline].clone(), f"token {baseline}"
     validate_choice("baseline", baseline, (*BASELINES, f"a token id from 0 to {len(weight) - 1}"))
-    return (weight.mean(0) if baseline == "mean" else torch.zeros_like(weight[0])), baseline
+    return (weight.mean(0) if baseline == "mean" else torch.zeros_like(weight[0])), str(baseline)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

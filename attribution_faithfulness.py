@@ -1,0 +1,502 @@
+"""Do attributions say what the model uses? Perturbation, agreement and randomisation tests.
+
+For each text and method of ``input_attribution`` the tokens are replaced by the baseline, in the
+order of their scores, and f is measured on the way. A replaced token keeps its place, since
+distances are what a recurrence decays by. With f(q) the value after the share q of the tokens is
+replaced:
+
+    most relevant first (MoRF)      f falls early if the scores are right
+    least relevant first (LeRF)     the reverse order; f stays up
+    delta_af                        area under LeRF minus area under MoRF, over q in [0, 1] [1]
+    comprehensiveness               mean over q <= 1/2 of f(0) - MoRF(q) [2]: top share taken out
+    sufficiency                     mean over q <= 1/2 of f(0) - LeRF(1 - q) [2]: top share kept
+
+All are in the unit of the target, by default a logit. delta_af and comprehensiveness are better
+when larger, sufficiency when smaller; a random order has delta_af 0 on average. Whatever a method
+reaches is compared with random orders of the same texts; intervals are 95 % bootstraps over texts.
+Beside that: Spearman's agreement with what occlusion and knockout measure, relevance conservation,
+and the randomisation test [3]: scores must change when the weights that they explain do.
+
+References:
+  [1] Jafari, Montavon, Muller & Eberle 2024, MambaLRP: the area between the two curves
+  [2] DeYoung et al. 2020, ERASER; there over the shares 1, 5, 10, 20 and 50 %
+  [3] Adebayo et al. 2018, Sanity checks for saliency maps, cascading from the output down
+
+From a shell: ``python attribution_faithfulness.py --texts-file FILE``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from analysis_utils import bootstrap_interval, spearman
+from input_attribution import (
+    ATTRIBUTION_METHODS,
+    BASELINES,
+    Explained,
+    InputAttribution,
+    attribute,
+    explain,
+)
+from mamba_mixers import find_mixers
+from ssm_component_extractor import STEP_OPTIONS, Job, job_from_options
+from targets import TARGETS, Target, resolve_target
+from utils import (
+    EncodedText,
+    add_common_options,
+    finite_or_none,
+    load_tokenizer,
+    progress,
+    provenance,
+    run_main,
+    texts_from_options,
+    validate_choice,
+    validate_int,
+    write_csv,
+    write_json,
+)
+
+logger = logging.getLogger(__name__)
+
+SetFunction = Callable[[Tensor], Tensor]
+"""f (k,) of variants of a text that keep the tokens where the argument (k, l) is True."""
+
+MEASURES = ("delta_af", "comprehensiveness", "sufficiency")
+REFERENCES = ("occlusion", "knockout")
+"""The methods that measure an effect; the others' agreement with them is reported."""
+
+
+@dataclass(frozen=True, eq=False)
+class PerturbationCurves:
+    """f while tokens are replaced in the order of one set of scores, and in its reverse."""
+
+    fractions: Tensor
+    """(num_steps + 1,) share of the tokens replaced, from 0 to 1"""
+    most_first: Tensor
+    """(num_steps + 1,) f, most relevant replaced first"""
+    least_first: Tensor
+    """(num_steps + 1,) f, least relevant replaced first"""
+
+    @property
+    def delta_af(self) -> float:
+        """Area under ``least_first`` minus that under ``most_first``, by trapezoids."""
+        return float(torch.trapezoid(self.least_first - self.most_first, self.fractions))
+
+    @property
+    def comprehensiveness(self) -> float:
+        """Mean fall of f when the most relevant shares up to one half are replaced."""
+        half = (len(self.fractions) - 1) // 2
+        return float((self.most_first[0] - self.most_first[1 : half + 1]).mean())
+
+    @property
+    def sufficiency(self) -> float:
+        """Mean fall of f when only the most relevant shares up to one half are kept."""
+        half = (len(self.fractions) - 1) // 2
+        kept = self.least_first.flip(0)[1 : half + 1]
+        return float((self.least_first[0] - kept).mean())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean over texts with its 95 % bootstrap interval."""
+
+    mean: float | None
+    """over the texts where the quantity is defined; None where it is for none"""
+    low: float | None
+    """2.5 % bound; None for fewer than 2 texts"""
+    high: float | None
+    """97.5 % bound"""
+    num_texts: int
+    """texts where the quantity is defined"""
+
+
+@dataclass(frozen=True, eq=False)
+class MethodFaithfulness:
+    """How one method fares over all texts; measures in the unit of the target."""
+
+    measures: dict[str, Estimate]
+    """by name in ``MEASURES``"""
+    over_random: dict[str, Estimate]
+    """the same minus that of random orders of the same text; for sufficiency below 0 is better"""
+    agreement: dict[str, Estimate]
+    """by name in ``REFERENCES``: Spearman with its scores over the tokens of a text"""
+    conservation_error: dict[str, float | None]
+    """median and max over texts of |sum R - total| / |total|; None where a sum means nothing"""
+    bias_share: float | None
+    """median over texts of the share of the additive constants; None without a total"""
+    most_first: list[float]
+    """mean over texts of the MoRF curve, at ``FaithfulnessTable.fractions``"""
+    least_first: list[float]
+    """mean over texts of the LeRF curve"""
+    per_text: dict[str, list[float]]
+    """each measure by text, in the order given"""
+    randomised: list[Estimate]
+    """Spearman of the scores with those after the last 1, 2, ... layers are randomised"""
+
+
+@dataclass(frozen=True, eq=False)
+class FaithfulnessTable:
+    """Faithfulness of attribution methods on one model, one target and some texts."""
+
+    methods: dict[str, MethodFaithfulness]
+    """by name"""
+    fractions: list[float]
+    """nominal share of the tokens replaced at each point of the curves"""
+    target: dict
+    """what was explained"""
+    baseline: str
+    """what replaced a token"""
+    num_texts: int
+    """texts"""
+    num_tokens: int
+    """tokens of all texts"""
+    num_random: int
+    """random orders of each text"""
+    num_randomised_texts: int
+    """texts of the randomisation test"""
+    seed: int
+    """of random orders, ties, bootstrap and randomised weights"""
+
+    def to_dict(self) -> dict:
+        """The table for JSON."""
+        return asdict(self)
+
+    def rows(self) -> list[dict]:
+        """One flat row a method, the best delta_af first, for CSV."""
+        rows = [_flat_row(name, method) for name, method in self.methods.items()]
+        return sorted(rows, key=lambda row: -row["delta_af"])
+
+
+class _TextResult(NamedTuple):
+    """What one text contributes."""
+
+    attributions: dict[str, InputAttribution]
+    curves: dict[str, list[PerturbationCurves]]  # several for the random orders
+
+
+def perturbation_curves(
+    value: SetFunction, scores: Sequence[Tensor], num_steps: int = 10, seed: int = 0
+) -> list[PerturbationCurves]:
+    """Curves of a set function for each of several scores (l,) of the same l tokens.
+
+    After step i of ``num_steps`` round(i l / num_steps) tokens are replaced. Equal scores are
+    ordered at random, by ``seed``: the order of the text says nothing. Variants that several
+    curves share are evaluated once. Raises ValueError for scores of unequal or zero length and for
+    fewer than 2 steps. Cost: at most 2 len(scores) (num_steps - 1) + 2 evaluations.
+    """
+    validate_int("num_steps", num_steps, 2)
+    lengths = {tuple(one.shape) for one in scores}
+    if len(lengths) != 1 or len(shape := lengths.pop()) != 1 or shape[0] == 0:
+        raise ValueError(f"scores must all be (l,) with one l >= 1; got shapes {sorted(lengths)}")
+    length = shape[0]
+    counts = (torch.arange(num_steps + 1) * length / num_steps).round().long()
+    ranks = torch.stack([_ranks(one, seed) for one in scores])
+    # (curve, direction, step, l): the reverse order has the rank counted from the other end.
+    both = torch.stack([ranks, length - 1 - ranks], 1)
+    keep = both[:, :, None, :] >= counts[:, None]
+    variants, index = torch.unique(keep.flatten(0, 2), dim=0, return_inverse=True)
+    values = value(variants)[index].view(len(scores), 2, num_steps + 1)
+    return [PerturbationCurves(counts / length, most, least) for most, least in values]
+
+
+def faithfulness_table(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    encoded: Sequence[EncodedText],
+    methods: Sequence[str] | None = None,
+    *,
+    target: Target | str = "logit",
+    baseline: str | int = "padding",
+    num_steps: int = 10,
+    num_random: int = 4,
+    num_randomised_texts: int = 8,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> FaithfulnessTable:
+    """Faithfulness of attribution methods over some texts.
+
+    ``methods``: names in ``ATTRIBUTION_METHODS``; None is all. "random" is always among them. The
+    methods in ``REFERENCES`` serve as the truth of the agreement when they are among them.
+    ``num_random`` orders of each text are averaged. Raises ValueError for an unknown method or
+    target, naming the known ones, and for no texts.
+    Cost, a text of l tokens: 2 l forward passes for the references, 20 a method and random order
+    at 10 steps, and 32 forward and backward passes for the integrated gradients; the
+    randomisation test is one attribution a layer and method for each of its texts.
+    """
+    names = _checked_methods(methods)
+    if not encoded:
+        raise ValueError("encoded is empty; pass at least one encoded text")
+    validate_int("num_random", num_random, 1)
+    target = resolve_target(target, tokenizer) if isinstance(target, str) else target
+    explained = [
+        explain(model, text.input_ids, target, baseline=baseline, batch_size=batch_size, seed=seed)
+        for text in encoded
+    ]
+    results = [
+        _evaluate(text, names, num_steps, num_random, seed + index)
+        for index, text in enumerate(progress(explained, desc="texts"))
+    ]
+    changed = randomisation_test(explained[:num_randomised_texts], names, seed)
+    return FaithfulnessTable(
+        {name: _summary(results, name, changed.get(name, []), seed) for name in names},
+        [step / num_steps for step in range(num_steps + 1)],
+        target.to_dict(),
+        explained[0].baseline_name,
+        len(encoded),
+        sum(text.num_tokens for text in explained),
+        num_random,
+        min(num_randomised_texts, len(encoded)),
+        seed,
+    )
+
+
+def randomisation_test(
+    explained: Sequence[Explained], methods: Sequence[str], seed: int = 0
+) -> dict[str, list[Estimate]]:
+    """Spearman of scores with those of models whose last 1, 2, ... layers are randomised.
+
+    A layer is randomised by permuting the entries of each of its weight tensors, which keeps
+    their distribution and thereby the scale of what the layer computes; the token embeddings
+    stay. Methods that measure interventions, and "random", are left out. A method whose scores
+    keep their order when all layers are randomised does not explain the model but, say, positions.
+    Cost: a copy of the model, and one attribution a layer, method and text.
+    """
+    names = [n for n in methods if n != "random" and not ATTRIBUTION_METHODS[n].is_intervention]
+    if not explained or not names:
+        return {}
+    model = copy.deepcopy(explained[0].model)
+    generator = torch.Generator().manual_seed(seed)
+    before = [{name: attribute(text, name).scores for name in names} for text in explained]
+    result: dict[str, list[Estimate]] = {name: [] for name in names}
+    for site in progress(reversed(list(find_mixers(model).values())), desc="randomised layers"):
+        _permute_weights(site.block, generator)
+        after = [_attributed_by(model, text, names) for text in explained]
+        for name in names:
+            pairs = zip(before, after, strict=True)
+            result[name].append(
+                _estimate([spearman(old[name], new[name]) for old, new in pairs], seed)
+            )
+    return result
+
+
+def _evaluate(
+    explained: Explained, names: Sequence[str], num_steps: int, num_random: int, seed: int
+) -> _TextResult:
+    """Attributions of one text by all methods, and the curves of their orders."""
+    attributions = {name: attribute(replace(explained, seed=seed), name) for name in names}
+    generator = torch.Generator().manual_seed(seed)
+    orders = [
+        torch.rand(explained.num_tokens, generator=generator, dtype=torch.float64)
+        for _ in range(num_random)
+    ]
+    ranked = [name for name in names if name != "random"]
+    scores = [attributions[name].scores for name in ranked] + orders
+    curves = perturbation_curves(explained.values, scores, num_steps, seed)
+    by_name = {name: [curve] for name, curve in zip(ranked, curves, strict=False)}
+    return _TextResult(attributions, {**by_name, "random": curves[len(ranked) :]})
+
+
+def _summary(
+    results: Sequence[_TextResult], name: str, randomised: list[Estimate], seed: int
+) -> MethodFaithfulness:
+    """One method over all texts."""
+    per_text = {m: [_mean_of(r.curves[name], m) for r in results] for m in MEASURES}
+    by_chance = {m: [_mean_of(r.curves["random"], m) for r in results] for m in MEASURES}
+    gains = {m: np.subtract(per_text[m], by_chance[m]).tolist() for m in MEASURES}
+    found = [result.attributions[name] for result in results]
+    references = [ref for ref in REFERENCES if ref in results[0].attributions and ref != name]
+    errors = [a.conservation_error for a in found if a.conservation_error is not None]
+    shares = [a.bias_share for a in found if a.bias_share is not None]
+    curves = [curve for result in results for curve in result.curves[name]]
+    return MethodFaithfulness(
+        {m: _estimate(per_text[m], seed) for m in MEASURES},
+        {m: _estimate(gains[m], seed) for m in MEASURES if name != "random"},
+        {ref: _estimate([_against(r, name, ref) for r in results], seed) for ref in references},
+        {
+            "median": float(np.median(errors)) if errors else None,
+            "max": max(errors) if errors else None,
+        },
+        float(np.median(shares)) if shares else None,
+        torch.stack([curve.most_first for curve in curves]).mean(0).tolist(),
+        torch.stack([curve.least_first for curve in curves]).mean(0).tolist(),
+        per_text,
+        randomised,
+    )
+
+
+def _mean_of(curves: Sequence[PerturbationCurves], measure: str) -> float:
+    return float(np.mean([getattr(curve, measure) for curve in curves]))
+
+
+def _against(result: _TextResult, name: str, reference: str) -> float:
+    return spearman(result.attributions[name].scores, result.attributions[reference].scores)
+
+
+def _estimate(values: Sequence[float], seed: int) -> Estimate:
+    """Mean and bootstrap interval of the defined values."""
+    defined = [value for value in values if math.isfinite(value)]
+    if not defined:
+        return Estimate(None, None, None, 0)
+    low, high = bootstrap_interval(defined, seed=seed) if len(defined) > 1 else (None, None)
+    return Estimate(float(np.mean(defined)), low, high, len(defined))
+
+
+def _ranks(scores: Tensor, seed: int) -> Tensor:
+    """(l,) rank of each token, 0 for the highest score; ties in random order."""
+    shuffled = torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed))
+    order = shuffled[scores[shuffled].argsort(descending=True, stable=True)]
+    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
+
+
+@torch.no_grad()
+def _permute_weights(module: nn.Module, generator: torch.Generator) -> None:
+    for parameter in module.parameters():
+        order = torch.randperm(parameter.numel(), generator=generator).to(parameter.device)
+        parameter.copy_(parameter.flatten()[order].view_as(parameter))
+
+
+def _attributed_by(
+    model: PreTrainedModel, explained: Explained, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """Scores of the same text, for the same tokens' f, by another model with its embeddings."""
+    text = replace(explained, model=model)
+    unperturbed = torch.ones_like(text.input_ids, dtype=torch.bool)
+    text = replace(text, f=float(text.values(unperturbed)))
+    return {name: attribute(text, name).scores for name in names}
+
+
+def _checked_methods(methods: Sequence[str] | None) -> list[str]:
+    names = list(ATTRIBUTION_METHODS if methods is None else methods)
+    for name in names:
+        validate_choice("method", name, ATTRIBUTION_METHODS)
+    return list(dict.fromkeys([*names, "random"]))
+
+
+def _flat_row(name: str, method: MethodFaithfulness) -> dict:
+    row: dict = {"method": name}
+    for measure, estimate in method.measures.items():
+        row |= _cells(measure, estimate)
+    for measure in MEASURES:
+        row |= _cells(f"{measure}_over_random", method.over_random.get(measure))
+    for reference in REFERENCES:
+        row |= _cells(f"spearman_{reference}", method.agreement.get(reference))
+    row["conservation_error_max"] = method.conservation_error["max"]
+    row["bias_share"] = method.bias_share
+    last = method.randomised[-1].mean if method.randomised else None
+    return row | {"spearman_all_layers_randomised": finite_or_none(last)}
+
+
+def _cells(name: str, estimate: Estimate | None) -> dict[str, float | None]:
+    if estimate is None:
+        return {name: None, f"{name}_low": None, f"{name}_high": None}
+    return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+
+
+def format_table(table: FaithfulnessTable) -> str:
+    """The table for a terminal: delta_af and what stands beside it, one line a method."""
+    header = (
+        f"{'method':<22}{'delta_af [95 %]':>26}{'over random [95 %]':>26}{'compr.':>9}{'suff.':>9}"
+        f"{'occlusion':>11}{'knockout':>10}{'conserv.':>10}{'random.':>9}"
+    )
+    lines = [header]
+    for row in table.rows():
+        lines.append(
+            f"{row['method']:<22}{_interval(row, 'delta_af'):>26}"
+            f"{_interval(row, 'delta_af_over_random'):>26}"
+            f"{_number(row['comprehensiveness']):>9}{_number(row['sufficiency']):>9}"
+            f"{_number(row['spearman_occlusion']):>11}{_number(row['spearman_knockout']):>10}"
+            f"{_number(row['conservation_error_max'], '.0e'):>10}"
+            f"{_number(row['spearman_all_layers_randomised']):>9}"
+        )
+    return "\n".join(lines)
+
+
+def _interval(row: dict, name: str) -> str:
+    value, low, high = (row[name + end] for end in ("", "_low", "_high"))
+    return _number(value) if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+def _number(value: float | None, form: str = ".3f") -> str:
+    return "-" if value is None else format(value, form)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; write it as JSON and CSV."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    job = _job(args)
+    names = args.methods.split(",") if args.methods else None
+    baseline = int(args.baseline) if args.baseline.isdigit() else args.baseline
+    table = faithfulness_table(
+        job.model, job.tokenizer, job.encoded, names, target=args.target, baseline=baseline,
+        num_steps=args.num_steps, num_random=args.num_random,
+        num_randomised_texts=args.num_randomised_texts, batch_size=args.batch_size, seed=args.seed,
+    )  # fmt: skip
+    print(
+        f"{table.num_texts} texts, {table.num_tokens} tokens; target {args.target}; "
+        f"a token is replaced by {table.baseline}; {table.num_random} random orders a text"
+    )
+    print(format_table(table))
+    described = provenance(
+        job.model, command=["attribution_faithfulness.py", *argv], seed=args.seed
+    )
+    result = {"faithfulness": table.to_dict(), "provenance": described}
+    path = write_json(job.output_dir / "attribution_faithfulness.json", result)
+    write_csv(job.output_dir / "attribution_faithfulness.csv", table.rows())
+    print(f"Wrote {path} and attribution_faithfulness.csv beside it.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="Faithfulness of attributions to input tokens, against random orders.",
+        epilog="example: python attribution_faithfulness.py --texts-file book.txt --num-texts 100",
+    )
+    add_common_options(parser, *(name for name in STEP_OPTIONS if name != "layers"))
+    parser.add_argument(
+        "--methods", help=f"with commas between; of {', '.join(ATTRIBUTION_METHODS)}"
+    )
+    parser.add_argument("--target", choices=list(TARGETS), default="logit")
+    parser.add_argument(
+        "--baseline", default="padding", help=f"{', '.join(BASELINES)}, or a token id"
+    )
+    parser.add_argument("--num-texts", type=int, default=100, help="at most, spread over the file")
+    parser.add_argument("--min-tokens", type=int, default=16, help="shorter texts are left out")
+    parser.add_argument("--num-steps", type=int, default=10, help="points of the curves")
+    parser.add_argument("--num-random", type=int, default=4, help="random orders of each text")
+    parser.add_argument("--num-randomised-texts", type=int, default=8, help="0: no such test")
+    parser.set_defaults(
+        output_dir="attribution_faithfulness", layers=None, max_sequence_length=64, batch_size=32
+    )
+    return parser
+
+
+def _job(args: argparse.Namespace) -> Job:
+    """The job on the texts that are long enough, ``num_texts`` of them spread over all."""
+    texts, tokenizer = texts_from_options(args), load_tokenizer(args.model)
+    minimum = validate_int("min-tokens", args.min_tokens, 2)
+    long = [text for text in texts if len(tokenizer(text, verbose=False)["input_ids"]) >= minimum]
+    if not long:
+        raise ValueError(f"none of the {len(texts)} texts has {minimum} tokens; lower --min-tokens")
+    count = min(validate_int("num-texts", args.num_texts, 1), len(long))
+    args.text, args.texts_file = [long[i * len(long) // count] for i in range(count)], None
+    logging.getLogger("analysis_inputs").setLevel(logging.ERROR)  # every cut text is intended
+    return job_from_options(args)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
