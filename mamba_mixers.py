@@ -181,7 +181,9 @@ def find_mixers(model: nn.Module) -> dict[int, MixerSite]:
 
 def num_layers(model: nn.Module) -> int:
     """Number of layers of the model, those without an SSM included."""
-    site_name = next(n for n, module in model.named_modules() if _family_of(module) is not None)
+    names = (n for n, module in model.named_modules() if _family_of(module) is not None)
+    if (site_name := next(names, None)) is None:
+        raise UnsupportedModelError(_refusal(model))
     block_name, _ = _block_of(site_name)
     return len(list(model.get_submodule(block_name.rpartition(".")[0]).children()))
 

@@ -367,9 +367,10 @@ def extracted_layer(by_layer: dict | None, layer_idx: int, method: str):
 
 
 def _components(record: LayerRecord, mask: Tensor) -> SSMComponents:
-    names = ("A", "B", "C", "D", "delta", "u", "gate", "y", "gated", "conv_input")
+    names = ("A", "B", "C", "delta", "u", "gate", "y", "gated", "conv_input")
     return SSMComponents(
         **{name: _kept(getattr(record.replay, name)) for name in names},
+        D=_kept(record.replay.D).clone(),  # in float32 it is the model's own parameter
         mixer_output=_kept(record.mixer_output),
         attention_mask=mask,
         replay_errors=tuple(record.replay_error.tolist()),
