@@ -38,7 +38,8 @@ Arithmetic is float32, or float64 when an input is float64; half precision is ne
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -101,7 +102,10 @@ def selective_scan_chunk(
     _check_skip(D, u)
     dtype = _compute_dtype(u, delta, A, B, C)
     operands = _group(u, delta, A, B, C, dtype)
-    y, final = _SelectiveScan.apply(*operands, _grouped_state(initial_state, operands))
+    scan = _SelectiveScan
+    if _replacement is not None and _replacement.is_suited(operands.u, operands.A):
+        scan = _replacement.function
+    y, final = scan.apply(*operands, _grouped_state(initial_state, operands))
     y = y.transpose(0, 1).reshape(u.shape)
     if D is not None:
         skip = D.unsqueeze(-1) if D.dim() == 1 and not is_mamba1 else D
@@ -252,6 +256,32 @@ def attention_row(
         by_head = by_head if key_weight is None else by_head * key_weight[:, block].to(dtype)
         row[:, block] = (by_head.abs() if absolute else by_head).sum(-1)
     return row
+
+
+class _Replacement(NamedTuple):
+    """Another autograd function for the scan, and whether it suits given u and A."""
+
+    function: type[torch.autograd.Function]
+    is_suited: Callable[[Tensor, Tensor], bool]
+
+
+_replacement: _Replacement | None = None
+
+
+@contextmanager
+def scan_implementation(
+    function: type[torch.autograd.Function], is_suited: Callable[[Tensor, Tensor], bool]
+) -> Iterator[None]:
+    """Within this context scans run by ``function`` where ``is_suited(u, A)``, in this process.
+
+    It takes and returns what ``_SelectiveScan`` does.
+    """
+    global _replacement
+    outer, _replacement = _replacement, _Replacement(function, is_suited)
+    try:
+        yield
+    finally:
+        _replacement = outer
 
 
 class _SelectiveScan(torch.autograd.Function):
