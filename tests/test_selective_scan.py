@@ -1,6 +1,7 @@
 """The scan, its states, its attention and its gradients against plain float64 loops."""
 
 import math
+from typing import Any
 
 import pytest
 import reference
@@ -41,7 +42,7 @@ def make_operands(
     batch: int = 2,
     dtype: torch.dtype = torch.float64,
     seed: int = 0,
-) -> dict[str, Tensor]:
+) -> dict[str, Any]:
     """Operands in heads form, with decays exp(delta A) from about 0.2 to 0.98 a token."""
     heads, width, groups, states, rates = SHAPES[shape]
     generator = torch.Generator().manual_seed(seed)
@@ -60,14 +61,14 @@ def make_operands(
     return {name: x.to(dtype) for name, x in operands.items()}
 
 
-def make_mamba1_operands(**options) -> dict[str, Tensor]:
+def make_mamba1_operands(**options) -> dict[str, Any]:
     """The same numbers in the shapes of the Mamba paper: u (b, l, d_inner), B and C (b, l, N)."""
     axis = {"u": 3, "B": 2, "C": 2}
     operands = make_operands("mamba1", **options)
     return {name: x.squeeze(axis[name]) if name in axis else x for name, x in operands.items()}
 
 
-def initial_state_for(operands: dict[str, Tensor], seed: int = 1) -> Tensor:
+def initial_state_for(operands: dict[str, Any], seed: int = 1) -> Tensor:
     batch, _, heads, width = operands["u"].shape
     generator = torch.Generator().manual_seed(seed)
     size = (batch, heads, width, operands["B"].shape[-1])
@@ -75,7 +76,7 @@ def initial_state_for(operands: dict[str, Tensor], seed: int = 1) -> Tensor:
     return state.to(operands["u"].dtype)
 
 
-def without(operands: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
+def without(operands: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: x for name, x in operands.items() if name not in names}
 
 
@@ -395,7 +396,8 @@ def test_weights_of_zero_give_zero():
     operands = make_operands("groups", 17)
     zero = torch.zeros_like(operands["delta"])
     for name in ("query_weight", "key_weight"):
-        result = attention_map(**without(operands, "u", "D"), **{name: zero})
+        weights: dict[str, Any] = {name: zero}
+        result = attention_map(**without(operands, "u", "D"), **weights)
         assert torch.equal(result, torch.zeros_like(result))
 
 
@@ -536,10 +538,11 @@ def test_no_heads_give_an_empty_result():
 def test_weights_of_another_shape_are_refused(name):
     parameters = without(make_operands("groups", 4), "u", "D")
     for wrong in (torch.ones(2, 4, 1), torch.ones(2, 4)):
+        weights: dict[str, Any] = {name: wrong}
         with pytest.raises(ValueError, match=rf"{name} must be \(b, l, H\) = \(2, 4, 6\), got"):
-            attention_map(**parameters, **{name: wrong})
+            attention_map(**parameters, **weights)
         with pytest.raises(ValueError, match=rf"{name} must be \(b, l, H\) = \(2, 4, 6\), got"):
-            attention_row(**parameters, query=1, **{name: wrong})
+            attention_row(**parameters, query=1, **weights)
 
 
 @pytest.mark.parametrize("query", [4, -5])
