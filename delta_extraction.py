@@ -1,0 +1,496 @@
+"""Delta, the step size of a selective SSM: what it lets a layer remember, and who depends on it.
+
+Delta sets how fast a state decays and how much a token writes: h_t = exp(delta_t A) h_{t-1} +
+delta_t B_t u_t. Four analyses of captured texts: the memory of a layer under its own delta (half-
+lives, survival, selectivity); the tokens at which delta is large or small; its correlation with
+the activation of each neuron; and the change of each neuron when delta is really changed.
+
+Reference: Gu & Dao 2023, Mamba, sections 3.2 and 3.5.1 (delta as a generalised gate).
+
+Neurons are the d_inner channels at out_proj's input, y * SiLU(gate). Tokens of all texts are
+pooled, padding left out. Letters: the glossary of `selective_scan`.
+From a shell: ``python delta_extraction.py --text "some text" --layers 0,3``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from analysis_utils import (
+    FloatArray,
+    clean_token,
+    summarise,
+    unit_columns,
+)
+from delta_neurons import (
+    SCALE_FACTOR,
+    DeltaNeuronCorrelation,
+    DeltaSensitivity,
+    checked_deltas,
+    delta_neuron_correlation,
+    delta_sensitivity,
+)
+from ssm_component_extractor import (
+    STEP_OPTIONS,
+    Capture,
+    SSMComponents,
+    capture_for,
+    captures_of,
+    extracted_layer,
+    job_from_options,
+)
+from time_shift_nulls import (
+    MeanAutocorrelation,
+    NullTest,
+    against_null,
+    draw_shifts,
+    fields_to_dict,
+    mean_autocorrelation,
+    shifted_rows,
+    undefined,
+    why_too_few,
+)
+from utils import (
+    add_common_options,
+    require_tokenizer,
+    resolve_model,
+    run_main,
+    write_csv,
+    write_json,
+    write_tensors,
+)
+
+TIME_SCALES = ("short", "medium", "long")
+"""Terciles of the channels by half-life."""
+TOKEN_CLASSES = {
+    "first": lambda piece, position, earlier: position == 0,
+    "space_leading": lambda piece, position, earlier: piece.startswith(" "),
+    "line_break": lambda piece, position, earlier: "\n" in piece,
+    "punctuation": lambda piece, position, earlier: (
+        bool(piece.strip()) and not any(c.isalnum() for c in piece)
+    ),
+    "digits": lambda piece, position, earlier: any(c.isdigit() for c in piece),
+    "repeated": lambda piece, position, earlier: piece in earlier,
+}
+"""Kinds of token, by its decoded piece, its position and the earlier pieces of its text.
+`punctuation` is anything visible without a letter or digit."""
+# Lags at which survival is measured, as far as the texts reach.
+_SURVIVAL_LAGS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+_AUTOCORRELATION_LAGS = 16
+_NUM_CLASS_SHIFTS = 199
+
+
+class TimeScaleClass(NamedTuple):
+    """A third of the channels, by half-life."""
+
+    num_channels: int
+    half_life: dict[str, float | int | None]
+    """summary of the channels' half-lives, tokens"""
+    mean_delta: float
+    survival: tuple[float, ...]
+    """mean survival of these channels at each lag"""
+
+
+@dataclass(frozen=True, eq=False)
+class DeltaMemory:
+    """What one layer's delta lets it remember.
+
+    mean, var: over pooled tokens, per channel c; delta_tc is delta at token t.
+    """
+
+    layer: int
+    num_tokens: int
+    num_texts: int
+    delta: dict[str, float | int | None]
+    """summary of delta over tokens and channels"""
+    consistency: float | None
+    """mean over t of the Pearson correlation over channels of delta_t with the mean of the other
+    tokens' delta, in [-1, 1]: 1 when every token uses the same profile of step sizes. None for one
+    token, or where a profile is flat"""
+    persistence: float
+    """mean over t, c, n of exp(delta_tc A_cn), in (0, 1): share of the state kept by a token"""
+    temporal_variance: float | None
+    """mean over c of var_t(delta_tc) / mean_t(delta_tc)^2, >= 0, n - 1 in the variance: squared
+    coefficient of variation, so that channels count alike. None for one token"""
+    selectivity: float | None
+    """share of the variance of delta that lies between tokens of one channel, in [0, 1]: sum_tc
+    (delta_tc - mean_t)^2 / sum_tc (delta_tc - mean_tc)^2. 0 is a fixed SSM; None if delta is one
+    constant"""
+    autocorrelation: MeanAutocorrelation
+    """of delta over time, mean over channels, beside that of shuffled tokens"""
+    half_life: Tensor
+    """(d_inner, d_state) ln 2 / (mean_t delta_tc |A_cn|), tokens, > 0"""
+    channel_half_life: Tensor
+    """(d_inner,) half-life of the channel's slowest state, tokens"""
+    lags: tuple[int, ...]
+    """tokens, at which survival is measured"""
+    survival: tuple[float, ...]
+    """mean over t, c, n of exp(A_cn (S_t - S_{t-lag})), S the running sum of delta, in (0, 1]:
+    what is left after `lag` tokens of what a token wrote"""
+    by_time_scale: dict[str, TimeScaleClass]
+    """TIME_SCALES: terciles of channel_half_life, equal in size but for rounding"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON, with summaries of the half-lives."""
+        result = fields_to_dict(self)
+        for name in ("half_life", "channel_half_life"):
+            result[name] = summarise(getattr(self, name))
+        return result
+
+
+class TokenDelta(NamedTuple):
+    """Delta at one token."""
+
+    text: int
+    position: int
+    token: str
+    """as the tokenizer spells it, made readable"""
+    mean_delta: float
+    """mean over channels"""
+    openness: float
+    """mean over channels of ln delta in standard deviations from the channel's mean: > 0 writes
+    more and forgets more than usual; every channel counts alike"""
+
+
+class ClassDelta(NamedTuple):
+    """Delta at the tokens of one class."""
+
+    count: int
+    mean_delta: float | None
+    """mean over its tokens and channels; None for an empty class"""
+    difference: NullTest
+    """mean openness of its tokens minus that of all others; null: circular time-shifts of the
+    classes"""
+
+
+@dataclass(frozen=True, eq=False)
+class GateTokens:
+    """Which tokens open and close the gate of one layer."""
+
+    layer: int
+    num_tokens: int
+    opening: tuple[TokenDelta, ...]
+    """largest openness first"""
+    closing: tuple[TokenDelta, ...]
+    """smallest openness first"""
+    by_class: dict[str, ClassDelta]
+    """by TOKEN_CLASSES; a token may be in several"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON."""
+        return fields_to_dict(self)
+
+
+def layer_components(captures: Sequence[Capture], layer: int) -> list[SSMComponents]:
+    """One layer's components for each text of the captures, without padding.
+
+    Raises ValueError for no captures and for a layer that was not captured.
+    """
+    if not captures:
+        raise ValueError("captures is empty; pass at least one")
+    for captured in captures:
+        if layer not in captured.components:
+            raise ValueError(f"layer {layer} was not captured; those that were: {captured.layers}")
+    return [
+        captured.components[layer].text(row)
+        for captured in captures
+        for row in range(len(captured.input_ids))
+    ]
+
+
+def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 0) -> DeltaMemory:
+    """Memory of one layer under its own delta, over one or more texts (b = 1, no padding).
+
+    Raises ValueError for no texts or padding. Cost: one exponential a token, state and lag, at
+    most 9 lags; memory O(tokens * d_inner) beyond the components.
+    """
+    deltas, lengths = checked_deltas(texts)
+    A, pooled = texts[0].A.double(), np.concatenate(deltas)
+    means = pooled.mean(axis=0)
+    half_life = math.log(2) / (torch.from_numpy(means)[:, None] * A.abs())
+    lags = tuple(lag for lag in _SURVIVAL_LAGS if lag < max(lengths))
+    survival = np.array([_survival(deltas, A, lag) for lag in lags]).reshape(-1, len(A))
+    slowest = half_life.max(dim=1).values
+    order = np.argsort(slowest.numpy(), kind="stable")
+    thirds = zip(TIME_SCALES, np.array_split(order, len(TIME_SCALES)), strict=True)
+    return DeltaMemory(
+        layer=layer,
+        num_tokens=len(pooled),
+        num_texts=len(lengths),
+        delta=summarise(pooled),
+        consistency=_profile_consistency(pooled),
+        persistence=float(_mean_decay(deltas, A).mean()),
+        temporal_variance=_temporal_variance(pooled),
+        selectivity=_selectivity(pooled),
+        autocorrelation=mean_autocorrelation(pooled, lengths, _AUTOCORRELATION_LAGS, seed=seed),
+        half_life=half_life.float(),
+        channel_half_life=slowest.float(),
+        lags=lags,
+        survival=tuple(survival.mean(axis=1).tolist()),
+        by_time_scale={
+            name: TimeScaleClass(
+                len(channels),
+                summarise(slowest[channels]),
+                float(means[channels].mean()),
+                tuple(survival[:, channels].mean(axis=1).tolist()),
+            )
+            for name, channels in thirds
+            if len(channels)
+        },
+    )
+
+
+def gate_tokens(
+    texts: Sequence[SSMComponents],
+    pieces: Sequence[Sequence[str]],
+    layer: int = 0,
+    *,
+    top_k: int = 10,
+    seed: int = 0,
+) -> GateTokens:
+    """Delta by token and by class of token, over one or more texts.
+
+    `pieces` are the decoded tokens of each text (see `token_pieces`). Where delta never varies the
+    lists are empty and the differences undefined. Raises ValueError for texts or padding as
+    `delta_memory` and for pieces of other lengths. Cost: 199 inner products a class.
+    """
+    deltas, lengths = checked_deltas(texts)
+    if [len(text) for text in pieces] != list(lengths):
+        raise ValueError(
+            f"pieces holds texts of {[len(text) for text in pieces]} tokens, the components "
+            f"{list(lengths)}; pass the pieces of the same tokens"
+        )
+    pooled = np.concatenate(deltas)
+    openness = _openness(pooled)
+    means = pooled.mean(axis=1)
+    places = [
+        (text, t, piece) for text, entry in enumerate(pieces) for t, piece in enumerate(entry)
+    ]
+    rows = [
+        TokenDelta(text, position, clean_token(piece), mean, extent)
+        for (text, position, piece), mean, extent in zip(
+            places, means.tolist(), openness.tolist(), strict=True
+        )
+    ]
+    ranked = sorted((row for row in rows if math.isfinite(row.openness)), key=lambda r: -r.openness)
+    return GateTokens(
+        layer=layer,
+        num_tokens=len(pooled),
+        opening=tuple(ranked[:top_k]),
+        closing=tuple(ranked[::-1][:top_k]),
+        by_class={
+            name: ClassDelta(
+                int(members.sum()),
+                float(means[members].mean()) if members.any() else None,
+                _class_difference(openness, members, lengths, seed),
+            )
+            for name, members in _class_members(pieces).items()
+        },
+    )
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[str]:
+    """Each token decoded by itself, a leading space kept (SentencePiece's decoder drops it)."""
+    ids = [int(i) for i in input_ids]
+    pieces = []
+    for token, token_id in zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True):
+        piece = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        lost_space = str(token).startswith("\u2581") and not piece.startswith(" ")
+        pieces.append(" " + piece if lost_space else piece)
+    return pieces
+
+
+class DeltaExtractor:
+    """Delta of chosen layers, its memory, and the neurons that depend on it."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | Path,
+        device: str | torch.device | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
+
+    def extract_deltas(
+        self, layer_indices: Sequence[int] | str | None, input_text: str | Sequence[str]
+    ) -> dict[int, Tensor]:
+        """Delta (b, l, d_inner) after softplus, by layer; several texts are left padded.
+
+        Entries at padding mean nothing; the other methods leave them out. Raises ValueError for a
+        bad layer or text.
+        """
+        self.capture_ = capture_for(self.model, self.tokenizer, layer_indices, input_text)
+        self.deltas_ = {layer: parts.delta for layer, parts in self.capture_.components.items()}
+        return self.deltas_
+
+    def analyze_memory(self, layer_idx: int, *, seed: int = 0) -> DeltaMemory:
+        """`delta_memory` of one extracted layer; RuntimeError before `extract_deltas`."""
+        return delta_memory(self._texts(layer_idx), layer_idx, seed=seed)
+
+    def find_gate_tokens(self, layer_idx: int, *, top_k: int = 10, seed: int = 0) -> GateTokens:
+        """`gate_tokens` of one extracted layer; RuntimeError before `extract_deltas`."""
+        texts = self._texts(layer_idx)
+        tokenizer = require_tokenizer(self.model, self.tokenizer)
+        pieces = _pieces_of(tokenizer, [self.capture_])
+        return gate_tokens(texts, pieces, layer_idx, top_k=top_k, seed=seed)
+
+    def correlate_with_neurons(self, layer_idx: int, *, seed: int = 0) -> DeltaNeuronCorrelation:
+        """`delta_neuron_correlation` of one extracted layer; RuntimeError before extraction."""
+        return delta_neuron_correlation(self._texts(layer_idx), layer_idx, seed=seed)
+
+    def find_delta_sensitive_neurons(
+        self,
+        texts: str | Sequence[str],
+        layer_idx: int,
+        top_k: int = 10,
+        *,
+        factor: float = SCALE_FACTOR,
+    ) -> DeltaSensitivity:
+        """`delta_sensitivity` of one layer on these texts, captured for it alone."""
+        captured = capture_for(self.model, self.tokenizer, [layer_idx], texts)
+        layer = captured.layers[0]
+        self.sensitivity_ = delta_sensitivity(
+            layer_components([captured], layer), layer, factor=factor, top_k=top_k
+        )
+        return self.sensitivity_
+
+    def _texts(self, layer_idx: int) -> list[SSMComponents]:
+        captured = getattr(self, "capture_", None)
+        by_layer = None if captured is None else captured.components
+        extracted_layer(by_layer, layer_idx, "extract_deltas")
+        return layer_components([self.capture_], layer_idx)
+
+
+def _survival(deltas: list[FloatArray], A: Tensor, lag: int) -> FloatArray:
+    """Mean over tokens and states of exp(A (S_t - S_{t-lag})), for each channel (d_inner,)."""
+    sums = [np.cumsum(delta, axis=0) for delta in deltas if len(delta) > lag]
+    # The differences are taken in float64; exp of them in float32 is exact to 1e-6.
+    return _mean_decay([total[lag:] - total[:-lag] for total in sums], A)
+
+
+def _mean_decay(steps: list[FloatArray], A: Tensor) -> FloatArray:
+    """Mean over tokens and states of exp(A step), for each channel; steps (l, d_inner)."""
+    pooled = torch.from_numpy(np.concatenate(steps)).float()
+    by_state = [torch.exp(pooled * rate).double().mean(dim=0) for rate in A.float().unbind(dim=1)]
+    return torch.stack(by_state).mean(dim=0).numpy()
+
+
+def _profile_consistency(pooled: FloatArray) -> float | None:
+    n = len(pooled)
+    if n < 2:
+        return None
+    others = (pooled.sum(axis=0) - pooled) / (n - 1)
+    (own, own_flat), (rest, rest_flat) = unit_columns(pooled.T), unit_columns(others.T)
+    if own_flat.any() or rest_flat.any():
+        return None
+    return float((own * rest).sum(axis=0).mean())
+
+
+def _temporal_variance(pooled: FloatArray) -> float | None:
+    if len(pooled) < 2:
+        return None
+    return float((pooled.var(axis=0, ddof=1) / np.square(pooled.mean(axis=0))).mean())
+
+
+def _selectivity(pooled: FloatArray) -> float | None:
+    if np.ptp(pooled) == 0:
+        return None
+    within = np.square(pooled - pooled.mean(axis=0)).sum()
+    return float(within / np.square(pooled - pooled.mean()).sum())
+
+
+def _openness(pooled: FloatArray) -> FloatArray:
+    """Mean over channels of standardised ln delta (n,); nan if no channel varies."""
+    units, constant = unit_columns(np.log(pooled))
+    if constant.all():
+        return np.full(len(pooled), math.nan)
+    return units[:, ~constant].mean(axis=1) * math.sqrt(len(pooled))
+
+
+def _class_members(pieces: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    members: dict[str, list[bool]] = {name: [] for name in TOKEN_CLASSES}
+    for text in pieces:
+        earlier: set[str] = set()
+        for position, piece in enumerate(text):
+            for name, belongs in TOKEN_CLASSES.items():
+                members[name].append(belongs(piece, position, earlier))
+            earlier.add(piece)
+    return {name: np.array(flags) for name, flags in members.items()}
+
+
+def _class_difference(
+    openness: FloatArray, members: np.ndarray, lengths: Sequence[int], seed: int
+) -> NullTest:
+    n, count = len(members), int(members.sum())
+    reason = why_too_few(lengths)
+    if reason is None and count in (0, n):
+        reason = f"{count} of {n} tokens are of this class; a difference needs both kinds"
+    if reason is None and not np.isfinite(openness).all():
+        reason = "delta is the same at every token"
+    if reason is not None:
+        return undefined(reason, count)
+
+    def difference(flags: np.ndarray) -> float:
+        return float(openness[flags].mean() - openness[~flags].mean())
+
+    shifts = draw_shifts(lengths, _NUM_CLASS_SHIFTS, seed)
+    draws = [difference(members[shifted_rows(lengths, shift)]) for shift in shifts]
+    return against_null(difference(members), draws, count)
+
+
+def _pieces_of(tokenizer: PreTrainedTokenizerBase, captures: Sequence[Capture]) -> list[list[str]]:
+    return [
+        token_pieces(tokenizer, ids[mask.bool()].tolist())
+        for captured in captures
+        for ids, mask in zip(captured.input_ids, captured.attention_mask, strict=True)
+    ]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Analyse delta; write JSON, a table of delta by token, and delta itself as safetensors."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description="Delta of Mamba layers: memory, gate, and the neurons that depend on it.",
+        epilog="example: python delta_extraction.py --text 'some text' --layers 0,3",
+    )
+    add_common_options(parser, *STEP_OPTIONS)
+    parser.set_defaults(output_dir="delta_analysis")
+    job = job_from_options(parser.parse_args(argv))
+    captures, seed = captures_of(job), job.args.seed
+    pieces = _pieces_of(job.tokenizer, captures)
+    results, rows, tensors = {}, [], {}
+    for layer in job.layers:
+        texts = layer_components(captures, layer)
+        tokens = gate_tokens(texts, pieces, layer, top_k=sum(map(len, pieces)), seed=seed)
+        results[f"layer_{layer}"] = {
+            "memory": delta_memory(texts, layer, seed=seed).to_dict(),
+            "gate_tokens": gate_tokens(texts, pieces, layer, seed=seed).to_dict(),
+            "neuron_correlation": delta_neuron_correlation(texts, layer, seed=seed).to_dict(),
+            "sensitivity": delta_sensitivity(texts, layer).to_dict(),
+        }
+        rows += [{"layer": layer, **token._asdict()} for token in tokens.opening]
+        for index, text in enumerate(texts):
+            tensors[f"text_{index}.layer_{layer}.delta"] = text.delta[0]
+    path = write_json(job.output_dir / "delta_analysis.json", results)
+    write_csv(job.output_dir / "delta_by_token.csv", rows, ["layer", *TokenDelta._fields])
+    write_tensors(job.output_dir / "delta.safetensors", tensors)
+    print(f"Wrote {path}, delta_by_token.csv and delta.safetensors beside it.")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,250 @@
+"""The neurons that go with delta, and those that depend on it.
+
+Correlation over tokens of delta with each neuron's activation, beside its null; and the change of
+each neuron when delta is really scaled. Neurons are the d_inner channels at out_proj's input,
+y * SiLU(gate). Tokens of all texts are pooled. Letters: the glossary of `selective_scan`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy import stats
+from torch import Tensor
+
+from analysis_utils import (
+    FloatArray,
+    benjamini_hochberg,
+    pearson_p_values,
+    spearman,
+    summarise,
+    unit_columns,
+)
+from selective_scan import selective_scan
+from ssm_component_extractor import SSMComponents
+from time_shift_nulls import (
+    NUM_SHIFTS,
+    NullTest,
+    against_null,
+    autocorrelation_within_texts,
+    draw_shifts,
+    effective_samples,
+    fields_to_dict,
+    shifted_rows,
+    undefined,
+    why_too_few,
+)
+from utils import finite_or_none, validate_int
+
+FALSE_DISCOVERY_RATE = 0.05
+SCALE_FACTOR = 1.1
+"""By how much delta is multiplied to see which neurons depend on it."""
+
+
+@dataclass(frozen=True, eq=False)
+class DeltaNeuronCorrelation:
+    """Spearman correlation over tokens of delta with |activation| in each channel of one layer."""
+
+    layer: int
+    num_tokens: int
+    num_texts: int
+    reason: str | None
+    """why nothing is claimed; then only the counts are given"""
+    rho: Tensor | None
+    """(d_inner,) in [-1, 1]; nan where delta or the activation never varies"""
+    adjusted_p: Tensor | None
+    """(d_inner,) two-sided p with the effective sample size, Benjamini-Hochberg adjusted"""
+    mean: NullTest
+    """mean of rho over channels; null: circular time-shifts within each text"""
+    mean_abs: NullTest
+    """mean of |rho|"""
+    significant_share: float | None
+    """share of channels with rho != 0 at a false discovery rate of 5 %"""
+    significant_share_null: float | None
+    """the same share under the shifts, mean over them"""
+    top_channels: tuple[int, ...]
+    """channels of largest |rho| among the significant, descending, at most 10"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON; rho as a summary and the top channels with their values."""
+        result = fields_to_dict(self)
+        result["adjusted_p"] = None
+        result["rho"] = None if self.rho is None else summarise(self.rho)
+        if self.rho is not None and self.adjusted_p is not None:
+            result["top_channels"] = [
+                {"channel": c, "rho": float(self.rho[c]), "adjusted_p": float(self.adjusted_p[c])}
+                for c in self.top_channels
+            ]
+        del result["adjusted_p"]
+        return result
+
+
+@dataclass(frozen=True, eq=False)
+class DeltaSensitivity:
+    """How much each neuron of one layer changes when the layer's delta is scaled."""
+
+    layer: int
+    factor: float
+    """what delta was multiplied by, in every channel and token"""
+    num_tokens: int
+    num_texts: int
+    sensitivity: Tensor
+    """(d_inner,) root mean square over tokens of the change of the gated output, over the standard
+    deviation of the gated output; nan for a channel that never varies"""
+    memory_sensitivity: Tensor
+    """(d_inner,) the same when delta is scaled in the decay exp(delta A) alone and what a token
+    writes stays: 0 in a channel that keeps nothing"""
+    top_channels: tuple[int, ...]
+    """channels by `sensitivity`, descending"""
+    rank_correlation_with_delta: float | None
+    """Spearman correlation over channels of sensitivity and mean delta: far from 1 where the size
+    of delta does not tell which neurons depend on it"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON: summaries, and the top channels with their values."""
+        result = fields_to_dict(self)
+        for name in ("sensitivity", "memory_sensitivity"):
+            result[name] = summarise(getattr(self, name))
+        result["top_channels"] = [
+            {
+                "channel": channel,
+                "sensitivity": float(self.sensitivity[channel]),
+                "memory_sensitivity": float(self.memory_sensitivity[channel]),
+            }
+            for channel in self.top_channels
+        ]
+        return result
+
+
+def delta_neuron_correlation(
+    texts: Sequence[SSMComponents],
+    layer: int = 0,
+    *,
+    num_shifts: int = NUM_SHIFTS,
+    seed: int = 0,
+) -> DeltaNeuronCorrelation:
+    """Spearman correlation of delta with |y SiLU(gate)| over pooled tokens, in each channel.
+
+    Undefined, with the reason, for fewer tokens than a claim needs. Raises ValueError as
+    `delta_memory`. Cost: 2 d_inner sorts, and for each shift d_inner inner products.
+    """
+    deltas, lengths = checked_deltas(texts)
+    n = sum(lengths)
+    counts = {"layer": layer, "num_tokens": n, "num_texts": len(lengths)}
+    activations = np.concatenate([np.abs(text.gated[0].double().numpy()) for text in texts])
+    ranks = [stats.rankdata(v, axis=0) for v in (np.concatenate(deltas), activations)]
+    (x, x_flat), (y, y_flat) = (unit_columns(v) for v in ranks)
+    varies = ~(x_flat | y_flat)
+    reason = why_too_few(lengths)
+    if reason is None and not varies.any():
+        reason = "in no channel do both delta and the activation vary"
+    if reason is not None:
+        test = undefined(reason, n)
+        return DeltaNeuronCorrelation(
+            **counts, reason=reason, rho=None, adjusted_p=None, mean=test, mean_abs=test,
+            significant_share=None, significant_share_null=None, top_channels=(),
+        )  # fmt: skip
+    rho_x, rho_y = (autocorrelation_within_texts(v, lengths, max(lengths) // 4) for v in (x, y))
+    n_eff = effective_samples(rho_x, rho_y, n, pairs=False)
+    rho = _inner_products(x, y, varies)
+    p_values = pearson_p_values(rho, n_eff)
+    found = benjamini_hochberg(p_values, FALSE_DISCOVERY_RATE)
+    shifted = [
+        _inner_products(x, y[shifted_rows(lengths, shift)], varies)
+        for shift in draw_shifts(lengths, num_shifts, seed)
+    ]
+    shares = [
+        benjamini_hochberg(pearson_p_values(r, n_eff), FALSE_DISCOVERY_RATE).rejected[varies].mean()
+        for r in shifted
+    ]
+    strongest = np.argsort(-np.where(found.rejected, np.abs(rho), -1.0), kind="stable")
+    return DeltaNeuronCorrelation(
+        **counts,
+        reason=None,
+        rho=torch.from_numpy(rho).float(),
+        adjusted_p=torch.from_numpy(found.adjusted),
+        mean=against_null(float(np.nanmean(rho)), [np.nanmean(r) for r in shifted], n),
+        mean_abs=against_null(
+            float(np.nanmean(np.abs(rho))), [np.nanmean(np.abs(r)) for r in shifted], n
+        ),
+        significant_share=float(found.rejected[varies].mean()),
+        significant_share_null=float(np.mean(shares)),
+        top_channels=tuple(strongest[: min(10, int(found.rejected.sum()))].tolist()),
+    )
+
+
+def delta_sensitivity(
+    texts: Sequence[SSMComponents],
+    layer: int = 0,
+    *,
+    factor: float = SCALE_FACTOR,
+    top_k: int = 10,
+) -> DeltaSensitivity:
+    """Change of every neuron when delta is multiplied by `factor` and the scan is run again.
+
+    u, B, C and the gate stay as they are: they do not depend on delta within the layer, so this is
+    exactly what the model's mixer would compute. Raises ValueError as `delta_memory`, for a factor
+    that is not positive or is 1, and for top_k < 1. Cost: three scans a text.
+    """
+    _, lengths = checked_deltas(texts)
+    validate_int("top_k", top_k, 1)
+    if not (math.isfinite(factor) and factor > 0 and factor != 1):
+        raise ValueError(f"factor is {factor}; it must be a positive number other than 1")
+    gated = torch.cat([text.gated[0] for text in texts]).double()
+    spread = gated.std(dim=0, correction=0).where(gated.amax(0) > gated.amin(0), math.nan)
+    squares = torch.stack([_squared_changes(text, factor) for text in texts]).sum(0)
+    total, memory = (squares / len(gated)).sqrt() / spread
+    order = torch.argsort(total.nan_to_num(nan=-1.0), descending=True, stable=True)
+    defined = ~total.isnan()
+    mean_delta = torch.cat([text.delta[0] for text in texts]).double().mean(0)
+    agreement = (
+        finite_or_none(spearman(total[defined], mean_delta[defined])) if defined.any() else None
+    )
+    return DeltaSensitivity(
+        layer=layer,
+        factor=float(factor),
+        num_tokens=sum(lengths),
+        num_texts=len(lengths),
+        sensitivity=total.float(),
+        memory_sensitivity=memory.float(),
+        top_channels=tuple(order[: min(top_k, int(defined.sum()))].tolist()),
+        rank_correlation_with_delta=agreement,
+    )
+
+
+def checked_deltas(texts: Sequence[SSMComponents]) -> tuple[list[FloatArray], tuple[int, ...]]:
+    """Delta (l, d_inner) of each text, and their numbers of tokens."""
+    if not texts:
+        raise ValueError("texts is empty; pass the components of at least one text")
+    for text in texts:
+        if text.delta.shape[0] != 1 or not bool(text.attention_mask.all()):
+            raise ValueError(
+                f"texts holds components of {text.delta.shape[0]} texts or with padding; pass one "
+                "for each text: components.text(row)"
+            )
+    deltas = [text.delta[0].double().numpy() for text in texts]
+    return deltas, tuple(len(delta) for delta in deltas)
+
+
+def _inner_products(x: FloatArray, y: FloatArray, defined: np.ndarray) -> FloatArray:
+    return np.where(defined, np.clip((x * y).sum(axis=0), -1.0, 1.0), math.nan)
+
+
+def _squared_changes(text: SSMComponents, factor: float) -> Tensor:
+    """Sum over tokens of the squared change of y SiLU(gate) when delta is scaled, (2, d_inner).
+
+    First as it is; then with u divided by the factor, so that delta B u stays and only the decay
+    changes. D u is the same before and after and cancels.
+    """
+    before = selective_scan(text.u, text.delta, text.A, text.B, text.C)
+    changes = [
+        selective_scan(u, text.delta * factor, text.A, text.B, text.C) - before
+        for u in (text.u, text.u / factor)
+    ]
+    return (torch.cat(changes) * F.silu(text.gate)).double().square().sum(dim=1)
