@@ -178,7 +178,8 @@ def full_mixer_row(
     """
     length = components.delta.shape[1]
     t = validate_int("query", query, -length, length - 1) % length
-    tokens, bias = 0.0, 0.0
+    tokens = components.delta.new_zeros(components.delta.shape[:2])
+    bias = components.delta.new_zeros(len(tokens))
     for operator, weight, key in _operators(components, parameters, query_weight, key_weight):
         part = operator.far(
             attention_row,
@@ -189,8 +190,8 @@ def full_mixer_row(
         )
         for lag, entries in enumerate(operator.near[: t + 1]):
             part[:, t - lag] = _over_heads(weight[:, t] * entries[:, t] * key[:, t - lag], absolute)
-        tokens = tokens + part
-        bias = bias + _over_heads(weight[:, t] * operator.bias[:, t], absolute)
+        tokens += part
+        bias += _over_heads(weight[:, t] * operator.bias[:, t], absolute)
     return MixerMap(tokens, bias)
 
 
@@ -200,8 +201,7 @@ def head_maps(components: SSMComponents, heads: Sequence[int] | None = None) -> 
     Raises ValueError for a head that does not exist, and for a result above MAX_HEAD_MAPS_GB,
     saying how large it would be and what to ask for instead. Cost: 4 l^2 bytes a head.
     """
-    _check_size(components, heads)
-    return implicit_attention(*_parameters(components), heads=heads)
+    return implicit_attention(*_parameters(components), heads=_chosen_heads(components, heads))
 
 
 def full_mixer_head_maps(
@@ -211,10 +211,9 @@ def full_mixer_head_maps(
 
     ``tokens`` is (b, heads, l, l), ``bias`` (b, heads, l). Raises ValueError as :func:`head_maps`.
     """
-    _check_size(components, heads)
-    chosen = range(components.delta.shape[2]) if heads is None else heads
-    operator = _mixer_operator(components, parameters, torch.as_tensor(list(chosen)))
-    gate = F.silu(components.gate[..., list(chosen)]).movedim(2, 1)
+    chosen = _chosen_heads(components, heads)
+    operator = _mixer_operator(components, parameters, torch.tensor(chosen))
+    gate = F.silu(components.gate[..., chosen]).movedim(2, 1)
     tokens = operator.far(implicit_attention)
     for lag, entries in enumerate(operator.near):
         tokens.diagonal(-lag, 2, 3).copy_(entries.movedim(2, 1)[..., lag:])
@@ -311,10 +310,11 @@ def _operators(
             raise ValueError(
                 f"{name} must be (b, l, H) = {tuple(shape)}, got {tuple(weight.shape)}"
             )
+    mask = components.attention_mask.to(components.delta).unsqueeze(-1)
     for heads in torch.arange(shape[2]).split(_HEADS_PER_PASS):
         gate = F.silu(components.gate[..., heads])
         query = gate / shape[2] if query_weight is None else gate * query_weight[..., heads]
-        key = torch.ones_like(gate) if key_weight is None else key_weight[..., heads]
+        key = (mask if key_weight is None else key_weight[..., heads]).expand_as(gate)
         yield _mixer_operator(components, parameters, heads), query, key
 
 
@@ -374,14 +374,19 @@ def _delayed(x: Tensor, lag: int) -> Tensor:
     return F.pad(x, (0, 0, lag, 0))[:, : x.shape[1]]
 
 
-def _check_size(components: SSMComponents, heads: Sequence[int] | None) -> None:
+def _chosen_heads(components: SSMComponents, heads: Sequence[int] | None) -> list[int]:
+    """Head numbers, checked, of which the maps are small enough to hold."""
     batch, length, num_heads = components.delta.shape
-    count = num_heads if heads is None else len(heads)
-    size = batch * count * length**2 * components.delta.element_size() / 1e9
+    numbers = range(num_heads) if heads is None else heads
+    chosen = [validate_int("heads", head, 0, num_heads - 1) for head in numbers]
+    if not chosen:
+        raise ValueError(f"heads is empty; choose among heads 0 to {num_heads - 1}")
+    size = batch * len(chosen) * length**2 * components.delta.element_size() / 1e9
     if size > MAX_HEAD_MAPS_GB:
-        most = int(MAX_HEAD_MAPS_GB / size * count)
         raise ValueError(
-            f"heads asks for {count} maps of {length} x {length} tokens, {size:.1f} GB; the limit "
-            f"is {MAX_HEAD_MAPS_GB} GB. Ask for at most {most} heads, for a shorter text, or for "
+            f"heads asks for {len(chosen)} maps of {length} x {length} tokens, {size:.1f} GB; the "
+            f"limit is {MAX_HEAD_MAPS_GB} GB. Ask for at most "
+            f"{int(MAX_HEAD_MAPS_GB / size * len(chosen))} heads, for a shorter text, or for "
             "means over heads (mean_map, group_maps) or one query (attention_row)"
         )
+    return chosen

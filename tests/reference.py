@@ -180,3 +180,41 @@ def participation_ratio(states: Tensor) -> float:
     """(sum lambda)^2 / sum lambda^2, lambda the eigenvalues of the covariance of states (l, d)."""
     eigenvalues = np.linalg.eigvalsh(np.cov(states.double().numpy(), rowvar=False))
     return float(eigenvalues.sum() ** 2 / np.square(eigenvalues).sum())
+
+
+def full_mixer_operator(
+    alpha: Tensor, D: Tensor, gate: Tensor, conv_input: Tensor, weight: Tensor, bias: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """(M, c) with gated = M x + c per head, for one text: diag(SiLU z)(alpha + D)diag(sigma p) T.
+
+    alpha (H, l, l); gate and x = conv_input (l, H); weight (H, K). M is (H, l, l), c (H, l). T is
+    the convolution as a matrix, p = T x + bias, and c is what the bias alone gives.
+    """
+    heads, length, _ = alpha.shape
+    taps = weight.shape[1]
+    M, c = torch.zeros_like(alpha), torch.zeros(heads, length, dtype=alpha.dtype)
+    for h in range(heads):
+        T = torch.zeros(length, length, dtype=alpha.dtype)
+        for t in range(length):
+            for k in range(taps):
+                if t - (taps - 1) + k >= 0:
+                    T[t, t - (taps - 1) + k] = weight[h, k]
+        b = torch.zeros(length, dtype=alpha.dtype) + (0.0 if bias is None else bias[h])
+        p = T @ conv_input[:, h] + b
+        middle = alpha[h] + D[h] * torch.eye(length, dtype=alpha.dtype)
+        left = torch.diag(silu(gate[:, h])) @ middle @ torch.diag(1 / (1 + torch.exp(-p)))
+        M[h], c[h] = left @ T, left @ b
+    return M, c
+
+
+def cosine_attention(h: Tensor, temperature: float) -> Tensor:
+    """Causal softmax of cos(h_t, h_s) / temperature for one text's states (l, ...): (l, l)."""
+    flat = h.double().flatten(1)
+    result = torch.zeros(len(flat), len(flat), dtype=torch.float64)
+    for t in range(len(flat)):
+        scores = []
+        for s in range(t + 1):
+            norms = flat[t].norm() * flat[s].norm()
+            scores.append(float(flat[t] @ flat[s] / norms) if norms > 0 else 0.0)
+        result[t, : t + 1] = (torch.tensor(scores, dtype=torch.float64) / temperature).softmax(0)
+    return result

@@ -1,0 +1,187 @@
+"""Real Mamba models with weights set by hand, whose attention and neurons are known in closed form.
+
+Embeddings are one-hot and the norm is scaled so that the mixer of layer 0 reads the token itself:
+what a channel receives at a token is a table. Other layers write nothing. In every model below u
+(the SSM's input) is 0 or 1 and the gate SiLU(z) is 1, up to float32 rounding.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import MambaConfig, MambaForCausalLM
+
+
+def inverse_silu(value: float) -> float:
+    """p >= 0 with SiLU(p) = value, for value >= 0, by bisection."""
+    low, high = 0.0, value + 1.0
+    for _ in range(200):
+        middle = (low + high) / 2
+        low, high = (middle, high) if middle / (1 + math.exp(-middle)) < value else (low, middle)
+    return (low + high) / 2
+
+
+def inverse_softplus(value: float) -> float:
+    return math.log(math.expm1(value))
+
+
+class HandWeighted:
+    """A blank one-hot Mamba, to be given channels; every weight that is not set is zero.
+
+    Channel i has state matrix A[i] = -1 in every state and delta 1 until :meth:`decay` sets them.
+    """
+
+    def __init__(
+        self,
+        vocab_size: int,
+        num_channels: int,
+        *,
+        d_state: int = 2,
+        conv_kernel: int = 4,
+        num_layers: int = 1,
+    ) -> None:
+        expand = -(-num_channels // vocab_size)
+        config = MambaConfig(
+            vocab_size=vocab_size,
+            hidden_size=vocab_size,
+            expand=expand,
+            num_hidden_layers=num_layers,
+            state_size=d_state,
+            conv_kernel=conv_kernel,
+            time_step_rank=1,
+            layer_norm_epsilon=1e-12,
+            tie_word_embeddings=False,
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        self.model: Any = MambaForCausalLM(config).eval()
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False).zero_()
+        self.model.backbone.embeddings.weight.copy_(torch.eye(vocab_size))
+        for block in self.model.backbone.layers:
+            block.norm.weight.fill_(vocab_size**-0.5)  # the RMS of a one-hot vector
+            block.mixer.dt_proj.bias.fill_(inverse_softplus(1.0))
+        self.model.backbone.norm_f.weight.fill_(1.0)
+        self.model.lm_head.weight.copy_(torch.eye(vocab_size))
+        self.mixer: Any = self.model.backbone.layers[0].mixer
+        self.d_inner = self.mixer.intermediate_size
+        self.mixer.in_proj.weight[self.d_inner :].fill_(inverse_silu(1.0))  # SiLU(gate) = 1
+
+    def channel(self, index: int, tokens: Sequence[int], *, delay: int = 0) -> HandWeighted:
+        """u[index] is 1 where the token ``delay`` places back is one of ``tokens``, else 0."""
+        for token in tokens:
+            self.mixer.in_proj.weight[index, token] = inverse_silu(1.0)
+        self.mixer.conv1d.weight[index, 0, -1 - delay] = 1.0
+        return self
+
+    def reads(self, *, B: Mapping, C: Mapping) -> HandWeighted:
+        """B[n] and C[n] as sums over channels: {(n, channel): weight}."""
+        for offset, weights in ((1, B), (1 + self.mixer.ssm_state_size, C)):
+            for (n, channel), weight in weights.items():
+                self.mixer.x_proj.weight[offset + n, channel] = weight
+        return self
+
+    def decay(
+        self, rates: Sequence[float], delta: float, boost: Mapping[int, float] | None = None
+    ) -> HandWeighted:
+        """A = -rates (per state), softplus^-1(delta) plus ``boost`` times u: {channel: weight}."""
+        self.mixer.A_log.copy_(torch.tensor(rates).log().expand_as(self.mixer.A_log))
+        self.mixer.dt_proj.bias.fill_(inverse_softplus(delta))
+        self.mixer.dt_proj.weight.fill_(1.0)
+        for channel, weight in (boost or {}).items():
+            self.mixer.x_proj.weight[0, channel] = weight
+        return self
+
+    def writes(self, channel: int, direction: Tensor) -> HandWeighted:
+        """What the channel adds to the residual stream, (vocab_size,) per unit."""
+        self.mixer.out_proj.weight[:, channel] = direction
+        return self
+
+
+def every_token(vocab_size: int) -> range:
+    return range(vocab_size)
+
+
+def constant_half_life(half_life: float, vocab_size: int = 6) -> MambaForCausalLM:
+    """alpha[t, s] = delta 2^(-(t - s) / half_life) in every channel, delta = 0.1."""
+    built = HandWeighted(vocab_size, vocab_size, d_state=1).channel(0, every_token(vocab_size))
+    built.reads(B={(0, 0): 1.0}, C={(0, 0): 1.0})
+    return built.decay([math.log(2) / (half_life * 0.1)], 0.1).model
+
+
+def write_at_marked(marked: int, vocab_size: int = 6) -> MambaForCausalLM:
+    """alpha[t, s] = 0.1 exp(-0.1 (t - s)) where token s is ``marked``, exactly 0 elsewhere."""
+    built = HandWeighted(vocab_size, vocab_size, d_state=1)
+    built.channel(0, every_token(vocab_size)).channel(1, [marked])
+    return built.reads(B={(0, 1): 1.0}, C={(0, 0): 1.0}).decay([1.0], 0.1).model
+
+
+def reset_at(token: int, vocab_size: int = 6) -> MambaForCausalLM:
+    """As a long memory, alpha = 0.01 exp(-0.01 (t - s)); ``token`` erases what came before it.
+
+    At that token delta is above 60, and it writes nothing itself.
+    """
+    built = HandWeighted(vocab_size, vocab_size, d_state=1)
+    built.channel(0, every_token(vocab_size)).channel(1, [token])
+    built.reads(B={(0, 0): 1.0, (0, 1): -1.0}, C={(0, 0): 1.0})
+    return built.decay([1.0], 0.01, boost={1: 70.0}).model
+
+
+def peak_at_lag(rates: tuple[float, float], vocab_size: int = 6) -> MambaForCausalLM:
+    """alpha[t, s] = e^(-r k) - e^(-r' k), k = t - s, for rates (r, r'); delta = 1."""
+    built = HandWeighted(vocab_size, vocab_size, d_state=2).channel(0, every_token(vocab_size))
+    built.reads(B={(0, 0): 1.0, (1, 0): 1.0}, C={(0, 0): 1.0, (1, 0): -1.0})
+    return built.decay(list(rates), 1.0).model
+
+
+def copy_from(lag: int, vocab_size: int = 6) -> MambaForCausalLM:
+    """Copies the token ``lag`` places back (at most 3), through the convolution and D alone.
+
+    Channel v is 1 where that token is v, and writes logit v; the SSM's own attention is zero.
+    """
+    built = HandWeighted(vocab_size, vocab_size)
+    for token in range(vocab_size):
+        built.channel(token, [token], delay=lag)
+        built.writes(token, 10.0 * torch.eye(vocab_size)[token])
+    built.mixer.D.fill_(1.0)
+    return built.model
+
+
+def induction(vocab_size: int = 6, rate: float = 0.05) -> MambaForCausalLM:
+    """An induction head: alpha[t, s] = e^(-rate (t - s)) where token s-1 is token t, else 0.
+
+    Channels 0..V-1 are the token itself (values and queries), V..2V-1 the token before it (keys,
+    by the convolution's shift). delta = 1. What followed the same token last gets the top logit.
+    """
+    built = HandWeighted(vocab_size, 2 * vocab_size, d_state=vocab_size)
+    for token in range(vocab_size):
+        built.channel(token, [token]).channel(vocab_size + token, [token], delay=1)
+        built.writes(token, 10.0 * torch.eye(vocab_size)[token])
+    keys = {(v, vocab_size + v): 1.0 for v in range(vocab_size)}
+    queries = {(v, v): 1.0 for v in range(vocab_size)}
+    return built.reads(B=keys, C=queries).decay([rate] * vocab_size, 1.0).model
+
+
+def single_logit_channel(
+    channel: int, token: int, *, others_write: bool, vocab_size: int = 8
+) -> MambaForCausalLM:
+    """Channel ``channel`` alone writes the direction that the logit of ``token`` reads.
+
+    Every channel v sees token v (so all vary over a text), and remembers it through the SSM. With
+    ``others_write`` the others write, twice as strongly, a direction that no logit reads.
+    """
+    built = HandWeighted(vocab_size, vocab_size, d_state=1)
+    for v in range(vocab_size):
+        built.channel(v, [v])
+        if others_write and v != channel:
+            built.writes(v, 2.0 * torch.eye(vocab_size)[0])
+    reads_all = {(0, v): 1.0 for v in range(vocab_size)}
+    built.reads(B=reads_all, C=reads_all).decay([0.1], 1.0)
+    built.writes(channel, torch.eye(vocab_size)[token])
+    built.model.lm_head.weight[:, 0] = 0.0
+    return built.model
