@@ -1,0 +1,202 @@
+"""Gradients and ablations: against the model's own code, finite differences and closed forms."""
+
+import math
+
+import hand_weighted
+import pytest
+import torch
+from conftest import make_tiny_model
+from torch import Tensor
+
+from mamba_mixers import find_mixers
+from neuron_effects import (
+    AblationEffects,
+    ablation_agreement,
+    ablation_effects,
+    target_gradients,
+)
+from ssm_component_extractor import Capture, capture
+from targets import resolve_target
+
+LAYER = 1
+
+
+def tiny_ids(length: int = 20, batch: int = 1) -> Tensor:
+    return torch.randint(1, 64, (batch, length), generator=torch.Generator().manual_seed(3))
+
+
+def tiny_capture(model, ids: Tensor | None = None, layers=(0, LAYER, 3)) -> Capture:
+    return capture(model, tiny_ids() if ids is None else ids, None, list(layers))
+
+
+@torch.no_grad()
+def value_with_neurons(model, ids: Tensor, layer: int, change, target) -> Tensor:
+    """The target when out_proj's input is changed in the model's own, unreplaced code."""
+    pinned = target.pin(model(ids).logits, ids)
+    out_proj = find_mixers(model)[layer].mixer.out_proj
+    handle = out_proj.register_forward_pre_hook(lambda module, args: (change(args[0]),))
+    try:
+        return pinned(model(ids).logits)
+    finally:
+        handle.remove()
+
+
+@pytest.mark.parametrize("name", ["log_probability", "logit", "logit_difference", "loss"])
+def test_ablation_is_what_the_models_own_code_gives(name):
+    model, ids = make_tiny_model(), tiny_ids()
+    target = resolve_target(name)
+    neurons = [5, 0, 63, 17]
+    found = ablation_effects(model, tiny_capture(model), LAYER, neurons, target)
+    clean = value_with_neurons(model, ids, LAYER, lambda x: x, target)
+    assert found.baseline == pytest.approx(float(clean), abs=1e-5)
+    for neuron, effect in zip(neurons, found.effects.tolist(), strict=True):
+
+        def to_mean(x: Tensor, neuron: int = neuron) -> Tensor:
+            x = x.clone()
+            x[..., neuron] = x[..., neuron].mean(1, keepdim=True)
+            return x
+
+        ablated = value_with_neurons(model, ids, LAYER, to_mean, target)
+        # Two float32 forward passes of values of order 1 through different code.
+        assert effect == pytest.approx(float(ablated - clean), abs=1e-5)
+
+
+def test_ablation_in_batches_is_the_same(monkeypatch):
+    model = make_tiny_model()
+    captured, target = tiny_capture(model), resolve_target()
+    whole = ablation_effects(model, captured, LAYER, range(10), target)
+    monkeypatch.setattr("neuron_effects._TOKENS_PER_PASS", 60)
+    parts = ablation_effects(model, captured, LAYER, range(10), target)
+    # Batches of another size may use another order of float32 sums.
+    torch.testing.assert_close(parts.effects, whole.effects, rtol=0, atol=1e-5)
+    assert parts.to_dict()["effects"].keys() == {str(i) for i in range(10)}
+
+
+def test_ablating_no_neuron_gives_no_effects():
+    model = make_tiny_model()
+    found = ablation_effects(model, tiny_capture(model), LAYER, [], resolve_target())
+    assert found.effects.shape == (0,)
+
+
+@pytest.mark.parametrize("name", ["log_probability", "loss"])
+def test_gradients_are_the_limit_of_finite_differences(name):
+    model = make_tiny_model().double()
+    ids, target = tiny_ids(), resolve_target(name)
+    found = target_gradients(model, tiny_capture(model), [LAYER], target)
+    for token, neuron in ((0, 3), (7, 50), (19, 11)):
+
+        def moved(step: float, token: int = token, neuron: int = neuron) -> float:
+            def change(x: Tensor) -> Tensor:
+                x = x.clone()
+                x[0, token, neuron] += step
+                return x
+
+            return float(value_with_neurons(model, ids, LAYER, change, target))
+
+        # Central differences in a model of which some stages round to float32: 1e-7 / step.
+        expected = (moved(1e-2) - moved(-1e-2)) / 2e-2
+        assert float(found.grad_gated[LAYER][0, token, neuron]) == pytest.approx(
+            expected, rel=1e-2, abs=2e-5
+        )
+
+
+def test_gradient_of_y_passes_through_the_gate():
+    model = make_tiny_model()
+    captured = tiny_capture(model)
+    found = target_gradients(model, captured, captured.layers, resolve_target())
+    for layer in captured.layers:
+        gate = torch.nn.functional.silu(captured.components[layer].gate)
+        # The same product in another order, float32.
+        torch.testing.assert_close(
+            found.grad_y[layer], found.grad_gated[layer] * gate, rtol=1e-5, atol=1e-9
+        )
+
+
+def test_frozen_models_and_left_padded_batches_have_the_same_gradients():
+    model = make_tiny_model()
+    ids, target = tiny_ids(16, batch=2), resolve_target()
+    mask = torch.ones_like(ids)
+    mask[1, :5] = 0
+    batch = target_gradients(model, capture(model, ids, mask, [LAYER]), [LAYER], target)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    alone = capture(model, ids[1:, 5:], None, [LAYER])
+    single = target_gradients(model, alone, [LAYER], target)
+    assert batch.token_ids[1] == single.token_ids[0]
+    assert float(batch.value[1]) == pytest.approx(float(single.value[0]), abs=1e-5)
+    # The suite's bound for a padded batch against one text at a time.
+    torch.testing.assert_close(
+        batch.grad_gated[LAYER][1, 5:], single.grad_gated[LAYER][0], rtol=1e-4, atol=1e-6
+    )
+    assert torch.equal(batch.grad_gated[LAYER][1, :5], torch.zeros(5, 64))
+
+
+def test_a_position_inside_the_text_explains_the_token_that_follows():
+    model, ids = make_tiny_model(), tiny_ids()
+    found = target_gradients(
+        model, tiny_capture(model), [LAYER], resolve_target("log_probability", position=4)
+    )
+    assert found.token_ids == (int(ids[0, 5]),)
+    expected = model(ids).logits[0, 4].log_softmax(-1)[ids[0, 5]].detach()
+    assert float(found.value[0]) == pytest.approx(float(expected), abs=1e-5)
+    # Nothing after the position can matter.
+    assert torch.equal(found.grad_gated[LAYER][0, 5:], torch.zeros(15, 64))
+
+
+@pytest.mark.parametrize("others_write", [False, True])
+def test_ablation_finds_the_one_channel_that_a_logit_reads(others_write):
+    model = hand_weighted.single_logit_channel(3, 5, others_write=others_write)
+    ids = torch.tensor([[1, 3, 2, 7, 3, 1, 4, 6, 3, 2]])
+    captured = capture(model, ids, None, [0])
+    target = resolve_target("logit", token=5)
+    found = ablation_effects(model, captured, 0, range(8), target)
+    assert int(found.effects.abs().argmax()) == 3
+    stream = captured.block_outputs[0][0, -1]
+    change = captured.components[0].gated[0].mean(0) - captured.components[0].gated[0, -1]
+    if not others_write:
+        after = stream.clone()
+        after[5] += change[3]
+        rms = [x.square().mean().sqrt() for x in (after, stream)]
+        expected = float(after[5] / rms[0] - stream[5] / rms[1])
+        assert float(found.effects[3]) == pytest.approx(expected, abs=1e-5)
+        others = [i for i in range(8) if i != 3]
+        # Not exactly 0: a batch of variants may be summed in another order than one text.
+        assert float(found.effects[others].abs().max()) < 1e-6
+
+
+def effects_of(values: list[float]) -> AblationEffects:
+    return AblationEffects(0, torch.arange(len(values)), torch.tensor(values), 0.0, {})
+
+
+def test_agreement_is_by_rank_and_by_magnitude():
+    found = ablation_agreement(torch.tensor([1.0, 2.0, 3.0, 9.0]), effects_of([0.1, -0.2, 0.3, -4]))
+    assert found["spearman"] == pytest.approx(1.0, abs=1e-12)
+    assert found["null_95"] == pytest.approx(1.96 / math.sqrt(3))
+    reverse = ablation_agreement(torch.tensor([4.0, 3.0, 2.0, 1.0]), effects_of([1, 2, 3, 4]))
+    assert reverse["spearman"] == pytest.approx(-1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("effects", "reason"),
+    [([1.0, 2.0], "fewer than 3 neurons"), ([0.0, 0.0, 0.0], "all the same")],
+)
+def test_agreement_that_is_undefined_says_why(effects, reason):
+    found = ablation_agreement(torch.arange(3.0), effects_of(effects))
+    assert found["spearman"] is None
+    assert reason in found["reason"]
+
+
+def test_bad_input_is_named():
+    model = make_tiny_model()
+    captured = tiny_capture(model)
+    with pytest.raises(ValueError, match="neurons is 64 .*at most 63"):
+        ablation_effects(model, captured, LAYER, [64], resolve_target())
+    with pytest.raises(ValueError, match="layer_idx is 2; the layers extracted are .0, 1, 3."):
+        ablation_effects(model, captured, 2, [0], resolve_target())
+    batch = tiny_capture(model, tiny_ids(9, batch=2))
+    with pytest.raises(ValueError, match="captured has 2 texts; ablation takes one"):
+        ablation_effects(model, batch, LAYER, [0], resolve_target())
+    with pytest.raises(ValueError, match="token 64 is not in the vocabulary"):
+        target_gradients(model, captured, [LAYER], resolve_target("logit", token=64))
+    with pytest.raises(ValueError, match="position is -99"):
+        target_gradients(model, captured, [LAYER], resolve_target(position=-99))
