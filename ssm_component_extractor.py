@@ -332,6 +332,10 @@ def encode_inputs(
         tokenizer = require_tokenizer(model, tokenizer)
         encoded = encode_texts(tokenizer, check_texts(inputs), sys.maxsize)
         return pad_batch(encoded, padding_id(tokenizer))
+    if "input_ids" not in inputs:
+        raise ValueError(
+            f"inputs has no input_ids, only {sorted(inputs)}; pass a tokenizer's output"
+        )
     ids = torch.as_tensor(inputs["input_ids"])
     ids = ids.unsqueeze(0) if ids.dim() == 1 else ids
     vocabulary = model.config.vocab_size
@@ -344,8 +348,21 @@ def encode_inputs(
             f"inputs holds token ids from {ids.min()} to {ids.max()}; the model knows 0 to "
             f"{vocabulary - 1}. Was it tokenized for another model?"
         )
-    mask = inputs.get("attention_mask")
-    return ids, torch.ones_like(ids) if mask is None else torch.as_tensor(mask).view(ids.shape)
+    return ids, _mask_of(ids, inputs.get("attention_mask"))
+
+
+def _mask_of(ids: Tensor, mask: Tensor | None) -> Tensor:
+    """The attention mask that came with these ids (b, l), ones for None; checked."""
+    if mask is None:
+        return torch.ones_like(ids)
+    mask = torch.as_tensor(mask)
+    mask = mask.unsqueeze(0) if mask.dim() == 1 else mask
+    if mask.shape != ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids, {tuple(ids.shape)}, got "
+            f"{tuple(mask.shape)}"
+        )
+    return mask
 
 
 def model_layers(model: PreTrainedModel, layer_indices: Sequence[int] | str | None) -> list[int]:
