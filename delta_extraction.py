@@ -356,14 +356,13 @@ class DeltaExtractor:
         top_k: int = 10,
         *,
         factor: float = SCALE_FACTOR,
+        rank_by: str = "sensitivity",
     ) -> DeltaSensitivity:
         """`delta_sensitivity` of one layer on these texts, captured for it alone."""
         captured = capture_for(self.model, self.tokenizer, [layer_idx], texts)
         layer = captured.layers[0]
-        self.sensitivity_ = delta_sensitivity(
-            layer_components([captured], layer), layer, factor=factor, top_k=top_k
-        )
-        return self.sensitivity_
+        parts = layer_components([captured], layer)
+        return delta_sensitivity(parts, layer, factor=factor, top_k=top_k, rank_by=rank_by)
 
     def _texts(self, layer_idx: int) -> list[SSMComponents]:
         captured = getattr(self, "capture_", None)

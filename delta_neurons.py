@@ -40,7 +40,7 @@ from time_shift_nulls import (
     undefined,
     why_too_few,
 )
-from utils import finite_or_none, validate_int
+from utils import finite_or_none, validate_choice, validate_int
 
 FALSE_DISCOVERY_RATE = 0.05
 SCALE_FACTOR = 1.1
@@ -101,7 +101,9 @@ class DeltaSensitivity:
     """(d_inner,) the same when delta is scaled in the decay exp(delta A) alone and what a token
     writes stays: 0 in a channel that keeps nothing"""
     top_channels: tuple[int, ...]
-    """channels by `sensitivity`, descending"""
+    """channels by `rank_by`, descending"""
+    rank_by: str
+    """what they are ranked by: a name of the two fields above"""
     rank_correlation_with_delta: float | None
     """Spearman correlation over channels of sensitivity and mean delta: far from 1 where the size
     of delta does not tell which neurons depend on it"""
@@ -185,22 +187,25 @@ def delta_sensitivity(
     *,
     factor: float = SCALE_FACTOR,
     top_k: int = 10,
+    rank_by: str = "sensitivity",
 ) -> DeltaSensitivity:
     """Change of every neuron when delta is multiplied by `factor` and the scan is run again.
 
     u, B, C and the gate stay as they are: they do not depend on delta within the layer, so this is
     exactly what the model's mixer would compute. Raises ValueError as `delta_memory`, for a factor
-    that is not positive or is 1, and for top_k < 1. Cost: three scans a text.
+    that is not positive or is 1, for top_k < 1 and an unknown rank_by. Cost: three scans a text.
     """
     _, lengths = checked_deltas(texts)
     validate_int("top_k", top_k, 1)
+    validate_choice("rank_by", rank_by, ("sensitivity", "memory_sensitivity"))
     if not (math.isfinite(factor) and factor > 0 and factor != 1):
         raise ValueError(f"factor is {factor}; it must be a positive number other than 1")
     gated = torch.cat([text.gated[0] for text in texts]).double()
     spread = gated.std(dim=0, correction=0).where(gated.amax(0) > gated.amin(0), math.nan)
     squares = torch.stack([_squared_changes(text, factor) for text in texts]).sum(0)
     total, memory = (squares / len(gated)).sqrt() / spread
-    order = torch.argsort(total.nan_to_num(nan=-1.0), descending=True, stable=True)
+    ranked = total if rank_by == "sensitivity" else memory
+    order = torch.argsort(ranked.nan_to_num(nan=-1.0), descending=True, stable=True)
     defined = ~total.isnan()
     mean_delta = torch.cat([text.delta[0] for text in texts]).double().mean(0)
     agreement = (
@@ -214,6 +219,7 @@ def delta_sensitivity(
         sensitivity=total.float(),
         memory_sensitivity=memory.float(),
         top_channels=tuple(order[: min(top_k, int(defined.sum()))].tolist()),
+        rank_by=rank_by,
         rank_correlation_with_delta=agreement,
     )
 

@@ -44,6 +44,7 @@ from time_shift_nulls import (
     NUM_SHIFTS,
     MeanAutocorrelation,
     NullTest,
+    as_float64,
     fields_to_dict,
     mean_autocorrelation,
     spearman_permutation_test,
@@ -394,7 +395,7 @@ def _checked_map(components: SSMComponents, absolute_map: Values) -> FloatArray:
             f"components holds {components.delta.shape[0]} texts or padding; pass one text without "
             "padding: components.text(row)"
         )
-    weights, length = np.asarray(absolute_map, dtype=np.float64), components.delta.shape[1]
+    weights, length = as_float64(absolute_map), components.delta.shape[1]
     if weights.shape != (length, length):
         raise ValueError(
             f"absolute_map has shape {weights.shape}; it must be {(length, length)} for this text"
@@ -405,7 +406,7 @@ def _checked_map(components: SSMComponents, absolute_map: Values) -> FloatArray:
 
 
 def _per_channel(name: str, array: Values, d_inner: int) -> FloatArray:
-    values = np.asarray(array, dtype=np.float64)
+    values = as_float64(array)
     if values.shape != (d_inner,):
         raise ValueError(f"channel_{name} has shape {values.shape}; it must be ({d_inner},)")
     return values

@@ -95,7 +95,7 @@ def undefined(reason: str, n: int) -> NullTest:
 
 def against_null(value: float, draws: Values, n: int) -> NullTest:
     """Compare a value with draws (m,) of its null; undefined where either is nan."""
-    drawn = _float64(draws)
+    drawn = as_float64(draws)
     if not (math.isfinite(value) and drawn.size and np.isfinite(drawn).all()):
         return undefined("a side of the comparison has zero variance", n)
     # Rounding must not decide a tie between the data and a draw that equals them.
@@ -169,7 +169,7 @@ def autocorrelation_within_texts(x: Values, lengths: Sequence[int], max_lag: int
     the mean over all n tokens; in [-1, 1], nan at zero variance. For one text it is
     `analysis_utils.autocorrelation`. Cost: O(n p log n) by FFT.
     """
-    units, constant = unit_columns(_float64(x))
+    units, constant = unit_columns(as_float64(x))
     total = np.zeros((units.shape[1], max_lag + 1))
     for part in np.split(units, np.cumsum(lengths)[:-1]):
         reach = min(max_lag, len(part) - 1)
@@ -212,7 +212,7 @@ def mean_autocorrelation(
     validate_int("max_lag", max_lag, 1)
     validate_int("num_shuffles", num_shuffles, 39)
     lags = range(1, min(max_lag, min(lengths) // 2) + 1)
-    grams = _gram_matrices(_float64(x), lengths) if lags else []
+    grams = _gram_matrices(as_float64(x), lengths) if lags else []
     if not grams:
         reason = "no channel varies within a text" if lags else "a text has one token"
         return MeanAutocorrelation((), (), (), (), (), None, None, reason)
@@ -287,7 +287,9 @@ def spearman_shift_test(
     n = sum(lengths)
     if reason := why_too_few(lengths):
         return undefined(reason, n)
-    ranks, constant = unit_columns(np.stack([stats.rankdata(_float64(v)) for v in (x, y)], axis=1))
+    ranks, constant = unit_columns(
+        np.stack([stats.rankdata(as_float64(v)) for v in (x, y)], axis=1)
+    )
     if constant.any():
         return undefined("one of the two series is constant", n)
     shifts = draw_shifts(lengths, num_shifts, seed)
@@ -303,7 +305,7 @@ def spearman_permutation_test(
     Undefined, with the reason, for fewer than 8 samples (then too few permutations are distinct in
     rank correlation to matter) and where a side is constant. Cost: num_permutations inner products.
     """
-    first, second = _float64(x), _float64(y)
+    first, second = as_float64(x), as_float64(y)
     n = first.size
     if n < 8:
         return undefined(f"{n} samples; a permutation test here needs at least 8", n)
@@ -316,7 +318,8 @@ def spearman_permutation_test(
     return against_null(value, np.array(draws), n)
 
 
-def _float64(values: Values) -> FloatArray:
+def as_float64(values: Values) -> FloatArray:
+    """The values as a float64 array, from a tensor on any device too."""
     if isinstance(values, torch.Tensor):
         return values.detach().cpu().double().numpy()
     return np.asarray(values, dtype=np.float64)
