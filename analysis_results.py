@@ -1,0 +1,211 @@
+"""Results of the main analysis: how they are put together, checked and written.
+
+The JSON is nested by text and step; tensors and a table of neurons go beside it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from analysis_steps import Step, StepOutcomes
+from attention_neurons import NEURON_METHODS, AttentionData
+from cross_text_analysis import TextMeasures
+from neuron_sets import NeuronSet
+from ssm_component_extractor import Capture
+from utils import (
+    SCHEMA_VERSION,
+    EncodedText,
+    provenance,
+    to_jsonable,
+    write_csv,
+    write_json,
+    write_tensors,
+)
+
+logger = logging.getLogger(__name__)
+
+METHODS_USED = (
+    "ssm_extraction", "implicit_attention", "synthetic_attention", "neuron_creation",
+    "correlation_analysis",
+)  # fmt: skip
+
+REPLAY_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
+"""Largest replay error that counts as agreement, by the model's dtype; 1e-2 for half precision,
+which keeps two to three digits."""
+
+
+@dataclass(frozen=True, eq=False)
+class Settings:
+    """How an analysis is run."""
+
+    layers: list[int]
+    batch_size: int = 2
+    seed: int = 0
+    command: Sequence[str] | None = None
+    """command line, for the provenance"""
+
+
+@dataclass(frozen=True, eq=False)
+class TextAnalysis:
+    """What the steps found on one text, ready to be written."""
+
+    sections: dict[str, Any]
+    """by step, strict JSON"""
+    tensors: dict[str, Tensor]
+    """delta, attention maps, neurons: what is too large for JSON"""
+    neuron_rows: list[dict[str, Any]]
+    """the most important neurons of every layer and method"""
+    measures: TextMeasures | None
+    """what the cross-text analysis compares; None where the capture failed"""
+    replay_errors: dict[str, float]
+    """by layer"""
+    failures: dict[str, dict[str, Any]]
+    """by step"""
+
+
+@dataclass(frozen=True, eq=False)
+class Analysis:
+    """A whole analysis: strict JSON, the tensors that go beside it, and a table of neurons."""
+
+    results: dict[str, Any]
+    tensors: dict[str, Tensor]
+    neuron_rows: list[dict[str, Any]]
+
+
+def write_analysis(analysis: Analysis, path: Path) -> Path:
+    """Write an analysis as ``path`` (JSON), its tensors and its table of neurons beside it.
+
+    Each file is written whole or not at all. Returns ``path``.
+    """
+    if analysis.tensors:
+        write_tensors(path.with_suffix(".safetensors"), analysis.tensors)
+    if analysis.neuron_rows:
+        write_csv(path.with_name(f"{path.stem}_neurons.csv"), analysis.neuron_rows)
+    return write_json(path, analysis.results)
+
+
+def step_sections(outcomes: StepOutcomes, steps: Sequence[Step]) -> dict[str, Any]:
+    """JSON of every step in order: its result, or why there is none."""
+    return {
+        step.name: outcomes.failures.get(step.name) or _section(outcomes.results[step.name])
+        for step in steps
+    }
+
+
+def _section(result: Any) -> Any:
+    """Strict JSON of a step's result: layers become ``layer_3``, objects their ``to_dict()``."""
+    if hasattr(result, "to_dict"):
+        return _section(result.to_dict())
+    if isinstance(result, Mapping):
+        return {
+            f"layer_{key}" if isinstance(key, int) else key: _section(value)
+            for key, value in result.items()
+        }
+    return to_jsonable(result)
+
+
+def text_tensors(
+    captured: Capture,
+    attention: AttentionData | None,
+    neurons: dict[str, dict[int, NeuronSet]] | None,
+) -> dict[str, Tensor]:
+    """``layer_3.delta`` (l, d_inner), ``.gated``, attention maps (l, l), importance (d_inner,)."""
+    tensors = {}
+    for layer, parts in captured.components.items():
+        tensors[f"layer_{layer}.delta"] = parts.delta[0]
+        tensors[f"layer_{layer}.gated"] = parts.gated[0]
+    if attention is not None:
+        tensors.update({name: maps[0] for name, maps in attention.tensors().items()})
+    for method, by_layer in (neurons or {}).items():
+        for layer, found in by_layer.items():
+            tensors[f"layer_{layer}.importance.{method}"] = found.importance
+    return tensors
+
+
+def neuron_rows(neurons: dict[str, dict[int, NeuronSet]] | None) -> list[dict[str, Any]]:
+    return [
+        {"method": method, "layer": layer, **row}
+        for method, by_layer in (neurons or {}).items()
+        for layer, found in by_layer.items()
+        for row in found.to_dict()["top_neurons"]
+    ]
+
+
+def assemble(
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    texts: Sequence[TextAnalysis],
+    cross_text: StepOutcomes,
+    cross_text_steps: Sequence[Step],
+    settings: Settings,
+    seconds: float,
+) -> Analysis:
+    """The seed's nested result, with self-check and provenance beside it."""
+    origin = provenance(
+        model,
+        command=settings.command,
+        seed=settings.seed,
+        texts={f"text_{i}": _text_origin(text) for i, text in enumerate(encoded)},
+    )
+    origin["run"]["seconds"] = seconds
+    results = {
+        "schema_version": SCHEMA_VERSION,
+        "analysis_metadata": {
+            "layer_indices": settings.layers,
+            "num_texts": len(encoded),
+            "methods_used": list(METHODS_USED),
+            "neuron_methods": list(NEURON_METHODS),
+        },
+        "self_check": _self_check(model, texts, cross_text),
+        "individual_texts": {
+            f"text_{i}": {"text": text.text, "tokens": text.tokens, "analysis": found.sections}
+            for i, (text, found) in enumerate(zip(encoded, texts, strict=True))
+        },
+        "cross_text_analysis": step_sections(cross_text, cross_text_steps),
+        "provenance": origin,
+    }
+    return Analysis(
+        to_jsonable(results),
+        {f"text_{i}.{name}": x for i, text in enumerate(texts) for name, x in text.tensors.items()},
+        [{"text": i, **row} for i, text in enumerate(texts) for row in text.neuron_rows],
+    )
+
+
+def _text_origin(text: EncodedText) -> dict[str, Any]:
+    return {
+        "num_tokens": len(text.input_ids),
+        "num_tokens_before_truncation": text.num_tokens_before_truncation,
+        "truncated": text.truncated,
+    }
+
+
+def _self_check(
+    model: PreTrainedModel, texts: Sequence[TextAnalysis], cross_text: StepOutcomes
+) -> dict[str, Any]:
+    """How well the replayed mixers reproduce the model's own, and every step without a result."""
+    tolerance = REPLAY_TOLERANCE.get(model.dtype, 1e-2)
+    errors = {f"text_{i}": text.replay_errors for i, text in enumerate(texts)}
+    largest = max((e for by_layer in errors.values() for e in by_layer.values()), default=None)
+    if largest is not None and largest > tolerance:
+        logger.warning(
+            "the replayed mixers differ from the model's own by %.1e (allowed: %.0e): the numbers "
+            "of this run are not to be trusted", largest, tolerance,
+        )  # fmt: skip
+    failures = {f"text_{i}": text.failures for i, text in enumerate(texts) if text.failures}
+    if cross_text.failures:
+        failures["cross_text_analysis"] = cross_text.failures
+    return {
+        "replay_error": errors,
+        "largest_replay_error": largest,
+        "replay_tolerance": tolerance,
+        "replay_agrees": None if largest is None else largest <= tolerance,
+        "without_result": failures,
+    }

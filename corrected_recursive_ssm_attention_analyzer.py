@@ -1,0 +1,425 @@
+"""The main analysis: what recursion, implicit attention and neurons of a Mamba do on given texts.
+
+Seven steps for every text, from one forward pass a batch, and an eighth over all texts:
+
+    1 SSM components          5 recursive patterns
+    2 attention               6 SSM-attention correlations
+    3 neurons, three methods  7 neuron evolution
+    4 layer activations and   8 cross-text analysis
+      their correlations
+
+From a shell: ``python corrected_recursive_ssm_attention_analyzer.py`` runs it on the bundled demo
+model and three built-in texts, offline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from recursive_visualizer import figure_state_vs_activation_change, write_figures
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from analysis_results import (
+    Analysis,
+    Settings,
+    TextAnalysis,
+    assemble,
+    neuron_rows,
+    step_sections,
+    text_tensors,
+    write_analysis,
+)
+from analysis_steps import Step, failure_of, is_recoverable, run_steps
+from attention_neurons import NEURON_METHODS, AttentionData, attention_data, layer_parameters
+from cross_text_analysis import CROSS_TEXT_STEPS, TextMeasures, text_measures
+from delta_extraction import delta_memory
+from layer_correlation_analyzer import (
+    cross_layer_correlations,
+    recursive_patterns,
+    ssm_attention_correlations,
+    summarise_activations,
+)
+from mamba_mixers import MixerParameters
+from neuron_sets import NeuronSet, neuron_evolution
+from ssm_component_extractor import (
+    STEP_OPTIONS,
+    Capture,
+    capture,
+    job_from_options,
+    model_layers,
+    recursive_dynamics,
+)
+from utils import (
+    DEMO_MODEL_PATH,
+    EncodedText,
+    MemoryTracker,
+    add_common_options,
+    batches_by_length,
+    check_output_dir,
+    check_texts,
+    encode_texts,
+    pad_batch,
+    padding_id,
+    progress,
+    require_tokenizer,
+    resolve_model,
+    run_main,
+    validate_int,
+)
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_OUTPUT_DIR = "corrected_mamba_analysis"
+
+
+@dataclass(frozen=True, eq=False)
+class TextInputs:
+    """What the steps of one text work on."""
+
+    model: PreTrainedModel
+    captured: Capture
+    """one text, without padding"""
+    parameters: Mapping[int, MixerParameters]
+    seed: int
+
+
+def analyze(
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    settings: Settings,
+    *,
+    pad_token_id: int = 0,
+    after_each: Callable[[], None] | None = None,
+) -> Analysis:
+    """Run all steps on tokenized texts.
+
+    A step that fails leaves its error under its key and the rest intact; ``after_each`` is called
+    after every step. Cost: one forward pass a batch up to the last layer asked for, one forward and
+    backward pass a text for the gradient-guided neurons, and the steps.
+    """
+    started = time.perf_counter()
+    parameters = layer_parameters(model, settings.layers)
+    texts: dict[int, TextAnalysis] = {}
+    batches = batches_by_length(encoded, settings.batch_size)
+    for batch in progress(batches, desc="texts", unit="batch"):
+        for index, captured in _captures(model, encoded, batch, settings.layers, pad_token_id):
+            logger.info("analysing text %d", index)
+            if isinstance(captured, Exception):
+                texts[index] = _without_capture(captured)
+            else:
+                inputs = TextInputs(model, captured, parameters, settings.seed)
+                texts[index] = analyze_text(inputs, after_each)
+    ordered = [texts[index] for index in range(len(encoded))]
+    cross_text = run_steps(CROSS_TEXT_STEPS, _comparable(ordered), after_each)
+    seconds = round(time.perf_counter() - started, 3)
+    return assemble(model, encoded, ordered, cross_text, CROSS_TEXT_STEPS, settings, seconds)
+
+
+def analyze_text(inputs: TextInputs, after_each: Callable[[], None] | None = None) -> TextAnalysis:
+    """Run the seven steps of one text."""
+    outcomes = run_steps(TEXT_STEPS, inputs, after_each)
+    found = outcomes.results
+    return TextAnalysis(
+        sections=step_sections(outcomes, TEXT_STEPS),
+        tensors=text_tensors(inputs.captured, found.get("attention_data"), found.get("neurons")),
+        neuron_rows=neuron_rows(found.get("neurons")),
+        measures=text_measures(inputs.captured, found),
+        replay_errors={
+            f"layer_{layer}": parts.replay_error
+            for layer, parts in inputs.captured.components.items()
+        },
+        failures=outcomes.failures,
+    )
+
+
+def _ssm_components(inputs: TextInputs) -> dict[int, Any]:
+    """1: components, their dynamics, and what delta lets the state remember."""
+    return {
+        layer: {
+            **parts.to_dict(),
+            "dynamics": recursive_dynamics(parts),
+            "delta_memory": delta_memory([parts], layer, seed=inputs.seed),
+        }
+        for layer, parts in inputs.captured.components.items()
+    }
+
+
+def _attention(inputs: TextInputs) -> AttentionData:
+    """2: implicit attention, exact, and the synthetic one beside it."""
+    return attention_data(inputs.captured, inputs.parameters)
+
+
+def _neurons(inputs: TextInputs, attention: AttentionData) -> dict[str, dict[int, NeuronSet]]:
+    """3: neurons by each method."""
+    return {name: make(attention, inputs.model, None) for name, make in NEURON_METHODS.items()}
+
+
+def _layer_activations(inputs: TextInputs) -> dict[int, dict[str, Any]]:
+    """4a: the residual stream and what each mixer adds to it."""
+    captured = inputs.captured
+    return {layer: summarise_activations(captured, layer) for layer in captured.layers}
+
+
+def _layer_correlations(inputs: TextInputs) -> dict[str, Any]:
+    """4b: neighbouring layers, by residual stream and by mixer output."""
+    if len(inputs.captured.layers) < 2:
+        return {"reason": "needs at least two layers"}
+    captures = [inputs.captured]
+    return {
+        stream: cross_layer_correlations(captures, stream=stream, seed=inputs.seed)
+        for stream in ("residual", "mixer")
+    }
+
+
+def _recursive_patterns(inputs: TextInputs) -> dict[int, Any]:
+    """5: autocorrelation, and change of state against change of activation."""
+    captured = inputs.captured
+    return {
+        layer: recursive_patterns([captured], layer, seed=inputs.seed) for layer in captured.layers
+    }
+
+
+def _ssm_attention_correlations(inputs: TextInputs, attention: AttentionData) -> dict[int, Any]:
+    """6: delta, B and C with attention received and paid."""
+    return {
+        layer: ssm_attention_correlations(
+            parts, attention.layers[layer].absolute[0], seed=inputs.seed
+        )
+        for layer, parts in inputs.captured.components.items()
+    }
+
+
+def _neuron_evolution(
+    inputs: TextInputs, neurons: dict[str, dict[int, NeuronSet]]
+) -> dict[str, Any]:
+    """7: how the profile of importance and the activations change from layer to layer."""
+    return {
+        name: neuron_evolution(by_layer, seed=inputs.seed) for name, by_layer in neurons.items()
+    }
+
+
+TEXT_STEPS = (
+    Step("ssm_components", _ssm_components),
+    Step("attention_data", _attention),
+    Step("neurons", _neurons, needs=("attention_data",)),
+    Step("layer_activations", _layer_activations),
+    Step("layer_correlations", _layer_correlations),
+    Step("recursive_patterns", _recursive_patterns),
+    Step("ssm_attention_correlations", _ssm_attention_correlations, needs=("attention_data",)),
+    Step("neuron_evolution", _neuron_evolution, needs=("neurons",)),
+)
+
+
+class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
+    """The eight-step analysis of texts by a Mamba, its figures and its files."""
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | Path,
+        device: str | torch.device | None = None,
+        max_sequence_length: int = 512,
+        batch_size: int = 2,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        seed: int = 0,
+    ) -> None:
+        self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
+        self.max_sequence_length = validate_int("max_sequence_length", max_sequence_length, 2)
+        self.batch_size = validate_int("batch_size", batch_size, 1)
+        self.seed = seed
+        self.memory_cleanup_enabled = True
+        self._memory = MemoryTracker(self.device)
+
+    def analyze_recursive_ssm_attention_effects(
+        self,
+        input_texts: str | Sequence[str],
+        layer_indices: Sequence[int] | str | None = None,
+        *,
+        debug: bool = False,
+    ) -> dict[str, Any]:
+        """Analyse one text or several; what is returned is what ``save_analysis_results`` writes.
+
+        ``layer_indices``: a list (negatives count from the end), "all", or None for the default
+        layers. ``debug`` logs the time and outcome of every step, and the traceback of one that
+        failed. Raises ValueError for bad texts or layers before the model runs.
+        """
+        layers = model_layers(self.model, layer_indices)
+        texts = check_texts(input_texts)
+        tokenizer = require_tokenizer(self.model, self.tokenizer)
+        encoded = encode_texts(tokenizer, texts, self.max_sequence_length)
+        settings = Settings(layers, self.batch_size, self.seed)
+        with _debug_logging(debug):
+            self.analysis_ = analyze(
+                self.model,
+                encoded,
+                settings,
+                pad_token_id=padding_id(tokenizer),
+                after_each=self._clean_up,
+            )
+        return self.analysis_.results
+
+    def visualize_analysis_results(
+        self, save_dir: str | Path = DEFAULT_OUTPUT_DIR, formats: Sequence[str] = ("png",)
+    ) -> list[Path]:
+        """Write the figures of the analysis; returns their paths."""
+        analysis = self._analysis()
+        return write_figures(
+            analysis.results, check_output_dir(save_dir), tensors=analysis.tensors, formats=formats
+        )
+
+    def plot_recursive_state_vs_activation_change(
+        self, save_dir: str | Path = DEFAULT_OUTPUT_DIR
+    ) -> list[Path]:
+        """Write the figure that compares change of state with change of activation by layer."""
+        figure = {"recursive_state_vs_activation": figure_state_vs_activation_change}
+        return write_figures(self._analysis().results, check_output_dir(save_dir), figures=figure)
+
+    def save_analysis_results(self, path: str | Path = "analysis_results.json") -> Path:
+        """Write the JSON, and beside it ``.safetensors`` (tensors) and ``_neurons.csv``."""
+        return write_analysis(self._analysis(), Path(path))
+
+    def get_memory_stats(self) -> dict[str, Any]:
+        """Measured memory in GB since the analyzer was made or reset, and clean-ups counted."""
+        return self._memory.stats()
+
+    def reset_memory_stats(self) -> None:
+        """Start measuring anew."""
+        self._memory.reset()
+
+    def _clean_up(self) -> None:
+        if self.memory_cleanup_enabled:
+            self._memory.cleanup()
+
+    def _analysis(self) -> Analysis:
+        if not hasattr(self, "analysis_"):
+            raise RuntimeError(
+                "nothing has been analysed yet: call analyze_recursive_ssm_attention_effects first"
+            )
+        return self.analysis_
+
+
+def _captures(
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    batch: Sequence[int],
+    layers: Sequence[int],
+    pad_token_id: int,
+) -> Iterator[tuple[int, Capture | Exception]]:
+    """Each text of a batch with its capture, or with the error that all of the batch met."""
+    input_ids, mask = pad_batch([encoded[index] for index in batch], pad_token_id)
+    try:
+        captured = capture(model, input_ids, mask, layers)
+    except Exception as error:
+        if not is_recoverable(error):
+            raise
+        yield from ((index, error) for index in batch)
+        return
+    yield from ((index, captured.text(row)) for row, index in enumerate(batch))
+
+
+def _without_capture(error: Exception) -> TextAnalysis:
+    """The record of a text whose forward pass failed."""
+    first, *rest = (step.name for step in TEXT_STEPS)
+    skipped = {name: {"skipped": "needs the forward pass, which failed"} for name in rest}
+    failures = {first: failure_of(error), **skipped}
+    return TextAnalysis(failures, {}, [], None, {}, failures)
+
+
+def _comparable(texts: Sequence[TextAnalysis]) -> list[TextMeasures]:
+    return [text.measures for text in texts if text.measures is not None]
+
+
+@contextmanager
+def _debug_logging(enabled: bool) -> Iterator[None]:
+    """Log this suite's details while ``enabled``, to a handler of its own if there is none."""
+    if not enabled:
+        yield
+        return
+    root = logging.getLogger()
+    level, handler = root.level, None if root.handlers else logging.StreamHandler()
+    if handler is not None:
+        root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        if handler is not None:
+            root.removeHandler(handler)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the whole analysis and write its files; exit status 1 when a step gave no result."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description="Eight-step analysis of recursion, attention and neurons in a Mamba.",
+        epilog="example: python corrected_recursive_ssm_attention_analyzer.py "
+        "--texts-file my_texts.txt --layers all --output-dir my_analysis",
+    )
+    add_common_options(parser, *STEP_OPTIONS, "formats")
+    parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
+    args = parser.parse_args(argv)
+    if not args.quiet:
+        print(_announcement(args))
+    job = job_from_options(args)
+    tracker = MemoryTracker(job.model.device)
+    command = ["python", Path(__file__).name, *argv]
+    analysis = analyze(
+        job.model,
+        job.encoded,
+        Settings(job.layers, args.batch_size, args.seed, command),
+        pad_token_id=padding_id(job.tokenizer),
+        after_each=tracker.cleanup,
+    )
+    path = write_analysis(analysis, job.output_dir / "analysis_results.json")
+    figures = write_figures(
+        analysis.results, job.output_dir, tensors=analysis.tensors, formats=args.formats
+    )
+    print(_summary(analysis.results, path, figures, tracker.stats()))
+    return 1 if analysis.results["self_check"]["without_result"] else 0
+
+
+def _announcement(args: argparse.Namespace) -> str:
+    """What is about to be analysed, in two lines."""
+    is_demo = Path(args.model) == DEMO_MODEL_PATH
+    model = "the bundled demo model (pass --model for another)" if is_demo else args.model
+    given = args.text or args.texts_file
+    texts = "the given texts" if given else "three built-in texts (pass --text or --texts-file)"
+    return f"Model: {model}\nTexts: {texts}"
+
+
+def _summary(
+    results: dict[str, Any], path: Path, figures: Sequence[Path], memory: dict[str, Any]
+) -> str:
+    """The end of a run: what was done, whether it can be trusted, where it is."""
+    check = results["self_check"]
+    texts = results["provenance"]["texts"].values()
+    peak = memory["peak_memory_usage"]
+    lines = [
+        f"Analysed {len(texts)} text(s), {sum(text['num_tokens'] for text in texts)} tokens, "
+        f"layers {results['analysis_metadata']['layer_indices']}, "
+        f"in {results['provenance']['run']['seconds']} s.",
+        f"Largest replay error: {check['largest_replay_error']:.1e}"
+        if check["largest_replay_error"] is not None
+        else "No forward pass succeeded.",
+        f"Peak memory: {peak:.2f} GB." if peak is not None else "Peak memory: not measurable here.",
+        f"Wrote {path}, its .safetensors and neuron table, and {len(figures)} figure files.",
+    ]
+    for place, failures in check["without_result"].items():
+        lines += [f"Without result: {place}.{name}: {why}" for name, why in failures.items()]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

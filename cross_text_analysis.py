@@ -1,0 +1,133 @@
+"""The eighth step of the main analysis: what its texts have in common, and how they differ."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from analysis_steps import Step
+from channel_correlations import PooledActivations, cross_layer_correlation
+from cross_text_consistency import neuron_agreement, text_spread
+from layer_correlation_analyzer import pooled_activations
+from ssm_component_extractor import Capture
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class TextMeasures:
+    """What one text contributes, small enough to keep for all of them."""
+
+    ssm: dict[int, dict[str, FloatArray]]
+    """by layer and statistic: (l,) values over tokens; empty where the step failed"""
+    attention: dict[int, dict[str, FloatArray]]
+    """likewise over queries"""
+    importance: dict[int, dict[str, FloatArray]]
+    """by layer and neuron method: (d_inner,)"""
+    activations: dict[int, PooledActivations]
+    """by layer: the residual stream"""
+
+
+def text_measures(captured: Capture, results: Mapping[str, Any]) -> TextMeasures:
+    """Collect from one text's capture and its steps' results what the texts are compared by."""
+    attention, neurons = results.get("attention_data"), results.get("neurons") or {}
+    return TextMeasures(
+        ssm={
+            layer: {"mean_delta": _array(parts.delta[0].mean(1)), **_state_measures(results, layer)}
+            for layer, parts in captured.components.items()
+        },
+        attention={
+            layer: {
+                name: _array(getattr(parts.statistics, name)[0])
+                for name in ("entropy_share", "mean_distance", "strength")
+            }
+            for layer, parts in (attention.layers if attention else {}).items()
+        },
+        importance={
+            layer: {name: _array(by_layer[layer].importance) for name, by_layer in neurons.items()}
+            for layer in (captured.layers if neurons else ())
+        },
+        activations={layer: pooled_activations([captured], layer) for layer in captured.layers},
+    )
+
+
+def ssm_consistency(texts: Sequence[TextMeasures]) -> dict[int, Any]:
+    """Spread between texts of the mean step size, state norm and retained energy of each layer."""
+    return _spreads(texts, lambda text: text.ssm)
+
+
+def attention_consistency(texts: Sequence[TextMeasures]) -> dict[int, Any]:
+    """Spread between texts of entropy, distance and strength of attention in each layer."""
+    return _spreads(texts, lambda text: text.attention)
+
+
+def neuron_consistency(texts: Sequence[TextMeasures]) -> dict[int, Any]:
+    """Whether each layer's important neurons are those of every text, by method."""
+    with_neurons = [text.importance for text in texts if text.importance]
+    if not with_neurons:
+        return {}
+    return {
+        layer: {
+            method: neuron_agreement([text[layer][method] for text in with_neurons])
+            for method in by_method
+        }
+        for layer, by_method in with_neurons[0].items()
+    }
+
+
+def correlation_patterns(texts: Sequence[TextMeasures]) -> dict[str, Any]:
+    """Correlation of neighbouring layers over the tokens of all texts together."""
+    if not texts:
+        return {}
+    layers = sorted(texts[0].activations)
+    pooled = {layer: _joined([text.activations[layer] for text in texts]) for layer in layers}
+    return {
+        f"layer_{a}_to_{b}": cross_layer_correlation(
+            pooled[a], pooled[b], layers=(a, b), stream="residual"
+        )
+        for a, b in itertools.pairwise(layers)
+    }
+
+
+CROSS_TEXT_STEPS = (
+    Step("ssm_consistency", ssm_consistency),
+    Step("attention_consistency", attention_consistency),
+    Step("neuron_consistency", neuron_consistency),
+    Step("correlation_patterns", correlation_patterns),
+)
+
+
+def _state_measures(results: Mapping[str, Any], layer: int) -> dict[str, FloatArray]:
+    if "ssm_components" not in results:
+        return {}
+    dynamics = results["ssm_components"][layer]["dynamics"]
+    return {name: _array(getattr(dynamics, name)[0]) for name in ("state_norm", "retain_energy")}
+
+
+def _spreads(
+    texts: Sequence[TextMeasures], of: Callable[[TextMeasures], dict[int, dict[str, FloatArray]]]
+) -> dict[int, Any]:
+    """Spread of every statistic of every layer over the texts that have it."""
+    measured = [of(text) for text in texts if of(text)]
+    if not measured:
+        return {}
+    return {
+        layer: {name: text_spread([text[layer][name] for text in measured]) for name in statistics}
+        for layer, statistics in measured[0].items()
+    }
+
+
+def _joined(parts: Sequence[PooledActivations]) -> PooledActivations:
+    return PooledActivations(
+        np.concatenate([part.values for part in parts]),
+        sum((part.lengths for part in parts), ()),
+    )
+
+
+def _array(x: Any) -> FloatArray:
+    return x.double().numpy()
