@@ -219,7 +219,8 @@ def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 
     means = pooled.mean(axis=0)
     half_life = math.log(2) / (torch.from_numpy(means)[:, None] * A.abs())
     lags = tuple(lag for lag in _SURVIVAL_LAGS if lag < max(lengths))
-    survival = np.array([_survival(deltas, A, lag) for lag in lags]).reshape(-1, len(A))
+    sums = [np.cumsum(delta, axis=0) for delta in deltas]
+    survival = np.array([_survival(sums, A, lag) for lag in lags]).reshape(-1, len(A))
     slowest = half_life.max(dim=1).values
     order = np.argsort(slowest.numpy(), kind="stable")
     thirds = zip(TIME_SCALES, np.array_split(order, len(TIME_SCALES)), strict=True)
@@ -371,18 +372,19 @@ class DeltaExtractor:
         return layer_components([self.capture_], layer_idx)
 
 
-def _survival(deltas: list[FloatArray], A: Tensor, lag: int) -> FloatArray:
-    """Mean over tokens and states of exp(A (S_t - S_{t-lag})), for each channel (d_inner,)."""
-    sums = [np.cumsum(delta, axis=0) for delta in deltas if len(delta) > lag]
-    # The differences are taken in float64; exp of them in float32 is exact to 1e-6.
-    return _mean_decay([total[lag:] - total[:-lag] for total in sums], A)
+def _survival(sums: list[FloatArray], A: Tensor, lag: int) -> FloatArray:
+    """Mean over tokens and states of exp(A (S_t - S_{t-lag})), for each channel (d_inner,).
+
+    The differences are taken in float64; their exponential in float32 is exact to 1e-6.
+    """
+    return _mean_decay([total[lag:] - total[:-lag] for total in sums if len(total) > lag], A)
 
 
 def _mean_decay(steps: list[FloatArray], A: Tensor) -> FloatArray:
     """Mean over tokens and states of exp(A step), for each channel; steps (l, d_inner)."""
     pooled = torch.from_numpy(np.concatenate(steps)).float()
-    by_state = [torch.exp(pooled * rate).double().mean(dim=0) for rate in A.float().unbind(dim=1)]
-    return torch.stack(by_state).mean(dim=0).numpy()
+    by_state = [(pooled * rate).exp_().mean(dim=0) for rate in A.float().unbind(dim=1)]
+    return torch.stack(by_state).double().mean(dim=0).numpy()
 
 
 def _profile_consistency(pooled: FloatArray) -> float | None:

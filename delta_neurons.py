@@ -239,7 +239,7 @@ def checked_deltas(texts: Sequence[SSMComponents]) -> tuple[list[FloatArray], tu
 
 
 def _inner_products(x: FloatArray, y: FloatArray, defined: np.ndarray) -> FloatArray:
-    return np.where(defined, np.clip((x * y).sum(axis=0), -1.0, 1.0), math.nan)
+    return np.where(defined, np.clip(np.einsum("tc,tc->c", x, y), -1.0, 1.0), math.nan)
 
 
 def _squared_changes(text: SSMComponents, factor: float) -> Tensor:

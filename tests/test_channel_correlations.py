@@ -1,0 +1,177 @@
+"""Correlations between layers against naive loops, planted relations, and noise."""
+
+import json
+
+import numpy as np
+import pytest
+
+from analysis_utils import linear_cka, pearson_matrix, pearson_p_values
+from channel_correlations import PooledActivations, cross_layer_correlation
+from time_shift_nulls import draw_shifts
+
+
+def ar1(phi, n, channels, seed):
+    """Stationary AR(1) series (n, channels)."""
+    noise = np.random.default_rng(seed).standard_normal((n, channels))
+    x = noise.copy()
+    x[0] /= np.sqrt(1 - phi**2)
+    for t in range(1, n):
+        x[t] += phi * x[t - 1]
+    return x
+
+
+def correlate(x, y, lengths=None, **options):
+    lengths = (len(x),) if lengths is None else lengths
+    return cross_layer_correlation(
+        PooledActivations(np.asarray(x, float), lengths),
+        PooledActivations(np.asarray(y, float), lengths),
+        **options,
+    )
+
+
+def naive_r(x, y):
+    """Every pair by numpy.corrcoef."""
+    return np.array([[np.corrcoef(a, b)[0, 1] for b in y.T] for a in x.T])
+
+
+def naive_shift(y, lengths, shift):
+    """Each text rolled by itself."""
+    parts = np.split(y, np.cumsum(lengths)[:-1])
+    return np.concatenate([np.roll(p, s, axis=0) for p, s in zip(parts, shift, strict=True)])
+
+
+def test_statistics_lags_and_null_equal_the_loops():
+    lengths = (40, 50)
+    x, y = ar1(0.5, 90, 3, seed=0), ar1(0.3, 90, 4, seed=1)
+    y[:, 2] += x[:, 1]
+    result = correlate(x, y, lengths, layers=(2, 5), stream="mixer", seed=6)
+    r = naive_r(x, y)
+    assert result.mean.value == pytest.approx(r.mean(), abs=1e-12)
+    assert result.mean_abs.value == pytest.approx(np.abs(r).mean(), abs=1e-12)
+    assert result.max_abs.value == pytest.approx(np.abs(r).max(), abs=1e-12)
+    assert result.cka.value == pytest.approx(linear_cka(x, y), abs=1e-12)
+    shifted = [naive_shift(y, lengths, shift) for shift in draw_shifts(lengths, seed=6)]
+    magnitudes = [np.abs(naive_r(x, z)) for z in shifted]
+    # The null's products are float32.
+    tolerance = 1e-6
+    for test, draws in (
+        (result.mean, [naive_r(x, z).mean() for z in shifted]),
+        (result.mean_abs, [m.mean() for m in magnitudes]),
+        (result.max_abs, [m.max() for m in magnitudes]),
+        (result.cka, [linear_cka(x, z) for z in shifted]),
+    ):
+        assert test.null_low == pytest.approx(min(draws), abs=tolerance)
+        assert test.null_high == pytest.approx(max(draws), abs=tolerance)
+        assert test.null_mean == pytest.approx(np.mean(draws), abs=tolerance)
+        assert (test.n, test.num_draws) == (90, 39)
+    assert result.lags == tuple(range(-8, 9))
+    lagged = [np.abs(naive_r(x, naive_shift(y, lengths, (-k, -k)))).mean() for k in result.lags]
+    np.testing.assert_allclose(result.lagged_mean_abs, lagged, atol=tolerance)
+    same = np.abs([r[i, i] for i in range(3)]).mean()
+    assert result.same_channel_mean_abs == pytest.approx(same, abs=1e-12)
+    assert (result.num_tokens, result.num_texts, result.num_channels) == (90, 2, (3, 4))
+
+
+def test_a_planted_pair_is_found_alone_and_first():
+    x, y = ar1(0.3, 300, 12, seed=2), ar1(0.3, 300, 10, seed=3)
+    y[:, 7] = 0.8 * x[:, 4] + 0.6 * y[:, 7]
+    result = correlate(x, y)
+    top = result.top_pairs[0]
+    assert (top.channel_a, top.channel_b) == (4, 7)
+    # cov = 0.8 var(x), var(y) = 0.64 var(x) + 0.36 var(x): r = 0.8, standard error 0.02.
+    assert top.r == pytest.approx(0.8, abs=0.08)
+    assert top.adjusted_p < 1e-10
+    assert result.significant_share == pytest.approx(1 / 120)
+    assert result.max_abs.outside_null is True
+    assert [abs(pair.r) for pair in result.top_pairs] == sorted(
+        (abs(pair.r) for pair in result.top_pairs), reverse=True
+    )
+
+
+def test_a_layer_that_follows_by_three_tokens_peaks_at_lag_three():
+    x = ar1(0.0, 200, 4, seed=4)
+    result = correlate(x, np.roll(x, 3, axis=0))
+    assert result.lags[int(np.argmax(result.lagged_mean_abs))] == 3
+    assert result.mean_abs.outside_null is False
+
+
+def test_noise_gives_no_finding():
+    results = [
+        correlate(ar1(0, 100, 20, 2 * s + 10), ar1(0, 100, 20, 2 * s + 11)) for s in range(12)
+    ]
+    # 12 tests at 5 %: three or more outside happen for 2 % of seed sets; this is not one.
+    for name in ("mean", "mean_abs", "max_abs", "cka"):
+        assert sum(getattr(result, name).outside_null for result in results) <= 2, name
+    # A false discovery rate of 5 % on noise alone: any discovery in at most one set of twenty.
+    assert sum(result.significant_share > 0 for result in results) <= 2
+    assert max(result.significant_share for result in results) <= 0.05
+
+
+def test_slow_noise_gives_no_finding_where_an_uncorrected_test_does():
+    x, y = ar1(0.95, 400, 30, seed=40), ar1(0.95, 400, 30, seed=41)
+    result = correlate(x, y)
+    uncorrected = pearson_p_values(pearson_matrix(x, y), 400.0)
+    assert (uncorrected < 0.05).mean() > 0.5  # independent, yet "significant"
+    assert result.significant_share <= 0.05
+    assert result.significant_share_null <= 0.05
+    assert result.mean_abs.outside_null is False
+    assert result.cka.outside_null is False
+    # n (1 - phi^2) / (1 + phi^2) = 20.5 for AR(1); estimated within a factor of two.
+    assert 10 < result.median_effective_samples < 41
+
+
+def test_too_few_tokens_claim_nothing():
+    result = correlate(ar1(0, 12, 50, 5), ar1(0, 12, 50, 6))
+    assert result.enough_tokens is False
+    assert result.reason == "12 tokens; a claim needs at least 40"
+    assert (result.num_tokens, result.num_channels) == (12, (50, 50))
+    written = result.to_dict()
+    for name in ("mean", "mean_abs", "max_abs", "cka"):
+        assert written[name]["value"] is None
+        assert written[name]["reason"] == result.reason
+    for name in ("significant_share", "median_effective_samples", "mean_abs_without_first_tokens"):
+        assert written[name] is None
+    assert written["top_pairs"] == written["lags"] == []
+
+
+def test_channels_without_variance_are_left_out_and_counted():
+    x, y = ar1(0, 60, 4, 7), ar1(0, 60, 3, 8)
+    x[:, 1] = 2.5
+    y[:, 0] = x[:, 3]
+    result = correlate(x, y)
+    assert result.num_channels == (3, 3)
+    assert (result.top_pairs[0].channel_a, result.top_pairs[0].channel_b) == (3, 0)
+    assert result.top_pairs[0].r == pytest.approx(1.0)
+    nothing = correlate(np.ones((60, 2)), y)
+    assert nothing.reason == "no channel of one of the layers varies over the tokens"
+
+
+def test_a_shared_outlier_at_the_first_token_shows_as_such():
+    x, y = ar1(0, 100, 10, 9), ar1(0, 100, 10, 19)
+    x[0], y[0] = 100.0, 100.0
+    result = correlate(x, y)
+    assert result.mean_abs.value > 0.9
+    assert result.mean_abs_without_first_tokens < 0.2
+
+
+def test_short_texts_have_fewer_lags():
+    x, y = ar1(0, 72, 3, 20), ar1(0, 72, 3, 21)
+    # Shifts of the null start at a quarter of a text of 12 tokens: lags stop before it.
+    assert correlate(x, y, (60, 12)).lags == (-2, -1, 0, 1, 2)
+
+
+def test_different_texts_are_refused():
+    x = PooledActivations(np.ones((5, 2)), (5,))
+    y = PooledActivations(np.ones((5, 2)), (2, 3))
+    with pytest.raises(ValueError, match=r"texts of \(5,\) and \(2, 3\) tokens"):
+        cross_layer_correlation(x, y)
+
+
+def test_results_are_seeded_and_strict_json():
+    x, y = ar1(0.2, 80, 5, 22), ar1(0.2, 80, 5, 23)
+    first, again = correlate(x, y, seed=1).to_dict(), correlate(x, y, seed=1).to_dict()
+    assert json.dumps(first, allow_nan=False) == json.dumps(again, allow_nan=False)
+    assert first["top_pairs"][0].keys() == {
+        "channel_a", "channel_b", "r", "effective_samples", "adjusted_p"
+    }  # fmt: skip
+    assert correlate(x, y, seed=2).to_dict()["mean"]["null_mean"] != first["mean"]["null_mean"]

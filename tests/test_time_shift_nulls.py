@@ -1,0 +1,251 @@
+"""Time-shift nulls against naive loops, planted relations, and series that share nothing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from analysis_utils import autocorrelation, effective_sample_size
+from time_shift_nulls import (
+    MIN_SHIFTS,
+    NUM_SHIFTS,
+    against_null,
+    autocorrelation_within_texts,
+    count_shifts,
+    draw_shifts,
+    effective_samples,
+    fields_to_dict,
+    mean_autocorrelation,
+    shifted_rows,
+    smallest_shift,
+    spearman_permutation_test,
+    spearman_shift_test,
+    undefined,
+    why_too_few,
+)
+
+
+def ar1(phi, n, channels, seed):
+    """Stationary AR(1) series (n, channels) of unit innovations."""
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((n, channels))
+    x = noise.copy()
+    x[0] /= np.sqrt(1 - phi**2)
+    for t in range(1, n):
+        x[t] += phi * x[t - 1]
+    return x
+
+
+def naive_autocorrelation(x, lengths, max_lag):
+    """Loops over texts, tokens and lags; the mean is over all tokens."""
+    x = np.asarray(x, dtype=np.float64)
+    mean, result = x.mean(axis=0), np.zeros((max_lag + 1, x.shape[1]))
+    start = 0
+    for length in lengths:
+        for lag in range(max_lag + 1):
+            for t in range(length - lag):
+                result[lag] += (x[start + t] - mean) * (x[start + t + lag] - mean)
+        start += length
+    return result / ((x - mean) ** 2).sum(axis=0)
+
+
+def naive_mean_autocorrelation(x, lengths, lags, order=None):
+    """Loops as above, with each text's own mean; `order` permutes the pooled tokens."""
+    x = np.asarray(x, dtype=np.float64)
+    x = x if order is None else x[order]
+    total, variance, start = np.zeros((len(lags), x.shape[1])), np.zeros(x.shape[1]), 0
+    for length in lengths:
+        part = x[start : start + length] - x[start : start + length].mean(axis=0)
+        variance += (part**2).sum(axis=0)
+        for i, lag in enumerate(lags):
+            for t in range(length - lag):
+                total[i] += part[t] * part[t + lag]
+        start += length
+    return (total / variance).mean(axis=1)
+
+
+def test_rows_shift_within_each_text_as_roll_does():
+    y = np.arange(7.0)
+    rows = shifted_rows([3, 4], [1, 2])
+    expected = np.concatenate([np.roll(y[:3], 1), np.roll(y[3:], 2)])
+    np.testing.assert_array_equal(y[rows], expected)
+    np.testing.assert_array_equal(shifted_rows([5], -2), np.roll(np.arange(5), -2))
+
+
+@pytest.mark.parametrize("lengths", [[60], [500], [30, 41, 5], [2] * 6 + [80]])
+def test_shifts_are_distinct_in_range_and_seeded(lengths):
+    shifts = draw_shifts(lengths, NUM_SHIFTS, seed=3)
+    assert len({tuple(shift) for shift in shifts.tolist()}) == len(shifts)
+    assert len(shifts) == min(NUM_SHIFTS, count_shifts(lengths))
+    for column, length in zip(shifts.T, lengths, strict=True):
+        assert column.min() >= smallest_shift(length)
+        assert column.max() <= length - smallest_shift(length)
+    np.testing.assert_array_equal(shifts, draw_shifts(lengths, NUM_SHIFTS, seed=3))
+    assert not np.array_equal(shifts, draw_shifts(lengths, NUM_SHIFTS, seed=4))
+
+
+def test_a_text_of_one_token_stays_where_it_is():
+    assert (draw_shifts([1, 60])[:, 0] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("lengths", "reason"),
+    [
+        ([39], "39 tokens; a claim needs at least 40"),
+        ([2] * 20, "1 distinct time shifts; a null needs at least 20"),
+        ([40], None),
+        ([10, 30], None),
+    ],
+)
+def test_too_few_tokens_or_shifts_are_named(lengths, reason):
+    assert why_too_few(lengths) == reason
+    if reason is not None:
+        with pytest.raises(ValueError, match=reason):
+            draw_shifts(lengths)
+
+
+def test_too_small_a_count_is_refused():
+    with pytest.raises(ValueError, match=f"count is 5; a null needs at least {MIN_SHIFTS}"):
+        draw_shifts([100], 5)
+
+
+def test_thirty_nine_draws_span_a_95_percent_interval():
+    draws = np.arange(1.0, 40.0)
+    test = against_null(40.0, draws, 7)
+    assert (test.null_low, test.null_high, test.null_mean) == (1.0, 39.0, 20.0)
+    assert test.p_value == pytest.approx(2 / 40)  # beyond all 39 on one side: 2 (1 + 0) / (1 + 39)
+    assert test.outside_null is True
+    assert (test.n, test.num_draws) == (7, 39)
+    middle = against_null(20.0, draws, 7)
+    assert middle.p_value == 1.0
+    assert middle.outside_null is False
+
+
+def test_a_value_that_equals_every_draw_is_no_finding():
+    # Equal up to rounding: the tie must count as "at least as far".
+    assert against_null(0.3 + 1e-16, np.full(39, 0.3), 5).p_value == 1.0
+
+
+def test_an_undefined_value_or_draw_has_a_reason():
+    for test in (against_null(np.nan, np.ones(39), 5), against_null(1.0, [1.0, np.nan], 5)):
+        assert test.value is None
+        assert test.outside_null is None
+        assert test.reason == "a side of the comparison has zero variance"
+
+
+@pytest.mark.parametrize("lengths", [[50], [17, 33], [20, 1, 29]])
+def test_autocorrelation_does_not_reach_across_texts(lengths):
+    x = ar1(0.6, 50, 3, seed=1)
+    expected = naive_autocorrelation(x, lengths, 9)
+    # An FFT of 50 float64 values rounds at 1e-15 or so.
+    np.testing.assert_allclose(autocorrelation_within_texts(x, lengths, 9), expected, atol=1e-12)
+
+
+def test_one_text_has_the_autocorrelation_and_sample_size_of_analysis_utils():
+    x, y = ar1(0.8, 120, 4, seed=2), ar1(0.7, 120, 3, seed=3)
+    rho_x, rho_y = (autocorrelation_within_texts(v, [120], 30) for v in (x, y))
+    np.testing.assert_allclose(rho_x, autocorrelation(x, 30), atol=1e-12)  # same sums, reordered
+    expected = effective_sample_size(x, y, 30)
+    np.testing.assert_allclose(effective_samples(rho_x, rho_y, 120, pairs=True), expected)
+    paired = effective_samples(rho_x[:, :3], rho_y, 120, pairs=False)
+    np.testing.assert_allclose(paired, np.diag(expected[:3]))
+
+
+def test_a_channel_without_variance_is_nan():
+    rho = autocorrelation_within_texts(np.ones((10, 1)), [10], 3)
+    assert np.isnan(rho).all()
+    assert np.isnan(effective_samples(rho, rho, 10, pairs=True)).all()
+
+
+def test_mean_autocorrelation_and_its_shuffles_equal_the_loops():
+    x, lengths = ar1(0.5, 40, 3, seed=4), [25, 15]
+    result = mean_autocorrelation(x, lengths, 5, num_shuffles=39, seed=8)
+    np.testing.assert_allclose(result.mean, naive_mean_autocorrelation(x, lengths, result.lags))
+    rng = np.random.default_rng(8)
+    orders = [np.concatenate([rng.permutation(25), 25 + rng.permutation(15)]) for _ in range(39)]
+    draws = [naive_mean_autocorrelation(x, lengths, result.lags, order) for order in orders]
+    np.testing.assert_allclose(result.null_mean, np.mean(draws, axis=0), atol=1e-12)
+    np.testing.assert_allclose(result.null_low, np.min(draws, axis=0), atol=1e-12)
+    np.testing.assert_allclose(result.null_high, np.max(draws, axis=0), atol=1e-12)
+
+
+def test_memory_time_of_series_whose_memory_is_known():
+    moving = np.random.default_rng(5).standard_normal((2000, 8))
+    # A moving sum of four terms is correlated up to lag 3 and not at lag 4.
+    moving = sum(np.roll(moving, k, axis=0) for k in range(4))
+    assert mean_autocorrelation(moving, [2000], 10).memory_time == 4
+    slow = np.linspace(0.0, 1.0, 200)[:, None]
+    assert mean_autocorrelation(slow, [200], 10).memory_time is None
+
+
+def test_white_noise_has_no_memory_and_alternation_is_below_the_null():
+    noise = mean_autocorrelation(ar1(0.0, 300, 20, seed=6), [300], 8)
+    inside = [low <= rho <= high for low, rho, high in zip(
+        noise.null_low, noise.mean, noise.null_high, strict=True
+    )]  # fmt: skip
+    # Eight lags at 95 % each: two or more outside happen in 6 % of the seeds; this is not one.
+    assert sum(inside) >= 7
+    signs = np.where(np.arange(100) % 2 == 0, 1.0, -1.0)[:, None]
+    alternating = mean_autocorrelation(signs, [100], 4)
+    assert (alternating.memory_time, alternating.first_lag_below) == (1, 1)
+
+
+def test_autocorrelation_that_is_undefined_has_a_reason():
+    assert mean_autocorrelation(np.ones((20, 2)), [20], 4).reason is not None
+    single = mean_autocorrelation(np.ones((1, 2)), [1], 4)
+    assert (single.lags, single.memory_time, single.reason) == ((), None, "a text has one token")
+    # Each text is constant: nothing varies in time, though the texts differ.
+    steps = np.repeat([0.0, 1.0], 10)[:, None]
+    assert mean_autocorrelation(steps, [10, 10], 4).mean == ()
+    with pytest.raises(ValueError, match="max_lag is 0"):
+        mean_autocorrelation(np.ones((20, 2)), [20], 0)
+    with pytest.raises(ValueError, match="num_shuffles is 10"):
+        mean_autocorrelation(np.ones((20, 2)), [20], 2, num_shuffles=10)
+
+
+def test_a_planted_relation_is_found_and_a_broken_one_is_not():
+    x = ar1(0.7, 150, 1, seed=9)[:, 0]
+    lengths = [70, 80]
+    tied = spearman_shift_test(x, torch.tensor(np.exp(x)), lengths)
+    assert tied.value == pytest.approx(1.0)  # a monotone function: ranks agree
+    assert tied.p_value == pytest.approx(2 / 200)
+    assert tied.num_draws == 199
+    assert spearman_shift_test(x, x[::-1].copy(), lengths).value < 0.9
+
+
+def test_autocorrelated_series_without_a_tie_are_rejected_as_rarely_as_promised():
+    series = ar1(0.8, 200, 400, seed=10)
+    tests = [
+        spearman_shift_test(series[:, i], series[:, i + 200], [200], num_shifts=39, seed=i)
+        for i in range(200)
+    ]
+    rejected = np.mean([test.p_value <= 0.05 for test in tests])
+    # 200 trials at 5 %: 5 % + 3 binomial standard errors is 9.6 %. An uncorrected t-test rejects
+    # about 35 % of these.
+    assert rejected <= 0.096
+
+
+def test_tests_that_cannot_be_made_say_why():
+    assert "39 tokens" in (spearman_shift_test(np.arange(39), np.arange(39), [39]).reason or "")
+    constant = spearman_shift_test(np.ones(60), np.arange(60), [60])
+    assert constant.reason == "one of the two series is constant"
+    assert (constant.value, constant.n) == (None, 60)
+    assert spearman_permutation_test(np.arange(5), np.arange(5)).reason is not None
+    assert spearman_permutation_test(np.ones(20), np.arange(20)).reason is not None
+
+
+def test_permutations_find_a_relation_between_unordered_samples():
+    x = np.random.default_rng(11).standard_normal(50)
+    assert spearman_permutation_test(x, -(x**3)).value == pytest.approx(-1.0)
+    assert spearman_permutation_test(x, -(x**3)).p_value == pytest.approx(2 / 1000)
+    other = np.random.default_rng(12).standard_normal(50)
+    assert spearman_permutation_test(x, other).outside_null is False
+
+
+def test_results_are_strict_json():
+    result = mean_autocorrelation(ar1(0.5, 40, 2, seed=13), [40], 3)
+    test = undefined("no data", 3)
+    assert json.loads(json.dumps(test.to_dict(), allow_nan=False))["reason"] == "no data"
+    assert fields_to_dict(test)["n"] == 3
+    assert json.dumps(result._asdict(), allow_nan=False)
