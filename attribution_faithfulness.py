@@ -1,26 +1,18 @@
 """Do attributions say what the model uses? Perturbation, agreement and randomisation tests.
 
 For each text and method of ``input_attribution`` the tokens are replaced by the baseline, in the
-order of their scores, and f is measured on the way. A replaced token keeps its place, since
-distances are what a recurrence decays by. With f(q) the value after the share q of the tokens is
-replaced:
-
-    most relevant first (MoRF)      f falls early if the scores are right
-    least relevant first (LeRF)     the reverse order; f stays up
-    delta_af                        area under LeRF minus area under MoRF, over q in [0, 1] [1]
-    comprehensiveness               mean over q <= 1/2 of f(0) - MoRF(q) [2]: top share taken out
-    sufficiency                     mean over q <= 1/2 of f(0) - LeRF(1 - q) [2]: top share kept
+order of their scores, and f is measured on the way (``perturbation_curves``, which defines
+delta_af, comprehensiveness and sufficiency). A replaced token keeps its place, since distances are
+what a recurrence decays by.
 
 All are in the unit of the target, by default a logit. delta_af and comprehensiveness are better
 when larger, sufficiency when smaller; a random order has delta_af 0 on average. Whatever a method
 reaches is compared with random orders of the same texts; intervals are 95 % bootstraps over texts.
 Beside that: Spearman's agreement with what occlusion and knockout measure, relevance conservation,
-and the randomisation test [3]: scores must change when the weights that they explain do.
+and the randomisation test [1]: scores must change when the weights that they explain do.
 
-References:
-  [1] Jafari, Montavon, Muller & Eberle 2024, MambaLRP: the area between the two curves
-  [2] DeYoung et al. 2020, ERASER; there over the shares 1, 5, 10, 20 and 50 %
-  [3] Adebayo et al. 2018, Sanity checks for saliency maps, cascading from the output down
+Reference:
+  [1] Adebayo et al. 2018, Sanity checks for saliency maps, cascading from the output down
 
 From a shell: ``python attribution_faithfulness.py --texts-file FILE``.
 """
@@ -31,11 +23,12 @@ import argparse
 import copy
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,12 +43,12 @@ from input_attribution import (
     explain,
 )
 from mamba_mixers import find_mixers
+from perturbation_curves import PerturbationCurves, perturbation_curves
 from ssm_component_extractor import STEP_OPTIONS, Job, job_from_options
 from targets import TARGETS, Target, resolve_target
 from utils import (
     EncodedText,
     add_common_options,
-    finite_or_none,
     load_tokenizer,
     progress,
     provenance,
@@ -69,42 +62,13 @@ from utils import (
 
 logger = logging.getLogger(__name__)
 
-SetFunction = Callable[[Tensor], Tensor]
-"""f (k,) of variants of a text that keep the tokens where the argument (k, l) is True."""
-
 MEASURES = ("delta_af", "comprehensiveness", "sufficiency")
 REFERENCES = ("occlusion", "knockout")
 """The methods that measure an effect; the others' agreement with them is reported."""
 
-
-@dataclass(frozen=True, eq=False)
-class PerturbationCurves:
-    """f while tokens are replaced in the order of one set of scores, and in its reverse."""
-
-    fractions: Tensor
-    """(num_steps + 1,) share of the tokens replaced, from 0 to 1"""
-    most_first: Tensor
-    """(num_steps + 1,) f, most relevant replaced first"""
-    least_first: Tensor
-    """(num_steps + 1,) f, least relevant replaced first"""
-
-    @property
-    def delta_af(self) -> float:
-        """Area under ``least_first`` minus that under ``most_first``, by trapezoids."""
-        return float(torch.trapezoid(self.least_first - self.most_first, self.fractions))
-
-    @property
-    def comprehensiveness(self) -> float:
-        """Mean fall of f when the most relevant shares up to one half are replaced."""
-        half = (len(self.fractions) - 1) // 2
-        return float((self.most_first[0] - self.most_first[1 : half + 1]).mean())
-
-    @property
-    def sufficiency(self) -> float:
-        """Mean fall of f when only the most relevant shares up to one half are kept."""
-        half = (len(self.fractions) - 1) // 2
-        kept = self.least_first.flip(0)[1 : half + 1]
-        return float((self.least_first[0] - kept).mean())
+RIVALS = ("random", "recency", "rollout")
+"""The methods that each method is compared with, text by text; the first two do not look at the
+model."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +91,9 @@ class MethodFaithfulness:
 
     measures: dict[str, Estimate]
     """by name in ``MEASURES``"""
-    over_random: dict[str, Estimate]
-    """the same minus that of random orders of the same text; for sufficiency below 0 is better"""
+    over: dict[str, dict[str, Estimate]]
+    """by name in ``RIVALS``, by measure: the measure minus the rival's on the same text; above 0
+    is better, and for sufficiency below 0"""
     agreement: dict[str, Estimate]
     """by name in ``REFERENCES``: Spearman with its scores over the tokens of a text"""
     conservation_error: dict[str, float | None]
@@ -185,31 +150,6 @@ class _TextResult(NamedTuple):
     curves: dict[str, list[PerturbationCurves]]  # several for the random orders
 
 
-def perturbation_curves(
-    value: SetFunction, scores: Sequence[Tensor], num_steps: int = 10, seed: int = 0
-) -> list[PerturbationCurves]:
-    """Curves of a set function for each of several scores (l,) of the same l tokens.
-
-    After step i of ``num_steps`` round(i l / num_steps) tokens are replaced. Equal scores are
-    ordered at random, by ``seed``: the order of the text says nothing. Variants that several
-    curves share are evaluated once. Raises ValueError for scores of unequal or zero length and for
-    fewer than 2 steps. Cost: at most 2 len(scores) (num_steps - 1) + 2 evaluations.
-    """
-    validate_int("num_steps", num_steps, 2)
-    lengths = {tuple(one.shape) for one in scores}
-    if len(lengths) != 1 or len(shape := lengths.pop()) != 1 or shape[0] == 0:
-        raise ValueError(f"scores must all be (l,) with one l >= 1; got shapes {sorted(lengths)}")
-    length = shape[0]
-    counts = (torch.arange(num_steps + 1) * length / num_steps).round().long()
-    ranks = torch.stack([_ranks(one, seed) for one in scores])
-    # (curve, direction, step, l): the reverse order has the rank counted from the other end.
-    both = torch.stack([ranks, length - 1 - ranks], 1)
-    keep = both[:, :, None, :] >= counts[:, None]
-    variants, index = torch.unique(keep.flatten(0, 2), dim=0, return_inverse=True)
-    values = value(variants)[index].view(len(scores), 2, num_steps + 1)
-    return [PerturbationCurves(counts / length, most, least) for most, least in values]
-
-
 def faithfulness_table(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
@@ -217,7 +157,7 @@ def faithfulness_table(
     methods: Sequence[str] | None = None,
     *,
     target: Target | str = "logit",
-    baseline: str | int = "padding",
+    baseline: str | int = "mean",
     num_steps: int = 10,
     num_random: int = 4,
     num_randomised_texts: int = 8,
@@ -231,7 +171,7 @@ def faithfulness_table(
     ``num_random`` orders of each text are averaged. Raises ValueError for an unknown method or
     target, naming the known ones, and for no texts.
     Cost, a text of l tokens: 2 l forward passes for the references, 20 a method and random order
-    at 10 steps, and 32 forward and backward passes for the integrated gradients; the
+    at 10 steps, and 64 forward and backward passes for the integrated gradients; the
     randomisation test is one attribution a layer and method for each of its texts.
     """
     names = _checked_methods(methods)
@@ -268,11 +208,12 @@ def randomisation_test(
 
     A layer is randomised by permuting the entries of each of its weight tensors, which keeps
     their distribution and thereby the scale of what the layer computes; the token embeddings
-    stay. Methods that measure interventions, and "random", are left out. A method whose scores
-    keep their order when all layers are randomised does not explain the model but, say, positions.
+    stay. Methods that measure interventions, and "recency" and "random", are left out. A method
+    whose scores keep their order when all layers are randomised explains, say, positions alone.
     Cost: a copy of the model, and one attribution a layer, method and text.
     """
-    names = [n for n in methods if n != "random" and not ATTRIBUTION_METHODS[n].is_intervention]
+    asking = [name for name in methods if name not in ("recency", "random")]
+    names = [name for name in asking if not ATTRIBUTION_METHODS[name].is_intervention]
     if not explained or not names:
         return {}
     model = copy.deepcopy(explained[0].model)
@@ -312,8 +253,7 @@ def _summary(
 ) -> MethodFaithfulness:
     """One method over all texts."""
     per_text = {m: [_mean_of(r.curves[name], m) for r in results] for m in MEASURES}
-    by_chance = {m: [_mean_of(r.curves["random"], m) for r in results] for m in MEASURES}
-    gains = {m: np.subtract(per_text[m], by_chance[m]).tolist() for m in MEASURES}
+    rivals = [rival for rival in RIVALS if rival in results[0].curves and rival != name]
     found = [result.attributions[name] for result in results]
     references = [ref for ref in REFERENCES if ref in results[0].attributions and ref != name]
     errors = [a.conservation_error for a in found if a.conservation_error is not None]
@@ -321,7 +261,7 @@ def _summary(
     curves = [curve for result in results for curve in result.curves[name]]
     return MethodFaithfulness(
         {m: _estimate(per_text[m], seed) for m in MEASURES},
-        {m: _estimate(gains[m], seed) for m in MEASURES if name != "random"},
+        {rival: _gains(results, per_text, rival, seed) for rival in rivals},
         {ref: _estimate([_against(r, name, ref) for r in results], seed) for ref in references},
         {
             "median": float(np.median(errors)) if errors else None,
@@ -333,6 +273,17 @@ def _summary(
         per_text,
         randomised,
     )
+
+
+def _gains(
+    results: Sequence[_TextResult], per_text: dict[str, list[float]], rival: str, seed: int
+) -> dict[str, Estimate]:
+    """Each measure minus that of another method on the same text."""
+    gains = {}
+    for measure, values in per_text.items():
+        theirs = [_mean_of(result.curves[rival], measure) for result in results]
+        gains[measure] = _estimate(np.subtract(values, theirs).tolist(), seed)
+    return gains
 
 
 def _mean_of(curves: Sequence[PerturbationCurves], measure: str) -> float:
@@ -350,13 +301,6 @@ def _estimate(values: Sequence[float], seed: int) -> Estimate:
         return Estimate(None, None, None, 0)
     low, high = bootstrap_interval(defined, seed=seed) if len(defined) > 1 else (None, None)
     return Estimate(float(np.mean(defined)), low, high, len(defined))
-
-
-def _ranks(scores: Tensor, seed: int) -> Tensor:
-    """(l,) rank of each token, 0 for the highest score; ties in random order."""
-    shuffled = torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed))
-    order = shuffled[scores[shuffled].argsort(descending=True, stable=True)]
-    return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))
 
 
 @torch.no_grad()
@@ -387,48 +331,52 @@ def _flat_row(name: str, method: MethodFaithfulness) -> dict:
     row: dict = {"method": name}
     for measure, estimate in method.measures.items():
         row |= _cells(measure, estimate)
-    for measure in MEASURES:
-        row |= _cells(f"{measure}_over_random", method.over_random.get(measure))
+    for rival in RIVALS:
+        row |= _cells(f"delta_af_over_{rival}", method.over.get(rival, {}).get("delta_af"))
     for reference in REFERENCES:
         row |= _cells(f"spearman_{reference}", method.agreement.get(reference))
+    row["conservation_error_median"] = method.conservation_error["median"]
     row["conservation_error_max"] = method.conservation_error["max"]
     row["bias_share"] = method.bias_share
     last = method.randomised[-1].mean if method.randomised else None
-    return row | {"spearman_all_layers_randomised": finite_or_none(last)}
+    return row | {"spearman_all_layers_randomised": last}
 
 
 def _cells(name: str, estimate: Estimate | None) -> dict[str, float | None]:
-    if estimate is None:
-        return {name: None, f"{name}_low": None, f"{name}_high": None}
-    return {name: estimate.mean, f"{name}_low": estimate.low, f"{name}_high": estimate.high}
+    mean, low, high = (estimate.mean, estimate.low, estimate.high) if estimate else (None,) * 3
+    return {name: mean, f"{name}_low": low, f"{name}_high": high}
+
+
+_HEADINGS = {
+    "delta_af": "delta_af",
+    "delta_af_over_random": "over random",
+    "delta_af_over_recency": "over recency",
+    "delta_af_over_rollout": "over rollout",
+    "comprehensiveness": "compr.",
+    "sufficiency": "suff.",
+    "spearman_occlusion": "occlusion",
+    "spearman_knockout": "knockout",
+    "conservation_error_median": "conserv.",
+    "spearman_all_layers_randomised": "randomised",
+}
 
 
 def format_table(table: FaithfulnessTable) -> str:
-    """The table for a terminal: delta_af and what stands beside it, one line a method."""
-    header = (
-        f"{'method':<22}{'delta_af [95 %]':>26}{'over random [95 %]':>26}{'compr.':>9}{'suff.':>9}"
-        f"{'occlusion':>11}{'knockout':>10}{'conserv.':>10}{'random.':>9}"
-    )
-    lines = [header]
-    for row in table.rows():
-        lines.append(
-            f"{row['method']:<22}{_interval(row, 'delta_af'):>26}"
-            f"{_interval(row, 'delta_af_over_random'):>26}"
-            f"{_number(row['comprehensiveness']):>9}{_number(row['sufficiency']):>9}"
-            f"{_number(row['spearman_occlusion']):>11}{_number(row['spearman_knockout']):>10}"
-            f"{_number(row['conservation_error_max'], '.0e'):>10}"
-            f"{_number(row['spearman_all_layers_randomised']):>9}"
-        )
-    return "\n".join(lines)
+    """The table for a terminal, one line a method; with 95 % intervals for the areas."""
+    lines = [
+        {"method": row["method"]} | {text: _cell(row, name) for name, text in _HEADINGS.items()}
+        for row in table.rows()
+    ]
+    return pd.DataFrame(lines).to_string(index=False)
 
 
-def _interval(row: dict, name: str) -> str:
-    value, low, high = (row[name + end] for end in ("", "_low", "_high"))
-    return _number(value) if low is None else f"{value:.3f} [{low:.3f}, {high:.3f}]"
-
-
-def _number(value: float | None, form: str = ".3f") -> str:
-    return "-" if value is None else format(value, form)
+def _cell(row: dict, name: str) -> str:
+    value, low, high = row[name], row.get(f"{name}_low"), row.get(f"{name}_high")
+    if value is None:
+        return "-"
+    if low is None or not name.startswith("delta_af"):
+        return f"{value:.2g}"
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -471,9 +419,7 @@ def _parser() -> argparse.ArgumentParser:
         "--methods", help=f"with commas between; of {', '.join(ATTRIBUTION_METHODS)}"
     )
     parser.add_argument("--target", choices=list(TARGETS), default="logit")
-    parser.add_argument(
-        "--baseline", default="padding", help=f"{', '.join(BASELINES)}, or a token id"
-    )
+    parser.add_argument("--baseline", default="mean", help=f"{', '.join(BASELINES)}, or a token id")
     parser.add_argument("--num-texts", type=int, default=100, help="at most, spread over the file")
     parser.add_argument("--min-tokens", type=int, default=16, help="shorter texts are left out")
     parser.add_argument("--num-steps", type=int, default=10, help="points of the curves")

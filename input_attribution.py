@@ -38,13 +38,14 @@ from ssm_component_extractor import STEP_OPTIONS, Capture, capture, job_from_opt
 from targets import TARGETS, PinnedTarget, Target, resolve_target
 from utils import add_common_options, run_main, validate_choice, validate_int, write_json
 
-BASELINES = ("padding", "mean", "zero")
-"""Named baselines, beside any token id: the padding token (else the end of text, else token 0), the
-mean of all token embeddings, and the zero vector.
+BASELINES = ("mean", "padding", "zero")
+"""Named baselines, beside any token id: the mean of all token embeddings; the padding token (else
+the end of text, else token 0); the zero vector.
 
-The first norm scales an embedding of any length alike. The path of integrated gradients from a
-vector shorter than embeddings are, which "mean" and "zero" are, therefore has all of its change
-next to the baseline, where no practical number of steps resolves it: see their completeness gap."""
+A token that ends texts may make a model forget what came before it, so that replacing one token by
+it takes all earlier ones away too; the mean stands for no token in particular. At the zero vector
+the norms are not smooth, and integrated gradients do not converge in any practical number of
+steps: their completeness gap shows it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +65,7 @@ class Explained:
     baseline: Tensor
     """(d_model,) embedding that replaces that of a token taken away"""
     baseline_name: str
-    """ "mean", "zero" or "token <id>" """
+    """ "mean", "zero", or "token <id>" """
     num_steps: int
     """nodes of the integrated gradients' quadrature"""
     batch_size: int
@@ -156,8 +157,8 @@ def explain(
     input_ids: Sequence[int] | Tensor,
     target: Target,
     *,
-    baseline: str | int = "padding",
-    num_steps: int = 32,
+    baseline: str | int = "mean",
+    num_steps: int = 64,
     batch_size: int = 32,
     seed: int = 0,
 ) -> Explained:
@@ -183,8 +184,9 @@ def explain(
 def attribute(explained: Explained, method: str) -> InputAttribution:
     """Score every token by one of ``ATTRIBUTION_METHODS``.
 
-    Tokens after the position that f reads score 0 by every method but "random": the model is
-    causal. Raises ValueError for an unknown method, naming the known ones. Cost: see the methods.
+    Tokens after the position that f reads score 0 by every method that asks the model, which is
+    causal, and not by "recency" and "random". Raises ValueError for an unknown method, naming the
+    known ones. Cost: see the methods.
     """
     validate_choice("method", method, ATTRIBUTION_METHODS)
     tokens, total, bias = ATTRIBUTION_METHODS[method].function(explained)
@@ -338,6 +340,11 @@ def _knockout(explained: Explained) -> Scores:
     return Scores(explained.f - torch.cat(values))
 
 
+def _recency(explained: Explained) -> Scores:
+    """The position in the text: the newest token first. What a method gains by knowing that."""
+    return Scores(torch.arange(explained.num_tokens, dtype=torch.float64))
+
+
 def _random(explained: Explained) -> Scores:
     """Independent standard normal scores: the order that any method has to beat."""
     generator = torch.Generator().manual_seed(explained.seed)
@@ -363,6 +370,7 @@ ATTRIBUTION_METHODS: dict[str, AttributionMethod] = {
     "gradient_rollout": AttributionMethod(_gradient_rollout, False, False),
     "occlusion": AttributionMethod(_occlusion, False, True),
     "knockout": AttributionMethod(_knockout, False, True),
+    "recency": AttributionMethod(_recency, False, False),
     "random": AttributionMethod(_random, False, False),
 }
 
