@@ -55,10 +55,13 @@ def _compiled_blocks() -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 
 class CompiledScan(torch.autograd.Function):
-    """As ``selective_scan``'s own function on grouped operands, (l, b, 1, R, 1) and so on."""
+    """As ``selective_scan``'s own function on grouped operands, (l, b, 1, R, 1) and so on.
+
+    ``carry`` is None: calls with it run uncompiled.
+    """
 
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, initial_state):
+    def forward(ctx, u, delta, A, B, C, initial_state, carry):
         inputs = u[:, :, 0, :, 0], delta[:, :, 0], B[:, :, 0], C[:, :, 0]
         rate, h = A[0].mT.contiguous(), initial_state[:, 0, :, 0].mT.contiguous()
         blocks = list(zip(*(x.contiguous().split(BLOCK) for x in inputs), strict=True))
@@ -98,6 +101,7 @@ class CompiledScan(torch.autograd.Function):
             grad_B[:, :, None],
             grad_C[:, :, None],
             carried.mT[:, None, :, None],
+            None,
         )
 
 

@@ -40,7 +40,9 @@ Observer = Callable[[int, "MixerReplay"], None]
 FINAL_NORMS = ("norm_f",)
 """Names of the norm between the last layer and the unembedding."""
 
-EDITABLE = ("u", "delta", "B", "C", "y", "gated")
+EDITABLE = ("u", "A", "B", "C", "delta", "carry", "y", "gated")
+"""Stages, in the order in which an edit is called on them. ``carry`` (b, l) is 1 everywhere
+and scales the state that a token takes over from the one before: 0 resets the memory there."""
 
 
 class Rules(NamedTuple):
@@ -370,11 +372,12 @@ def _replay_mamba1(
     dt, B, C = mixer.x_proj(u).split([rank, mixer.A_log.shape[1], mixer.A_log.shape[1]], dim=-1)
     # transformers takes these in float32, whatever the model's dtype (float64 included); the same
     # rounding here is what lets a float64 replay agree with it to float64 precision.
-    A, D = -torch.exp(mixer.A_log.float()), mixer.D.float()
+    A, D = edit("A", -torch.exp(mixer.A_log.float())), mixer.D.float()
     B, C = rules.coefficient(edit("B", B).float()), rules.coefficient(edit("C", C))
     delta = edit("delta", F.softplus(_at_least_float32(mixer.dt_proj(dt))))
     delta = rules.coefficient(delta)
-    y = edit("y", selective_scan(u.float(), delta, A, B, C) + u * D)
+    carry = None if edit is _no_edit else edit("carry", torch.ones_like(delta[..., 0]))
+    y = edit("y", selective_scan(u.float(), delta, A, B, C, carry=carry) + u * D)
     gated = edit("gated", rules.product(y, rules.elementwise(F.silu, gate)))
     output = mixer.out_proj(gated.to(hidden_states.dtype))
     return MixerReplay(conv_input, gate, u, delta, A, B, C, D, y, gated, output)

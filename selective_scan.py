@@ -67,12 +67,24 @@ class _Grouped(NamedTuple):
     A: Tensor  # (G, R, N or 1)
     B: Tensor  # (l, b, G, N)
     C: Tensor | None  # (l, b, G, N)
+    carry: Tensor | None  # (l, b, 1, 1, 1)
 
 
 def selective_scan(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor | None = None
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    *,
+    carry: Tensor | None = None,
 ) -> Tensor:
     """Output y_t = C_t h_t + D u_t of the selective scan ([1], eq. 2; [2], eq. 1), from h = 0.
+
+    ``carry`` (b, l) intervenes in the memory: token t takes over carry_t exp(delta_t A) h_{t-1}
+    instead, so that 0 resets the state before the token; None is 1 everywhere. It is a constant:
+    no gradient is taken to it.
 
     Shapes as in the glossary. Runs in float32 (float64 if an input is float64) and returns that
     dtype. Differentiable once in every argument. The backward pass recomputes the states block by
@@ -81,7 +93,7 @@ def selective_scan(
     Raises ValueError where shapes do not fit each other.
     Cost: O(b l H P N) time, an exponential and a few multiply-adds for each state.
     """
-    return selective_scan_chunk(u, delta, A, B, C, D)[0]
+    return selective_scan_chunk(u, delta, A, B, C, D, carry=carry)[0]
 
 
 def selective_scan_chunk(
@@ -92,6 +104,8 @@ def selective_scan_chunk(
     C: Tensor,
     D: Tensor | None = None,
     initial_state: Tensor | None = None,
+    *,
+    carry: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`selective_scan`, for one chunk of a longer text: (y, state after the last token).
 
@@ -101,11 +115,14 @@ def selective_scan_chunk(
     is_mamba1 = _check_operands(u, delta, A, B, C, initial_state)
     _check_skip(D, u)
     dtype = _compute_dtype(u, delta, A, B, C)
-    operands = _group(u, delta, A, B, C, dtype)
+    if carry is not None and carry.shape != u.shape[:2]:
+        raise ValueError(f"carry must be (b, l) = {tuple(u.shape[:2])}, got {tuple(carry.shape)}")
+    operands = _group(u, delta, A, B, C, dtype, carry)
     scan = _SelectiveScan
-    if _replacement is not None and _replacement.is_suited(operands.u, operands.A):
+    if _replacement is not None and carry is None and _replacement.is_suited(operands.u, A):
         scan = _replacement.function
-    y, final = scan.apply(*operands, _grouped_state(initial_state, operands))
+    *tensors, carry = operands
+    y, final = scan.apply(*tensors, _grouped_state(initial_state, operands), carry)
     y = y.transpose(0, 1).reshape(u.shape)
     if D is not None:
         skip = D.unsqueeze(-1) if D.dim() == 1 and not is_mamba1 else D
@@ -288,8 +305,8 @@ class _SelectiveScan(torch.autograd.Function):
     """The scan without its D term, on grouped operands; keeps one state a block."""
 
     @staticmethod
-    def forward(ctx, u, delta, A, B, C, initial_state):
-        operands = _Grouped(u, delta, A, B, C)
+    def forward(ctx, u, delta, A, B, C, initial_state, carry):
+        operands = _Grouped(u, delta, A, B, C, carry)
         length = u.shape[0]
         num_blocks = -(-length // _BLOCK)
         checkpoints = initial_state.new_empty(num_blocks, *initial_state.shape)
@@ -303,7 +320,7 @@ class _SelectiveScan(torch.autograd.Function):
             _fill_states(h_block, _decay(operands, block), operands, block, checkpoints[index])
             _read_out(h_block, C[block], out=y[block])
             h = h_block[-1]
-        ctx.save_for_backward(u, delta, A, B, C, checkpoints)
+        ctx.save_for_backward(u, delta, A, B, C, carry, checkpoints)
         return y, h.clone()
 
     @staticmethod
@@ -314,8 +331,9 @@ class _SelectiveScan(torch.autograd.Function):
             raise RuntimeError(
                 "selective_scan is differentiable once: take its gradient without create_graph=True"
             )
-        u, delta, A, B, C, checkpoints = ctx.saved_tensors
-        operands = _Grouped(u, delta, A, B, C)
+        *tensors, checkpoints = ctx.saved_tensors
+        operands = _Grouped(*tensors)
+        u, delta, A, B, C = tensors[:5]
         length, state_shape = u.shape[0], checkpoints.shape[1:]
         grads = _Grouped(
             torch.empty_like(u),
@@ -323,6 +341,7 @@ class _SelectiveScan(torch.autograd.Function):
             torch.zeros_like(A),
             torch.empty_like(B),
             torch.empty_like(C),
+            None,
         )
         buffer = u.new_empty(min(_BLOCK, length) + 1, *state_shape)
         carried = grad_final.clone()
@@ -334,7 +353,7 @@ class _SelectiveScan(torch.autograd.Function):
             states = buffer[: count + 1]
             _fill_states(states[1:], decay, operands, block, states[0])
             carried = _block_backward(operands, grads, block, decay, states, grad_y[block], carried)
-        return *grads, carried
+        return *grads[:5], carried, None
 
 
 def _block_backward(operands, grads, block, decay, states, grad_y, carried):
@@ -344,7 +363,7 @@ def _block_backward(operands, grads, block, decay, states, grad_y, carried):
     dL/d(delta_t u_t) = g_t B_t,  dL/dB_t = g_t (delta_t u_t),  dL/dC_t = h_t dL/dy_t,
     dL/d(delta_t A) = a_t g_t h_{t-1}.
     """
-    u, delta, A, B, C = operands
+    u, delta, A, B, C, _ = operands
     x = u[block] * delta[block].unsqueeze(-1)
     g = grad_y.unsqueeze(-1) * C[block][:, :, :, None, None, :]
     g[-1].add_(carried)
@@ -365,8 +384,11 @@ def _block_backward(operands, grads, block, decay, states, grad_y, carried):
 
 
 def _decay(operands: _Grouped, block: slice) -> Tensor:
-    """exp(delta A) of a block, (tokens, b, G, R, 1, N or 1)."""
-    return (operands.delta[block].unsqueeze(-1) * operands.A).exp_().unsqueeze(-2)
+    """exp(delta A) of a block, (tokens, b, G, R, 1, N or 1), times what is carried over."""
+    decay = (operands.delta[block].unsqueeze(-1) * operands.A).exp_()
+    if operands.carry is not None:
+        decay *= operands.carry[block]
+    return decay.unsqueeze(-2)
 
 
 def _fill_states(out: Tensor, decay: Tensor, operands: _Grouped, block: slice, h: Tensor) -> None:
@@ -457,7 +479,7 @@ def _compute_dtype(*tensors: Tensor) -> torch.dtype:
     return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
 
 
-def _group(u, delta, A, B, C, dtype) -> _Grouped:
+def _group(u, delta, A, B, C, dtype, carry=None) -> _Grouped:
     """Put time first and split the heads into groups (views wherever torch allows)."""
     B, C = _with_groups(B), None if C is None else _with_groups(C)
     groups = B.shape[2]
@@ -468,6 +490,7 @@ def _group(u, delta, A, B, C, dtype) -> _Grouped:
         A.to(dtype).unflatten(0, (groups, -1)),
         B.to(dtype).transpose(0, 1),
         None if C is None else C.to(dtype).transpose(0, 1),
+        None if carry is None else carry.to(dtype).mT[:, :, None, None, None],
     )
 
 

@@ -559,3 +559,31 @@ def test_attention_checks_its_shapes_too(function):
         function(**parameters | {"A": torch.zeros(5, 5)})
     with pytest.raises(ValueError, match=r"B must be \(b, l, N\)"):
         function(**parameters | {"B": torch.zeros(1, 4, 3, 5)})
+
+
+@pytest.mark.parametrize("length", [1, 15, 16, 17, 40])
+def test_a_reset_splits_the_text_in_two_and_gradients_stay_right(length):
+    torch.manual_seed(0)
+    u, delta, B, C = (torch.randn(2, length, n, dtype=torch.float64) for n in (4, 4, 3, 3))
+    delta, A = delta.exp(), -torch.rand(4, 3, dtype=torch.float64)
+    reset = length // 2
+    carry = torch.ones(2, length).index_fill(1, torch.tensor(reset), 0.0)
+    operands = [x.requires_grad_() for x in (u, delta, A, B, C)]
+    y = selective_scan(*operands, carry=carry)
+    parts = [slice(0, reset), slice(reset, length)]
+    expected = torch.cat(
+        [
+            selective_scan(u[:, part], delta[:, part], A, B[:, part], C[:, part])
+            for part in parts
+            if part.start < part.stop
+        ],
+        dim=1,
+    )
+    assert relative_error(y, expected) <= 1e-12  # float64
+    weight = torch.randn_like(y)
+    found = torch.autograd.grad((y * weight).sum(), operands, allow_unused=True)
+    wanted = torch.autograd.grad((expected * weight).sum(), operands)
+    for gradient, reference_gradient in zip(found, wanted, strict=True):
+        torch.testing.assert_close(gradient, reference_gradient, rtol=1e-10, atol=1e-12)
+    with pytest.raises(ValueError, match="carry must be"):
+        selective_scan(*operands, carry=carry[:, :0])
