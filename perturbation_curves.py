@@ -77,14 +77,16 @@ def perturbation_curves(
     if len(lengths) != 1 or len(shape := lengths.pop()) != 1 or shape[0] == 0:
         raise ValueError(f"scores must all be (l,) with one l >= 1; got shapes {sorted(lengths)}")
     length = shape[0]
-    counts = (torch.arange(num_steps + 1) * length / num_steps).round().long()
+    counts = (torch.arange(num_steps + 1).double() * length / num_steps).round()
     ranks = torch.stack([_ranks(one, seed) for one in scores])
     # (curve, direction, step, l): the reverse order has the rank counted from the other end.
     both = torch.stack([ranks, length - 1 - ranks], 1)
     keep = both[:, :, None, :] >= counts[:, None]
     variants, index = torch.unique(keep.flatten(0, 2), dim=0, return_inverse=True)
     values = value(variants)[index].view(len(scores), 2, num_steps + 1)
-    return [PerturbationCurves(counts / length, most, least) for most, least in values]
+    return [
+        PerturbationCurves(counts / length, most.double(), least.double()) for most, least in values
+    ]
 
 
 def _ranks(scores: Tensor, seed: int) -> Tensor:
