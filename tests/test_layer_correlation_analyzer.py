@@ -1,0 +1,290 @@
+"""Layer activations, recursive patterns and SSM-attention correlations against loops and plants."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+
+from layer_correlation_analyzer import (
+    LayerCorrelationAnalyzer,
+    cross_layer_correlations,
+    main,
+    pooled_activations,
+    recursive_patterns,
+    ssm_attention_correlations,
+    summarise_activations,
+)
+from selective_scan import attention_map
+from ssm_component_extractor import SSMComponents, capture, capture_texts
+from utils import EXAMPLE_TEXTS, encode_texts
+
+
+@pytest.fixture
+def captures(tiny_model, tiny_tokenizer):
+    encoded = encode_texts(tiny_tokenizer, list(EXAMPLE_TEXTS), 60)
+    return capture_texts(tiny_model, encoded, [0, 2, 3])
+
+
+@pytest.fixture
+def analyzer(tiny_model, tiny_tokenizer):
+    return LayerCorrelationAnalyzer(tiny_model, tokenizer=tiny_tokenizer)
+
+
+def components(length=80, d_inner=12, d_state=2, seed=0, **changes):
+    """Random components of one text; delta constant and the same in every channel."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator)
+
+    shape = (1, length, d_inner)
+    fields = {
+        "A": -torch.rand(d_inner, d_state, generator=generator) - 0.5,
+        "B": draw(1, length, d_state),
+        "C": draw(1, length, d_state),
+        "D": torch.ones(d_inner),
+        "delta": torch.full(shape, 0.1),
+        **{name: draw(*shape) for name in ("u", "gate", "y", "gated", "conv_input")},
+        "mixer_output": draw(1, length, 6),
+        "attention_mask": torch.ones(1, length),
+        "replay_errors": (0.0,),
+    }
+    return SSMComponents(**{**fields, **changes})
+
+
+def absolute_map(parts):
+    return attention_map(parts.delta, parts.A, parts.B, parts.C, absolute=True)[0]
+
+
+def test_pooled_activations_hold_every_token_once_and_no_padding(tiny_model, captures):
+    ids = torch.tensor([[0, 0, 5, 6, 7], [1, 2, 3, 4, 5]])
+    mask = torch.tensor([[0, 0, 1, 1, 1], [1, 1, 1, 1, 1]])
+    batch = capture(tiny_model, ids, mask, [1])
+    for stream, source in (
+        ("residual", batch.block_outputs[1]),
+        ("mixer", batch.components[1].mixer_output),
+    ):
+        pooled = pooled_activations([batch], 1, stream)
+        assert pooled.lengths == (3, 5)
+        expected = torch.cat([source[0, 2:], source[1]]).double().numpy()
+        np.testing.assert_array_equal(pooled.values, expected)
+    assert pooled_activations(captures, 2).lengths == (60, 60, 60)
+
+
+def test_extracted_activations_are_the_streams_of_the_model(tiny_model, analyzer):
+    text = EXAMPLE_TEXTS[0][:40]
+    residual = analyzer.extract_layer_activations([0, 1], text)
+    mixer = analyzer.extract_layer_activations([1], text, stream="mixer")[1]
+    ids = torch.tensor([analyzer.tokenizer(text)["input_ids"]])
+    with torch.no_grad():
+        states = tiny_model(ids, output_hidden_states=True).hidden_states
+    # Mamba's hidden_states[i] is the stream after layer i.
+    torch.testing.assert_close(residual[1], states[1])
+    # The residual stream is a sum: float32 rounding of one addition and one subtraction.
+    torch.testing.assert_close(mixer, residual[1] - residual[0], atol=1e-5, rtol=1e-4)
+
+
+def test_a_batch_gives_what_its_texts_give_one_by_one(tiny_model, tiny_tokenizer, analyzer):
+    texts = [EXAMPLE_TEXTS[0][:150], EXAMPLE_TEXTS[1][:90]]
+    analyzer.extract_layer_activations([0, 3], texts)
+    together = analyzer.compute_cross_layer_correlations()["layer_0_to_3"]
+    encoded = encode_texts(tiny_tokenizer, texts, 500)
+    singly = capture_texts(tiny_model, encoded, [0, 3], batch_size=1)
+    alone = cross_layer_correlations(singly)["layer_0_to_3"]
+    assert together.num_tokens == alone.num_tokens
+    assert together.mean_abs.value == pytest.approx(alone.mean_abs.value, abs=1e-5)
+    assert together.cka.value == pytest.approx(alone.cka.value, abs=1e-5)
+
+
+def test_consecutive_pairs_are_the_default_and_others_can_be_named(captures):
+    assert list(cross_layer_correlations(captures)) == ["layer_0_to_2", "layer_2_to_3"]
+    named = cross_layer_correlations(captures, [(0, 3)], stream="mixer")
+    assert list(named) == ["layer_0_to_3"]
+    pair = named["layer_0_to_3"]
+    assert (pair.layers, pair.stream, pair.shares_residual) == ((0, 3), "mixer", False)
+    assert cross_layer_correlations(captures)["layer_0_to_2"].shares_residual is True
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([], "name each pair once"),
+        ([(0, 2), (0, 2)], "name each pair once"),
+        ([(0, 1)], r"names \[1\]; the layers captured are \[0, 2, 3\]"),
+    ],
+)
+def test_wrong_pairs_are_refused(captures, pairs, message):
+    with pytest.raises(ValueError, match=message):
+        cross_layer_correlations(captures, pairs)
+
+
+def test_a_single_layer_has_nothing_to_correlate_with(tiny_model):
+    single = capture(tiny_model, torch.arange(5)[None], None, [2])
+    with pytest.raises(ValueError, match="only layer 2 was captured"):
+        cross_layer_correlations([single])
+
+
+def test_other_bad_input_is_named(captures, analyzer):
+    with pytest.raises(ValueError, match="stream is 'sum'; it must be one of residual, mixer"):
+        pooled_activations(captures, 0, "sum")
+    with pytest.raises(ValueError, match=r"layer 1 was not captured; those that were: \[0, 2, 3\]"):
+        recursive_patterns(captures, 1)
+    for call in (cross_layer_correlations, lambda none: recursive_patterns(none, 0)):
+        with pytest.raises(ValueError, match="captures is empty"):
+            call([])
+    for method in (analyzer.compute_cross_layer_correlations, analyzer.analyze_recursive_patterns):
+        with pytest.raises(RuntimeError, match="call extract_layer_activations"):
+            method(*((0,) if method == analyzer.analyze_recursive_patterns else ()))
+
+
+def naive_changes(x):
+    """|x_t - x_{t-1}| / mean |x| by a loop over tokens."""
+    x = np.asarray(x, dtype=np.float64).reshape(len(x), -1)
+    scale = np.mean([np.linalg.norm(row) for row in x])
+    return [np.linalg.norm(x[t] - x[t - 1]) / scale for t in range(1, len(x))]
+
+
+def test_changes_equal_the_loop(captures):
+    result = recursive_patterns(captures, 2, stream="mixer")
+    states, activations = [], []
+    for captured in captures:
+        parts = captured.components[2]
+        h = torch.zeros(parts.A.shape, dtype=torch.float64)
+        trajectory = []
+        for t in range(60):
+            delta = parts.delta[0, t].double()[:, None]
+            write = delta * parts.B[0, t].double() * parts.u[0, t].double()[:, None]
+            h = torch.exp(delta * parts.A.double()) * h + write
+            trajectory.append(h)
+        states += naive_changes(torch.stack(trajectory))
+        activations += naive_changes(parts.mixer_output[0])
+    # States are float32 sums over 60 tokens.
+    np.testing.assert_allclose(result.state_change, states, rtol=1e-5)
+    np.testing.assert_allclose(result.activation_change, activations, rtol=1e-5)
+    assert result.change_correlation.n == 3 * 59
+    assert (result.num_tokens, result.num_texts) == (180, 3)
+
+
+def test_activations_with_a_planted_memory_are_recognised(captures):
+    noise = torch.randn(1, 60, 32, generator=torch.Generator().manual_seed(1))
+    moving = noise + noise.roll(1, 1) + noise.roll(2, 1)
+    planted = [replace(c, block_outputs={**c.block_outputs, 0: moving}) for c in captures]
+    assert recursive_patterns(planted, 0).autocorrelation.memory_time == 3
+
+
+def test_one_token_and_a_silent_layer_are_defined(tiny_model, captures):
+    single = recursive_patterns([capture(tiny_model, torch.tensor([[3]]), None, [0])], 0)
+    assert single.autocorrelation.reason == "a text has one token"
+    assert single.state_change == single.activation_change == ()
+    assert single.change_correlation.value is None
+    silent = [replace(c, block_outputs={0: torch.zeros(1, 60, 32)}) for c in captures]
+    result = recursive_patterns(silent, 0)
+    assert set(result.activation_change) == {None}
+    assert "all zero" in result.change_correlation.reason
+    assert json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_the_summary_of_activations_is_that_of_the_tensors(captures):
+    summary = summarise_activations(captures[0], 2)
+    residual = captures[0].block_outputs[2][0].double()
+    added = captures[0].components[2].mixer_output[0].double()
+    assert summary["residual_norm"]["mean"] == pytest.approx(float(residual.norm(dim=1).mean()))
+    share = float((added.norm(dim=1) / residual.norm(dim=1)).mean())
+    assert summary["mixer_share"]["mean"] == pytest.approx(share)
+    assert 1 <= summary["participation_ratio"] <= 32
+
+
+def test_windowed_attention_equals_the_loop():
+    parts = components(length=80, delta=0.05 + 0.2 * torch.rand(1, 80, 12))
+    weights = absolute_map(parts).double().numpy()
+    horizon, count = 20, 60
+    result = ssm_attention_correlations(parts, weights)
+    assert result.horizon == horizon
+    received = [sum(weights[s + k, s] for k in range(1, horizon + 1)) for s in range(count)]
+    paid = [sum(weights[t, t - k] for k in range(1, horizon + 1)) for t in range(horizon, 80)]
+    moments = [
+        sum(k * weights[t, t - k] for k in range(1, horizon + 1)) for t in range(horizon, 80)
+    ]
+    delta = parts.delta[0].double().mean(dim=1).numpy()
+    norms = parts.B[0].double().norm(dim=1).numpy(), parts.C[0].double().norm(dim=1).numpy()
+    expected = {
+        "delta_received": (delta[:count], received),
+        "delta_paid": (delta[horizon:], paid),
+        "delta_distance": (delta[horizon:], np.array(moments) / paid),
+        "B_norm_received": (norms[0][:count], received),
+        "C_norm_paid": (norms[1][horizon:], paid),
+    }
+    for name, (x, y) in expected.items():
+        assert result.tokens[name].value == pytest.approx(spearmanr(x, y).statistic, abs=1e-9)
+        assert result.tokens[name].n == count
+
+
+def test_planted_writes_are_what_attention_follows():
+    B = torch.ones(1, 120, 2) * torch.logspace(-1, 1, 120)[torch.randperm(
+        120, generator=torch.Generator().manual_seed(2)
+    )][None, :, None]  # fmt: skip
+    parts = components(length=120, B=B, C=torch.ones(1, 120, 2))
+    result = ssm_attention_correlations(parts, absolute_map(parts))
+    # With delta and C constant, |alpha| to any later token is |B_s| times a factor of the lag.
+    assert result.tokens["B_norm_received"].value == pytest.approx(1.0)
+    assert result.tokens["B_norm_received"].outside_null is True
+    for name in ("delta_received", "delta_paid", "delta_distance", "C_norm_paid"):
+        assert result.tokens[name].reason == "one of the two series is constant"
+
+
+def test_channels_that_forget_slowly_attend_further():
+    parts = components(d_inner=40)
+    slowest = parts.A.abs().min(dim=1).values
+    distance = 1 / slowest
+    result = ssm_attention_correlations(
+        parts, absolute_map(parts), channel_distance=distance, channel_strength=torch.ones(40)
+    )
+    assert result.channels["half_life_distance"].value == pytest.approx(1.0)
+    assert result.channels["half_life_distance"].outside_null is True
+    assert result.channels["half_life_strength"].value is None
+    assert set(result.channels) == {
+        "half_life_strength", "half_life_distance", "delta_strength", "delta_distance"
+    }  # fmt: skip
+    assert json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_a_short_text_claims_nothing():
+    parts = components(length=20)
+    tests = ssm_attention_correlations(parts, absolute_map(parts)).tokens.values()
+    assert {test.reason for test in tests} == {"15 tokens; a claim needs at least 40"}
+    single = components(length=1)
+    assert ssm_attention_correlations(single, absolute_map(single)).horizon == 0
+
+
+def test_a_map_that_does_not_fit_is_refused():
+    parts = components(length=10)
+    weights = absolute_map(parts)
+    with pytest.raises(ValueError, match=r"shape \(9, 9\); it must be \(10, 10\)"):
+        ssm_attention_correlations(parts, weights[:9, :9])
+    with pytest.raises(ValueError, match="negative or non-finite"):
+        ssm_attention_correlations(parts, -weights)
+    with pytest.raises(ValueError, match=r"channel_distance has shape \(3,\)"):
+        ssm_attention_correlations(parts, weights, channel_distance=[1.0, 2.0, 3.0])
+    padded = components(length=10, attention_mask=torch.tensor([[0.0] + [1.0] * 9]))
+    with pytest.raises(ValueError, match="pass one text without padding"):
+        ssm_attention_correlations(padded, weights)
+
+
+def test_the_command_writes_its_files(tiny_model_dir, tmp_path, capsys):
+    out = tmp_path / "out"
+    options = ["--model", str(tiny_model_dir), "--layers", "0,2", "--quiet", "--device", "cpu"]
+    assert main([*options, "--output-dir", str(out)]) == 0
+    written = json.loads((out / "layer_correlations.json").read_text())
+    pair = written["layer_correlations"]["mixer"]["layer_0_to_2"]
+    assert pair["enough_tokens"] is True
+    assert math.isfinite(pair["mean_abs"]["value"])
+    assert set(written["recursive_patterns"]) == {"layer_0", "layer_2"}
+    header = (out / "top_pairs.csv").read_text().splitlines()[0]
+    assert header.startswith("stream,layer_a,layer_b,channel_a,channel_b,r")
+    assert (out / "layer_activations.safetensors").exists()
+    assert "layer_correlations.json" in capsys.readouterr().out
+    assert main([*options, "--layers", "9", "--output-dir", str(out)]) == 2
