@@ -8,8 +8,10 @@ Reference: Okabe & Ito 2008, Color universal design (the palette).
 
 from __future__ import annotations
 
+import functools
 import math
 import re
+import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -135,7 +137,7 @@ def token_ticks(ax: Axes, tokens: Sequence[str], axis: str = "x") -> Axes:
     inches = (extent.width if axis == "x" else extent.height) / ax.figure.dpi
     step = _tick_step(len(tokens), max(1, int(inches / 0.16)))
     positions = range(0, len(tokens), step)
-    cleaned = [clean_token(tokens[i]) for i in positions]
+    cleaned = [drawable_text(clean_token(tokens[i])) for i in positions]
     labels = (
         cleaned
         if step == 1
@@ -163,6 +165,33 @@ def clean_token(token: str, max_length: int = 16) -> str:
     if len(text) > max_length:
         text = text[: max_length - 1] + "\u2026"
     return text.replace("$", r"\$")
+
+
+def drawable_text(text: str) -> str:
+    """`text` with every character that the current fonts lack as "□", without mark or selector.
+
+    Matplotlib would draw a box as well, and warn. The fonts are those of `font.family`.
+    """
+    known = _drawable_characters(tuple(_current_fonts()))
+    return "".join(
+        c if ord(c) in known else "\u25a1"
+        for c in text
+        if ord(c) in known or not unicodedata.category(c).startswith("M")
+    )
+
+
+def _current_fonts() -> list[str]:
+    # Imported here: every module of statistics would wait for matplotlib otherwise.
+    from matplotlib import font_manager, rcParams
+
+    return [font_manager.findfont(family) for family in rcParams["font.family"]]
+
+
+@functools.cache
+def _drawable_characters(fonts: tuple[str, ...]) -> frozenset[int]:
+    from matplotlib import font_manager
+
+    return frozenset().union(*(font_manager.get_font(font).get_charmap() for font in fonts))
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -1,0 +1,341 @@
+"""What the panels of `analysis_panels` are drawn with: sections, texts, layers and nulls on an ax.
+
+A section that failed is named with its reason, an undefined value (null) leaves a gap, and a panel
+in which nothing is defined says why. Nothing here computes a statistic.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from drawing import MARKERS, PALETTE, SEQUENTIAL_CMAP, drawable_text
+
+Section = Mapping[str, Any]
+"""what a step left in the results"""
+Sections = Mapping[str, Section]
+"""one step's sections, by text"""
+
+NULL_COLOUR = "0.6"
+MAX_TICKS = 13
+"""More layers or pairs than this, and only every second, third, ... is labelled."""
+MAX_LEGEND_LAYERS = 6
+"""More layers than this in colours are named by a colour bar."""
+# The last tenth of the colour map, pale yellow, is hard to see on white.
+_LAYER_CMAP_END = 0.88
+
+
+def text_sections(results: Section, step: str) -> dict[str, Section]:
+    """One step's section of every text, by text; a text without it has a section that says so."""
+    missing = {"skipped": f"{step} is not in these results"}
+    texts = results.get("individual_texts", {})
+    return {name: text["analysis"].get(step, missing) for name, text in texts.items()}
+
+
+def cross_text_section(results: Section, step: str) -> Section:
+    """One section of the cross-text analysis, or one that says that it is not there."""
+    missing = {"skipped": f"{step} is not in these results"}
+    return results.get("cross_text_analysis", {}).get(step, missing)
+
+
+def failure(section: Section) -> str | None:
+    """Why a section holds no result: its error or the reason it was skipped; None if it has one."""
+    if not section:
+        return "no results"
+    if "error" in section:
+        return f"{section['error']['type']}: {section['error']['message']}"
+    if "skipped" in section:
+        return f"skipped: {section['skipped']}"
+    return section["reason"] if set(section) == {"reason"} else None
+
+
+def usable(sections: Sections) -> dict[str, Section]:
+    """The sections that hold a result."""
+    return {text: section for text, section in sections.items() if failure(section) is None}
+
+
+def why_none(sections: Sections) -> str | None:
+    """The first failure among the sections; None if all hold a result."""
+    if not sections:
+        return "no texts"
+    return next((why for why in map(failure, sections.values()) if why is not None), None)
+
+
+def layers_of(section: Section) -> list[tuple[int, Any]]:
+    """What a section keyed by "layer_3" holds, by number of layer, ascending."""
+    prefix = "layer_"
+    numbered = [
+        (int(key[len(prefix) :]), part) for key, part in section.items() if key.startswith(prefix)
+    ]
+    return sorted(numbered, key=lambda pair: pair[0])
+
+
+def all_layers(sections: Sections) -> list[int]:
+    """Every layer of the usable sections, ascending."""
+    found = usable(sections).values()
+    return sorted({layer for section in found for layer, _ in layers_of(section)})
+
+
+def drawn_layers(ax: Axes) -> list[int]:
+    """The layers at which the lines of a panel by layer have points, ascending."""
+    return sorted({int(x) for line in ax.lines for x in as_array(line.get_xdata())})
+
+
+def as_array(values: Any) -> NDArray[np.float64]:
+    """Numbers as float64, None as nan."""
+    return np.array(values, dtype=np.float64)
+
+
+def begin(ax: Axes | None, title: str, xlabel: str, ylabel: str) -> Axes:
+    """Axes with title and labels; those of a new figure where none is given."""
+    ax = Figure(layout="constrained").subplots() if ax is None else ax
+    ax.set_title(title)
+    ax.set_xlabel(xlabel)
+    ax.set_ylabel(ylabel)
+    return ax
+
+
+def end(ax: Axes, sections: Sections, layers: Sequence[int], undefined: str) -> Axes:
+    """Ticks at the layers; or, where no line has a value, the reason: a failure or `undefined`.
+
+    Call it before lines of reference are drawn.
+    """
+    drawn = (as_array(line.get_ydata()) for line in ax.lines)
+    if not any(np.isfinite(values).any() for values in drawn):
+        return write_reason(ax, why_none(sections) or undefined)
+    return layer_ticks(ax, layers)
+
+
+def write_reason(ax: Axes, reason: str) -> Axes:
+    """Say in the middle of an empty panel why it is empty."""
+    lines = textwrap.wrap(drawable_text(reason), 36, max_lines=6, placeholder=" …")
+    ax.set_xscale("linear")
+    ax.set_yscale("linear")
+    ax.set_xticks([])
+    ax.set_yticks([])
+    ax.text(
+        0.5, 0.5, "\n".join(["not available", *lines]), transform=ax.transAxes, ha="center",
+        va="center", color="0.35", parse_math=False,
+    )  # fmt: skip
+    return ax
+
+
+def text_style(text: str) -> tuple[str, str]:
+    """Colour and marker of a text ("text_3"), the same in every panel."""
+    number = int(text.rpartition("_")[2])
+    return PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+
+
+def draw_text_line(ax: Axes, x: Sequence[float], y: Sequence[Any], text: str) -> Axes:
+    """A line (k,) in the colour and marker of its text; None leaves a gap."""
+    colour, marker = text_style(text)
+    ax.plot(as_array(x), as_array(y), color=colour, marker=marker, alpha=0.8, label=text)
+    return ax
+
+
+def draw_summary(
+    sections: Sections,
+    path: str,
+    ax: Axes | None,
+    title: str,
+    ylabel: str,
+    *,
+    log: bool = False,
+    sign: int = 1,
+    spread: bool = False,
+    once: bool = False,
+) -> Axes:
+    """A summary by layer, a line a text: the median within the range from smallest to largest.
+
+    `path` leads from a layer's section to the summary: "dynamics.half_life". With `spread`, the
+    mean within one standard deviation either side. `sign` -1 shows the values negated. `once`: the
+    quantity is the same for every text and drawn once, in grey.
+    """
+    ax = begin(ax, title, "layer", ylabel)
+    found = dict(list(usable(sections).items())[: 1 if once else None])
+    for text, section in found.items():
+        layers, summaries = _summaries(section, path)
+        centre, low, high = sign * (_mean_std if spread else _median_range)(summaries)
+        colour, marker = ("0.25", "o") if once else text_style(text)
+        ax.plot(layers, centre, color=colour, marker=marker, alpha=0.8, label=text)
+        _draw_band(ax, layers, low, high, colour, len(found))
+    if log:
+        ax.set_yscale("log")
+    return end(ax, sections, all_layers(sections), "undefined in these texts")
+
+
+def draw_mean_std(
+    sections: Sections,
+    names: Mapping[str, str],
+    ax: Axes | None,
+    title: str = "",
+    ylabel: str = "",
+    *,
+    band: bool = True,
+    first_colour: int = 0,
+) -> Axes:
+    """Means by layer of several summaries, a colour each (`names`: label by path), a line a text.
+
+    `band`: one standard deviation either side.
+    """
+    ax = begin(ax, title, "layer", ylabel) if title or ax is None else ax
+    found = usable(sections)
+    for i, (path, label) in enumerate(names.items(), first_colour):
+        for j, section in enumerate(found.values()):
+            layers, summaries = _summaries(section, path)
+            mean, low, high = _mean_std(summaries)
+            name = label if j == 0 else None
+            ax.plot(layers, mean, color=PALETTE[i], marker=MARKERS[i], label=name)
+            if band:
+                _draw_band(ax, layers, low, high, PALETTE[i], len(found))
+    end(ax, sections, all_layers(sections), "undefined in these texts")
+    if found:
+        ax.legend(loc="best")
+    return ax
+
+
+def draw_lines_by_layer(
+    sections: Sections,
+    ax: Axes,
+    series: Callable[[Section], tuple[Sequence[float], Sequence[float | None]]],
+    *,
+    legend: bool = True,
+) -> Axes:
+    """A line for each layer of each text, coloured by layer; `series` gives x and y of a layer."""
+    layers = all_layers(sections)
+    colours = layer_colours(layers)
+    for section in usable(sections).values():
+        for layer, part in layers_of(section):
+            x, y = series(part)
+            ax.plot(as_array(x), as_array(y), color=colours[layer], alpha=0.8)
+    if not ax.lines:
+        return write_reason(ax, why_none(sections) or "no layers")
+    return name_layers(ax, layers) if legend else ax
+
+
+def draw_tests(
+    ax: Axes,
+    sections: Sections,
+    labels: Sequence[str],
+    tests: Mapping[str, Sequence[Mapping[str, Any]]],
+) -> Axes:
+    """Values beside the interval of their null, by text: tests of the categories in `labels`.
+
+    A grey bar spans null_low to null_high. A point outside is filled, one inside is hollow, one
+    without a null is hollow too.
+    """
+    given = [test for row in tests.values() for test in row]
+    if all(test["value"] is None for test in given):
+        reason = next((test["reason"] for test in given if test["reason"]), "undefined")
+        return write_reason(ax, why_none(sections) or reason)
+    x = np.arange(len(labels))
+    for text, row in tests.items():
+        names = ("value", "null_low", "null_high")
+        value, low, high = (as_array([test[name] for test in row]) for name in names)
+        alpha = 0.7 / len(tests) ** 0.7
+        ax.bar(x, high - low, 0.8, low, color=NULL_COLOUR, alpha=alpha, linewidth=0, label="null")
+        colour, marker = text_style(text)
+        ax.plot(x, value, color=colour, linewidth=0.6, alpha=0.6)
+        outside = (value < low) | (value > high)
+        for chosen, face in ((outside, colour), (~outside, "white")):
+            ax.plot(
+                x[chosen], value[chosen], marker, color=colour, markerfacecolor=face,
+                markeredgewidth=0.8, label=text,
+            )  # fmt: skip
+    thin_ticks(ax, "x", labels)
+    return ax
+
+
+def layer_colours(layers: Sequence[int]) -> dict[int, tuple[float, ...]]:
+    """A colour for each layer, from dark (first) to light (last)."""
+    cmap = matplotlib.colormaps[SEQUENTIAL_CMAP]
+    shares = np.linspace(0, _LAYER_CMAP_END, max(2, len(layers)))
+    return {layer: cmap(share) for layer, share in zip(layers, shares, strict=False)}
+
+
+def name_layers(ax: Axes, layers: Sequence[int]) -> Axes:
+    """Say which colour is which layer: by a legend, or by a colour bar for many."""
+    colours = layer_colours(layers)
+    if len(layers) <= MAX_LEGEND_LAYERS:
+        for layer in layers:
+            ax.plot([], [], color=colours[layer], label=f"layer {layer}")
+        ax.legend(loc="best")
+        return ax
+    cmap = ListedColormap([colours[layer] for layer in layers])
+    bar = ax.figure.colorbar(
+        ScalarMappable(Normalize(-0.5, len(layers) - 0.5), cmap), ax=ax, label="layer"
+    )
+    step = _step(len(layers), 8)
+    bar.set_ticks(range(0, len(layers), step), labels=[str(layer) for layer in layers[::step]])
+    return ax
+
+
+def layer_ticks(ax: Axes, layers: Sequence[int]) -> Axes:
+    """Ticks of the x axis at the layers, at most MAX_TICKS of them."""
+    ax.set_xticks(list(layers)[:: _step(len(layers), MAX_TICKS)])
+    return ax
+
+
+def thin_ticks(ax: Axes, axis: str, labels: Sequence[str]) -> Axes:
+    """Label positions 0, 1, ... of an axis, at most MAX_TICKS of them."""
+    longest = max(map(len, labels), default=1)
+    step = _step(len(labels), MAX_TICKS if longest < 4 or axis == "y" else 6)
+    set_ticks = ax.set_xticks if axis == "x" else ax.set_yticks
+    set_ticks(range(0, len(labels), step), list(labels)[::step])
+    return ax
+
+
+def pair_labels(section: Section) -> list[str]:
+    """Names of the pairs of layers of a section keyed by "layer_0_to_3"."""
+    return [f"{pair['layers'][0]}→{pair['layers'][1]}" for pair in section.values()]
+
+
+def mark_cells(ax: Axes, chosen: NDArray[np.bool_], colour: str = "0.35") -> Axes:
+    """A small cross on each chosen cell of a heat map."""
+    rows, columns = np.nonzero(chosen)
+    size = 3.0 if max(chosen.shape) <= 20 else 1.8
+    ax.plot(columns, rows, "x", color=colour, markersize=size, markeredgewidth=0.5)
+    return ax
+
+
+def _step(count: int, most: int) -> int:
+    return max(1, -(-count // most))
+
+
+def _summaries(section: Section, path: str) -> tuple[list[int], list[Mapping[str, Any]]]:
+    """Layers, and the summary of each at the end of a path of keys."""
+    layers, parts = zip(*layers_of(section), strict=True)
+    for key in path.split("."):
+        parts = [part[key] for part in parts]
+    return list(layers), list(parts)
+
+
+def _median_range(summaries: Iterable[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """(3, k): median, smallest, largest."""
+    return as_array([[part[name] for name in ("median", "min", "max")] for part in summaries]).T
+
+
+def _mean_std(summaries: Iterable[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """(3, k): mean, and one standard deviation below and above it."""
+    mean, std = as_array([[part["mean"], part["std"]] for part in summaries]).T
+    return np.stack([mean, mean - std, mean + std])
+
+
+def _draw_band(
+    ax: Axes, x: Sequence[int], low: Any, high: Any, colour: str, num_bands: int
+) -> None:
+    """A band in a colour, lighter where many lie upon each other; a bar for a single layer."""
+    alpha = 0.22 / num_bands**0.5
+    if len(x) == 1:
+        ax.vlines(x, low, high, color=colour, alpha=2 * alpha, linewidth=4)
+    else:
+        ax.fill_between(x, low, high, color=colour, alpha=alpha, linewidth=0)

@@ -1,0 +1,474 @@
+"""Figures of the main analysis, drawn from its results alone.
+
+Six figures of the result dict, live or loaded from JSON, and for the attention maps of the tensors
+beside it. No model is loaded and no statistic computed. A figure is a `matplotlib.figure.Figure`
+outside pyplot's state, so that no backend is chosen and nothing has to be closed.
+
+From a shell: ``python recursive_visualizer.py corrected_mamba_analysis/analysis_results.json``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import inspect
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+import safetensors.torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+from safetensors import SafetensorError
+from torch import Tensor
+
+import analysis_panels as panels
+from analysis_utils import clean_token
+from drawing import drawable_text
+from panel_primitives import (
+    Section,
+    all_layers,
+    cross_text_section,
+    failure,
+    text_sections,
+    text_style,
+    usable,
+)
+from utils import (
+    FIGURE_FORMATS,
+    SCHEMA_VERSION,
+    StrPath,
+    add_common_options,
+    check_output_dir,
+    configure_logging,
+    read_json,
+    run_main,
+    validate_choice,
+    write_atomically,
+)
+
+DEFAULT_RESULTS = "corrected_mamba_analysis/analysis_results.json"
+DEFAULT_OUTPUT_DIR = "recursive_analysis_plots"
+
+Tensors = Mapping[str, Tensor]
+
+STYLE: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 7,
+    "axes.titlesize": 8,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 3.0,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "recursive_visualizer",
+}
+"""Matplotlib's defaults but for these, whatever the user's own settings are."""
+
+# A page's width between margins, inches; a figure is at most as high as the page.
+_WIDTH = 7.2
+_LINE = 0.13
+_MAX_CHANGE_PANELS = 24
+_CHARACTERS_PER_LINE = 165
+# A text's date would make two runs differ.
+_METADATA = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+
+
+def _styled(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Draw in STYLE, and leave the user's settings as they were."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: Any, **options: Any) -> Any:
+        with matplotlib.style.context(["default", STYLE]):
+            return draw(*args, **options)
+
+    return wrapper
+
+
+@_styled
+def figure_ssm_analysis(results: Section) -> Figure:
+    """Figure 1: spectral radius, half-lives, and the distributions of Δ, A, B, C and D by layer."""
+    sections = text_sections(results, "ssm_components")
+    figure, axes = _page(
+        results,
+        "SSM components by layer",
+        "Line: median; band: smallest to largest, over channels and states, and over tokens where "
+        "the quantity has them (spectral radius, Δ). B, C, written and kept: mean, band of one "
+        "standard deviation. Half-lives at the channel's mean Δ. A and D are of the model, not of "
+        "the text.",
+        [(2, 1.0)] * 4,
+        sections,
+    )
+    panels.plot_spectral_radius(sections, axes[0][0])
+    panels.plot_half_life(sections, axes[0][1])
+    panels.plot_delta(sections, axes[1][0])
+    panels.plot_decay_rate(sections, axes[1][1])
+    panels.plot_projections(sections, axes[2][0])
+    panels.plot_skip(sections, axes[2][1])
+    panels.plot_state_energy(sections, axes[3][0])
+    panels.plot_survival(sections, axes[3][1])
+    return figure
+
+
+@_styled
+def figure_attention_analysis(results: Section, tensors: Tensors | None = None) -> Figure:
+    """Figure 2: entropy against strength of attention, its reach, and with tensors its maps."""
+    sections = text_sections(results, "attention_data")
+    maps = _attention_maps(results, tensors or {})
+    figure, axes = _page(
+        results,
+        "Implicit attention",
+        "α: implicit attention of the selective scan, exact; measures are of the mean of |α| over "
+        "heads, per query. Means over queries, bands of one standard deviation. Synthetic "
+        "attention: causal softmax of the cosine of states. "
+        + (_MAP_CAPTION if maps else "Maps are drawn where the tensors are given."),
+        [(2, 1.25), (2, 1.0), (2, 1.0), *([(len(maps), 1.3)] if maps else [])],
+        sections,
+    )
+    panels.plot_entropy_strength(sections, axes[0][0])
+    panels.plot_memory_kernel(sections, axes[0][1])
+    panels.plot_entropy_share(sections, axes[1][0])
+    panels.plot_mean_distance(sections, axes[1][1])
+    panels.plot_attention_shares(sections, axes[2][0])
+    panels.plot_synthetic_agreement(sections, axes[2][1])
+    for i, (title, tokens, matrix) in enumerate(maps):
+        panels.plot_attention_map(matrix, tokens, axes[3][i], title)
+    return figure
+
+
+_MAP_CAPTION = (
+    "Maps: mean of α over heads, query by source, first, middle and last layer of the first text; "
+    "the colours end at the 99th percentile of |α|."
+)
+
+
+def _attention_maps(results: Section, tensors: Tensors) -> list[tuple[str, list[str], Any]]:
+    """Title, tokens and map of three layers of the first text whose maps are given."""
+    for text, part in results["individual_texts"].items():
+        layers = [
+            layer
+            for layer in results["analysis_metadata"]["layer_indices"]
+            if f"{text}.layer_{layer}.attention" in tensors
+        ]
+        chosen = sorted({layers[0], layers[len(layers) // 2], layers[-1]}) if layers else []
+        if chosen:
+            return [
+                (
+                    f"{text.replace('_', ' ')}, layer {layer}",
+                    part["tokens"],
+                    tensors[f"{text}.layer_{layer}.attention"].float().numpy(),
+                )
+                for layer in chosen
+            ]
+    return []
+
+
+@_styled
+def figure_neuron_evolution(results: Section) -> Figure:
+    """Figure 3: how each method's neurons change from layer to layer."""
+    sections = text_sections(results, "neuron_evolution")
+    methods = list(next(iter(usable(sections).values()), {"": None}))
+    figure, axes = _page(
+        results,
+        "Neurons across layers, by method",
+        "CKA of the neurons of successive layers over the same tokens (a neuron's number has no "
+        "counterpart in another layer); grey: null of circular time shifts, mean to largest draw; "
+        "filled points lie outside it. RMS over tokens and neurons, in the unit of the method: "
+        "activation, or for gradient-guided activation times gradient. Dashed: all neurons alike.",
+        [(len(methods), 1.0)] * 3,
+        sections,
+    )
+    for column, method in enumerate(methods):
+        panels.plot_neuron_cka(sections, method, axes[0][column])
+        panels.plot_neuron_magnitude(sections, method, axes[1][column])
+        panels.plot_neuron_concentration(sections, method, axes[2][column])
+    for row in (axes[0], axes[2]):
+        _share_limits(row)
+    return figure
+
+
+def _share_limits(row: Sequence[Axes]) -> None:
+    """Give the panels of a row that show something the same range of values."""
+    drawn = [ax for ax in row if ax.lines]
+    limits = [limit for ax in drawn for limit in ax.get_ylim()]
+    for ax in drawn:
+        ax.set_ylim(min(limits), max(limits))
+
+
+@_styled
+def figure_correlation_analysis(results: Section) -> Figure:
+    """Figure 4: correlations across layers, over time, and of the SSM with its attention."""
+    sections = text_sections(results, "layer_correlations")
+    patterns = text_sections(results, "recursive_patterns")
+    longest = _longest(results, patterns)
+    figure, axes = _page(
+        results,
+        "Correlations across layers, over time, and with attention",
+        "Pearson r of every pair of channels of successive layers. Grey and crosses: within the "
+        "95 % interval of the null (circular time shifts; for the autocorrelation, shuffled "
+        "tokens); filled points lie outside it. The residual stream of a later layer contains that "
+        "of an earlier one: compare the mixers' outputs. By lag: all texts together. "
+        f"Autocorrelation: {longest.replace('_', ' ')}, the longest. SSM and attention: Spearman, "
+        "one column a text, in their order.",
+        [(3, 1.0), (3, 1.0), (2, 1.15), (1, 1.25)],
+        sections,
+    )
+    statistics = {"mean_abs": "mean |r|", "max_abs": "largest |r|", "cka": "CKA (debiased)"}
+    for row, (stream, name) in enumerate((("residual", "residual stream"), ("mixer", "mixers"))):
+        for column, (statistic, label) in enumerate(statistics.items()):
+            ax = panels.plot_pair_statistic(sections, stream, statistic, axes[row][column])
+            ax.set_title(f"{label}, {name}")
+            ax.set_ylabel(label)
+    pooled = cross_text_section(results, "correlation_patterns")
+    panels.plot_lagged_correlation(pooled, axes[2][0])
+    panels.plot_autocorrelation(patterns.get(longest, {}), axes[2][1])
+    panels.plot_ssm_attention(text_sections(results, "ssm_attention_correlations"), axes[3][0])
+    return figure
+
+
+def _longest(results: Section, sections: Mapping[str, Section]) -> str:
+    """The text with the most tokens among those that have a result."""
+    texts = usable(sections) or sections
+    return max(texts, key=lambda text: len(results["individual_texts"][text]["tokens"]), default="")
+
+
+@_styled
+def figure_consistency(results: Section) -> Figure:
+    """Figure 5: how far the texts agree, beside what chance gives."""
+    figure, axes = _page(
+        results,
+        "Consistency across texts",
+        "Spread: standard deviation of the texts' means over that expected if all had one mean "
+        "(autocorrelation within the texts accounted for); near 1, the texts do not differ beyond "
+        "chance. Shared neurons: on the lists of the most important of two texts, mean over pairs "
+        "of texts. Agreement: rank correlation of importance over all neurons, mean over pairs.",
+        [(2, 1.2)] * 2,
+        {},
+    )
+    ssm, attention, neurons = (
+        cross_text_section(results, name)
+        for name in ("ssm_consistency", "attention_consistency", "neuron_consistency")
+    )
+    panels.plot_text_spread(ssm, axes[0][0], "Spread between texts, SSM")
+    panels.plot_text_spread(attention, axes[0][1], "Spread between texts, attention")
+    panels.plot_neuron_overlap(neurons, axes[1][0])
+    panels.plot_neuron_rank_agreement(neurons, axes[1][1])
+    return figure
+
+
+@_styled
+def figure_state_vs_activation_change(results: Section) -> Figure:
+    """Figure 6: change of state against change of activation, layer by layer."""
+    sections = text_sections(results, "recursive_patterns")
+    every = all_layers(sections)
+    shown = every[:: -(-len(every) // _MAX_CHANGE_PANELS)] if every else []
+    columns = next((n for most, n in ((3, len(shown)), (9, 3), (16, 4)) if len(shown) <= most), 6)
+    rows = -(-len(shown) // max(columns, 1))
+    figure, axes = _page(
+        results,
+        "Change of state against change of activation",
+        "Per layer: ‖hₜ − hₜ₋₁‖ over the mean ‖h‖ (across) and the same of the residual stream "
+        "(up), L2 norms, a point a token. Correlation: Spearman over tokens; grey: 95 % interval "
+        "of circular time shifts; filled points lie outside it. Norms: mean over tokens, band of "
+        "one standard deviation, a line a text."
+        + (f" {len(shown)} of {len(every)} layers are shown." if len(shown) < len(every) else ""),
+        [(2, 1.1), *[(columns, 1.15 if columns <= 3 else 0.8)] * rows],
+        sections,
+    )
+    panels.plot_change_correlation(sections, axes[0][0])
+    components, activations = (
+        text_sections(results, name) for name in ("ssm_components", "layer_activations")
+    )
+    panels.plot_norms(components, activations, axes[0][1])
+    cells = [ax for row in axes[1:] for ax in row]
+    for ax in cells[len(shown) :]:
+        ax.remove()
+    for i, (layer, ax) in enumerate(zip(shown, cells, strict=False)):
+        panels.plot_changes(sections, layer, ax)
+        if i % columns == 0:
+            ax.set_ylabel("change of activation")
+        if i + columns >= len(shown):
+            ax.set_xlabel("change of state")
+    return figure
+
+
+CORRECTED_FIGURES: dict[str, Callable[..., Figure]] = {
+    "ssm_analysis": figure_ssm_analysis,
+    "attention_analysis": figure_attention_analysis,
+    "neuron_evolution": figure_neuron_evolution,
+    "correlation_analysis": figure_correlation_analysis,
+    "consistency_analysis": figure_consistency,
+    "recursive_state_vs_activation": figure_state_vs_activation_change,
+}
+"""By file name: functions of (results) or (results, tensors)."""
+
+
+def write_figures(
+    results: Section,
+    save_dir: StrPath,
+    *,
+    tensors: Tensors | None = None,
+    formats: Sequence[str] = ("png",),
+    figures: Mapping[str, Callable[..., Figure]] | None = None,
+) -> list[Path]:
+    """Draw figures (default: CORRECTED_FIGURES) and write each in each format; returns the paths.
+
+    A file is written whole or not at all. Raises ValueError for an unknown format and a folder that
+    cannot be written. Cost: about half a second a figure.
+    """
+    for name in formats:
+        validate_choice("format", name, FIGURE_FORMATS)
+    folder = check_output_dir(save_dir)
+    paths = []
+    for name, draw in (CORRECTED_FIGURES if figures is None else figures).items():
+        takes_tensors = len(inspect.signature(draw).parameters) > 1
+        figure = draw(results, tensors) if takes_tensors else draw(results)
+        paths += [_write(figure, folder / f"{name}.{kind}", kind) for kind in formats]
+    return paths
+
+
+@_styled
+def _write(figure: Figure, path: Path, kind: str) -> Path:
+    with write_atomically(path, "wb") as handle:
+        figure.savefig(handle, format=kind, metadata=_METADATA[kind])
+    return path
+
+
+def _page(
+    results: Section,
+    title: str,
+    caption: str,
+    rows: Sequence[tuple[int, float]],
+    sections: Mapping[str, Section],
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with title, legend of texts and caption, and its axes by row.
+
+    `rows`: number of panels, and height in units of 1.75 inches. `sections`: the texts that the
+    figure shows; the legend is left out for a single text or none.
+    """
+    lines = textwrap.wrap(f"{caption} {_origin(results, sections)}", _CHARACTERS_PER_LINE)
+    names = list(results["individual_texts"]) if len(sections) > 1 else []
+    legend_lines = -(-len(names) // 2)
+    content = 1.75 * sum(height for _, height in rows)
+    foot = _LINE * (len(lines) + 1.2 * legend_lines + 1)
+    height = content + foot + 0.3
+    figure = Figure(figsize=(_WIDTH, height))
+    figure.set_layout_engine(
+        ConstrainedLayoutEngine(rect=(0, foot / height, 1, content / height), h_pad=0.06)
+    )
+    figure.suptitle(title, fontsize=10, fontweight="bold", y=1 - 0.08 / height, va="top")
+    figure.text(
+        0.01, 0.06 / height, "\n".join(lines), fontsize=6, va="bottom", parse_math=False,
+        linespacing=1.25,
+    )  # fmt: skip
+    if names:
+        figure.legend(
+            handles=[_text_handle(results, name) for name in names],
+            loc="lower center", ncols=2, bbox_to_anchor=(0.5, _LINE * (len(lines) + 0.7) / height),
+            borderaxespad=0,
+        )  # fmt: skip
+    grid = figure.add_gridspec(len(rows), 1, height_ratios=[height for _, height in rows])
+    axes = [
+        list(grid[i].subgridspec(1, count).subplots(squeeze=False)[0])
+        for i, (count, _) in enumerate(rows)
+    ]
+    return figure, axes
+
+
+def _text_handle(results: Section, name: str) -> Line2D:
+    """Entry of a text in the legend: its colour, number of tokens, and how it begins."""
+    part = results["individual_texts"][name]
+    start = drawable_text(clean_token(" ".join(part["text"].split()), 36))
+    label = f"{name.replace('_', ' ')} (n = {len(part['tokens'])} tokens): {start}"
+    colour, marker = text_style(name)
+    return Line2D([], [], color=colour, marker=marker, label=label)
+
+
+def _origin(results: Section, sections: Mapping[str, Section]) -> str:
+    """The end of a caption: model, n, and the texts that are missing with their reasons."""
+    model = str(results.get("provenance", {}).get("model", {}).get("id") or "unnamed")
+    counts = [len(part["tokens"]) for part in results["individual_texts"].values()]
+    texts = f"{len(counts)} texts" if len(counts) != 1 else "1 text"
+    lacking = {text: why for text in sections if (why := failure(sections[text])) is not None}
+    return drawable_text(
+        f"Model {Path(model).name if Path(model).is_absolute() else model}; n = {sum(counts)} "
+        f"tokens of {texts}."
+        + "".join(f" Without {text.replace('_', ' ')}: {why}." for text, why in lacking.items())
+    )
+
+
+def load_results(path: StrPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Results of the main analysis from JSON, and the tensors beside it (none: an empty dict).
+
+    Raises ValueError for a file that is missing, not strict JSON, or of another schema version, and
+    for tensors that cannot be read.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"there is no results file {str(path)!r}; run the main analysis first: "
+            "python corrected_recursive_ssm_attention_analyzer.py, or name another file"
+        )
+    results = read_json(path)
+    version = results.get("schema_version") if isinstance(results, dict) else None
+    if str(version).partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
+        raise ValueError(
+            f"results file {str(path)!r} has schema_version {version!r}; this version draws "
+            f"{SCHEMA_VERSION!r}: run the main analysis again"
+        )
+    return results, _read_tensors(path.with_suffix(".safetensors"))
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        return {}
+    try:
+        return safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"tensors file {str(path)!r} cannot be read ({error}); remove it to draw the figures "
+            "without attention maps, or run the main analysis again"
+        ) from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Draw the figures of a results file; exit status 2 where it cannot be read."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description="Draw the figures of the main analysis from its results.",
+        epilog="example: python recursive_visualizer.py my_analysis/analysis_results.json "
+        "--formats png,pdf",
+    )
+    parser.add_argument(
+        "results", nargs="?", default=DEFAULT_RESULTS, metavar="RESULTS.json",
+        help=f"results of the main analysis (default: {DEFAULT_RESULTS})",
+    )  # fmt: skip
+    add_common_options(parser, "output_dir", "formats", "debug", "quiet")
+    parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
+    args = parser.parse_args(argv)
+    configure_logging(args.debug, args.quiet)
+    results, tensors = load_results(args.results)
+    paths = write_figures(results, args.output_dir, tensors=tensors, formats=args.formats)
+    if not args.quiet:
+        print("\n".join(f"Wrote {path}" for path in paths))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
