@@ -1,0 +1,187 @@
+"""Does implicit attention find a passage that is read a second time? Trained model and its twin.
+
+A passage of a text is read, then other tokens, then the passage again. What a token of the second
+reading needs is what followed its first occurrence, one token less than the distance of the two
+readings back; the convolution of the mixers spreads that over the last four tokens. For each layer:
+the share of attention that second-reading queries pay to that window of lags, beside the mean share
+of the windows of equal width around it; the same in the twin, the same architecture with fresh
+weights.
+
+How to run (any plain text; the demo model is the default)::
+
+    python benchmarks/repeated_passage.py treasure_island.txt --save
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+# The suite is flat: its folder has to be on the path when this file is run as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from analysis_utils import bootstrap_interval
+from attention_maps import contribution_map, mean_map
+from attention_measures import row_shares
+from neuron_effects import target_gradients
+from ssm_component_extractor import Capture, capture, model_layers
+from targets import Target, resolve_target
+from utils import (
+    DEMO_MODEL_PATH,
+    load_model,
+    load_tokenizer,
+    progress,
+    run_main,
+    validate_int,
+    write_atomically,
+)
+
+PASSAGE = 64  # tokens of the passage
+GAP = 64  # tokens between its readings
+SKIPPED = 8  # tokens at the start of the second reading that nothing tells to be a repeat
+REACH = 4  # tokens that the convolution mixes: width of the window of lags
+NEIGHBOURS = 4  # windows on either side that the window is compared with
+RESULTS = Path(__file__).resolve().parent / "results" / "repeated_passage.md"
+
+
+class LagShare(NamedTuple):
+    """Share of attention on the true lag in one layer, mean over passages."""
+
+    share: float
+    """on the window of lags, in [0, 1]"""
+    around: float
+    """mean over the windows beside it"""
+    gain: tuple[float, float, float]
+    """share / around, and its 95 % interval by resampling passages"""
+
+
+def repeated_rows(ids: Sequence[int], count: int) -> Tensor:
+    """(count, PASSAGE + GAP + PASSAGE) rows, from ``count`` places spread over a text's ids."""
+    row = PASSAGE + GAP
+    if len(ids) < count * row:
+        raise ValueError(
+            f"the text has {len(ids)} tokens; {count} passages need {count * row}. "
+            "Give a longer text or fewer --passages"
+        )
+    starts = np.linspace(0, len(ids) - row, count).astype(int)
+    texts = [list(ids[start : start + row]) for start in starts]
+    return torch.tensor([text + text[:PASSAGE] for text in texts])
+
+
+def lag_shares(absolute_map: Tensor) -> tuple[float, float]:
+    """Share on the true lag's window and mean share of its neighbours, of one (l, l) map."""
+    rows = row_shares(absolute_map)[PASSAGE + GAP + SKIPPED - 1 : -1]
+    queries = torch.arange(PASSAGE + GAP + SKIPPED - 1, absolute_map.shape[0] - 1)
+    true_lag = PASSAGE + GAP - 1
+
+    def share(first_lag: int) -> float:
+        lags = torch.arange(first_lag - REACH + 1, first_lag + 1)
+        sources = queries[:, None] - lags
+        return float(rows.gather(1, sources.clamp_min(0)).sum(1).mean())
+
+    offsets = [k * REACH for k in range(-NEIGHBOURS, NEIGHBOURS + 1) if k]
+    return share(true_lag), float(np.mean([share(true_lag + offset) for offset in offsets]))
+
+
+def measured(model: PreTrainedModel, rows: Tensor) -> dict[str, dict[int, LagShare]]:
+    """Shares by kind of map and layer: mean |alpha|, and |contribution| to the next tokens."""
+    layers = model_layers(model, "all")
+    target = resolve_target("loss")
+    found: dict[str, dict[int, list[tuple[float, float]]]] = {}
+    for row in progress(rows, desc="passages"):
+        captured = capture(model, row[None], None, layers)
+        for kind, layer, absolute in _maps(model, captured, target):
+            by_layer = found.setdefault(kind, {})
+            by_layer.setdefault(layer, []).append(lag_shares(absolute))
+    return {
+        kind: {layer: _summary(np.array(pairs)) for layer, pairs in by_layer.items()}
+        for kind, by_layer in found.items()
+    }
+
+
+def _maps(
+    model: PreTrainedModel, captured: Capture, target: Target
+) -> Iterator[tuple[str, int, Tensor]]:
+    gradients = target_gradients(model, captured, captured.layers, target)
+    for layer, parts in captured.components.items():
+        yield "attention", layer, mean_map(parts, absolute=True)[0]
+        yield "contribution", layer, contribution_map(parts, gradients.grad_y[layer])[0].abs()
+
+
+def _summary(pairs: np.ndarray) -> LagShare:
+    """``pairs`` (passages, 2): share and around."""
+    gains = pairs[:, 0] / pairs[:, 1]
+    low, high = bootstrap_interval(gains)
+    return LagShare(*map(float, pairs.mean(0)), (float(gains.mean()), low, high))
+
+
+def untrained_twin(model: PreTrainedModel, seed: int) -> PreTrainedModel:
+    """A model of the same configuration with fresh weights."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForCausalLM.from_config(model.config).eval()
+
+
+def table(results: dict[str, dict[str, dict[int, LagShare]]]) -> str:
+    """Markdown: a row a layer; for each model and kind of map the share, and its gain."""
+    columns = [(name, kind) for name, kinds in results.items() for kind in kinds]
+    lines = [
+        "| layer | " + " | ".join(f"{name}: {kind}" for name, kind in columns) + " |",
+        "|---|" + "---|" * len(columns),
+    ]
+    for layer in results[columns[0][0]][columns[0][1]]:
+        cells = (_cell(results[name][kind][layer]) for name, kind in columns)
+        lines.append(f"| {layer} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(share: LagShare) -> str:
+    gain, low, high = share.gain
+    return f"{share.share:.2%}, x{gain:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, and with --save keep it under benchmarks/results."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("text", help="a plain text file that the model was not trained on")
+    parser.add_argument("--model", default=str(DEMO_MODEL_PATH))
+    parser.add_argument("--passages", type=int, default=32)
+    parser.add_argument("--seed", type=int, default=0, help="of the twin's weights (default: 0)")
+    parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name}")
+    args = parser.parse_args(argv)
+    count = validate_int("passages", args.passages, 2)
+    model, tokenizer = load_model(args.model), load_tokenizer(args.model)
+    text = Path(args.text).read_text(encoding="utf-8")
+    rows = repeated_rows(tokenizer(text, verbose=False)["input_ids"], count)
+    results = {
+        "trained": measured(model, rows),
+        "untrained": measured(untrained_twin(model, args.seed), rows),
+    }
+    title = (
+        f"Share of attention on the {REACH} lags up to {PASSAGE + GAP - 1}, of queries in the "
+        f"second reading of {count} passages of {PASSAGE} tokens, {GAP} tokens after the first; "
+        f"x: against the {2 * NEIGHBOURS} windows around, with 95 % interval over passages."
+    )
+    report = f"{title}\n\n{table(results)}\n"
+    print(report)
+    if args.save:
+        RESULTS.parent.mkdir(exist_ok=True)
+        with write_atomically(RESULTS) as handle:
+            handle.write(report)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,286 @@
+"""The main analysis as a user runs it: contract, independence of texts, failures, bad input."""
+
+import json
+import logging
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import corrected_recursive_ssm_attention_analyzer as module
+from analysis_steps import Step
+from corrected_recursive_ssm_attention_analyzer import (
+    TEXT_STEPS,
+    CorrectedRecursiveSSMAttentionNeuronAnalyzer,
+    main,
+)
+from utils import AnalysisError
+
+TEXTS = [
+    "the cat sat on the mat and the dog sat on the log, while the cat saw the dog",
+    "a b c d a b c d a b c d a b c d",
+    "rain in the morning, sun at noon, and rain again in the evening; so it goes, rain and sun",
+]
+STEPS = [
+    "ssm_components", "attention_data", "neurons", "layer_activations", "layer_correlations",
+    "recursive_patterns", "ssm_attention_correlations", "neuron_evolution",
+]  # fmt: skip
+
+
+@pytest.fixture
+def analyzer(tiny_model, tiny_tokenizer):
+    return CorrectedRecursiveSSMAttentionNeuronAnalyzer(
+        tiny_model, batch_size=2, tokenizer=tiny_tokenizer
+    )
+
+
+def _numbers(value, path=""):
+    """Every number of a nested result with its key path."""
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            yield from _numbers(entry, f"{path}.{key}")
+    elif isinstance(value, list):
+        for index, entry in enumerate(value):
+            yield from _numbers(entry, f"{path}[{index}]")
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield path, value
+
+
+def test_result_has_the_documented_keys(analyzer):
+    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS, [0, 2, 3])
+    assert list(results["individual_texts"]) == ["text_0", "text_1", "text_2"]
+    for index, text in enumerate(results["individual_texts"].values()):
+        assert text["text"] == TEXTS[index]
+        assert list(text["analysis"]) == STEPS
+    assert list(results["cross_text_analysis"]) == [
+        "ssm_consistency", "attention_consistency", "neuron_consistency", "correlation_patterns",
+    ]  # fmt: skip
+    metadata = results["analysis_metadata"]
+    assert metadata["layer_indices"] == [0, 2, 3]
+    assert metadata["num_texts"] == 3
+    assert "synthetic_attention" in metadata["methods_used"]
+    assert results["self_check"]["replay_agrees"] is True
+    assert results["self_check"]["without_result"] == {}
+    assert results["provenance"]["texts"]["text_1"]["truncated"] is False
+
+
+def test_what_is_returned_is_what_is_saved(analyzer, tmp_path):
+    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[:2], [0, 2])
+    path = analyzer.save_analysis_results(tmp_path / "results.json")
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    assert json.loads(path.read_text(), parse_constant=refuse) == results
+    tensors = load_file(tmp_path / "results.safetensors")
+    length = results["provenance"]["texts"]["text_0"]["num_tokens"]
+    assert tensors["text_0.layer_2.delta"].shape == (length, 64)
+    assert tensors["text_0.layer_2.absolute"].shape == (length, length)
+    assert (tmp_path / "results_neurons.csv").read_text().startswith("text,method,layer,neuron")
+
+
+def test_texts_differ_and_each_equals_a_run_of_its_own(analyzer):
+    together = analyzer.analyze_recursive_ssm_attention_effects(TEXTS, [0, 3])["individual_texts"]
+    assert together["text_0"]["analysis"] != together["text_1"]["analysis"]
+    for index, text in enumerate(TEXTS):
+        alone = analyzer.analyze_recursive_ssm_attention_effects(text, [0, 3])["individual_texts"]
+        expected = dict(_numbers(alone["text_0"]["analysis"]["ssm_components"]))
+        found = dict(_numbers(together[f"text_{index}"]["analysis"]["ssm_components"]))
+        assert expected.keys() == found.keys()
+        for path, value in expected.items():
+            if "replay_error" not in path:  # itself rounding error
+                # Batched matrix products round otherwise than single ones: 1e-5 of float32.
+                assert found[path] == pytest.approx(value, rel=1e-4, abs=1e-6), path
+
+
+def test_two_runs_with_one_seed_agree_but_for_the_time(tiny_model, tiny_tokenizer):
+    def run():
+        analyzer = CorrectedRecursiveSSMAttentionNeuronAnalyzer(
+            tiny_model, tokenizer=tiny_tokenizer
+        )
+        results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[:2], [0, 2])
+        del results["provenance"]["run"]
+        return results
+
+    assert run() == run()
+
+
+@pytest.mark.parametrize("layers", [[1], "all", None, [-1, 0]])
+def test_layers_as_a_user_may_ask_for_them(analyzer, layers):
+    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], layers)
+    expected = {"[1]": [1], "all": [0, 1, 2, 3], "None": [0, 1, 2, 3], "[-1, 0]": [0, 3]}
+    assert results["analysis_metadata"]["layer_indices"] == expected[str(layers)]
+    assert results["self_check"]["without_result"] == {}
+
+
+def test_two_tokens_give_reasons_not_failures(analyzer):
+    results = analyzer.analyze_recursive_ssm_attention_effects("ab", [0, 1])
+    assert results["self_check"]["without_result"] == {}
+    pair = results["individual_texts"]["text_0"]["analysis"]["layer_correlations"]["residual"]
+    assert pair["layer_0_to_1"]["enough_tokens"] is False
+    assert pair["layer_0_to_1"]["mean_abs"]["value"] is None
+
+
+def _with_failing(step_name, error):
+    def fail(*_):
+        raise error
+
+    return tuple(
+        Step(step.name, fail, step.needs) if step.name == step_name else step for step in TEXT_STEPS
+    )
+
+
+def test_a_failed_step_leaves_the_rest_whole(analyzer, monkeypatch, tmp_path):
+    error = AnalysisError("no attention today")
+    monkeypatch.setattr(module, "TEXT_STEPS", _with_failing("attention_data", error))
+    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[:2], [0, 2])
+    analysis = results["individual_texts"]["text_0"]["analysis"]
+    assert list(analysis) == STEPS
+    assert analysis["attention_data"]["error"] == {
+        "type": "AnalysisError", "message": "no attention today",
+    }  # fmt: skip
+    for dependent in ("neurons", "neuron_evolution", "ssm_attention_correlations"):
+        assert "skipped" in analysis[dependent]
+    assert analysis["ssm_components"]["layer_0"]["dynamics"]["is_stable"] is True
+    assert "mean_delta" in results["cross_text_analysis"]["ssm_consistency"]["layer_0"]
+    assert set(results["self_check"]["without_result"]) == {"text_0", "text_1"}
+    analyzer.save_analysis_results(tmp_path / "results.json")
+    assert analyzer.visualize_analysis_results(tmp_path)
+
+
+def test_running_out_of_memory_in_a_forward_pass_loses_that_batch_only(analyzer, monkeypatch):
+    capture = module.capture
+
+    def scarce(model, input_ids, mask, layers):
+        if input_ids.shape[0] == 2:
+            raise torch.OutOfMemoryError("tried to allocate 80 GB")
+        return capture(model, input_ids, mask, layers)
+
+    monkeypatch.setattr(module, "capture", scarce)
+    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS, [0, 2])
+    failed = results["self_check"]["without_result"]
+    assert len(failed) == 2
+    assert all("error" in text["ssm_components"] for text in failed.values())
+    whole = next(f"text_{i}" for i in range(3) if f"text_{i}" not in failed)
+    analysis = results["individual_texts"][whole]["analysis"]
+    assert all("error" not in analysis[step] for step in STEPS)
+
+
+def test_programming_errors_go_through(analyzer, monkeypatch):
+    steps = _with_failing("neurons", TypeError("a bug"))
+    monkeypatch.setattr(module, "TEXT_STEPS", steps)
+    with pytest.raises(TypeError, match="a bug"):
+        analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], [0])
+
+
+def test_long_texts_are_cut_by_tokens_and_it_is_recorded(tiny_model, tiny_tokenizer, caplog):
+    analyzer = CorrectedRecursiveSSMAttentionNeuronAnalyzer(
+        tiny_model, max_sequence_length=10, tokenizer=tiny_tokenizer
+    )
+    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], [0])
+    origin = results["provenance"]["texts"]["text_0"]
+    assert origin["num_tokens"] == 10
+    assert origin["num_tokens_before_truncation"] > 10
+    assert origin["truncated"] is True
+    assert "cut to the first 10" in caplog.text
+
+
+def test_memory_is_measured_and_clean_up_can_be_switched_off(analyzer):
+    analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], [0])
+    stats = analyzer.get_memory_stats()
+    assert stats["cleanup_count"] == len(TEXT_STEPS) + len(module.CROSS_TEXT_STEPS)
+    assert stats["peak_memory_usage"] > 0.05  # torch alone takes more
+    analyzer.reset_memory_stats()
+    analyzer.memory_cleanup_enabled = False
+    analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], [0])
+    assert analyzer.get_memory_stats()["cleanup_count"] == 0
+
+
+def test_debug_logs_every_step_and_restores_the_level(analyzer, caplog):
+    level = logging.getLogger().level
+    analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], [0], debug=True)
+    for step in STEPS:
+        assert f"step {step} took" in caplog.text
+    assert logging.getLogger().level == level
+
+
+@pytest.mark.parametrize(
+    ("texts", "layers", "message"),
+    [
+        ([], None, "at least one text"),
+        (["fine text", ""], None, "text 1 is empty"),
+        (["fine text", 3], None, "text 1 is of type int"),
+        ("a", None, "has 1 token"),
+        ("fine text", [7], "7"),
+        ("fine text", [0, 0], "twice"),
+        ("fine text", [], "layer"),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_runs(analyzer, texts, layers, message):
+    def never(*_):
+        raise AssertionError("the model ran")
+
+    analyzer.model.register_forward_pre_hook(never)
+    with pytest.raises(ValueError, match=message):
+        analyzer.analyze_recursive_ssm_attention_effects(texts, layers)
+
+
+def test_results_are_asked_for_after_the_analysis_only(analyzer, tmp_path):
+    for call in (
+        analyzer.visualize_analysis_results,
+        analyzer.save_analysis_results,
+        analyzer.plot_recursive_state_vs_activation_change,
+    ):
+        with pytest.raises(RuntimeError, match="analyze_recursive_ssm_attention_effects first"):
+            call(tmp_path)
+
+
+def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):
+    output = tmp_path / "out"
+    arguments = ["--model", str(tiny_model_dir), "--text", TEXTS[0], "--output-dir", str(output)]
+    assert main([*arguments, "--layers", "0,2", "--formats", "png,svg"]) == 0
+    names = {path.name for path in output.iterdir()}
+    assert {"analysis_results.json", "analysis_results.safetensors"} <= names
+    assert "analysis_results_neurons.csv" in names
+    assert sum(name.endswith(".png") for name in names) == 6
+    assert sum(name.endswith(".svg") for name in names) == 6
+    printed = capsys.readouterr().out
+    assert "Largest replay error" in printed
+    error = float(printed.split("Largest replay error: ")[1].split()[0])
+    assert math.isfinite(error)
+    assert error < 1e-5
+
+
+def test_command_ends_with_1_when_a_step_failed(tiny_model_dir, tmp_path, monkeypatch, capsys):
+    steps = _with_failing("neurons", AnalysisError("no neurons"))
+    monkeypatch.setattr(module, "TEXT_STEPS", steps)
+    arguments = ["--model", str(tiny_model_dir), "--text", TEXTS[0], "--layers", "0,2"]
+    assert main([*arguments, "--output-dir", str(tmp_path), "--quiet"]) == 1
+    assert "Without result: text_0.neurons" in capsys.readouterr().out
+    assert (tmp_path / "analysis_results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--model", "no/such/folder"], "no/such/folder"),
+        (["--text", "x y", "--texts-file", "f.txt"], "both given"),
+        (["--texts-file", "missing.txt"], "missing.txt"),
+        (["--layers", "99"], "99"),
+    ],
+)
+def test_bad_arguments_end_with_2(tiny_model_dir, tmp_path, arguments, message, capsys):
+    given = ["--output-dir", str(tmp_path), "--model", str(tiny_model_dir), *arguments]
+    assert main([*given, "--quiet"]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_output_folder_in_the_way_is_said_before_the_model_runs(
+    tiny_model_dir, tmp_path, capsys
+):
+    in_the_way = tmp_path / "file"
+    in_the_way.write_text("here already")
+    assert main(["--model", str(tiny_model_dir), "--output-dir", str(in_the_way), "--quiet"]) == 2
+    assert "file" in capsys.readouterr().err
+    assert in_the_way.read_text() == "here already"
