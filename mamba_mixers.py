@@ -183,11 +183,7 @@ def find_mixers(model: nn.Module) -> dict[int, MixerSite]:
 
 def num_layers(model: nn.Module) -> int:
     """Number of layers of the model, those without an SSM included."""
-    names = (n for n, module in model.named_modules() if _family_of(module) is not None)
-    if (site_name := next(names, None)) is None:
-        raise UnsupportedModelError(_refusal(model))
-    block_name, _ = _block_of(site_name)
-    return len(list(model.get_submodule(block_name.rpartition(".")[0]).children()))
+    return len(_blocks(model))
 
 
 def mixer_parameters(site: MixerSite) -> MixerParameters:
@@ -316,6 +312,28 @@ def fast_scan(
         yield model
 
 
+def forward_from(model: nn.Module, layer: int, hidden_states: Tensor) -> Tensor:
+    """Logits (b, l, V) of the model when ``hidden_states`` (b, l, d_model) enter block ``layer``.
+
+    The residual stream before that block is the given one, without padding; the blocks before it
+    are not run, and everything after it is the model's own code. Works inside ``fast_scan``.
+    Raises ValueError for a layer that the model does not have and UnsupportedModelError for a
+    model without a selective SSM or without logits. Cost: a forward pass of the remaining blocks.
+    """
+    blocks = _blocks(model)
+    if not 0 <= layer < len(blocks):
+        raise ValueError(f"layer is {layer}; the model has layers 0 to {len(blocks) - 1}")
+    with ExitStack() as stack:
+        for block in blocks[:layer]:
+            stack.enter_context(_replaced_forward(block, _pass_on))
+        output = model(inputs_embeds=hidden_states, use_cache=False)
+    if not hasattr(output, "logits"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no logits; load it with AutoModelForCausalLM"
+        )
+    return output.logits
+
+
 def bias_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """The model's additive constants by name, that of the step size (dt) included."""
     return {name: p for name, p in model.named_parameters() if name.endswith("bias")}
@@ -394,6 +412,10 @@ class _LastLayerReached(Exception):
     """Ends a forward pass whose later layers nobody asked for."""
 
 
+def _pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    return hidden_states
+
+
 def _no_edit(stage: str, tensor: Tensor) -> Tensor:
     return tensor
 
@@ -416,6 +438,15 @@ def _family_of(module: nn.Module) -> MixerFamily | None:
         if family.mixer_class in names and all(hasattr(module, a) for a in family.attributes):
             return family
     return None
+
+
+def _blocks(model: nn.Module) -> list[nn.Module]:
+    """Every layer of the model, in order; they lie beside that of the first mixer."""
+    names = (n for n, module in model.named_modules() if _family_of(module) is not None)
+    if (site_name := next(names, None)) is None:
+        raise UnsupportedModelError(_refusal(model))
+    block_name, _ = _block_of(site_name)
+    return list(model.get_submodule(block_name.rpartition(".")[0]).children())
 
 
 def _block_of(name: str) -> tuple[str, int]:

@@ -28,6 +28,7 @@ from mamba_mixers import (
     bias_parameters,
     fast_scan,
     find_mixers,
+    forward_from,
     mixer_parameters,
     num_layers,
     record_layers,
@@ -350,6 +351,27 @@ def test_fast_scan_within_fast_scan():
         assert torch.equal(logits_of(model, ids), outer)
     assert not torch.allclose(edited, outer)
     assert_untouched(model)
+
+
+@pytest.mark.parametrize("layer", [0, 2, 3])
+def test_a_forward_from_a_block_gives_the_whole_models_logits(layer):
+    model, ids = make_tiny_model(), make_ids()
+    stream = record_layers(model, [layer], ids)[layer].block_input
+    with torch.no_grad():
+        # The same operations on the same numbers: not a bit may differ.
+        assert torch.equal(forward_from(model, layer, stream), logits_of(model, ids))
+    assert_untouched(model)
+
+
+def test_a_forward_from_a_block_is_undone_after_an_exception():
+    model = make_tiny_model()
+    with pytest.raises(RuntimeError):
+        forward_from(model, 2, torch.zeros(1, 4, 31))
+    assert_untouched(model)
+    with pytest.raises(ValueError, match="layer is 4; the model has layers 0 to 3"):
+        forward_from(model, 4, torch.zeros(1, 4, 32))
+    with pytest.raises(UnsupportedModelError, match="MambaModel has no logits"):
+        forward_from(model.backbone, 0, torch.zeros(1, 4, 32))
 
 
 def test_fast_scan_leaves_other_models_and_a_forward_of_ones_own_alone():
