@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 from analysis_utils import PALETTE, draw_heatmap
 from panel_primitives import (
@@ -193,7 +194,9 @@ def plot_attention_shares(sections: Sections, ax: Axes | None = None) -> Axes:
         "statistics.self_share": "the token itself",
         "statistics.first_share": "the first token",
     }
-    return draw_mean_std(sections, names, ax, "Where attention goes", "share of |α|", band=False)
+    ax = draw_mean_std(sections, names, ax, "Where attention goes", "share of |α|", band=False)
+    ax.set_ylim(-0.02, 1.02)
+    return ax
 
 
 def plot_synthetic_agreement(sections: Sections, ax: Axes | None = None) -> Axes:
@@ -388,18 +391,25 @@ def plot_text_spread(section: Section, ax: Axes | None = None, title: str = "") 
         for name in layers_of(section)[0][1]
     }
     first = next(iter(layers_of(section)[0][1].values()))
-    return _draw_bars(ax, section, bars, 1.0, "by chance", first["reason"])
+    return _draw_bars(ax, section, bars, 1.0, first["reason"])
 
 
 def plot_neuron_overlap(section: Section, ax: Axes | None = None) -> Axes:
-    """Number of important neurons that two texts share, beside that of random lists."""
+    """Number of important neurons that two texts share; a dashed line at that of random lists.
+
+    An outline, where some pair of texts shares no more than random lists do (p > 0.05).
+    """
     ax = begin(ax, "Shared important neurons", "layer", "neurons on both lists")
     if (reason := failure(section)) is not None:
         return write_reason(ax, reason)
     first = next(iter(layers_of(section)[0][1].values()))
     ax.set_ylabel(f"neurons on both lists, of {first['top_n']}")
     bars = _by_method(section, "mean_overlap")
-    return _draw_bars(ax, section, bars, first["expected_overlap"], "random lists", first["reason"])
+    by_chance = {
+        name: [p_value is None or p_value > 0.05 for p_value in p_values]
+        for name, p_values in _by_method(section, "largest_p_value").items()
+    }
+    return _draw_bars(ax, section, bars, first["expected_overlap"], first["reason"], by_chance)
 
 
 def plot_neuron_rank_agreement(section: Section, ax: Axes | None = None) -> Axes:
@@ -409,7 +419,7 @@ def plot_neuron_rank_agreement(section: Section, ax: Axes | None = None) -> Axes
         return write_reason(ax, reason)
     first = next(iter(layers_of(section)[0][1].values()))
     bars = _by_method(section, "mean_spearman")
-    return _draw_bars(ax, section, bars, 0.0, "by chance", first["reason"])
+    return _draw_bars(ax, section, bars, 0.0, first["reason"])
 
 
 def _by_method(section: Section, name: str) -> dict[str, list[float | None]]:
@@ -425,21 +435,34 @@ def _draw_bars(
     section: Section,
     bars: Mapping[str, Sequence[float | None]],
     chance: float,
-    chance_label: str,
     reason: str | None,
+    hollow: Mapping[str, Sequence[bool]] | None = None,
 ) -> Axes:
-    """Groups of bars, one group a layer, and a dashed line at what chance gives."""
+    """Groups of bars, one group a layer, and a dashed line at what chance gives.
+
+    `hollow`: by name of the bars, those that are drawn as outlines.
+    """
     if all(value is None for values in bars.values() for value in values):
         return write_reason(ax, reason or "undefined")
     width = 0.8 / len(bars)
     for i, (name, values) in enumerate(bars.items()):
         x = np.arange(len(values)) + (i - (len(bars) - 1) / 2) * width
-        ax.bar(x, as_array(values), width * 0.92, color=PALETTE[i % len(PALETTE)], label=name)
-    ax.axhline(chance, color="0.25", linestyle="--", linewidth=0.9, label=chance_label)
+        colour = PALETTE[i % len(PALETTE)]
+        drawn = ax.bar(
+            x, as_array(values), width * 0.88, color=colour, edgecolor=colour, linewidth=0.7
+        )
+        drawn.set_label(name)
+        for bar, empty in zip(drawn, hollow[name] if hollow else (), strict=False):
+            bar.set_facecolor("white" if empty else colour)
+    handles = [Patch(color=PALETTE[i % len(PALETTE)], label=name) for i, name in enumerate(bars)]
+    ax.axhline(chance, color="0.25", linestyle="--", linewidth=0.9)
     thin_ticks(ax, "x", [str(layer) for layer, _ in layers_of(section)])
-    ax.set_title(ax.get_title(), pad=18)
+    ax.set_title(ax.get_title(), pad=16)
     # Above the axes, so that it hides no bar.
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(bars) + 1, borderaxespad=0.2)
+    ax.legend(
+        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(bars),
+        borderaxespad=0.1, handlelength=1.2, columnspacing=1.2,
+    )  # fmt: skip
     return ax
 
 

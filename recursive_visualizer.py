@@ -135,7 +135,7 @@ def figure_attention_analysis(results: Section, tensors: Tensors | None = None) 
         "heads, per query. Means over queries, bands of one standard deviation. Synthetic "
         "attention: causal softmax of the cosine of states. "
         + (_MAP_CAPTION if maps else "Maps are drawn where the tensors are given."),
-        [(2, 1.25), (2, 1.0), (2, 1.0), *([(len(maps), 1.3)] if maps else [])],
+        [(2, 1.25), (2, 1.0), (2, 1.0), *([(len(maps), 1.5)] if maps else [])],
         sections,
     )
     panels.plot_entropy_strength(sections, axes[0][0])
@@ -254,7 +254,9 @@ def figure_consistency(results: Section) -> Figure:
         "Spread: standard deviation of the texts' means over that expected if all had one mean "
         "(autocorrelation within the texts accounted for); near 1, the texts do not differ beyond "
         "chance. Shared neurons: on the lists of the most important of two texts, mean over pairs "
-        "of texts. Agreement: rank correlation of importance over all neurons, mean over pairs.",
+        "of texts, outlined where for some pair p > 0.05 (hypergeometric, Bonferroni over pairs). "
+        "Agreement: rank correlation of importance over all neurons, mean over pairs. Dashed: by "
+        "chance.",
         [(2, 1.2)] * 2,
         {},
     )
