@@ -2,6 +2,7 @@
 
 import json
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +20,12 @@ from delta_extraction import (
 )
 from ssm_component_extractor import SSMComponents, capture, capture_texts
 from utils import EXAMPLE_TEXTS, encode_texts
+
+
+def known(value: Any) -> Any:
+    """The value of a statistic that must not be undefined here."""
+    assert value is not None
+    return value
 
 
 def components(delta, A):
@@ -128,8 +135,8 @@ def test_thirds_of_the_channels_are_ordered_by_half_life():
     memory = delta_memory([components(torch.full((5, 7), 0.1), -torch.linspace(1, 7, 7)[:, None])])
     thirds = [memory.by_time_scale[name] for name in TIME_SCALES]
     assert [third.num_channels for third in thirds] == [3, 2, 2]
-    assert thirds[0].half_life["max"] < thirds[1].half_life["min"]
-    assert thirds[1].half_life["max"] < thirds[2].half_life["min"]
+    assert known(thirds[0].half_life["max"]) < known(thirds[1].half_life["min"])
+    assert known(thirds[1].half_life["max"]) < known(thirds[2].half_life["min"])
 
 
 def planted_gate(pieces, opened, seed=0):
@@ -150,7 +157,7 @@ def test_a_gate_that_opens_at_punctuation_is_found_there():
     punctuation = found.by_class["punctuation"]
     assert punctuation.count == 20
     assert punctuation.mean_delta == pytest.approx(0.3, rel=0.02)
-    assert punctuation.difference.value > 2.0
+    assert known(punctuation.difference.value) > 2.0
     assert {name: found.by_class[name].count for name in TOKEN_CLASSES} == {
         "first": 1,
         "space_leading": 30,

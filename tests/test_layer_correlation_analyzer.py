@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,12 @@ from layer_correlation_analyzer import (
 from selective_scan import attention_map
 from ssm_component_extractor import SSMComponents, capture, capture_texts
 from utils import EXAMPLE_TEXTS, encode_texts
+
+
+def known(value: Any) -> Any:
+    """The value of a statistic that must not be undefined here."""
+    assert value is not None
+    return value
 
 
 @pytest.fixture
@@ -163,8 +170,8 @@ def test_changes_equal_the_loop(captures):
         states += naive_changes(torch.stack(trajectory))
         activations += naive_changes(parts.mixer_output[0])
     # States are float32 sums over 60 tokens.
-    np.testing.assert_allclose(result.state_change, states, rtol=1e-5)
-    np.testing.assert_allclose(result.activation_change, activations, rtol=1e-5)
+    np.testing.assert_allclose(np.array(result.state_change, float), states, rtol=1e-5)
+    np.testing.assert_allclose(np.array(result.activation_change, float), activations, rtol=1e-5)
     assert result.change_correlation.n == 3 * 59
     assert (result.num_tokens, result.num_texts) == (180, 3)
 
@@ -184,7 +191,7 @@ def test_one_token_and_a_silent_layer_are_defined(tiny_model, captures):
     silent = [replace(c, block_outputs={0: torch.zeros(1, 60, 32)}) for c in captures]
     result = recursive_patterns(silent, 0)
     assert set(result.activation_change) == {None}
-    assert "all zero" in result.change_correlation.reason
+    assert "all zero" in known(result.change_correlation.reason)
     assert json.dumps(result.to_dict(), allow_nan=False)
 
 
@@ -219,7 +226,7 @@ def test_windowed_attention_equals_the_loop():
         "C_norm_paid": (norms[1][horizon:], paid),
     }
     for name, (x, y) in expected.items():
-        assert result.tokens[name].value == pytest.approx(spearmanr(x, y).statistic, abs=1e-9)
+        assert result.tokens[name].value == pytest.approx(known(spearmanr(x, y))[0], abs=1e-9)
         assert result.tokens[name].n == count
 
 
