@@ -335,8 +335,8 @@ def _mixer_operator(
     near = []
     for lag in range(taps.shape[1]):
         passed = gain[:, lag:] * taps[:, lag]
-        state = state[:, : length - lag]
-        state = state * decay[:, lag:] + (delta[:, lag:] * passed).unsqueeze(-1) * B[:, lag:]
+        state = state[:, : length - lag].mul_(decay[:, lag:])
+        state.addcmul_((delta[:, lag:] * passed).unsqueeze(-1), B[:, lag:])
         near.append(F.pad((C[:, lag:] * state).sum(-1) + D * passed, (0, 0, lag, 0)))
     # The maps multiply a key by its delta, which is divided out here; the bound is for a delta
     # that softplus has rounded to 0, and changes no decay.

@@ -421,23 +421,12 @@ def _command(argv: list[str]) -> int:
         data = attention_data(captured, parameters)
         sets = {name: make(data, job.model, target) for name, make in NEURON_METHODS.items()}
         results[f"text_{index}"] = {
-            "attention_data": data.to_dict(),
-            "neurons": {
-                name: {f"layer_{layer}": neurons.to_dict() for layer, neurons in by_layer.items()}
-                for name, by_layer in sets.items()
-            },
-            "neuron_evolution": {
-                name: neuron_evolution(by_layer, seed=args.seed).to_dict()
-                for name, by_layer in sets.items()
-            },
+            **_section(data, sets, args.seed),
             "ablation": _ablations(job, captured, sets, target),
         }
-        tensors.update({f"text_{index}.{name}": x for name, x in data.tensors().items()})
-        for name, by_layer in sets.items():
-            for neurons in by_layer.values():
-                table = neurons.to_dataframe().astype(object)
-                table = table.where(table.notna(), None)
-                rows += [{"text": index, "method": name, **row} for row in table.to_dict("records")]
+        stored = [data.tensors(), *(s.tensors() for by in sets.values() for s in by.values())]
+        tensors.update({f"text_{index}.{name}": x for part in stored for name, x in part.items()})
+        rows += _rows(index, sets)
     path = write_json(job.output_dir / "attention_neurons.json", results)
     write_tensors(job.output_dir / "attention_neurons.safetensors", tensors)
     write_csv(job.output_dir / "neurons.csv", rows)
@@ -445,9 +434,35 @@ def _command(argv: list[str]) -> int:
     return 0
 
 
-def _ablations(
-    job: Job, captured: Capture, sets: Mapping[str, Mapping[int, NeuronSet]], target: Target
-) -> dict:
+SetsByMethod = Mapping[str, Mapping[int, NeuronSet]]
+
+
+def _section(data: AttentionData, sets: SetsByMethod, seed: int) -> dict:
+    """One text's attention, neurons and their evolution, as the pipeline names them."""
+    return {
+        "attention_data": data.to_dict(),
+        "neurons": {
+            name: {f"layer_{layer}": neurons.to_dict() for layer, neurons in by_layer.items()}
+            for name, by_layer in sets.items()
+        },
+        "neuron_evolution": {
+            name: neuron_evolution(by_layer, seed=seed).to_dict() for name, by_layer in sets.items()
+        },
+    }
+
+
+def _rows(text: int, sets: SetsByMethod) -> list[dict]:
+    """The table of every neuron of every method and layer; None where undefined."""
+    rows = []
+    for name, by_layer in sets.items():
+        for neurons in by_layer.values():
+            table = neurons.to_dataframe().astype(object)
+            records = table.where(table.notna(), None).to_dict("records")
+            rows += [{"text": text, "method": name, **row} for row in records]
+    return rows
+
+
+def _ablations(job: Job, captured: Capture, sets: SetsByMethod, target: Target) -> dict:
     """Effects of random neurons of each layer, and each method's agreement with them."""
     if job.args.ablate == 0:
         return {"reason": "not asked for: pass --ablate N"}

@@ -88,6 +88,13 @@ class NeuronSet:
             ],
         }
 
+    def tensors(self) -> dict[str, Tensor]:
+        """For safetensors: ``layer_3.rollout.activations``, ``.attention`` and ``.importance``."""
+        return {
+            f"layer_{self.layer}.{self.method}.{name}": getattr(self, name)
+            for name in ("activations", "attention", "importance")
+        }
+
     def to_dataframe(self) -> pd.DataFrame:
         """One row a neuron, the most important first; undefined statistics are NaN."""
         order = self.ranking

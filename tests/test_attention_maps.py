@@ -128,6 +128,18 @@ def test_full_mixer_map_of_a_real_model_sums_to_its_gated_output(layer):
     assert error(actual, expected) < BOUND[torch.float32]
 
 
+def test_full_mixer_map_of_a_float64_model_is_float64():
+    model = make_tiny_model().double()
+    ids = torch.randint(1, 64, (1, 20), generator=torch.Generator().manual_seed(0))
+    components = capture(model, ids, None, [1]).components[1]
+    parameters = mixer_parameters(find_mixers(model)[1])
+    maps = full_mixer_map(components, parameters, key_weight=components.conv_input)
+    assert maps.tokens.dtype == maps.bias.dtype == torch.float64
+    # transformers rounds u to float32 (6e-8) on its way into the scan, whatever the model's dtype.
+    assert error(maps.tokens.sum(-1) + maps.bias, components.gated.mean(-1)) < 1e-6
+    assert contribution_map(components, components.y).dtype == torch.float64
+
+
 def test_full_mixer_map_and_row_sum_the_head_maps():
     components, parameters = make_mixer(21)
     heads = full_mixer_head_maps(components, parameters)

@@ -9,7 +9,7 @@ import torch
 from conftest import make_tiny_model
 from safetensors.torch import load_file
 
-from attention_maps import contribution_map
+from attention_maps import contribution_map, head_maps
 from attention_neurons import (
     NEURON_METHODS,
     MambaAttentionNeurons,
@@ -21,6 +21,7 @@ from attention_neurons import (
     main,
     rollout,
 )
+from mamba_mixers import fast_scan
 from neuron_effects import ablation_agreement, ablation_effects, target_gradients
 from ssm_component_extractor import capture
 from targets import resolve_target
@@ -93,6 +94,29 @@ def test_gradient_guided_neurons_are_activation_times_gradient():
         assert torch.equal(found.attention, contribution_map(parts, gradients.grad_y[layer]))
         assert found.target is not None
         assert found.target["name"] == "loss"
+
+
+def test_the_contribution_map_is_what_a_little_more_of_a_source_does():
+    model, layer, target = make_tiny_model(), 3, resolve_target("logit")
+    data = make_data(model, layers=[layer])
+    by_source = NEURON_METHODS["gradient_guided"](data, model, target)[layer].attention[0].sum(0)
+    source = int(by_source.abs().argmax())
+    parts = data.captured.components[layer]
+    path = (head_maps(parts)[0, :, :, source] * parts.u[0, source][:, None]).T  # alpha[t, s] u_s
+
+    @torch.no_grad()
+    def value(amount: float) -> torch.Tensor:
+        def edit(stage, x):
+            return x + amount * path if stage == "y" else x
+
+        with fast_scan(model, edits={layer: edit}):
+            logits = model(data.captured.input_ids, use_cache=False).logits
+        return target.pin(logits, data.captured.input_ids)(logits)
+
+    # Central differences: float32 rounding of a logit, 1e-7 / 2, and what is cubic in 1.
+    expected = float(value(1.0) - value(-1.0)) / 2
+    assert abs(expected) > 1e-4
+    assert float(by_source[source]) == pytest.approx(expected, rel=0.01, abs=1e-6)
 
 
 def test_the_first_order_effect_agrees_with_ablation():
@@ -287,9 +311,12 @@ def test_command_writes_json_tensors_and_a_table(tiny_model_dir, tmp_path, capsy
     tensors = load_file(out / "attention_neurons.safetensors")
     attention = tensors["text_0.layer_2.attention"]
     assert attention.shape[-1] == attention.shape[-2]
+    importance = tensors["text_0.layer_2.rollout.importance"]
     rows = list(csv.DictReader((out / "neurons.csv").read_text().splitlines()))
     assert len(rows) == 3 * 2 * 64
-    assert {row["method"] for row in rows} == set(NEURON_METHODS)
+    first = next(row for row in rows if row["method"] == "rollout" and row["layer"] == "2")
+    assert int(first["neuron"]) == int(importance.argmax())
+    assert float(first["importance"]) == pytest.approx(float(importance.max()))
 
 
 def test_command_refuses_bad_options(tiny_model_dir, tmp_path, capsys):
