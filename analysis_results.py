@@ -131,6 +131,7 @@ def text_tensors(
 
 
 def neuron_rows(neurons: dict[str, dict[int, NeuronSet]] | None) -> list[dict[str, Any]]:
+    """Rows of the neuron table: the most important ones of every method and layer."""
     return [
         {"method": method, "layer": layer, **row}
         for method, by_layer in (neurons or {}).items()

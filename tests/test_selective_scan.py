@@ -8,7 +8,8 @@ import reference
 import torch
 from torch import Tensor
 
-import selective_scan as module
+import implicit_attention as attention_module
+import selective_scan as scan_module
 from analysis_utils import relative_error
 from selective_scan import (
     attention_map,
@@ -162,8 +163,8 @@ def test_maps_at_every_length(length, absolute):
 def test_more_heads_than_a_map_takes_at_once(monkeypatch, absolute):
     parameters = without(make_operands("groups", 20), "u", "D")
     expected = reference.implicit_attention(**parameters)
-    monkeypatch.setattr(module, "_HEADS_PER_PASS", 4)  # of 6 heads in 3 groups
-    monkeypatch.setattr(module, "_PRODUCT_FLOATS", 1)  # one head at a time
+    monkeypatch.setattr(attention_module, "_HEADS_PER_PASS", 4)  # of 6 heads in 3 groups
+    monkeypatch.setattr(attention_module, "_PRODUCT_FLOATS", 1)  # one head at a time
     assert relative_error(implicit_attention(**parameters), expected) <= 1e-10
     result = attention_map(**parameters, absolute=absolute)
     assert relative_error(result, reference.attention_map(expected, absolute=absolute)) <= 1e-10
@@ -221,7 +222,7 @@ def test_mamba1_chunks_take_and_give_mamba1_states():
 @pytest.mark.parametrize("length", [1, 3, 17])
 def test_gradcheck_of_every_argument(shape, length, monkeypatch):
     # Finite differences cost one scan for each number: short blocks make a short text cross many.
-    monkeypatch.setattr(module, "_BLOCK", 16 if length == 17 else 2)
+    monkeypatch.setattr(scan_module, "_BLOCK", 16 if length == 17 else 2)
     operands = make_operands(shape, length, batch=1)
     arguments = [x.requires_grad_() for x in (*operands.values(), initial_state_for(operands))]
     # fast_mode compares random projections of the Jacobian instead of each of its entries.

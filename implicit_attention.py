@@ -1,0 +1,263 @@
+"""Implicit attention of a selective SSM: exact, of single heads or summed over all of them.
+
+References and letters: the glossary of ``selective_scan``, which passes these functions on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from scan_operands import check_parameters, check_weights, compute_dtype, with_groups
+
+# Heads whose queries and keys an attention map holds at once, and floats that a product of
+# single heads may take before it is cut into fewer heads: both for a CPU's second-level cache.
+_HEADS_PER_PASS = 128
+_PRODUCT_FLOATS = 1 << 19
+
+# Sources that a row of attention takes at once.
+_BLOCK = 16
+
+
+@torch.no_grad()
+def implicit_attention(
+    delta: Tensor, A: Tensor, B: Tensor, C: Tensor, heads: Sequence[int] | None = None
+) -> Tensor:
+    """Implicit attention alpha[t, s] = C_t exp(A (S_t - S_s)) delta_s B_s per head ([3], eq. 10).
+
+    S is the cumulative sum of delta. Returns (b, heads, l, l): signed, zero for s > t; rows do not
+    sum to 1. alpha applied to u gives y - D u. ``heads`` chooses heads (for Mamba-1, channels) by
+    number, in that order; None takes all. Decays below 2e-19 count as 0.
+
+    Raises ValueError where shapes do not fit or a head does not exist.
+    Cost: l^2 / 2 multiply-adds for each head and state; memory is the result, 4 l^2 bytes a head
+    in float32: for many heads see :func:`attention_map`.
+    """
+    check_parameters(delta, A, B, C)
+    heads = range(delta.shape[2]) if heads is None else heads
+    chosen = _chosen_heads(heads, delta)
+    B, C = with_groups(B), with_groups(C)
+    group = chosen // (delta.shape[2] // B.shape[2])
+    dtype = compute_dtype(delta, A, B, C)
+    batch, length, _ = delta.shape
+    result = delta.new_zeros(batch, len(chosen), length, length, dtype=dtype)
+    for row in range(batch):
+        for start in range(0, len(chosen), _HEADS_PER_PASS):
+            part = slice(start, start + _HEADS_PER_PASS)
+            pairs = _pairs(delta[row], A, B[row], C[row], chosen[part], group[part], dtype)
+            _add_causal_pairs(result[row, part], pairs, _product_by_head)
+    return result
+
+
+@torch.no_grad()
+def attention_map(
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    *,
+    query_weight: Tensor | None = None,
+    key_weight: Tensor | None = None,
+    absolute: bool = False,
+) -> Tensor:
+    """Map R[t, s] = sum over heads of q_t[h] alpha[h, t, s] k_s[h], without building any alpha.
+
+    ``query_weight`` q and ``key_weight`` k are (b, l, H); None means 1 / H for the query and 1 for
+    the key, which gives the mean of alpha over heads. ``absolute`` sums |q alpha k| instead.
+    Returns (b, l, l), zero for s > t.
+
+    How: neighbouring segments of the text are merged into ever longer ones. Queries carry the
+    decay since the start of their segment and keys that to the end of theirs, both at most 1, so
+    that a merge is one matrix product of inner size H N, and nothing overflows. The decays of a
+    segment are products of those of its halves; no cumulative sum loses precision on long texts.
+    Decays below 2e-19 count as 0, or subnormal numbers would slow a CPU tenfold.
+
+    Raises ValueError where shapes do not fit each other.
+    Cost: l^2 H N multiply-adds, and about 2 l H N log2(l) multiplications; memory
+    O(l) for each of the heads handled at a time, and the result.
+    """
+    check_parameters(delta, A, B, C)
+    check_weights(delta, query_weight=query_weight, key_weight=key_weight)
+    B, C = with_groups(B), with_groups(C)
+    dtype = compute_dtype(delta, A, B, C)
+    batch, length, num_heads = delta.shape
+    heads = torch.arange(num_heads, device=delta.device)
+    group = heads // (num_heads // B.shape[2])
+    product = _product_of_magnitudes if absolute else _product_over_heads
+    result = delta.new_zeros(batch, length, length, dtype=dtype)
+    for row in range(batch):
+        query, query_scale = _unit_scale(query_weight, row, dtype)
+        key, key_scale = _unit_scale(key_weight, row, dtype)
+        for part in heads.split(_HEADS_PER_PASS):
+            pairs = _pairs(delta[row], A, B[row], C[row], part, group[part], dtype, query, key)
+            _add_causal_pairs(result[row], pairs, product)
+        result[row] *= query_scale * key_scale
+    return result if query_weight is not None else result.div_(num_heads)
+
+
+@torch.no_grad()
+def attention_row(
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    query: int,
+    *,
+    query_weight: Tensor | None = None,
+    key_weight: Tensor | None = None,
+    absolute: bool = False,
+) -> Tensor:
+    """One row of :func:`attention_map`, (b, l): what one query token takes from every source.
+
+    ``query`` counts tokens, from the end when negative. Raises ValueError for a token that does
+    not exist and where shapes do not fit each other. Cost: O(b l H N), no l by l map.
+    """
+    check_parameters(delta, A, B, C)
+    check_weights(delta, query_weight=query_weight, key_weight=key_weight)
+    batch, length, num_heads = delta.shape
+    if not -length <= query < length:
+        raise ValueError(f"query is token {query}; the text has tokens 0 to {length - 1}")
+    query %= length
+    B, C = with_groups(B), with_groups(C)
+    dtype = compute_dtype(delta, A, B, C)
+    repeat = num_heads // B.shape[2]
+    weight = delta.new_full((batch, num_heads), 1 / num_heads, dtype=dtype)
+    weight = weight if query_weight is None else query_weight[:, query].to(dtype)
+    q = C[:, query].to(dtype).repeat_interleave(repeat, dim=1) * weight.unsqueeze(-1)
+    rate, row = A.to(dtype), delta.new_zeros(batch, length, dtype=dtype)
+    # Float64 for the sum: its float32 error would be amplified by the exponential.
+    since = delta[:, : query + 1].double().flip(1).cumsum(1).flip(1).to(dtype)
+    since = since - delta[:, : query + 1].to(dtype)
+    for start in range(0, query + 1, _BLOCK):
+        block = slice(start, min(start + _BLOCK, query + 1))
+        decayed = torch.exp(since[:, block, :, None] * rate) * q.unsqueeze(1)
+        keys = B[:, block].to(dtype).repeat_interleave(repeat, dim=2)
+        by_head = (decayed * keys).sum(-1) * delta[:, block].to(dtype)
+        by_head = by_head if key_weight is None else by_head * key_weight[:, block].to(dtype)
+        row[:, block] = (by_head.abs() if absolute else by_head).sum(-1)
+    return row
+
+
+class _Pairs(NamedTuple):
+    """Queries and keys of some heads on one text, and the decay that each token brings."""
+
+    query: Tensor  # (l, heads, N)
+    key: Tensor  # (l, heads, N)
+    decay: Tensor  # (l, heads, N or 1)
+
+
+def _pairs(delta, A, B, C, heads, group, dtype, query_weight=None, key_weight=None) -> _Pairs:
+    """Undecayed queries q_t C_t and keys k_s delta_s B_s of these heads on one text."""
+    step = delta[:, heads].to(dtype)
+    decay = _without_subnormals((step.unsqueeze(-1) * A[heads].to(dtype)).exp_())
+    query, key = C[:, group].to(dtype), B[:, group].to(dtype)
+    if query_weight is not None:
+        query = query * query_weight[:, heads].unsqueeze(-1)
+    step = step if key_weight is None else step * key_weight[:, heads]
+    return _Pairs(query, key * step.unsqueeze(-1), decay)
+
+
+def _add_causal_pairs(
+    out: Tensor, pairs: _Pairs, product: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Add product(decayed queries, decayed keys) for all s <= t to ``out`` (..., l, l).
+
+    ``product`` takes (m, w, heads, N) queries and (m, v, heads, N) keys and returns (..., m, w, v).
+    Works in place on the queries and keys.
+    """
+    query, key, decay = pairs
+    length = query.shape[0]
+    own = product(query.unsqueeze(1), key.unsqueeze(1))[..., 0, 0]
+    out.diagonal(dim1=-2, dim2=-1).add_(own)
+    query.mul_(decay)
+    width = 1
+    while width < length:
+        for start, stop, count in _mergers(length, width):
+            left_keys = key[start:stop].unflatten(0, (count, -1))[:, :width]
+            right_queries = query[start:stop].unflatten(0, (count, -1))[:, width:]
+            target = _diagonal_blocks(out[..., start:stop, start:stop], count)
+            target[..., width:, :width].add_(product(right_queries, left_keys))
+            first = start // width
+            last = first + 2 * count
+            _damp(right_queries, decay[first:last:2].unsqueeze(1))
+            _damp(left_keys, decay[first + 1 : last : 2].unsqueeze(1))
+        merged = decay[0::2].clone()
+        decay = _without_subnormals(_times(merged, decay[1::2]))
+        width *= 2
+
+
+def _mergers(length: int, width: int) -> list[tuple[int, int, int]]:
+    """(start, stop, count) of the pairs of segments of this width: the full ones, the last one."""
+    count = length // (2 * width)
+    full = count * 2 * width
+    mergers = [(0, full, count)] if count else []
+    return mergers + ([(full, length, 1)] if length - full > width else [])
+
+
+def _diagonal_blocks(x: Tensor, count: int) -> Tensor:
+    """View of the ``count`` blocks on the diagonal of x (..., n, n), as (..., count, w, w)."""
+    blocks = x.unflatten(-2, (count, -1)).unflatten(-1, (count, -1))
+    return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
+
+
+def _times(merged: Tensor, right: Tensor) -> Tensor:
+    """Multiply the decays of left segments by those of their right neighbours, if there."""
+    merged[: right.shape[0]].mul_(right)
+    return merged
+
+
+def _damp(x: Tensor, decay: Tensor) -> None:
+    """x *= decay in place, with what becomes negligible set to 0."""
+    x.mul_(decay)
+    _without_subnormals(x)
+
+
+def _without_subnormals(x: Tensor) -> Tensor:
+    """Set entries to 0, in place, whose product with one of their like would be subnormal."""
+    smallest = 2 * torch.finfo(x.dtype).tiny ** 0.5
+    return torch.ops.aten.hardshrink.out(x, smallest, out=x)
+
+
+def _unit_scale(weight: Tensor | None, row: int, dtype: torch.dtype):
+    """One text's weights divided by their largest magnitude, and that magnitude.
+
+    Gradients as weights may be of any size; at unit scale the cut-off for decays suits them.
+    """
+    if weight is None:
+        return None, 1.0
+    scale = weight[row].abs().max().to(dtype)
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return weight[row].to(dtype) / scale, scale
+
+
+def _product_over_heads(query: Tensor, key: Tensor) -> Tensor:
+    """Sum over heads and states: (m, w, heads, N), (m, v, heads, N) -> (m, w, v)."""
+    return torch.bmm(query.flatten(2), key.flatten(2).mT)
+
+
+def _product_by_head(query: Tensor, key: Tensor) -> Tensor:
+    """Sum over states: (m, w, heads, N), (m, v, heads, N) -> (heads, m, w, v)."""
+    return torch.matmul(query.permute(2, 0, 1, 3), key.permute(2, 0, 3, 1))
+
+
+def _product_of_magnitudes(query: Tensor, key: Tensor) -> Tensor:
+    """Sum over heads of the magnitude of the sum over states, (m, w, v); a few heads at a time."""
+    count, width, heads, _ = query.shape
+    result = query.new_zeros(count, width, key.shape[1])
+    step = max(1, _PRODUCT_FLOATS // result.numel())
+    for start in range(0, heads, step):
+        part = slice(start, start + step)
+        result += _product_by_head(query[:, :, part], key[:, :, part]).abs_().sum(0)
+    return result
+
+
+def _chosen_heads(heads: Sequence[int], delta: Tensor) -> Tensor:
+    """Head numbers as a tensor; ValueError for one that does not exist."""
+    count = delta.shape[2]
+    chosen = [int(head) for head in heads]
+    if unknown := [head for head in chosen if not 0 <= head < count]:
+        raise ValueError(f"heads names {unknown}; there are heads 0 to {count - 1}")
+    return torch.tensor(chosen, dtype=torch.long, device=delta.device)

@@ -1,0 +1,82 @@
+"""Operands of a selective scan: their shapes, checked, and the dtype to compute in.
+
+Letters and shapes: the glossary of ``selective_scan``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def check_operands(u, delta, A, B, C=None, initial_state=None) -> bool:
+    """Raise ValueError unless the shapes fit each other; True for the Mamba-1 shapes of [1]."""
+    is_mamba1 = u.dim() == 3
+    if not is_mamba1 and u.dim() != 4:
+        raise ValueError(f"u must be (b, l, H, P) or (b, l, d_inner), got shape {tuple(u.shape)}")
+    check_parameters(delta, A, B, C)
+    if delta.shape != u.shape[:3]:
+        raise ValueError(
+            f"delta must be (b, l, H) = {tuple(u.shape[:3])} to fit u, got {tuple(delta.shape)}"
+        )
+    if u.shape[1] == 0:
+        raise ValueError("u has no tokens: its second dimension is 0")
+    if initial_state is not None:
+        batch, _, heads = delta.shape
+        width = () if is_mamba1 else (u.shape[3],)
+        expected = (batch, heads, *width, B.shape[-1])
+        if tuple(initial_state.shape) != expected:
+            raise ValueError(
+                f"initial_state must be {expected} to fit u and B, got {tuple(initial_state.shape)}"
+            )
+    return is_mamba1
+
+
+def check_skip(D: Tensor | None, u: Tensor) -> None:
+    """Raise ValueError unless D fits u; broadcasting would accept shapes that mean nothing."""
+    heads = tuple(u.shape[2:3])
+    allowed = (heads,) if u.dim() == 3 else (heads, tuple(u.shape[2:]))
+    if D is not None and tuple(D.shape) not in allowed:
+        expected = " or ".join(map(str, allowed))
+        raise ValueError(f"D must be {expected} to fit u, got {tuple(D.shape)}")
+
+
+def check_weights(delta: Tensor, **weights: Tensor | None) -> None:
+    """Raise ValueError unless every weight of queries or keys has the shape of delta."""
+    for name, weight in weights.items():
+        if weight is not None and weight.shape != delta.shape:
+            raise ValueError(
+                f"{name} must be (b, l, H) = {tuple(delta.shape)}, got {tuple(weight.shape)}"
+            )
+
+
+def check_parameters(delta, A, B, C=None) -> None:
+    """Raise ValueError unless delta, A, B and C fit each other."""
+    if delta.dim() != 3:
+        raise ValueError(f"delta must be (b, l, H), got shape {tuple(delta.shape)}")
+    batch, length, heads = delta.shape
+    if B.dim() not in (3, 4) or B.shape[:2] != delta.shape[:2]:
+        raise ValueError(
+            f"B must be (b, l, N) or (b, l, G, N) with b, l = {batch}, {length}, "
+            f"got {tuple(B.shape)}"
+        )
+    if C is not None and C.shape != B.shape:
+        raise ValueError(f"C must have the shape of B, {tuple(B.shape)}, got {tuple(C.shape)}")
+    states, groups = B.shape[-1], B.shape[2] if B.dim() == 4 else 1
+    if tuple(A.shape) not in ((heads, states), (heads, 1)):
+        raise ValueError(
+            f"A must be ({heads}, {states}) or ({heads}, 1) to fit delta and B, "
+            f"got {tuple(A.shape)}"
+        )
+    if heads % groups:
+        raise ValueError(f"{heads} heads cannot be shared by {groups} groups of B and C")
+
+
+def compute_dtype(*tensors: Tensor) -> torch.dtype:
+    """float64 when any operand is, else float32."""
+    return torch.float64 if any(x.dtype == torch.float64 for x in tensors) else torch.float32
+
+
+def with_groups(x: Tensor) -> Tensor:
+    """B or C as (b, l, G, N)."""
+    return x.unsqueeze(2) if x.dim() == 3 else x
