@@ -120,7 +120,8 @@ def _summary(pairs: np.ndarray) -> LagShare:
     """``pairs`` (passages, 2): share and around."""
     gains = pairs[:, 0] / pairs[:, 1]
     low, high = bootstrap_interval(gains)
-    return LagShare(*map(float, pairs.mean(0)), (float(gains.mean()), low, high))
+    share, around = pairs.mean(0).tolist()
+    return LagShare(share, around, (float(gains.mean()), low, high))
 
 
 def untrained_twin(model: PreTrainedModel, seed: int) -> PreTrainedModel:
