@@ -291,6 +291,11 @@ class MambaAttentionNeurons:
         the known ones, and for a token that is not in the vocabulary.
         """
         validate_choice("method", method, NEURON_METHODS)
+        if not isinstance(attention_data, AttentionData):
+            raise ValueError(
+                f"attention_data is of type {type(attention_data).__name__}; pass what "
+                "extract_attention_vectors(...) returned"
+            )
         asked = self._target(target, token, contrast, position)
         self.neurons_ = NEURON_METHODS[method](attention_data, self.model, asked)
         return self.neurons_
@@ -299,6 +304,11 @@ class MambaAttentionNeurons:
         self, neurons: Mapping[int, NeuronSet], layer_idx: int, num_neurons: int = 20
     ) -> NeuronBehavior:
         """Statistics, strongest tokens and promoted tokens of a layer's most important neurons."""
+        if not isinstance(neurons, Mapping):
+            raise ValueError(
+                f"neurons is of type {type(neurons).__name__}; pass what "
+                "create_mamba_neurons(...) returned, a dict by layer"
+            )
         chosen = extracted_layer(dict(neurons), layer_idx, "create_mamba_neurons")
         out_weight = layer_parameters(self.model, [layer_idx])[layer_idx].out_weight
         self.behavior_ = neuron_behavior(

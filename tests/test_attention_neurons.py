@@ -284,7 +284,11 @@ def test_errors_name_what_is_known(analyzer):
         analyzer.create_mamba_neurons(data, "gradient_guided", token="zebra")
     with pytest.raises(ValueError, match="token 64 is not in the vocabulary"):
         analyzer.create_mamba_neurons(data, "gradient_guided", token=64)
+    with pytest.raises(ValueError, match="attention_data is of type dict; pass what extract_"):
+        analyzer.create_mamba_neurons(data.layers)
     neurons = analyzer.create_mamba_neurons(data)
+    with pytest.raises(ValueError, match="neurons is of type NeuronSet"):
+        analyzer.analyze_neuron_behavior(neurons[0], 0)
     with pytest.raises(ValueError, match="layers extracted are .0, 2."):
         analyzer.analyze_neuron_behavior(neurons, 1)
     with pytest.raises(ValueError, match="layers extracted are .0, 2."):
