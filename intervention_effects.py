@@ -1,0 +1,149 @@
+"""What interventions in a Mamba do to its predictions: KL, loss, a chosen logit; neurons too.
+
+Effects of the interventions of ``memory_interventions`` on one text: a clean run and the rows of an
+intervention start from the residual stream before the first edited layer, which no edit changes.
+KL(clean || intervened) = sum_v p(v) (ln p(v) - ln q(v)) of the next-token distributions, in nats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from mamba_mixers import fast_scan, forward_from
+from memory_interventions import LayerEdit
+from ssm_component_extractor import Capture, extracted_layer
+from targets import PinnedTarget, Target
+from utils import finite_or_none, progress
+
+# Tokens, over the rows of a pass, and logits that it may give: both bound memory, not results.
+_TOKENS_PER_PASS = 4096
+_LOGITS_PER_PASS = 1 << 25
+
+
+@dataclass(frozen=True, eq=False)
+class InterventionEffects:
+    """What interventions do to one text's predictions, one row an intervention; float64."""
+
+    kl: Tensor
+    """(rows, l) KL(clean || intervened) of the next-token distribution after each token, nats"""
+    loss_change: Tensor
+    """(rows, l) change of -ln p(next token), nats; nan after the last token"""
+    target_change: Tensor | None
+    """(rows,) target intervened minus clean; None without a target"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Means over the tokens of each row, for JSON."""
+        target = self.target_change
+        return {
+            "kl": self.kl.mean(1).tolist(),
+            "loss_change": [finite_or_none(x) for x in self.loss_change.nanmean(1).tolist()],
+            "target_change": None if target is None else target.tolist(),
+        }
+
+
+def intervention_effects(
+    model: PreTrainedModel,
+    captured: Capture,
+    intervention: Mapping[int, LayerEdit],
+    *,
+    target: Target | None = None,
+) -> InterventionEffects:
+    """Effects of one intervention, in as many rows as it branches into, on one text.
+
+    ``captured`` holds one text without padding and the first edited layer. Two clean runs of the
+    same text differ in the rounding of their logits, about 1e-6, which is a KL of 1e-12. Raises
+    ValueError for no edit, a batch, a layer without an SSM or not captured, and what the pieces
+    themselves refuse. Cost: the layers from the first edited one on, for each row and once clean.
+    """
+    if not intervention:
+        raise ValueError("intervention is empty; compose at least one piece")
+    return _effects(model, _clean_run(model, captured, min(intervention), target), intervention)
+
+
+def batched_effects(
+    model: PreTrainedModel,
+    captured: Capture,
+    build: Callable[[Tensor], Mapping[int, LayerEdit]],
+    choices: Sequence[int] | Tensor,
+    *,
+    target: Target | None = None,
+) -> InterventionEffects:
+    """Effects of ``build(part)`` for consecutive parts of ``choices`` (n, ...), as n rows.
+
+    ``build`` makes one intervention of as many rows as the part has entries, always in the same
+    layers: ``lambda tokens: reset_state(tokens, [3])``. Raises as :func:`intervention_effects`.
+    """
+    table = torch.as_tensor(choices)
+    if len(table) == 0:
+        raise ValueError("choices is empty; pass at least one")
+    clean = _clean_run(model, captured, min(build(table[:1])), target)
+    length, vocabulary = clean.log_p.shape
+    per_pass = min(_TOKENS_PER_PASS // length, _LOGITS_PER_PASS // (length * vocabulary))
+    parts = table.split(max(1, per_pass))
+    effects = [_effects(model, clean, build(part)) for part in progress(parts, desc="rows")]
+    targets = [one.target_change for one in effects if one.target_change is not None]
+    return InterventionEffects(
+        torch.cat([one.kl for one in effects]),
+        torch.cat([one.loss_change for one in effects]),
+        torch.cat(targets) if targets else None,
+    )
+
+
+class _CleanRun(NamedTuple):
+    """A text's predictions from some layer on, without an intervention."""
+
+    layer: int
+    stream: Tensor  # (1, l, d_model) before the layer
+    following: Tensor  # (l - 1,) next tokens
+    log_p: Tensor  # (l, V) float64
+    pinned: PinnedTarget | None
+    f: float
+
+
+@torch.no_grad()
+def _clean_run(
+    model: PreTrainedModel, captured: Capture, layer: int, target: Target | None
+) -> _CleanRun:
+    if len(captured.input_ids) != 1 or not bool(captured.attention_mask.all()):
+        raise ValueError(
+            f"captured has {len(captured.input_ids)} texts, or padding; pass captured.text(row)"
+        )
+    stream = extracted_layer(captured.block_inputs, layer, "capture").to(model.device)
+    ids = captured.input_ids.to(model.device)
+    with fast_scan(model):
+        logits = forward_from(model, layer, stream)
+    pinned = None if target is None else target.pin(logits, ids)
+    f = math.nan if pinned is None else float(pinned(logits))
+    return _CleanRun(layer, stream, ids[0, 1:], logits[0].double().log_softmax(-1), pinned, f)
+
+
+@torch.no_grad()
+def _effects(
+    model: PreTrainedModel, clean: _CleanRun, intervention: Mapping[int, LayerEdit]
+) -> InterventionEffects:
+    with fast_scan(model, edits=intervention):
+        logits = forward_from(model, clean.layer, clean.stream)
+    p = clean.log_p.exp()
+    clean_loss = _losses(clean.log_p, clean.following)
+    kl, loss_change = [], []
+    for row in logits:
+        log_q = row.double().log_softmax(-1)
+        # Rounding can leave a KL of equal distributions just below 0.
+        kl.append((p * (clean.log_p - log_q)).sum(-1).clamp_min(0))
+        loss_change.append(_losses(log_q, clean.following) - clean_loss)
+    change = None if clean.pinned is None else (clean.pinned(logits).double() - clean.f).cpu()
+    return InterventionEffects(torch.stack(kl).cpu(), torch.stack(loss_change).cpu(), change)
+
+
+def _losses(log_p: Tensor, following: Tensor) -> Tensor:
+    """(l,) -ln p of each next token; nan after the last."""
+    losses = torch.full_like(log_p[:, 0], math.nan)
+    losses[:-1] = -log_p[:-1].gather(1, following[:, None])[:, 0]
+    return losses

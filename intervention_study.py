@@ -1,0 +1,450 @@
+"""Causal memory: what a Mamba's predictions lose when its memory is taken away.
+
+Effects of the interventions of ``memory_interventions`` on the next-token distributions, as curves
+over the lag and as layer x lag maps. Two kinds:
+
+    reset      the state is erased before token j: effect at t on t - j tokens later. All memory of
+               tokens before j is gone, however old.
+    knockout   what one source s gives later tokens through the state is taken out: effect at
+               t = s + k. This is the one to compare with the memory kernel.
+
+Effect: KL(clean || intervened) of the distributions after token t, in nats, and the change of the
+loss -ln p(next token): see ``intervention_effects``. It is total: what a layer loses at one token
+reaches later tokens through the layers above it too. Letters: the glossary of ``selective_scan``.
+
+From a shell: ``python intervention_study.py --text "some text" --layers 0,3``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from scipy import stats
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from analysis_utils import FloatArray, bootstrap_interval, spearman
+from attention_maps import mean_map
+from attention_measures import memory_kernel
+from intervention_effects import batched_effects
+from memory_interventions import Intervention, hide_source, reset_state
+from ssm_component_extractor import (
+    STEP_OPTIONS,
+    Capture,
+    captures_of,
+    extracted_layer,
+    job_from_options,
+)
+from utils import (
+    add_common_options,
+    finite_or_none,
+    run_main,
+    validate_choice,
+    validate_int,
+    write_csv,
+    write_json,
+)
+
+NUM_POSITIONS = 32
+MIN_HISTORY = 16
+"""Tokens that lie before the first position of a curve, where the text is long enough."""
+
+
+class Kind(NamedTuple):
+    """One kind of causal memory."""
+
+    intervention: Callable[[Tensor, Sequence[int]], Intervention]
+    """(one token a row, layers) -> intervention"""
+    first_lag: int
+    """smallest lag at which it can have an effect"""
+
+
+KINDS: dict[str, Kind] = {"reset": Kind(reset_state, 0), "knockout": Kind(hide_source, 1)}
+
+
+class LagBin(NamedTuple):
+    """A curve over some lags: means over positions of each position's mean over the lags."""
+
+    first_lag: int
+    last_lag: int
+    """tokens, both ends in the bin"""
+    num_positions: int
+    """positions with a token at such a lag"""
+    kl: float | None
+    kl_low: float | None
+    kl_high: float | None
+    """nats; 95 % bootstrap interval over positions, None for fewer than 2 of them"""
+    loss_change: float | None
+    loss_low: float | None
+    loss_high: float | None
+    """nats, likewise"""
+
+
+@dataclass(frozen=True, eq=False)
+class CausalMemoryCurve:
+    """Effect of the same intervention at several positions, by the lag after it."""
+
+    kind: str
+    """key of ``KINDS``"""
+    layers: tuple[int, ...]
+    """layers in which the state was intervened in, together"""
+    positions: tuple[tuple[int, int], ...]
+    """(text, token) of each intervention"""
+    kl: Tensor
+    """(positions, max_lag + 1) nats, >= 0; nan beyond the text's end and below the kind's first
+    lag"""
+    loss_change: Tensor
+    """(positions, max_lag + 1) nats; nan too where there is no next token"""
+
+    @property
+    def max_lag(self) -> int:
+        """Largest lag, in tokens."""
+        return self.kl.shape[1] - 1
+
+    @property
+    def mean_kl(self) -> Tensor:
+        """(max_lag + 1,) mean over the positions that have a token at the lag; nan without one."""
+        return self.kl.nanmean(0)
+
+    def bins(self, seed: int = 0) -> list[LagBin]:
+        """The curve over ``lag_bins``, with intervals over positions; seeded."""
+        return [
+            _lag_bin(self, first, last, seed)
+            for first, last in lag_bins(KINDS[self.kind].first_lag, self.max_lag)
+        ]
+
+    def to_dict(self, seed: int = 0) -> dict[str, Any]:
+        """Bins and the mean at every lag, for JSON."""
+        return {
+            "kind": self.kind,
+            "layers": list(self.layers),
+            "positions": [list(place) for place in self.positions],
+            "bins": [entry._asdict() for entry in self.bins(seed)],
+            "mean_kl": [finite_or_none(x) for x in self.mean_kl.tolist()],
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class LayerLagMap:
+    """Causal memory of single layers over the lag, and of all of them together."""
+
+    kind: str
+    """key of ``KINDS``"""
+    by_layer: dict[int, CausalMemoryCurve]
+    """the intervention in that layer alone"""
+    together: CausalMemoryCurve
+    """the intervention in all of these layers at once"""
+    kernel_agreement: dict[int, dict[str, Any]]
+    """by layer: :func:`kernel_agreement` of its curve with its memory kernel"""
+
+    @property
+    def values(self) -> Tensor:
+        """(layers, max_lag + 1) mean KL, layers in ascending order."""
+        return torch.stack([self.by_layer[layer].mean_kl for layer in sorted(self.by_layer)])
+
+    def rows(self, seed: int = 0) -> list[dict[str, Any]]:
+        """One row a layer ("together" for all) and bin of lags, for a table."""
+        curves = {**self.by_layer, "together": self.together}
+        return [
+            {"kind": self.kind, "layer": layer, **entry._asdict()}
+            for layer, curve in curves.items()
+            for entry in curve.bins(seed)
+        ]
+
+    def to_dict(self, seed: int = 0) -> dict[str, Any]:
+        """Curves and agreements for JSON."""
+        return {
+            "kind": self.kind,
+            "layers": {f"layer_{k}": curve.to_dict(seed) for k, curve in self.by_layer.items()},
+            "together": self.together.to_dict(seed),
+            "kernel_agreement": {f"layer_{k}": v for k, v in self.kernel_agreement.items()},
+        }
+
+
+def causal_memory_curve(
+    model: PreTrainedModel,
+    captured: Capture,
+    layers: int | Sequence[int],
+    positions: Sequence[int],
+    max_lag: int,
+    *,
+    kind: str = "reset",
+    text: int = 0,
+) -> CausalMemoryCurve:
+    """Effect by lag of intervening at each of ``positions`` of one text, in ``layers`` together.
+
+    ``text`` is the number under which the positions are recorded. Raises ValueError for an unknown
+    kind, positions outside the text, max_lag outside 1..l-1, and as
+    ``intervention_effects``. Cost: one row a position.
+    """
+    chosen_kind = KINDS[validate_choice("kind", kind, KINDS)]
+    chosen = [layers] if isinstance(layers, int) else sorted(set(layers))
+    length = captured.input_ids.shape[1]
+    places = [validate_int("positions", place, 0, length - 1) for place in positions]
+    validate_int("max_lag", max_lag, 1, length - 1)
+    found = batched_effects(
+        model, captured, lambda tokens: chosen_kind.intervention(tokens, chosen), places
+    )
+    curves = [
+        _by_lag(values, places, max_lag, chosen_kind.first_lag)
+        for values in (found.kl, found.loss_change)
+    ]
+    return CausalMemoryCurve(kind, tuple(chosen), tuple((text, j) for j in places), *curves)
+
+
+def pooled_curve(curves: Sequence[CausalMemoryCurve]) -> CausalMemoryCurve:
+    """The positions of several curves of one kind, the same layers and lags, in one curve."""
+    if len({(curve.kind, curve.layers, curve.max_lag) for curve in curves}) != 1:
+        raise ValueError(
+            "curves must be at least one, all of one kind, the same layers and max_lag"
+        )
+    return CausalMemoryCurve(
+        curves[0].kind,
+        curves[0].layers,
+        tuple(place for curve in curves for place in curve.positions),
+        torch.cat([curve.kl for curve in curves]),
+        torch.cat([curve.loss_change for curve in curves]),
+    )
+
+
+def layer_lag_map(
+    model: PreTrainedModel,
+    captures: Sequence[Capture],
+    layers: Sequence[int],
+    max_lag: int,
+    *,
+    kind: str = "knockout",
+    num_positions: int = NUM_POSITIONS,
+) -> LayerLagMap:
+    """Causal memory curve of every layer alone and of all together, over positions of all texts.
+
+    ``captures``: one text each. Positions: ``spread_positions`` of every text, ``num_positions``
+    in each. Raises ValueError for no captures, a text too short for ``max_lag``, and as
+    :func:`causal_memory_curve`. Cost: for each position one forward pass from each layer on, and
+    one attention map a layer for its memory kernel.
+    """
+    if not captures or not layers:
+        raise ValueError("captures or layers is empty; pass at least one of each")
+    places = [spread_positions(c.input_ids.shape[1], num_positions, max_lag) for c in captures]
+
+    def curve(chosen: Sequence[int]) -> CausalMemoryCurve:
+        return pooled_curve(
+            [
+                causal_memory_curve(model, one, chosen, where, max_lag, kind=kind, text=text)
+                for text, (one, where) in enumerate(zip(captures, places, strict=True))
+            ]
+        )
+
+    by_layer = {layer: curve([layer]) for layer in sorted(layers)}
+    agreement = {
+        layer: kernel_agreement(one, mean_kernel(captures, layer))
+        for layer, one in by_layer.items()
+    }
+    return LayerLagMap(kind, by_layer, curve(sorted(layers)), agreement)
+
+
+def mean_kernel(captures: Sequence[Capture], layer: int) -> Tensor:
+    """Memory kernel of one layer, mean over texts, as far as the shortest reaches (l,)."""
+    kernels = []
+    for captured in captures:
+        parts = extracted_layer(captured.components, layer, "capture")
+        kernels.append(
+            memory_kernel(mean_map(parts, absolute=True), parts.attention_mask).kernel.mean(0)
+        )
+    shortest = min(len(kernel) for kernel in kernels)
+    return torch.stack([kernel[:shortest] for kernel in kernels]).mean(0)
+
+
+def kernel_agreement(curve: CausalMemoryCurve, kernel: Tensor) -> dict[str, Any]:
+    """Spearman over the lags 1.. of a causal curve's mean KL and a memory kernel (lags,).
+
+    ``spearman`` in [-1, 1], or None with the ``reason``; ``num_lags`` compared. Both curves are
+    smooth over the lag, so that a p-value for independent lags would mean nothing: none is given.
+    """
+    stop = min(curve.max_lag + 1, len(kernel))
+    causal, descriptive = curve.mean_kl[1:stop].double(), kernel[1:stop].double()
+    defined = causal.isfinite() & descriptive.isfinite()
+    number, rho = int(defined.sum()), math.nan
+    if number >= 3:
+        rho = spearman(causal[defined], descriptive[defined])
+    if math.isnan(rho):
+        reason = "fewer than 3 lags" if number < 3 else "a curve is the same at every lag"
+        return {"spearman": None, "num_lags": number, "reason": reason}
+    return {"spearman": rho, "num_lags": number, "reason": None}
+
+
+def compare_curves(
+    curve: CausalMemoryCurve, baseline: CausalMemoryCurve, *, seed: int = 0
+) -> list[dict[str, Any]]:
+    """KL of a curve beside that at other positions, by bin of lags, with a permutation test.
+
+    ``difference`` in nats, mean minus baseline mean; ``p_value`` two-sided, positions exchanged
+    between the two at random 999 times; None with the ``reason`` for fewer than 2 positions.
+    Raises ValueError for curves of another kind, layers or max_lag.
+    """
+    pooled_curve([curve, baseline])  # refuses curves that do not compare
+    return [
+        {"first_lag": first, "last_lag": last, **_permutation_test(a, b, seed)}
+        for first, last in lag_bins(KINDS[curve.kind].first_lag, curve.max_lag)
+        for a, b in [(_bin_means(curve.kl, first, last), _bin_means(baseline.kl, first, last))]
+    ]
+
+
+def lag_bins(first_lag: int, max_lag: int) -> list[tuple[int, int]]:
+    """Lags in bins that double: (0, 0), (1, 1), (2, 2), (3, 4), (5, 8), ... up to ``max_lag``."""
+    lasts = [0, 1]
+    while lasts[-1] < max_lag:
+        lasts.append(2 * lasts[-1])
+    firsts = [0, *(last + 1 for last in lasts[:-1])]
+    return [
+        (first, min(last, max_lag))
+        for first, last in zip(firsts, lasts, strict=True)
+        if first_lag <= first
+    ]
+
+
+def spread_positions(length: int, count: int, max_lag: int) -> list[int]:
+    """At most ``count`` evenly spaced tokens of a text with every lag up to ``max_lag`` after them
+    and a next token there, and with ``MIN_HISTORY`` tokens, or all that allows, before them.
+
+    Raises ValueError for a text of fewer than max_lag + 3 tokens.
+    """
+    last = length - 2 - max_lag
+    if last < 1:
+        raise ValueError(
+            f"max_lag is {max_lag}; a text of {length} tokens allows lags up to {length - 3}"
+        )
+    validate_int("count", count, 1)
+    return np.unique(np.linspace(min(MIN_HISTORY, last), last, count).round().astype(int)).tolist()
+
+
+def random_positions(
+    length: int, count: int, max_lag: int, *, exclude: Sequence[int] = (), seed: int = 0
+) -> list[int]:
+    """Random tokens other than ``exclude``, in the range of :func:`spread_positions`; seeded.
+
+    The baseline of positions chosen for a reason. Raises ValueError where fewer exist.
+    """
+    validate_int("count", count, 1)
+    last = length - 2 - max_lag
+    pool = sorted(set(range(min(MIN_HISTORY, max(last, 1)), last + 1)) - set(exclude))
+    if len(pool) < count:
+        raise ValueError(f"count is {count}; {len(pool)} other tokens have {max_lag} after them")
+    return sorted(np.random.default_rng(seed).choice(pool, count, replace=False).tolist())
+
+
+def _by_lag(values: Tensor, places: Sequence[int], max_lag: int, first_lag: int) -> Tensor:
+    """(positions, max_lag + 1) of values (positions, l): column k is the token k after."""
+    result = torch.full((len(places), max_lag + 1), math.nan, dtype=values.dtype)
+    for row, place in enumerate(places):
+        after = values[row, place + first_lag : place + max_lag + 1]
+        result[row, first_lag : first_lag + len(after)] = after
+    return result
+
+
+def _bin_means(values: Tensor, first: int, last: int) -> FloatArray:
+    """Mean over the lags of a bin at each position that has one."""
+    means = values[:, first : last + 1].nanmean(1)
+    return means[means.isfinite()].numpy()
+
+
+def _lag_bin(curve: CausalMemoryCurve, first: int, last: int, seed: int) -> LagBin:
+    kl = _bin_means(curve.kl, first, last)
+    loss = _bin_means(curve.loss_change, first, last)
+    return LagBin(first, last, len(kl), *_with_interval(kl, seed), *_with_interval(loss, seed))
+
+
+def _with_interval(values: FloatArray, seed: int) -> tuple[float | None, ...]:
+    """Mean and its 95 % bootstrap interval."""
+    if len(values) < 2:
+        return (float(values[0]) if len(values) else None), None, None
+    return float(values.mean()), *bootstrap_interval(values, seed=seed)
+
+
+def _permutation_test(a: FloatArray, b: FloatArray, seed: int) -> dict[str, Any]:
+    counts = {"num_positions": len(a), "num_baseline": len(b)}
+    if min(len(a), len(b)) < 2:
+        nothing = dict.fromkeys(("kl", "baseline_kl", "difference", "p_value"))
+        return {**counts, **nothing, "reason": "fewer than 2 positions on a side"}
+
+    def difference(x: FloatArray, y: FloatArray, axis: int) -> FloatArray:
+        return x.mean(axis) - y.mean(axis)
+
+    test = stats.permutation_test(
+        (a, b), difference, n_resamples=999, rng=np.random.default_rng(seed), vectorized=True
+    )
+    return {
+        **counts,
+        "kl": float(a.mean()),
+        "baseline_kl": float(b.mean()),
+        "difference": float(test.statistic),
+        "p_value": float(test.pvalue),
+        "reason": None,
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure causal memory by layer and lag; print tables, write JSON and CSV."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description="Causal memory of Mamba layers: KL after resetting the state, or hiding one "
+        "source, by the lag.",
+        epilog="example: python intervention_study.py --text 'some text' --layers 0,3",
+    )
+    add_common_options(parser, *STEP_OPTIONS)
+    parser.add_argument("--kind", choices=[*KINDS, "both"], default="both")
+    parser.add_argument("--num-positions", type=int, default=NUM_POSITIONS, metavar="N")
+    parser.add_argument("--max-lag", type=int, metavar="TOKENS", help="default: half a text, or 64")
+    parser.set_defaults(output_dir="intervention_study")
+    args = parser.parse_args(argv)
+    validate_int("num-positions", args.num_positions, 1)
+    job = job_from_options(args)
+    shortest = min(len(text.input_ids) for text in job.encoded)
+    max_lag = min(64, shortest // 2) if args.max_lag is None else args.max_lag
+    spread_positions(shortest, args.num_positions, max_lag)  # refuses before the model runs
+    captures = captures_of(job)
+    results: dict[str, Any] = {}
+    rows: list[dict[str, Any]] = []
+    for kind in KINDS if args.kind == "both" else (args.kind,):
+        found = layer_lag_map(
+            job.model, captures, job.layers, max_lag, kind=kind, num_positions=args.num_positions
+        )
+        results[kind] = found.to_dict(args.seed)
+        rows += found.rows(args.seed)
+        print("\n".join(_table(results[kind])))
+    path = write_json(job.output_dir / "intervention_study.json", results)
+    write_csv(job.output_dir / "causal_memory.csv", rows)
+    print(f"Wrote {path} and causal_memory.csv beside it.")
+    return 0
+
+
+def _table(result: Mapping[str, Any]) -> list[str]:
+    """Mean KL in millinats by layer and bin of lags, as lines of text."""
+    curves = {**result["layers"], "together": result["together"]}
+    bins = result["together"]["bins"]
+    heads = [f"{entry['first_lag']}-{entry['last_lag']}" for entry in bins]
+    lines = [
+        f"{result['kind']}: mean KL in millinats by lag, {len(result['together']['positions'])} "
+        "positions",
+        "".join(f"{cell:>10}" for cell in ["lag", *heads, "kernel"]),
+    ]
+    for name, curve in curves.items():
+        values = [f"{1000 * entry['kl']:.3g}" for entry in curve["bins"]]
+        rho = result["kernel_agreement"].get(name, {}).get("spearman")
+        lines.append(
+            "".join(f"{x:>10}" for x in [name, *values, "" if rho is None else f"{rho:.2f}"])
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,319 @@
+"""Interventions in a Mamba's memory: small pieces that compose, each exact.
+
+An intervention is ``{layer: LayerEdit}``, what ``mamba_mixers.fast_scan`` takes as ``edits``: the
+mixer computes everything that follows from the changed quantity by its own code.
+
+    with fast_scan(model, edits=compose(reset_state(12, [3]), scale_delta(0.5, [5]))):
+        logits = model(input_ids, use_cache=False).logits
+
+Rows. Where a piece takes a token (or neurons) for each row, one text branches into that many rows
+at the first edited layer; the layers before it run once. A single token holds for every row. Texts
+have no padding. Letters: the glossary of ``selective_scan``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mamba_mixers import EDITABLE
+from selective_scan import selective_scan, selective_scan_chunk
+from ssm_component_extractor import SSMComponents
+from utils import validate_choice, validate_int
+
+Layers = int | Sequence[int]
+Rows = int | Sequence[int] | Tensor
+"""A number for every row, or one for each row, (rows,)."""
+
+NEURON_VALUES = ("zero", "mean")
+"""What :func:`set_neuron` can set a neuron to by name; "mean" is over the tokens of its text."""
+
+
+class Change(NamedTuple):
+    """What happens to one stage of a mixer."""
+
+    stage: str
+    """one of ``mamba_mixers.EDITABLE``"""
+    function: Callable[[Tensor, Mapping[str, Tensor]], Tensor]
+    """(tensor, stages before it as they were in the end) -> tensor; not in place"""
+    num_rows: int
+    """rows that it is made for; 1 fits any number"""
+
+
+class LayerEdit:
+    """The changes of one layer as an edit (stage, tensor) -> tensor, in order.
+
+    A change sees what earlier stages were after every change of theirs: hiding a source under a
+    scaled delta hides what that source contributes under the scaled delta.
+    """
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        self.changes = tuple(changes)
+        counts = {change.num_rows for change in changes if change.num_rows > 1}
+        if len(counts) > 1:
+            raise ValueError(
+                f"the interventions in a layer are made for {sorted(counts)} rows; give each the "
+                "same number of tokens or neurons, or a single one"
+            )
+        self.num_rows = max(counts, default=1)
+        # The scan's operands must have a row each; the neurons can branch after it.
+        late = all(change.stage == "gated" for change in changes if change.num_rows > 1)
+        self._branches_at = "gated" if late else EDITABLE[0]
+        self._seen: dict[str, Tensor] = {}
+
+    def __call__(self, stage: str, x: Tensor) -> Tensor:
+        if stage == EDITABLE[0]:
+            self._seen = {}
+        if stage == self._branches_at:
+            x = self._branched(x)
+        for change in self.changes:
+            if change.stage == stage:
+                x = change.function(x, self._seen)
+        self._seen[stage] = x
+        if stage == EDITABLE[-1]:
+            self._seen = {}
+        return x
+
+    def _branched(self, x: Tensor) -> Tensor:
+        if self.num_rows > 1 and len(x) not in (1, self.num_rows):
+            raise ValueError(
+                f"the intervention is made for {self.num_rows} rows, the batch has {len(x)}; pass "
+                f"one text, or {self.num_rows}"
+            )
+        return x.expand(max(len(x), self.num_rows), *x.shape[1:])
+
+
+Intervention = dict[int, LayerEdit]
+
+
+def compose(*interventions: Mapping[int, LayerEdit]) -> Intervention:
+    """All of these interventions in one: within a stage of a layer, the first one acts first.
+
+    Raises ValueError where they are made for different numbers of rows.
+    """
+    layers = sorted({layer for one in interventions for layer in one})
+    changes = {
+        layer: [change for one in interventions if layer in one for change in one[layer].changes]
+        for layer in layers
+    }
+    composed = {layer: LayerEdit(of_layer) for layer, of_layer in changes.items()}
+    LayerEdit([change for of_layer in changes.values() for change in of_layer])  # rows must agree
+    return composed
+
+
+def count_rows(intervention: Mapping[int, LayerEdit]) -> int:
+    """Rows into which the intervention branches one text."""
+    return max((edit.num_rows for edit in intervention.values()), default=1)
+
+
+def reset_state(token: Rows, layers: Layers) -> Intervention:
+    """Forget everything before ``token``: its state starts from h_{token-1} = 0.
+
+    From this token on y holds of earlier ones what the convolution brings, no more. So a reset in
+    every layer is no cut through the model: the tokens just before it remember, and the next
+    layers' convolutions read them. A reset at token 0 changes nothing. The token must exist (ValueError when the text runs). No extra cost.
+    """
+    tokens = _row_numbers("token", token)
+
+    def change(carry: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
+        return carry.masked_fill(_at(tokens, "token", carry), 0.0)
+
+    return _in_layers(layers, Change("carry", change, len(tokens)))
+
+
+def scale_delta(
+    factor: float, layers: Layers, tokens: Sequence[int] | Tensor | None = None
+) -> Intervention:
+    """Multiply delta by ``factor`` > 0 in every channel: at all tokens, or at some.
+
+    Above 1 a token writes more and forgets more. ``tokens`` holds for every row, or is (rows, k).
+    Raises ValueError for a factor that is not a positive number.
+    """
+    if not (math.isfinite(factor) and factor > 0):
+        raise ValueError(f"factor is {factor}; it must be a positive number")
+    chosen = None if tokens is None else _number_table("tokens", tokens)
+
+    def change(delta: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
+        if chosen is None:
+            return delta * factor
+        marked = _marked(chosen, delta.shape[1], "tokens", delta.device)
+        return torch.where(_like(marked, delta), delta * factor, delta)
+
+    return _in_layers(layers, Change("delta", change, 1 if chosen is None else len(chosen)))
+
+
+def freeze_delta(layers: Layers) -> Intervention:
+    """Set delta of each channel to its mean over the text: a fixed step, no longer selective."""
+
+    def change(delta: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
+        return delta.mean(1, keepdim=True).expand_as(delta)
+
+    return _in_layers(layers, Change("delta", change, 1))
+
+
+def hide_source(source: Rows, layers: Layers, query: Rows | None = None) -> Intervention:
+    """Knock out what ``source`` gives later tokens through the state: y_t - alpha[t, s] u_s.
+
+    For every t > s, or for t = ``query`` >= s alone. What the source gives through D, the
+    convolution and its own residual stream stays, and so does what every other source gives. By a
+    second scan in which this source alone writes, so that alpha is never built; hide each source
+    once. Raises ValueError for a query before its source, and when the text runs for a token that
+    it does not have. Cost: one more scan, O(l H P N).
+    """
+    sources = _row_numbers("source", source)
+    queries = None if query is None else _row_numbers("query", query)
+    if queries is not None and len({len(sources), len(queries)} - {1}) > 1:
+        raise ValueError(f"{len(queries)} queries for {len(sources)} sources; pass as many, or one")
+    if queries is not None and bool((queries < sources).any()):
+        raise ValueError(f"query is {query}, source {source}; a source is read at or after itself")
+
+    def change(y: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
+        u, delta, A, B, C = _scan_operands(seen)
+        writes = _at(sources, "source", y)
+        place = torch.arange(y.shape[1], device=y.device)
+        reads = place > sources.to(y.device)[:, None]
+        reads = reads if queries is None else _at(queries, "query", y)
+        written = u * _like(writes, u)
+        alone = selective_scan(written, delta, A, B, C, carry=seen["carry"])
+        return y - alone * _like(reads, y)
+
+    rows = len(sources) if queries is None else max(len(sources), len(queries))
+    return _in_layers(layers, Change("y", change, rows))
+
+
+def set_neuron(
+    layer: int, neurons: Rows | Sequence[Sequence[int]], value: str | Tensor = "zero"
+) -> Intervention:
+    """Set neurons, channels of the gated output, to zero, to their mean, or to other values.
+
+    ``neurons``: numbers set together in every row, or (rows, k). ``value``: one of
+    ``NEURON_VALUES``, or the gated output (l, d_inner) or (b, l, d_inner) of another text of the
+    same length, of which these channels are taken. Raises ValueError for an unknown value, and
+    when the text runs for a neuron that does not exist or values of another shape.
+    """
+    if not isinstance(value, Tensor):
+        validate_choice("value", value, NEURON_VALUES)
+    chosen = _number_table("neurons", [neurons] if isinstance(neurons, int) else neurons)
+
+    def change(gated: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
+        marked = _marked(chosen, gated.shape[2], "neurons", gated.device)
+        if isinstance(value, Tensor):
+            new = _values_like(value, gated)
+        else:
+            new = gated.mean(1, keepdim=True) * float(value == "mean")
+        return torch.where(marked[:, None], new, gated)
+
+    return _in_layers(layer, Change("gated", change, len(chosen)))
+
+
+def patch_state(layer: int, token: Rows, state: Tensor) -> Intervention:
+    """Put ``state`` in place of the state h after ``token``; later tokens go on from it.
+
+    ``state``: (d_inner, N), or one for each row, (rows, d_inner, N): see :func:`state_after`. y_t
+    for t > token is what the scan gives from that state; y up to the token stays. A reset at the
+    token that follows has no effect on the patched state. Raises ValueError for a state of another
+    shape, and when the text runs for a token that it does not have. Cost: one more scan.
+    """
+    tokens = _row_numbers("token", token)
+    if state.dim() not in (2, 3):
+        raise ValueError(f"state has shape {tuple(state.shape)}; pass (d_inner, N) of one text")
+    states = state if state.dim() == 3 else state[None]
+
+    def cut(carry: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
+        patched = _at(tokens, "token", carry)
+        return carry.masked_fill(patched.roll(1, 1) & ~_first(carry), 0.0)
+
+    def add(y: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
+        u, delta, A, B, C = _scan_operands(seen)
+        place = torch.arange(y.shape[1], device=y.device)
+        since = place - tokens.to(y.device)[:, None]
+        # Without a step nothing decays: the state reaches its token as it is.
+        step = delta * _like(since > 0, delta)
+        kept = torch.where(since > 1, seen["carry"], 1.0)
+        initial = states.to(y).expand(len(u), *states.shape[1:])
+        read, _ = selective_scan_chunk(
+            torch.zeros_like(u), step, A, B, C, None, initial, carry=kept
+        )
+        return y + read * _like(since > 0, y)
+
+    return _in_layers(layer, Change("carry", cut, len(tokens)), Change("y", add, len(states)))
+
+
+def state_after(components: SSMComponents, token: int) -> Tensor:
+    """State h (d_inner, N) of one captured text after ``token``, for :func:`patch_state`.
+
+    Raises ValueError for a batch and for a token that the text does not have. Cost: one scan.
+    """
+    rows, length = components.attention_mask.shape
+    if rows != 1:
+        raise ValueError(f"components holds {rows} texts; pass components.text(row)")
+    stop = validate_int("token", token, 0, length - 1) + 1
+    u, delta, B, C = (getattr(components, name)[:, :stop] for name in ("u", "delta", "B", "C"))
+    return selective_scan_chunk(u, delta, components.A, B, C)[1][0]
+
+
+def _in_layers(layers: Layers, *changes: Change) -> Intervention:
+    numbers = [layers] if isinstance(layers, int) else list(layers)
+    if not numbers:
+        raise ValueError("layers is empty; name at least one layer")
+    return {validate_int("layers", layer, 0): LayerEdit(changes) for layer in numbers}
+
+
+def _row_numbers(name: str, value: Rows) -> Tensor:
+    """(rows,) whole numbers >= 0 from one number or one for each row."""
+    listed = value.tolist() if isinstance(value, Tensor) else value
+    numbers = listed if isinstance(listed, Sequence) else [listed]
+    if not numbers:
+        raise ValueError(f"{name} is empty; pass a number, or one for each row")
+    return torch.tensor([validate_int(name, number, 0) for number in numbers])
+
+
+def _number_table(name: str, value: Rows | Sequence[Sequence[int]]) -> Tensor:
+    """(rows, k) whole numbers >= 0; a list of numbers is one row."""
+    table = torch.as_tensor(value)
+    table = table[None] if table.dim() == 1 else table
+    if table.dim() != 2 or table.numel() == 0 or table.is_floating_point():
+        raise ValueError(f"{name} is {value!r}; pass whole numbers (k,), or (rows, k)")
+    for number in table.flatten().tolist():
+        validate_int(name, number, 0)
+    return table.long()
+
+
+def _at(numbers: Tensor, name: str, x: Tensor) -> Tensor:
+    """(rows or 1, l) whether a token is the row's number; ValueError for one past the text."""
+    return _marked(numbers[:, None], x.shape[1], name, x.device)
+
+
+def _marked(table: Tensor, size: int, name: str, device: torch.device) -> Tensor:
+    """(rows, size) True at the numbers of each row."""
+    if int(table.max()) >= size:
+        raise ValueError(f"{name} names {int(table.max())}; there are 0 to {size - 1}")
+    marked = torch.zeros(len(table), size, dtype=torch.bool)
+    return marked.scatter_(1, table, True).to(device)
+
+
+def _first(x: Tensor) -> Tensor:
+    return torch.arange(x.shape[1], device=x.device) == 0
+
+
+def _like(mask: Tensor, x: Tensor) -> Tensor:
+    """A mask (rows, l) with the further axes of x."""
+    return mask.view(*mask.shape, *[1] * (x.dim() - 2))
+
+
+def _scan_operands(seen: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    """u, delta, A, B, C as they entered the layer's scan, u and B rounded as there."""
+    return seen["u"].float(), seen["delta"], seen["A"], seen["B"].float(), seen["C"]
+
+
+def _values_like(value: Tensor, gated: Tensor) -> Tensor:
+    if value.shape[-2:] != gated.shape[1:] or value.dim() not in (2, 3):
+        raise ValueError(
+            f"value has shape {tuple(value.shape)}; pass the gated output of a text of the same "
+            f"length, (l, d_inner) = {tuple(gated.shape[1:])}"
+        )
+    return value.to(gated)
