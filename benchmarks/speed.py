@@ -406,7 +406,7 @@ def machine_facts(sizes: Sizes, runs: int) -> str:
         f"transformers {transformers.__version__}",
         "model": f"random weights, {sizes.layers} layers, d_model {sizes.hidden}, d_inner "
         f"{sizes.d_inner}, d_state {sizes.d_state}, {sizes.length} tokens, float32",
-        "runs": f"median of {runs} (of {5 * runs} for one layer's states and maps); row by row once",
+        "runs": f"median of {runs} (of {5 * runs} for one layer); row by row once",
         "date": datetime.date.today().isoformat(),
     }
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
