@@ -440,7 +440,7 @@ def _centre(values: FloatArray) -> FloatArray:
 
 
 def unit_columns(values: FloatArray) -> tuple[FloatArray, NDArray[np.bool_]]:
-    """Columns centred and of unit norm, those of zero variance left at 0 and marked."""
+    """Columns of (n, p) centred and of unit norm; those of zero variance are 0, and marked (p,)."""
     centred, constant = _centre(values), _is_constant(values)
     centred /= np.where(constant, 1.0, np.abs(centred).max(axis=0))  # squares cannot underflow
     return centred / np.where(constant, 1.0, np.linalg.norm(centred, axis=0)), constant

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,9 +46,11 @@ from ssm_component_extractor import (
     Capture,
     SSMComponents,
     capture_for,
+    capture_texts,
     captures_of,
     extracted_layer,
     job_from_options,
+    model_layers,
 )
 from time_shift_nulls import (
     MeanAutocorrelation,
@@ -62,6 +65,8 @@ from time_shift_nulls import (
 )
 from utils import (
     add_common_options,
+    encode_texts,
+    padding_id,
     require_tokenizer,
     resolve_model,
     run_main,
@@ -73,17 +78,16 @@ from utils import (
 TIME_SCALES = ("short", "medium", "long")
 """Terciles of the channels by half-life."""
 TOKEN_CLASSES = {
-    "first": lambda piece, position, earlier: position == 0,
-    "space_leading": lambda piece, position, earlier: piece.startswith(" "),
-    "line_break": lambda piece, position, earlier: "\n" in piece,
-    "punctuation": lambda piece, position, earlier: (
-        bool(piece.strip()) and not any(c.isalnum() for c in piece)
-    ),
-    "digits": lambda piece, position, earlier: any(c.isdigit() for c in piece),
-    "repeated": lambda piece, position, earlier: piece in earlier,
+    "first": lambda piece, position, _: position == 0,
+    "space_leading": lambda piece, *_: piece.startswith(" "),
+    "line_break": lambda piece, *_: "\n" in piece,
+    "punctuation": lambda piece, *_: bool(piece.strip()) and not any(map(str.isalnum, piece)),
+    "digits": lambda piece, *_: any(map(str.isdigit, piece)),
+    "repeated": lambda piece, _, earlier: piece in earlier,
 }
 """Kinds of token, by its decoded piece, its position and the earlier pieces of its text.
 `punctuation` is anything visible without a letter or digit."""
+
 # Lags at which survival is measured, as far as the texts reach.
 _SURVIVAL_LAGS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 _AUTOCORRELATION_LAGS = 16
@@ -342,8 +346,7 @@ class DeltaExtractor:
     def find_gate_tokens(self, layer_idx: int, *, top_k: int = 10, seed: int = 0) -> GateTokens:
         """`gate_tokens` of one extracted layer; RuntimeError before `extract_deltas`."""
         texts = self._texts(layer_idx)
-        tokenizer = require_tokenizer(self.model, self.tokenizer)
-        pieces = _pieces_of(tokenizer, [self.capture_])
+        pieces = _pieces_of(require_tokenizer(self.model, self.tokenizer), [self.capture_])
         return gate_tokens(texts, pieces, layer_idx, top_k=top_k, seed=seed)
 
     def correlate_with_neurons(self, layer_idx: int, *, seed: int = 0) -> DeltaNeuronCorrelation:
@@ -359,10 +362,13 @@ class DeltaExtractor:
         factor: float = SCALE_FACTOR,
         rank_by: str = "sensitivity",
     ) -> DeltaSensitivity:
-        """`delta_sensitivity` of one layer on these texts, captured for it alone."""
-        captured = capture_for(self.model, self.tokenizer, [layer_idx], texts)
-        layer = captured.layers[0]
-        parts = layer_components([captured], layer)
+        """`delta_sensitivity` of one layer on these texts, captured for it two at a time."""
+        tokenizer = require_tokenizer(self.model, self.tokenizer)
+        [layer] = model_layers(self.model, [layer_idx])
+        encoded = encode_texts(tokenizer, texts, sys.maxsize)
+        pad = padding_id(tokenizer)
+        captures = capture_texts(self.model, encoded, [layer], pad_token_id=pad)
+        parts = layer_components(captures, layer)
         return delta_sensitivity(parts, layer, factor=factor, top_k=top_k, rank_by=rank_by)
 
     def _texts(self, layer_idx: int) -> list[SSMComponents]:
@@ -399,16 +405,13 @@ def _profile_consistency(pooled: FloatArray) -> float | None:
 
 
 def _temporal_variance(pooled: FloatArray) -> float | None:
-    if len(pooled) < 2:
-        return None
-    return float((pooled.var(axis=0, ddof=1) / np.square(pooled.mean(axis=0))).mean())
+    relative = pooled / pooled.mean(axis=0)
+    return float(relative.var(axis=0, ddof=1).mean()) if len(pooled) > 1 else None
 
 
 def _selectivity(pooled: FloatArray) -> float | None:
-    if np.ptp(pooled) == 0:
-        return None
     within = np.square(pooled - pooled.mean(axis=0)).sum()
-    return float(within / np.square(pooled - pooled.mean()).sum())
+    return float(within / np.square(pooled - pooled.mean()).sum()) if np.ptp(pooled) else None
 
 
 def _openness(pooled: FloatArray) -> FloatArray:
@@ -476,7 +479,7 @@ def _command(argv: list[str]) -> int:
     results, rows, tensors = {}, [], {}
     for layer in job.layers:
         texts = layer_components(captures, layer)
-        tokens = gate_tokens(texts, pieces, layer, top_k=sum(map(len, pieces)), seed=seed)
+        tokens = gate_tokens(texts, pieces, layer, top_k=sys.maxsize, seed=seed)
         results[f"layer_{layer}"] = {
             "memory": delta_memory(texts, layer, seed=seed).to_dict(),
             "gate_tokens": gate_tokens(texts, pieces, layer, seed=seed).to_dict(),
