@@ -365,8 +365,7 @@ class DeltaExtractor:
         """`delta_sensitivity` of one layer on these texts, captured for it two at a time."""
         tokenizer = require_tokenizer(self.model, self.tokenizer)
         [layer] = model_layers(self.model, [layer_idx])
-        encoded = encode_texts(tokenizer, texts, sys.maxsize)
-        pad = padding_id(tokenizer)
+        encoded, pad = encode_texts(tokenizer, texts, sys.maxsize), padding_id(tokenizer)
         captures = capture_texts(self.model, encoded, [layer], pad_token_id=pad)
         parts = layer_components(captures, layer)
         return delta_sensitivity(parts, layer, factor=factor, top_k=top_k, rank_by=rank_by)
