@@ -128,9 +128,9 @@ def attention_row(
     weight = weight if query_weight is None else query_weight[:, query].to(dtype)
     q = C[:, query].to(dtype).repeat_interleave(repeat, dim=1) * weight.unsqueeze(-1)
     rate, row = A.to(dtype), delta.new_zeros(batch, length, dtype=dtype)
-    # Float64 for the sum: its float32 error would be amplified by the exponential.
-    since = delta[:, : query + 1].double().flip(1).cumsum(1).flip(1).to(dtype)
-    since = since - delta[:, : query + 1].to(dtype)
+    # Float64 for the sum and its difference: the exponential would amplify a float32 error.
+    steps = delta[:, : query + 1].double()
+    since = (steps.flip(1).cumsum(1).flip(1) - steps).to(dtype)
     for start in range(0, query + 1, _BLOCK):
         block = slice(start, min(start + _BLOCK, query + 1))
         decayed = torch.exp(since[:, block, :, None] * rate) * q.unsqueeze(1)
