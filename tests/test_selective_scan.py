@@ -336,8 +336,13 @@ def test_a_token_that_resets_the_state_cuts_what_came_before(dtype):
     assert bool((alpha[:, :, :20, 0] != 0).all())
     expected = reference.implicit_attention(**parameters)
     assert relative_error(alpha, expected) <= BOUND[dtype]
-    result = attention_map(**parameters)
-    assert relative_error(result, reference.attention_map(expected)) <= BOUND[dtype]
+    expected_map = reference.attention_map(expected)
+    assert relative_error(attention_map(**parameters), expected_map) <= BOUND[dtype]
+    for query in (19, 20, 22, 32):
+        row = attention_row(**parameters, query=query)
+        assert relative_error(row, expected_map[:, query]) <= BOUND[dtype]
+        # Entry by entry too: that of the reset itself must not lose its digits in a large sum.
+        torch.testing.assert_close(row.double(), expected_map[:, query], rtol=1e-4, atol=1e-6)
 
 
 def test_a_state_that_hardly_decays_is_a_sum():
