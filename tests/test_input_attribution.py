@@ -98,9 +98,9 @@ def _layer_in_numpy(block, stream: np.ndarray) -> dict:
     rank, states = w["dt_proj.weight"].shape[1], w["A_log"].shape[1]
     dt, B, C = np.split(u @ w["x_proj.weight"].T, [rank, rank + states], axis=1)
     delta = np.log1p(np.exp(dt @ w["dt_proj.weight"].T + w["dt_proj.bias"]))
-    alpha = implicit_attention(
-        *(torch.from_numpy(a) for a in (delta[None], -np.exp(w["A_log"]), B[None], C[None]))
-    )[0].numpy()
+    operands = (delta[None], -np.exp(w["A_log"]), B[None], C[None])
+    delta_, A_, B_, C_ = (torch.from_numpy(operand) for operand in operands)
+    alpha = implicit_attention(delta_, A_, B_, C_)[0].numpy()
     # shares[h, t, s]: what u_s adds to y_t, D included.
     shares = (alpha + w["D"][:, None, None] * np.eye(length)) * u.T[:, None, :]
     gated = shares.sum(2).T * z / (1 + np.exp(-z))
