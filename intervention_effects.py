@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from mamba_mixers import fast_scan, forward_from
-from memory_interventions import LayerEdit
+from analysis_utils import bootstrap_interval
+from mamba_mixers import fast_scan, find_mixers, forward_from, mixer_parameters
+from memory_interventions import LayerEdit, set_neuron
 from ssm_component_extractor import Capture, extracted_layer
 from targets import PinnedTarget, Target
-from utils import finite_or_none, progress
+from utils import finite_or_none, progress, validate_int
 
 # Tokens, over the rows of a pass, and logits that it may give: both bound memory, not results.
 _TOKENS_PER_PASS = 4096
@@ -45,6 +46,49 @@ class InterventionEffects:
             "kl": self.kl.mean(1).tolist(),
             "loss_change": [finite_or_none(x) for x in self.loss_change.nanmean(1).tolist()],
             "target_change": None if target is None else target.tolist(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronInterventions:
+    """Effects of setting single neurons of a layer, beside random ones of the same norm.
+
+    The norm of neuron i is that of what it writes to the residual stream over the text: the L2
+    norm of its activations over tokens times that of its column of out_proj.
+    """
+
+    layer: int
+    value: str
+    """what each was set to; "tensor" for values of another text"""
+    neurons: Tensor
+    """(k,) channel numbers"""
+    norms: Tensor
+    """(k,)"""
+    kl: Tensor
+    """(k,) KL(clean || intervened), mean over tokens, nats"""
+    loss_change: Tensor
+    """(k,) change of the mean loss, nats"""
+    random_neurons: Tensor
+    """(k, r) drawn for each neuron, see :func:`matched_neurons`"""
+    random_norms: Tensor
+    """(k, r)"""
+    random_kl: Tensor
+    """(k, r)"""
+    random_loss_change: Tensor
+    """(k, r)"""
+
+    def to_dict(self, seed: int = 0) -> dict[str, Any]:
+        """Neuron by neuron, and the mean KL over that of the random ones with its 95 % bootstrap
+        interval over neurons (None for one neuron)."""
+        excess = (self.kl - self.random_kl.mean(1)).numpy()
+        low, high = (None, None) if len(excess) < 2 else bootstrap_interval(excess, seed=seed)
+        tensors = ("neurons", "norms", "kl", "loss_change", "random_neurons", "random_norms",
+                   "random_kl", "random_loss_change")  # fmt: skip
+        return {
+            "layer": self.layer,
+            "value": self.value,
+            **{name: getattr(self, name).tolist() for name in tensors},
+            "kl_excess": {"mean": float(excess.mean()), "low": low, "high": high},
         }
 
 
@@ -94,6 +138,75 @@ def batched_effects(
         torch.cat([one.loss_change for one in effects]),
         torch.cat(targets) if targets else None,
     )
+
+
+def neuron_interventions(
+    model: PreTrainedModel,
+    captured: Capture,
+    layer: int,
+    neurons: Sequence[int],
+    *,
+    value: str | Tensor = "zero",
+    num_random: int = 4,
+    seed: int = 0,
+) -> NeuronInterventions:
+    """Effects of :func:`memory_interventions.set_neuron` on each neuron alone, and on random ones.
+
+    Raises ValueError for no neurons, one that does not exist, too few others to draw from, and as
+    :func:`intervention_effects`. Cost: k (1 + num_random) rows at most, from this layer on.
+    """
+    norms = written_norms(model, captured, layer)
+    chosen = torch.tensor([validate_int("neurons", i, 0, len(norms) - 1) for i in neurons])
+    drawn = matched_neurons(norms, chosen.tolist(), num_random, seed=seed)
+    each, index = torch.cat([chosen[:, None], drawn], 1).unique(return_inverse=True)
+    found = batched_effects(
+        model, captured, lambda part: set_neuron(layer, part[:, None], value), each
+    )
+    kl, loss = found.kl.mean(1)[index], found.loss_change.nanmean(1)[index]
+    return NeuronInterventions(
+        layer=layer,
+        value=value if isinstance(value, str) else "tensor",
+        neurons=chosen,
+        norms=norms[chosen],
+        kl=kl[:, 0],
+        loss_change=loss[:, 0],
+        random_neurons=drawn,
+        random_norms=norms[drawn],
+        random_kl=kl[:, 1:],
+        random_loss_change=loss[:, 1:],
+    )
+
+
+def written_norms(model: PreTrainedModel, captured: Capture, layer: int) -> Tensor:
+    """(d_inner,) L2 norm over tokens of what each neuron writes to the residual stream."""
+    gated = extracted_layer(captured.components, layer, "capture").gated[0].double()
+    columns = mixer_parameters(find_mixers(model)[layer]).out_weight.double().norm(dim=0)
+    return gated.norm(dim=0) * columns
+
+
+def matched_neurons(
+    norms: Tensor, neurons: Sequence[int], num_random: int, *, seed: int = 0
+) -> Tensor:
+    """(k, num_random) neurons other than ``neurons``, at random among those of nearest norm.
+
+    For each one ``num_random`` without replacement of the 4 num_random others whose norm (d_inner,)
+    is nearest, by absolute difference; seeded. Raises ValueError for no neurons and for fewer
+    others than ``num_random``.
+    """
+    validate_int("num_random", num_random, 1)
+    others = sorted(set(range(len(norms))) - set(neurons))
+    if not neurons or len(others) < num_random:
+        raise ValueError(
+            f"neurons names {len(neurons)} of {len(norms)}; pass at least one, and leave "
+            f"{num_random} others to draw from"
+        )
+    generator = torch.Generator().manual_seed(seed)
+    pool = torch.tensor(others)
+    drawn = []
+    for neuron in neurons:
+        near = pool[(norms[pool] - norms[neuron]).abs().argsort(stable=True)[: 4 * num_random]]
+        drawn.append(near[torch.randperm(len(near), generator=generator)[:num_random]])
+    return torch.stack(drawn)
 
 
 class _CleanRun(NamedTuple):

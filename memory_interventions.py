@@ -115,7 +115,8 @@ def reset_state(token: Rows, layers: Layers) -> Intervention:
 
     From this token on y holds of earlier ones what the convolution brings, no more. So a reset in
     every layer is no cut through the model: the tokens just before it remember, and the next
-    layers' convolutions read them. A reset at token 0 changes nothing. The token must exist (ValueError when the text runs). No extra cost.
+    layers' convolutions read them. A reset at token 0 changes nothing. The token must exist
+    (ValueError when the text runs). No extra cost.
     """
     tokens = _row_numbers("token", token)
 

@@ -1,0 +1,259 @@
+"""Causal memory curves: planted lags, decays and models without memory; baselines; the command."""
+
+import csv
+import json
+import math
+
+import hand_weighted
+import pytest
+import torch
+from conftest import make_tiny_model
+from torch import Tensor
+
+from intervention_effects import intervention_effects
+from intervention_study import (
+    CausalMemoryCurve,
+    causal_memory_curve,
+    compare_curves,
+    kernel_agreement,
+    lag_bins,
+    layer_lag_map,
+    main,
+    mean_kernel,
+    pooled_curve,
+    random_positions,
+    spread_positions,
+)
+from memory_interventions import hide_source, reset_state
+from ssm_component_extractor import Capture, capture
+from utils import read_json
+
+LAYER = 1
+
+
+def tiny_capture(model, length: int = 40, seed: int = 3) -> Capture:
+    generator = torch.Generator().manual_seed(seed)
+    return capture(model, torch.randint(1, 64, (1, length), generator=generator), None, [0, LAYER])
+
+
+def curve_of(kl: Tensor, kind: str = "knockout") -> CausalMemoryCurve:
+    places = tuple((0, token) for token in range(len(kl)))
+    return CausalMemoryCurve(kind, (0,), places, kl.double(), kl.double())
+
+
+def writing(built: hand_weighted.HandWeighted, strength: float = 5.0) -> torch.nn.Module:
+    """What channel 0 holds raises one logit, so that memory reaches the predictions."""
+    return built.writes(0, strength * torch.eye(6)[2]).model
+
+
+@pytest.mark.parametrize(("kind", "build"), [("reset", reset_state), ("knockout", hide_source)])
+def test_a_curve_lines_up_effects_by_their_lag(kind, build):
+    model = make_tiny_model()
+    captured = tiny_capture(model)
+    curve = causal_memory_curve(model, captured, LAYER, [5, 38, 20], 6, kind=kind, text=2)
+    assert curve.kl.shape == curve.loss_change.shape == (3, 7)
+    assert curve.positions == ((2, 5), (2, 38), (2, 20))
+    first = 0 if kind == "reset" else 1
+    for row, token in enumerate((5, 38, 20)):
+        alone = intervention_effects(model, captured, build(token, LAYER))
+        for lag in range(7):
+            found = float(curve.kl[row, lag])
+            if lag < first or token + lag > 39:
+                assert math.isnan(found)
+            else:
+                # A KL is quadratic in logits that agree to 1e-6.
+                expected = float(alone.kl[0, token + lag])
+                assert found == pytest.approx(expected, rel=1e-2, abs=1e-10)
+    assert math.isnan(curve.loss_change[1, 1])  # after the last token there is nothing to lose
+    torch.testing.assert_close(curve.mean_kl, curve.kl.nanmean(0), equal_nan=True)
+
+
+def test_a_knockout_of_an_induction_head_peaks_at_the_gap_alone():
+    """Token t looks for the token after its last occurrence: at lag 5 in a text of period 6."""
+    model = hand_weighted.induction()
+    captured = capture(model, torch.tensor([[3, 1, 0, 5, 2, 4] * 3]), None, [0])
+    curve = causal_memory_curve(model, captured, 0, [1, 2, 3, 4, 5], 12, kind="knockout")
+    assert int(curve.mean_kl[1:].argmax()) + 1 == 5
+    others = [lag for lag in range(1, 13) if lag not in (5, 11)]
+    # alpha is exactly 0 at every other lag.
+    assert float(curve.mean_kl[others].max()) < 1e-15
+    assert float(curve.mean_kl[5]) > 2 * float(curve.mean_kl[11]) > 1e-3
+    # The head predicts the next token by that source: without it the loss rises there.
+    assert float(curve.loss_change[:, 5].min()) > 0.1
+
+
+@pytest.mark.parametrize("rates", [(0.1, 0.32), (0.2, 0.9)])
+def test_a_knockout_peaks_where_the_attention_does(rates):
+    built = hand_weighted.HandWeighted(6, 6, d_state=2).channel(0, range(6))
+    built.reads(B={(0, 0): 1.0, (1, 0): 1.0}, C={(0, 0): 1.0, (1, 0): -1.0})
+    model = writing(built.decay(list(rates), 1.0))
+    captured = capture(model, torch.ones(1, 120, dtype=torch.long), None, [0])
+    curve = causal_memory_curve(model, captured, 0, range(60, 90), 20, kind="knockout")
+    lags = torch.arange(21.0)
+    alpha = torch.exp(-rates[0] * lags) - torch.exp(-rates[1] * lags)
+    assert int(curve.mean_kl[1:].argmax()) == int(alpha[1:].argmax())
+    agreement = kernel_agreement(curve, mean_kernel([captured], 0))
+    # Both orders are those of alpha; near-ties of two lags may fall either way by rounding.
+    assert agreement["spearman"] > 0.99
+    assert agreement["num_lags"] == 20
+
+
+@pytest.mark.parametrize("half_life", [4.0, 12.0])
+def test_the_effect_of_a_reset_halves_twice_in_a_half_life(half_life):
+    """What is missing after k more tokens is 2^(-k / half-life); a small KL is its square."""
+    built = hand_weighted.HandWeighted(6, 6, d_state=1).channel(0, range(6))
+    built.reads(B={(0, 0): 1.0}, C={(0, 0): 1.0})
+    model = writing(built.decay([math.log(2) / (half_life * 0.1)], 0.1), strength=0.01)
+    captured = capture(model, torch.ones(1, 80, dtype=torch.long), None, [0])
+    kl = causal_memory_curve(model, captured, 0, [60], 15, kind="reset").mean_kl
+    for lag in (4, 8, 12):
+        # The logits move by 2 % or less; so far the KL may be off its quadratic form.
+        assert float(kl[lag] / kl[0]) == pytest.approx(4 ** (-lag / half_life), rel=0.03)
+
+
+def test_bins_double_and_hold_means_over_their_lags():
+    assert lag_bins(0, 9) == [(0, 0), (1, 1), (2, 2), (3, 4), (5, 8), (9, 9)]
+    assert lag_bins(1, 1) == [(1, 1)]
+    assert lag_bins(1, 4) == [(1, 1), (2, 2), (3, 4)]
+    kl = torch.tensor([[math.nan, 1.0, 2.0, 3.0], [math.nan, 3.0, 4.0, math.nan]])
+    bins = curve_of(kl).bins()
+    assert [(b.first_lag, b.num_positions, b.kl) for b in bins] == [
+        (1, 2, 2.0), (2, 2, 3.0), (3, 1, 3.0)
+    ]  # fmt: skip
+    assert bins[0].kl_low == 1.0
+    assert bins[0].kl_high == 3.0
+    assert bins[2].kl_low is None
+
+
+def test_intervals_hold_the_mean_and_are_seeded():
+    kl = torch.rand(30, 9, generator=torch.Generator().manual_seed(0))
+    first, again, other = (curve_of(kl, "reset").bins(seed) for seed in (0, 0, 1))
+    assert first == again != other
+    for entry in first:
+        assert None not in entry
+        assert entry.kl_low < entry.kl < entry.kl_high  # type: ignore[operator]
+
+
+def test_positions_leave_room_for_every_lag():
+    places = spread_positions(256, 64, 64)
+    assert len(places) == 64
+    assert (places[0], places[-1]) == (16, 190)
+    assert spread_positions(12, 5, 8) == [2]
+    drawn = random_positions(256, 20, 64, exclude=places)
+    assert not set(drawn) & set(places)
+    assert 16 <= drawn[0] <= drawn[-1] <= 190
+    assert drawn == random_positions(256, 20, 64, exclude=places)
+    with pytest.raises(ValueError, match="max_lag is 8; a text of 10 tokens allows lags up to 7"):
+        spread_positions(10, 5, 8)
+    with pytest.raises(ValueError, match="count is 9; 7 other tokens have 3 after them"):
+        random_positions(28, 9, 3, exclude=[20])
+
+
+def test_positions_where_the_memory_is_beside_random_ones():
+    """Only sources that the induction head comes back to matter."""
+    model = hand_weighted.induction()
+    ids = torch.tensor([[5, 4, 1, 5, 4, 1, *[2, 3] * 6, 5]])
+    captured = capture(model, ids, None, [0])
+    chosen = causal_memory_curve(model, captured, 0, [1, 2, 3], 4, kind="knockout")
+    baseline = causal_memory_curve(model, captured, 0, [4, 5, 6], 4, kind="knockout")
+    rows = compare_curves(chosen, baseline)
+    assert [row["first_lag"] for row in rows] == [1, 2, 3]
+    for row in rows:
+        assert row["difference"] == pytest.approx(row["kl"] - row["baseline_kl"])
+        assert 0 < row["p_value"] <= 1
+    assert rows[1]["kl"] > 10 * rows[1]["baseline_kl"]
+    single = compare_curves(curve_of(torch.rand(1, 3)), curve_of(torch.rand(5, 3)))
+    assert single[0]["p_value"] is None
+    assert "fewer than 2 positions" in single[0]["reason"]
+    with pytest.raises(ValueError, match="all of one kind"):
+        compare_curves(chosen, curve_of(torch.rand(3, 5), "reset"))
+
+
+def test_a_permutation_test_finds_a_difference_and_none():
+    low = torch.rand(40, 2, generator=torch.Generator().manual_seed(0))
+    high = torch.rand(40, 2, generator=torch.Generator().manual_seed(1))
+    assert compare_curves(curve_of(low), curve_of(high))[0]["p_value"] > 0.05
+    shifted = compare_curves(curve_of(low), curve_of(high + 1))[0]
+    assert shifted["p_value"] < 0.005
+    assert shifted["difference"] == pytest.approx(-1, abs=0.2)
+
+
+def test_a_layer_lag_map_is_its_curves():
+    model = make_tiny_model()
+    captures = [tiny_capture(model), tiny_capture(model, 30, seed=4)]
+    found = layer_lag_map(model, captures, [LAYER, 0], 8, kind="knockout", num_positions=3)
+    assert sorted(found.by_layer) == [0, LAYER]
+    curves = [
+        causal_memory_curve(
+            model, one, LAYER, spread_positions(one.input_ids.shape[1], 3, 8), 8, kind="knockout",
+            text=text,
+        )
+        for text, one in enumerate(captures)
+    ]  # fmt: skip
+    expected = pooled_curve(curves)
+    assert found.by_layer[LAYER].positions == expected.positions
+    torch.testing.assert_close(found.by_layer[LAYER].kl, expected.kl, equal_nan=True)
+    assert found.together.layers == (0, LAYER)
+    assert found.values.shape == (2, 9)
+    torch.testing.assert_close(found.values[1], expected.mean_kl, equal_nan=True)
+    rows = found.rows()
+    assert [row["layer"] for row in rows[:: len(rows) // 3]] == [0, LAYER, "together"]
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("kl", "reason"),
+    [(torch.ones(1, 9), "a curve is the same at every lag"), (torch.rand(1, 3), "fewer than 3")],
+)
+def test_an_agreement_that_is_undefined_says_why(kl, reason):
+    found = kernel_agreement(curve_of(kl), torch.rand(20))
+    assert found["spearman"] is None
+    assert reason in found["reason"]
+
+
+def test_agreement_leaves_the_token_itself_out():
+    kl = torch.tensor([[9.0, 4.0, 3.0, 2.0, 1.0]])
+    same = kernel_agreement(curve_of(kl), torch.tensor([0.0, 0.4, 0.3, 0.2, 0.1]))
+    assert same == {"spearman": pytest.approx(1.0), "num_lags": 4, "reason": None}
+
+
+def test_bad_input_is_named():
+    model = make_tiny_model()
+    captured = tiny_capture(model)
+    for arguments, message in (
+        ((LAYER, [40], 5), "positions is 40 .*at most 39"),
+        ((LAYER, [3], 40), "max_lag is 40 .*at most 39"),
+        ((LAYER, [], 5), "choices is empty"),
+        ((2, [3], 5), "layer_idx is 2; the layers extracted are .0, 1."),
+        (([], [3], 5), "layers is empty"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            causal_memory_curve(model, captured, *arguments)
+    with pytest.raises(ValueError, match="kind is 'ablate'; it must be one of reset, knockout"):
+        causal_memory_curve(model, captured, LAYER, [3], 5, kind="ablate")
+    with pytest.raises(ValueError, match="captures or layers is empty"):
+        layer_lag_map(model, [], [0], 5)
+    with pytest.raises(ValueError, match="curves must be at least one"):
+        pooled_curve([])
+    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+
+def test_the_command_writes_what_it_prints(tiny_model_dir, tmp_path, capsys):
+    out = tmp_path / "study"
+    options = ["--model", str(tiny_model_dir), "--text", "the lamp went out and the keeper lit it",
+               "--layers", "0,2", "--max-lag", "6", "--num-positions", "4", "--quiet",
+               "--output-dir", str(out)]  # fmt: skip
+    assert main(options) == 0
+    printed = capsys.readouterr().out
+    result = read_json(out / "intervention_study.json")
+    assert sorted(result) == ["knockout", "reset"]
+    assert sorted(result["reset"]["layers"]) == ["layer_0", "layer_2"]
+    with (out / "causal_memory.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert {row["layer"] for row in rows} == {"0", "2", "together"}
+    first = result["reset"]["layers"]["layer_2"]["bins"][0]["kl"]
+    assert f"{1000 * first:.3g}" in printed
+    row = next(row for row in rows if row["kind"] == "reset" and row["layer"] == "2")
+    assert float(row["kl"]) == first
+    assert main([*options, "--max-lag", "500"]) == 2
+    assert "max_lag is 500; a text of" in capsys.readouterr().err
