@@ -9,20 +9,20 @@ colours, run from dark (first) to light (last).
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.patches import Patch
 
-from analysis_utils import PALETTE, draw_heatmap
+from analysis_utils import draw_heatmap
 from panel_primitives import (
     Section,
     Sections,
     all_layers,
     as_array,
     begin,
+    draw_bars,
     draw_lines_by_layer,
     draw_mean_std,
     draw_summary,
@@ -33,9 +33,11 @@ from panel_primitives import (
     failure,
     layer_colours,
     layers_of,
+    log_axis,
     mark_cells,
     name_layers,
     pair_labels,
+    point_size,
     text_style,
     thin_ticks,
     usable,
@@ -148,26 +150,26 @@ def plot_entropy_strength(sections: Sections, ax: Axes | None = None) -> Axes:
             strength, entropy = (as_array(rows[name][0]) for name in ("strength", "entropy"))
             visible = strength > 0
             ax.plot(
-                strength[visible], entropy[visible], ".", markersize=2, alpha=0.5,
-                color=colours[layer], markeredgewidth=0, rasterized=True,
+                strength[visible], entropy[visible], "o", markersize=point_size(len(strength)) / 2,
+                color=colours[layer], alpha=0.5, markeredgewidth=0, rasterized=True,
             )  # fmt: skip
     if not ax.lines:
         return write_reason(ax, why_none(sections))
-    ax.set_xscale("log")
+    log_axis(ax, "x")
     return name_layers(ax, layers)
 
 
 def plot_memory_kernel(sections: Sections, ax: Axes | None = None) -> Axes:
     """Share of the attention that reaches back by each lag, by layer."""
     ax = begin(ax, "Memory kernel", "lag (tokens)", "share of attention")
-    ax.set_yscale("log")
 
     def kernel(layer: Section) -> tuple[Sequence[float], Sequence[float | None]]:
         # A lag beyond the text has share 0, which a logarithmic axis cannot show.
         shares = [share or None for share in layer["memory_kernel"]["kernel"][0]]
         return range(len(shares)), shares
 
-    return draw_lines_by_layer(sections, ax, kernel, legend=False)
+    ax = draw_lines_by_layer(sections, ax, kernel, legend=False)
+    return log_axis(ax, "y") if ax.lines else ax
 
 
 def plot_entropy_share(sections: Sections, ax: Axes | None = None) -> Axes:
@@ -373,7 +375,7 @@ def plot_ssm_attention(sections: Sections, ax: Axes | None = None) -> Axes:
     for group in range(1, len(names)):
         ax.axvline(group * len(found) - 0.5, color="white", linewidth=2.5)
     centres = [(i + 0.5) * len(found) - 0.5 for i in range(len(names))]
-    ax.set_xticks(centres, [PAIR_NAMES.get(name, name) for name in names])
+    ax.set_xticks(centres, [PAIR_NAMES.get(name) or str(name) for name in names])
     thin_ticks(ax, "y", [str(layer) for layer in layers])
     return ax
 
@@ -387,11 +389,13 @@ def plot_text_spread(section: Section, ax: Axes | None = None, title: str = "") 
     if (reason := failure(section)) is not None:
         return write_reason(ax, reason)
     bars = {
-        STATISTIC_NAMES.get(name, name): [part[name]["ratio"] for _, part in layers_of(section)]
+        STATISTIC_NAMES.get(name) or str(name): [
+            part[name]["ratio"] for _, part in layers_of(section)
+        ]
         for name in layers_of(section)[0][1]
     }
     first = next(iter(layers_of(section)[0][1].values()))
-    return _draw_bars(ax, section, bars, 1.0, first["reason"])
+    return draw_bars(ax, section, bars, 1.0, first["reason"])
 
 
 def plot_neuron_overlap(section: Section, ax: Axes | None = None) -> Axes:
@@ -409,7 +413,7 @@ def plot_neuron_overlap(section: Section, ax: Axes | None = None) -> Axes:
         name: [p_value is None or p_value > 0.05 for p_value in p_values]
         for name, p_values in _by_method(section, "largest_p_value").items()
     }
-    return _draw_bars(ax, section, bars, first["expected_overlap"], first["reason"], by_chance)
+    return draw_bars(ax, section, bars, first["expected_overlap"], first["reason"], by_chance)
 
 
 def plot_neuron_rank_agreement(section: Section, ax: Axes | None = None) -> Axes:
@@ -419,51 +423,17 @@ def plot_neuron_rank_agreement(section: Section, ax: Axes | None = None) -> Axes
         return write_reason(ax, reason)
     first = next(iter(layers_of(section)[0][1].values()))
     bars = _by_method(section, "mean_spearman")
-    return _draw_bars(ax, section, bars, 0.0, first["reason"])
+    return draw_bars(ax, section, bars, 0.0, first["reason"])
 
 
 def _by_method(section: Section, name: str) -> dict[str, list[float | None]]:
     methods = layers_of(section)[0][1]
     return {
-        METHOD_NAMES.get(method, method): [part[method][name] for _, part in layers_of(section)]
+        METHOD_NAMES.get(method) or str(method): [
+            part[method][name] for _, part in layers_of(section)
+        ]
         for method in methods
     }
-
-
-def _draw_bars(
-    ax: Axes,
-    section: Section,
-    bars: Mapping[str, Sequence[float | None]],
-    chance: float,
-    reason: str | None,
-    hollow: Mapping[str, Sequence[bool]] | None = None,
-) -> Axes:
-    """Groups of bars, one group a layer, and a dashed line at what chance gives.
-
-    `hollow`: by name of the bars, those that are drawn as outlines.
-    """
-    if all(value is None for values in bars.values() for value in values):
-        return write_reason(ax, reason or "undefined")
-    width = 0.8 / len(bars)
-    for i, (name, values) in enumerate(bars.items()):
-        x = np.arange(len(values)) + (i - (len(bars) - 1) / 2) * width
-        colour = PALETTE[i % len(PALETTE)]
-        drawn = ax.bar(
-            x, as_array(values), width * 0.88, color=colour, edgecolor=colour, linewidth=0.7
-        )
-        drawn.set_label(name)
-        for bar, empty in zip(drawn, hollow[name] if hollow else (), strict=False):
-            bar.set_facecolor("white" if empty else colour)
-    handles = [Patch(color=PALETTE[i % len(PALETTE)], label=name) for i, name in enumerate(bars)]
-    ax.axhline(chance, color="0.25", linestyle="--", linewidth=0.9)
-    thin_ticks(ax, "x", [str(layer) for layer, _ in layers_of(section)])
-    ax.set_title(ax.get_title(), pad=16)
-    # Above the axes, so that it hides no bar.
-    ax.legend(
-        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(bars),
-        borderaxespad=0.1, handlelength=1.2, columnspacing=1.2,
-    )  # fmt: skip
-    return ax
 
 
 # State against activation
@@ -496,15 +466,17 @@ def plot_changes(sections: Sections, layer: int, ax: Axes | None = None) -> Axes
             y,
             marker,
             color=colour,
-            markersize=2.2,
+            markersize=point_size(len(x)),
             alpha=0.6,
             markeredgewidth=0,
             rasterized=True,
         )
     if not any(np.isfinite(line.get_xydata()).any() for line in ax.lines):
         return write_reason(ax, why_none(sections) or "no token to compare with")
-    ax.set_xlim(left=0)
-    ax.set_ylim(bottom=0)
+    x, y = (np.concatenate([line.get_data()[i] for line in ax.lines]) for i in (0, 1))
+    # From 0, so that a change twice as large lies twice as far out.
+    ax.set_xlim(0, 1.05 * max(np.nanmax(x), 1e-3))
+    ax.set_ylim(0, 1.05 * max(np.nanmax(y), 1e-3))
     return ax
 
 
@@ -520,5 +492,4 @@ def plot_norms(
     )
     for i, (sections, path, label) in enumerate(series):
         draw_mean_std(sections, {path: label}, ax, first_colour=i)
-    ax.set_yscale("log")
-    return ax
+    return log_axis(ax, "y") if ax.lines else ax

@@ -184,7 +184,7 @@ def _current_fonts() -> list[str]:
     # Imported here: every module of statistics would wait for matplotlib otherwise.
     from matplotlib import font_manager, rcParams
 
-    families = [font_manager.FontProperties(family=name) for name in rcParams["font.family"]]
+    families = [font_manager.FontProperties(family=[name]) for name in rcParams["font.family"]]
     return [font_manager.findfont(family) for family in families]
 
 

@@ -16,6 +16,8 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
 
 from drawing import MARKERS, PALETTE, SEQUENTIAL_CMAP, drawable_text
@@ -97,7 +99,8 @@ def as_array(values: Any) -> NDArray[np.float64]:
 
 def begin(ax: Axes | None, title: str, xlabel: str, ylabel: str) -> Axes:
     """Axes with title and labels; those of a new figure where none is given."""
-    ax = Figure(layout="constrained").subplots() if ax is None else ax
+    if ax is None:
+        ax = Figure(layout="constrained").add_subplot()
     ax.set_title(title)
     ax.set_xlabel(xlabel)
     ax.set_ylabel(ylabel)
@@ -115,9 +118,9 @@ def end(ax: Axes, sections: Sections, layers: Sequence[int], undefined: str) -> 
     return layer_ticks(ax, layers)
 
 
-def write_reason(ax: Axes, reason: str) -> Axes:
+def write_reason(ax: Axes, reason: str | None) -> Axes:
     """Say in the middle of an empty panel why it is empty."""
-    lines = textwrap.wrap(drawable_text(reason), 36, max_lines=6, placeholder=" …")
+    lines = textwrap.wrap(drawable_text(reason or "undefined"), 36, max_lines=6, placeholder=" …")
     ax.set_xscale("linear")
     ax.set_yscale("linear")
     ax.set_xticks([])
@@ -168,8 +171,8 @@ def draw_summary(
         colour, marker = ("0.25", "o") if once else text_style(text)
         ax.plot(layers, centre, color=colour, marker=marker, alpha=0.8, label=text)
         _draw_band(ax, layers, low, high, colour, len(found))
-    if log:
-        ax.set_yscale("log")
+    if log and ax.lines:
+        log_axis(ax, "y")
     return end(ax, sections, all_layers(sections), "undefined in these texts")
 
 
@@ -255,6 +258,42 @@ def draw_tests(
     return ax
 
 
+def draw_bars(
+    ax: Axes,
+    section: Section,
+    bars: Mapping[str, Sequence[float | None]],
+    chance: float,
+    reason: str | None,
+    hollow: Mapping[str, Sequence[bool]] | None = None,
+) -> Axes:
+    """Groups of bars, one group a layer, and a dashed line at what chance gives.
+
+    `hollow`: by name of the bars, those that are drawn as outlines.
+    """
+    if all(value is None for values in bars.values() for value in values):
+        return write_reason(ax, reason or "undefined")
+    width = 0.8 / len(bars)
+    for i, (name, values) in enumerate(bars.items()):
+        x = np.arange(len(values)) + (i - (len(bars) - 1) / 2) * width
+        colour = PALETTE[i % len(PALETTE)]
+        drawn = ax.bar(
+            x, as_array(values), width * 0.88, color=colour, edgecolor=colour, linewidth=0.7
+        )
+        drawn.set_label(name)
+        for bar, empty in zip(drawn, hollow[name] if hollow else (), strict=False):
+            bar.set_facecolor("white" if empty else colour)
+    handles = [Patch(color=PALETTE[i % len(PALETTE)], label=name) for i, name in enumerate(bars)]
+    ax.axhline(chance, color="0.25", linestyle="--", linewidth=0.9)
+    thin_ticks(ax, "x", [str(layer) for layer, _ in layers_of(section)])
+    ax.set_title(ax.get_title(), pad=16)
+    # Above the axes, so that it hides no bar.
+    ax.legend(
+        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(bars),
+        borderaxespad=0.1, handlelength=1.2, columnspacing=1.2,
+    )  # fmt: skip
+    return ax
+
+
 def layer_colours(layers: Sequence[int]) -> dict[int, tuple[float, ...]]:
     """A colour for each layer, from dark (first) to light (last)."""
     cmap = matplotlib.colormaps[SEQUENTIAL_CMAP]
@@ -277,6 +316,23 @@ def name_layers(ax: Axes, layers: Sequence[int]) -> Axes:
     step = _step(len(layers), 8)
     bar.set_ticks(range(0, len(layers), step), labels=[str(layer) for layer in layers[::step]])
     return ax
+
+
+def log_axis(ax: Axes, name: str) -> Axes:
+    """Make an axis with its data logarithmic, with more than powers of ten over a short range."""
+    (ax.set_xscale if name == "x" else ax.set_yscale)("log")
+    axis = ax.xaxis if name == "x" else ax.yaxis
+    low, high = axis.get_view_interval()
+    if high < 100 * low:
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(NullFormatter())
+    return ax
+
+
+def point_size(count: int) -> float:
+    """Marker size, points, of a scatter of so many points a group."""
+    return 5.0 if count < 20 else 3.0 if count < 200 else 2.0
 
 
 def layer_ticks(ax: Axes, layers: Sequence[int]) -> Axes:

@@ -82,7 +82,7 @@ STYLE: dict[str, Any] = {
 _WIDTH = 7.2
 _LINE = 0.13
 _MAX_CHANGE_PANELS = 24
-_CHARACTERS_PER_LINE = 165
+_CHARACTERS_PER_LINE = 155
 # A text's date would make two runs differ.
 _METADATA = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
