@@ -49,6 +49,10 @@ class Settings:
     layers: list[int]
     batch_size: int = 2
     seed: int = 0
+    num_ablations: int = 0
+    """random neurons of each layer whose ablation checks the neuron methods; 0: no check"""
+    faithfulness: bool = False
+    """whether attributions to input tokens are measured by perturbing the texts"""
     command: Sequence[str] | None = None
     """command line, for the provenance"""
 
@@ -144,8 +148,7 @@ def assemble(
     model: PreTrainedModel,
     encoded: Sequence[EncodedText],
     texts: Sequence[TextAnalysis],
-    cross_text: StepOutcomes,
-    cross_text_steps: Sequence[Step],
+    cross_text: dict[str, Any],
     settings: Settings,
     seconds: float,
 ) -> Analysis:
@@ -170,7 +173,7 @@ def assemble(
             f"text_{i}": {"text": text.text, "tokens": text.tokens, "analysis": found.sections}
             for i, (text, found) in enumerate(zip(encoded, texts, strict=True))
         },
-        "cross_text_analysis": step_sections(cross_text, cross_text_steps),
+        "cross_text_analysis": cross_text,
         "provenance": origin,
     }
     return Analysis(
@@ -189,7 +192,7 @@ def _text_origin(text: EncodedText) -> dict[str, Any]:
 
 
 def _self_check(
-    model: PreTrainedModel, texts: Sequence[TextAnalysis], cross_text: StepOutcomes
+    model: PreTrainedModel, texts: Sequence[TextAnalysis], cross_text: Mapping[str, Any]
 ) -> dict[str, Any]:
     """How well the replayed mixers reproduce the model's own, and every step without a result."""
     tolerance = REPLAY_TOLERANCE.get(model.dtype, 1e-2)
@@ -201,8 +204,10 @@ def _self_check(
             "of this run are not to be trusted", largest, tolerance,
         )  # fmt: skip
     failures = {f"text_{i}": text.failures for i, text in enumerate(texts) if text.failures}
-    if cross_text.failures:
-        failures["cross_text_analysis"] = cross_text.failures
+    if failed := {
+        name: part for name, part in cross_text.items() if {"error", "skipped"} & {*part}
+    }:
+        failures["cross_text_analysis"] = failed
     return {
         "replay_error": errors,
         "largest_replay_error": largest,

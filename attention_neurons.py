@@ -31,7 +31,7 @@ from attention_measures import (
     synthetic_attention,
 )
 from mamba_mixers import MixerParameters, find_mixers, logit_directions, mixer_parameters
-from neuron_effects import ablation_agreement, ablation_effects, target_gradients
+from neuron_effects import ablation_check, target_gradients
 from neuron_sets import NeuronBehavior, NeuronSet, neuron_behavior, neuron_evolution, neuron_set
 from ssm_component_extractor import (
     STEP_OPTIONS,
@@ -236,17 +236,6 @@ NEURON_METHODS: dict[str, NeuronMethod] = {
 """Neurons by layer, by the method's name, each (data, model, target)."""
 
 
-def choose_for_ablation(
-    sets: Sequence[NeuronSet], num_random: int, num_top: int = 0, seed: int = 0
-) -> list[int]:
-    """Channel numbers to ablate: a random sample, then each set's most important not in it."""
-    count = len(sets[0].importance)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(count, generator=generator)[:num_random].tolist()
-    tops = [neuron for neurons in sets for neuron in neurons.ranking[:num_top].tolist()]
-    return list(dict.fromkeys(chosen + tops))
-
-
 class MambaAttentionNeurons:
     """Attention of chosen layers of a Mamba, and neurons made from it."""
 
@@ -432,7 +421,7 @@ def _command(argv: list[str]) -> int:
         sets = {name: make(data, job.model, target) for name, make in NEURON_METHODS.items()}
         results[f"text_{index}"] = {
             **_section(data, sets, args.seed),
-            "ablation": _ablations(job, captured, sets, target),
+            "ablation": _ablation(job, captured, sets, target),
         }
         stored = [data.tensors(), *(s.tensors() for by in sets.values() for s in by.values())]
         tensors.update({f"text_{index}.{name}": x for part in stored for name, x in part.items()})
@@ -472,23 +461,11 @@ def _rows(text: int, sets: SetsByMethod) -> list[dict]:
     return rows
 
 
-def _ablations(job: Job, captured: Capture, sets: SetsByMethod, target: Target) -> dict:
-    """Effects of random neurons of each layer, and each method's agreement with them."""
+def _ablation(job: Job, captured: Capture, sets: SetsByMethod, target: Target) -> dict:
     if job.args.ablate == 0:
         return {"reason": "not asked for: pass --ablate N"}
-    results = {}
-    for layer in captured.layers:
-        by_method = {name: by_layer[layer] for name, by_layer in sets.items()}
-        chosen = choose_for_ablation(list(by_method.values()), job.args.ablate, seed=job.args.seed)
-        effects = ablation_effects(job.model, captured, layer, chosen, target)
-        results[f"layer_{layer}"] = {
-            **effects.to_dict(),
-            "agreement": {
-                name: ablation_agreement(neurons.importance, effects)
-                for name, neurons in by_method.items()
-            },
-        }
-    return results
+    checked = ablation_check(job.model, captured, sets, target, job.args.ablate, seed=job.args.seed)
+    return {f"layer_{layer}": check for layer, check in checked.items()}
 
 
 if __name__ == "__main__":

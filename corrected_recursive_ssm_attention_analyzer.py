@@ -20,11 +20,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from recursive_visualizer import figure_state_vs_activation_change, write_figures
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis_results import (
@@ -38,8 +38,14 @@ from analysis_results import (
     write_analysis,
 )
 from analysis_steps import Step, failure_of, is_recoverable, run_steps
-from attention_neurons import NEURON_METHODS, AttentionData, attention_data, layer_parameters
-from cross_text_analysis import CROSS_TEXT_STEPS, TextMeasures, text_measures
+from attention_neurons import (
+    NEURON_METHODS,
+    AttentionData,
+    attention_data,
+    layer_parameters,
+)
+from attribution_faithfulness import faithfulness_table
+from cross_text_analysis import CROSS_TEXT_STEPS, text_measures
 from delta_extraction import delta_memory
 from layer_correlation_analyzer import (
     cross_layer_correlations,
@@ -48,7 +54,9 @@ from layer_correlation_analyzer import (
     summarise_activations,
 )
 from mamba_mixers import MixerParameters
+from neuron_effects import ablation_check
 from neuron_sets import NeuronSet, neuron_evolution
+from recursive_visualizer import figure_state_vs_activation_change, write_figures
 from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
@@ -57,6 +65,7 @@ from ssm_component_extractor import (
     model_layers,
     recursive_dynamics,
 )
+from targets import resolve_target
 from utils import (
     DEMO_MODEL_PATH,
     EncodedText,
@@ -88,15 +97,20 @@ class TextInputs:
     captured: Capture
     """one text, without padding"""
     parameters: Mapping[int, MixerParameters]
-    seed: int
+    settings: Settings
+
+    @property
+    def seed(self) -> int:
+        """Of all random draws."""
+        return self.settings.seed
 
 
 def analyze(
     model: PreTrainedModel,
     encoded: Sequence[EncodedText],
+    tokenizer: PreTrainedTokenizerBase,
     settings: Settings,
     *,
-    pad_token_id: int = 0,
     after_each: Callable[[], None] | None = None,
 ) -> Analysis:
     """Run all steps on tokenized texts.
@@ -106,29 +120,19 @@ def analyze(
     backward pass a text for the gradient-guided neurons, and the steps.
     """
     started = time.perf_counter()
-    parameters = layer_parameters(model, settings.layers)
-    texts: dict[int, TextAnalysis] = {}
-    batches = batches_by_length(encoded, settings.batch_size)
-    for batch in progress(batches, desc="texts", unit="batch"):
-        for index, captured in _captures(model, encoded, batch, settings.layers, pad_token_id):
-            logger.info("analysing text %d", index)
-            if isinstance(captured, Exception):
-                texts[index] = _without_capture(captured)
-            else:
-                inputs = TextInputs(model, captured, parameters, settings.seed)
-                texts[index] = analyze_text(inputs, after_each)
-    ordered = [texts[index] for index in range(len(encoded))]
-    cross_text = run_steps(CROSS_TEXT_STEPS, _comparable(ordered), after_each)
+    texts = _each_text(model, encoded, padding_id(tokenizer), settings, after_each)
+    cross_text = _together(model, encoded, tokenizer, texts, settings, after_each)
     seconds = round(time.perf_counter() - started, 3)
-    return assemble(model, encoded, ordered, cross_text, CROSS_TEXT_STEPS, settings, seconds)
+    return assemble(model, encoded, texts, cross_text, settings, seconds)
 
 
 def analyze_text(inputs: TextInputs, after_each: Callable[[], None] | None = None) -> TextAnalysis:
     """Run the seven steps of one text."""
-    outcomes = run_steps(TEXT_STEPS, inputs, after_each)
+    steps = (*TEXT_STEPS, *((ABLATION_STEP,) if inputs.settings.num_ablations else ()))
+    outcomes = run_steps(steps, inputs, after_each)
     found = outcomes.results
     return TextAnalysis(
-        sections=step_sections(outcomes, TEXT_STEPS),
+        sections=step_sections(outcomes, steps),
         tensors=text_tensors(inputs.captured, found.get("attention_data"), found.get("neurons")),
         neuron_rows=neuron_rows(found.get("neurons")),
         measures=text_measures(inputs.captured, found),
@@ -206,6 +210,21 @@ def _neuron_evolution(
     }
 
 
+def _neuron_ablation(
+    inputs: TextInputs, neurons: dict[str, dict[int, NeuronSet]]
+) -> dict[int, dict[str, Any]]:
+    """On request: how well each method's importance agrees with ablation."""
+    settings = inputs.settings
+    return ablation_check(
+        inputs.model,
+        inputs.captured,
+        neurons,
+        resolve_target(),
+        settings.num_ablations,
+        seed=settings.seed,
+    )
+
+
 TEXT_STEPS = (
     Step("ssm_components", _ssm_components),
     Step("attention_data", _attention),
@@ -217,9 +236,16 @@ TEXT_STEPS = (
     Step("neuron_evolution", _neuron_evolution, needs=("neurons",)),
 )
 
+ABLATION_STEP = Step("neuron_ablation", _neuron_ablation, needs=("neurons",))
+
 
 class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
-    """The eight-step analysis of texts by a Mamba, its figures and its files."""
+    """The eight-step analysis of texts by a Mamba, its figures and its files.
+
+    ``num_ablations`` random neurons of each layer are ablated to check the neuron methods, and
+    ``faithfulness`` adds attributions to input tokens with their faithfulness; both take many
+    forward passes and are off unless asked for.
+    """
 
     def __init__(
         self,
@@ -230,11 +256,15 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
         *,
         tokenizer: PreTrainedTokenizerBase | None = None,
         seed: int = 0,
+        num_ablations: int = 0,
+        faithfulness: bool = False,
     ) -> None:
         self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
         self.max_sequence_length = validate_int("max_sequence_length", max_sequence_length, 2)
         self.batch_size = validate_int("batch_size", batch_size, 1)
         self.seed = seed
+        self.num_ablations = validate_int("num_ablations", num_ablations, 0)
+        self.faithfulness = faithfulness
         self.memory_cleanup_enabled = True
         self._memory = MemoryTracker(self.device)
 
@@ -255,14 +285,12 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
         texts = check_texts(input_texts)
         tokenizer = require_tokenizer(self.model, self.tokenizer)
         encoded = encode_texts(tokenizer, texts, self.max_sequence_length)
-        settings = Settings(layers, self.batch_size, self.seed)
+        settings = Settings(
+            layers, self.batch_size, self.seed, self.num_ablations, self.faithfulness
+        )
         with _debug_logging(debug):
             self.analysis_ = analyze(
-                self.model,
-                encoded,
-                settings,
-                pad_token_id=padding_id(tokenizer),
-                after_each=self._clean_up,
+                self.model, encoded, tokenizer, settings, after_each=self._clean_up
             )
         return self.analysis_.results
 
@@ -306,6 +334,45 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
         return self.analysis_
 
 
+def _each_text(
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    pad_token_id: int,
+    settings: Settings,
+    after_each: Callable[[], None] | None,
+) -> list[TextAnalysis]:
+    """The analysis of each text by itself, in the order given; texts of one batch share a pass."""
+    parameters = layer_parameters(model, settings.layers)
+    texts: dict[int, TextAnalysis] = {}
+    batches = batches_by_length(encoded, settings.batch_size)
+    for batch in progress(batches, desc="texts", unit="batch"):
+        for index, captured in _captures(model, encoded, batch, settings.layers, pad_token_id):
+            logger.info("analysing text %d", index)
+            if isinstance(captured, Exception):
+                texts[index] = _without_capture(captured)
+            else:
+                inputs = TextInputs(model, captured, parameters, settings)
+                texts[index] = analyze_text(inputs, after_each)
+    return [texts[index] for index in range(len(encoded))]
+
+
+def _together(
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[TextAnalysis],
+    settings: Settings,
+    after_each: Callable[[], None] | None,
+) -> dict[str, Any]:
+    """8: what the texts have in common, and on request the faithfulness of attributions."""
+    measures = [text.measures for text in texts if text.measures is not None]
+    steps = list(CROSS_TEXT_STEPS)
+    if settings.faithfulness:
+        table = partial(faithfulness_table, model, tokenizer, encoded, seed=settings.seed)
+        steps.append(Step("attribution_faithfulness", lambda _: table()))
+    return step_sections(run_steps(steps, measures, after_each), steps)
+
+
 def _captures(
     model: PreTrainedModel,
     encoded: Sequence[EncodedText],
@@ -331,10 +398,6 @@ def _without_capture(error: Exception) -> TextAnalysis:
     skipped = {name: {"skipped": "needs the forward pass, which failed"} for name in rest}
     failures = {first: failure_of(error), **skipped}
     return TextAnalysis(failures, {}, [], None, {}, failures)
-
-
-def _comparable(texts: Sequence[TextAnalysis]) -> list[TextMeasures]:
-    return [text.measures for text in texts if text.measures is not None]
 
 
 @contextmanager
@@ -368,20 +431,30 @@ def _command(argv: list[str]) -> int:
         "--texts-file my_texts.txt --layers all --output-dir my_analysis",
     )
     add_common_options(parser, *STEP_OPTIONS, "formats")
+    parser.add_argument(
+        "--ablate",
+        type=int,
+        default=0,
+        metavar="N",
+        help="check the neuron methods by ablating N random neurons a layer (default: 0)",
+    )
+    parser.add_argument(
+        "--faithfulness",
+        action="store_true",
+        help="also attribute each prediction to input tokens and measure how faithful that is",
+    )
     parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
     args = parser.parse_args(argv)
+    validate_int("ablate", args.ablate, 0)
     if not args.quiet:
         print(_announcement(args))
     job = job_from_options(args)
     tracker = MemoryTracker(job.model.device)
     command = ["python", Path(__file__).name, *argv]
-    analysis = analyze(
-        job.model,
-        job.encoded,
-        Settings(job.layers, args.batch_size, args.seed, command),
-        pad_token_id=padding_id(job.tokenizer),
-        after_each=tracker.cleanup,
+    settings = Settings(
+        job.layers, args.batch_size, args.seed, args.ablate, args.faithfulness, command
     )
+    analysis = analyze(job.model, job.encoded, job.tokenizer, settings, after_each=tracker.cleanup)
     path = write_analysis(analysis, job.output_dir / "analysis_results.json")
     figures = write_figures(
         analysis.results, job.output_dir, tensors=analysis.tensors, formats=args.formats

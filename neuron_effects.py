@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from analysis_utils import pearson_p_values, spearman
 from mamba_mixers import Edit, MixerReplay, fast_scan
+from neuron_sets import NeuronSet
 from ssm_component_extractor import Capture, extracted_layer
 from targets import PinnedTarget, Target
 from utils import finite_or_none, progress, validate_int
@@ -143,6 +144,45 @@ def ablation_agreement(importance: Tensor, effects: AblationEffects) -> dict:
         "n": number,
         "reason": None,
     }
+
+
+def choose_for_ablation(
+    sets: Sequence[NeuronSet], num_random: int, num_top: int = 0, seed: int = 0
+) -> list[int]:
+    """Channel numbers to ablate: a random sample, then each set's most important not in it."""
+    count = len(sets[0].importance)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(count, generator=generator)[:num_random].tolist()
+    tops = [neuron for neurons in sets for neuron in neurons.ranking[:num_top].tolist()]
+    return list(dict.fromkeys(chosen + tops))
+
+
+def ablation_check(
+    model: PreTrainedModel,
+    captured: Capture,
+    sets: Mapping[str, Mapping[int, NeuronSet]],
+    target: Target,
+    num_random: int,
+    seed: int = 0,
+) -> dict[int, dict]:
+    """Effects of ablating random neurons of each layer, and each method's agreement with them.
+
+    ``sets``: neuron sets by method and layer, of one text. Cost: see :func:`ablation_effects`,
+    ``num_random`` neurons a layer.
+    """
+    results = {}
+    for layer in captured.layers:
+        by_method = {name: by_layer[layer] for name, by_layer in sets.items()}
+        chosen = choose_for_ablation(list(by_method.values()), num_random, seed=seed)
+        effects = ablation_effects(model, captured, layer, chosen, target)
+        results[layer] = {
+            **effects.to_dict(),
+            "agreement": {
+                name: ablation_agreement(neurons.importance, effects)
+                for name, neurons in by_method.items()
+            },
+        }
+    return results
 
 
 def _run(

@@ -15,14 +15,18 @@ from attention_neurons import (
     MambaAttentionNeurons,
     attention_data,
     attention_weighted,
-    choose_for_ablation,
     layer_attention,
     layer_parameters,
     main,
     rollout,
 )
 from mamba_mixers import fast_scan
-from neuron_effects import ablation_agreement, ablation_effects, target_gradients
+from neuron_effects import (
+    ablation_agreement,
+    ablation_effects,
+    choose_for_ablation,
+    target_gradients,
+)
 from ssm_component_extractor import capture
 from targets import resolve_target
 

@@ -284,3 +284,17 @@ def test_an_output_folder_in_the_way_is_said_before_the_model_runs(
     assert main(["--model", str(tiny_model_dir), "--output-dir", str(in_the_way), "--quiet"]) == 2
     assert "file" in capsys.readouterr().err
     assert in_the_way.read_text() == "here already"
+
+
+def test_ablation_and_faithfulness_are_added_on_request(tiny_model, tiny_tokenizer):
+    analyzer = CorrectedRecursiveSSMAttentionNeuronAnalyzer(
+        tiny_model, tokenizer=tiny_tokenizer, num_ablations=8, faithfulness=True
+    )
+    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[:2], [1])
+    assert results["self_check"]["without_result"] == {}
+    check = results["individual_texts"]["text_0"]["analysis"]["neuron_ablation"]["layer_1"]
+    assert len(check["effects"]) == 8
+    assert set(check["agreement"]) == {"attention_weighted", "gradient_guided", "rollout"}
+    table = results["cross_text_analysis"]["attribution_faithfulness"]
+    assert table["num_texts"] == 2
+    assert "mamba_lrp" in table["methods"]
