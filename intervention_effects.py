@@ -21,7 +21,7 @@ from mamba_mixers import fast_scan, find_mixers, forward_from, mixer_parameters
 from memory_interventions import LayerEdit, set_neuron
 from ssm_component_extractor import Capture, extracted_layer
 from targets import PinnedTarget, Target
-from utils import finite_or_none, progress, validate_int
+from utils import finite_or_none, validate_int
 
 # Tokens, over the rows of a pass, and logits that it may give: both bound memory, not results.
 _TOKENS_PER_PASS = 4096
@@ -131,7 +131,7 @@ def batched_effects(
     length, vocabulary = clean.log_p.shape
     per_pass = min(_TOKENS_PER_PASS // length, _LOGITS_PER_PASS // (length * vocabulary))
     parts = table.split(max(1, per_pass))
-    effects = [_effects(model, clean, build(part)) for part in progress(parts, desc="rows")]
+    effects = [_effects(model, clean, build(part)) for part in parts]
     targets = [one.target_change for one in effects if one.target_change is not None]
     return InterventionEffects(
         torch.cat([one.kl for one in effects]),

@@ -44,6 +44,7 @@ from ssm_component_extractor import (
 from utils import (
     add_common_options,
     finite_or_none,
+    progress,
     run_main,
     validate_choice,
     validate_int,
@@ -241,12 +242,14 @@ def layer_lag_map(
             ]
         )
 
-    by_layer = {layer: curve([layer]) for layer in sorted(layers)}
+    ordered = sorted(set(layers))
+    by_layer = {layer: curve([layer]) for layer in progress(ordered, desc=f"{kind} by layer")}
+    together = curve(ordered) if len(ordered) > 1 else by_layer[ordered[0]]
     agreement = {
         layer: kernel_agreement(one, mean_kernel(captures, layer))
         for layer, one in by_layer.items()
     }
-    return LayerLagMap(kind, by_layer, curve(sorted(layers)), agreement)
+    return LayerLagMap(kind, by_layer, together, agreement)
 
 
 def mean_kernel(captures: Sequence[Capture], layer: int) -> Tensor:
@@ -318,7 +321,8 @@ def spread_positions(length: int, count: int, max_lag: int) -> list[int]:
     last = length - 2 - max_lag
     if last < 1:
         raise ValueError(
-            f"max_lag is {max_lag}; a text of {length} tokens allows lags up to {length - 3}"
+            f"max_lag is {max_lag}; a text of {length} tokens allows 1 to {length - 3}, and needs "
+            "4 tokens or more"
         )
     validate_int("count", count, 1)
     return np.unique(np.linspace(min(MIN_HISTORY, last), last, count).round().astype(int)).tolist()
@@ -409,7 +413,7 @@ def _command(argv: list[str]) -> int:
     validate_int("num-positions", args.num_positions, 1)
     job = job_from_options(args)
     shortest = min(len(text.input_ids) for text in job.encoded)
-    max_lag = min(64, shortest // 2) if args.max_lag is None else args.max_lag
+    max_lag = min(64, max(1, shortest // 2 - 1)) if args.max_lag is None else args.max_lag
     spread_positions(shortest, args.num_positions, max_lag)  # refuses before the model runs
     captures = captures_of(job)
     results: dict[str, Any] = {}

@@ -9,6 +9,7 @@ import pytest
 import torch
 from conftest import make_tiny_model
 from torch import Tensor
+from transformers import MambaForCausalLM
 
 from intervention_effects import intervention_effects
 from intervention_study import (
@@ -41,7 +42,7 @@ def curve_of(kl: Tensor, kind: str = "knockout") -> CausalMemoryCurve:
     return CausalMemoryCurve(kind, (0,), places, kl.double(), kl.double())
 
 
-def writing(built: hand_weighted.HandWeighted, strength: float = 5.0) -> torch.nn.Module:
+def writing(built: hand_weighted.HandWeighted, strength: float = 5.0) -> MambaForCausalLM:
     """What channel 0 holds raises one logit, so that memory reaches the predictions."""
     return built.writes(0, strength * torch.eye(6)[2]).model
 
@@ -80,6 +81,20 @@ def test_a_knockout_of_an_induction_head_peaks_at_the_gap_alone():
     assert float(curve.mean_kl[5]) > 2 * float(curve.mean_kl[11]) > 1e-3
     # The head predicts the next token by that source: without it the loss rises there.
     assert float(curve.loss_change[:, 5].min()) > 0.1
+
+
+def test_a_reset_between_two_readings_costs_the_benefit_of_the_second():
+    model = hand_weighted.induction()
+    passage = [3, 1, 0, 5, 2, 4]
+    captured = capture(model, torch.tensor([passage * 2]), None, [0])
+    found = intervention_effects(model, captured, reset_state(6, 0))
+    losses = -model(captured.input_ids).logits[0].log_softmax(-1)
+    after = losses[:-1].gather(1, captured.input_ids[0, 1:, None])[:, 0].detach()
+    benefit = after[:5].mean() - after[6:].mean()
+    assert float(benefit) > 0.1
+    # Tokens 6 to 10 predict as 0 to 4 do; the convolution alone reaches over the reset, at token 6.
+    lost = found.loss_change[0, 7:11].double()
+    torch.testing.assert_close(lost, (after[1:5] - after[7:11]).double(), rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("rates", [(0.1, 0.32), (0.2, 0.9)])
@@ -143,7 +158,7 @@ def test_positions_leave_room_for_every_lag():
     assert not set(drawn) & set(places)
     assert 16 <= drawn[0] <= drawn[-1] <= 190
     assert drawn == random_positions(256, 20, 64, exclude=places)
-    with pytest.raises(ValueError, match="max_lag is 8; a text of 10 tokens allows lags up to 7"):
+    with pytest.raises(ValueError, match="max_lag is 8; a text of 10 tokens allows 1 to 7"):
         spread_positions(10, 5, 8)
     with pytest.raises(ValueError, match="count is 9; 7 other tokens have 3 after them"):
         random_positions(28, 9, 3, exclude=[20])
