@@ -214,7 +214,7 @@ def plot_synthetic_agreement(sections: Sections, ax: Axes | None = None) -> Axes
 
 
 def plot_attention_map(
-    matrix: Any, tokens: Sequence[str], ax: Axes | None = None, title: str = "Attention"
+    matrix: Any, tokens: Sequence[str], ax: Axes | None = None, title: str = "Mean α over heads"
 ) -> Axes:
     """A causal map (l, l), query by source, signed; sources after the query are grey.
 
@@ -228,7 +228,6 @@ def plot_attention_map(
     values[np.triu_indices(len(values), 1)] = np.nan
     draw_heatmap(
         ax, values, diverging=True, xlabels=tokens, ylabels=tokens, limit=limit, title=title,
-        cbar_label="mean α over heads",
     )  # fmt: skip
     ax.tick_params(labelsize=5.5)
     return ax
@@ -491,5 +490,5 @@ def plot_norms(
         (layer_activations, "mixer_norm", "mixer output"),
     )
     for i, (sections, path, label) in enumerate(series):
-        draw_mean_std(sections, {path: label}, ax, first_colour=i)
+        draw_mean_std(sections, {path: label}, ax, band=False, first_colour=i)
     return log_axis(ax, "y") if ax.lines else ax

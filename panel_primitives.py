@@ -34,6 +34,8 @@ MAX_LEGEND_LAYERS = 6
 """More layers than this in colours are named by a colour bar."""
 # The last tenth of the colour map, pale yellow, is hard to see on white.
 _LAYER_CMAP_END = 0.88
+# Without the palette's yellow, for the same reason.
+_TEXT_COLOURS = tuple(colour for colour in PALETTE if colour != "#F0E442")
 
 
 def text_sections(results: Section, step: str) -> dict[str, Section]:
@@ -134,8 +136,8 @@ def write_reason(ax: Axes, reason: str | None) -> Axes:
 
 def text_style(text: str) -> tuple[str, str]:
     """Colour and marker of a text ("text_3"), the same in every panel."""
-    number = int(text.rpartition("_")[2])
-    return PALETTE[number % len(PALETTE)], MARKERS[number % len(MARKERS)]
+    cycle, number = divmod(int(text.rpartition("_")[2]), len(_TEXT_COLOURS))
+    return _TEXT_COLOURS[number], MARKERS[(number + cycle) % len(MARKERS)]
 
 
 def draw_text_line(ax: Axes, x: Sequence[float], y: Sequence[Any], text: str) -> Axes:
@@ -344,7 +346,7 @@ def layer_ticks(ax: Axes, layers: Sequence[int]) -> Axes:
 def thin_ticks(ax: Axes, axis: str, labels: Sequence[str]) -> Axes:
     """Label positions 0, 1, ... of an axis, at most MAX_TICKS of them."""
     longest = max(map(len, labels), default=1)
-    step = _step(len(labels), MAX_TICKS if longest < 4 or axis == "y" else 6)
+    step = _step(len(labels), MAX_TICKS if longest < 4 or axis == "y" else 24 // longest)
     set_ticks = ax.set_xticks if axis == "x" else ax.set_yticks
     set_ticks(range(0, len(labels), step), list(labels)[::step])
     return ax
@@ -390,7 +392,7 @@ def _draw_band(
     ax: Axes, x: Sequence[int], low: Any, high: Any, colour: str, num_bands: int
 ) -> None:
     """A band in a colour, lighter where many lie upon each other; a bar for a single layer."""
-    alpha = 0.22 / num_bands**0.5
+    alpha = 0.22 / num_bands**0.7
     if len(x) == 1:
         ax.vlines(x, low, high, color=colour, alpha=2 * alpha, linewidth=4)
     else:

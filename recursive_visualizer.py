@@ -13,17 +13,16 @@ import argparse
 import functools
 import inspect
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import matplotlib.style
-import safetensors.torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import analysis_panels as panels
@@ -145,13 +144,16 @@ def figure_attention_analysis(results: Section, tensors: Tensors | None = None) 
     panels.plot_attention_shares(sections, axes[2][0])
     panels.plot_synthetic_agreement(sections, axes[2][1])
     for i, (title, tokens, matrix) in enumerate(maps):
-        panels.plot_attention_map(matrix, tokens, axes[3][i], title)
+        ax = panels.plot_attention_map(matrix, tokens, axes[3][i], title)
+        if i > 0:  # the same tokens as in the first map
+            ax.set_ylabel("")
+            ax.tick_params(labelleft=False)
     return figure
 
 
 _MAP_CAPTION = (
-    "Maps: mean of α over heads, query by source, first, middle and last layer of the first text; "
-    "the colours end at the 99th percentile of |α|."
+    "Maps: query by source, first, middle and last layer of the first text; the colours end at the "
+    "99th percentile of |α|."
 )
 
 
@@ -167,7 +169,7 @@ def _attention_maps(results: Section, tensors: Tensors) -> list[tuple[str, list[
         if chosen:
             return [
                 (
-                    f"{text.replace('_', ' ')}, layer {layer}",
+                    f"Mean α over heads\n{text.replace('_', ' ')}, layer {layer}",
                     part["tokens"],
                     tensors[f"{text}.layer_{layer}.attention"].float().numpy(),
                 )
@@ -284,8 +286,8 @@ def figure_state_vs_activation_change(results: Section) -> Figure:
         "Change of state against change of activation",
         "Per layer: ‖hₜ − hₜ₋₁‖ over the mean ‖h‖ (across) and the same of the residual stream "
         "(up), L2 norms, a point a token. Correlation: Spearman over tokens; grey: 95 % interval "
-        "of circular time shifts; filled points lie outside it. Norms: mean over tokens, band of "
-        "one standard deviation, a line a text."
+        "of circular time shifts; filled points lie outside it. Norms: mean over tokens, a "
+        "line a text."
         + (f" {len(shown)} of {len(every)} layers are shown." if len(shown) < len(every) else ""),
         [(2, 1.1), *[(columns, 1.15 if columns <= 3 else 0.8)] * rows],
         sections,
@@ -406,13 +408,13 @@ def _origin(results: Section, sections: Mapping[str, Section]) -> str:
     texts = f"{len(counts)} texts" if len(counts) != 1 else "1 text"
     lacking = {text: why for text in sections if (why := failure(sections[text])) is not None}
     return drawable_text(
-        f"Model {Path(model).name if Path(model).is_absolute() else model}; n = {sum(counts)} "
-        f"tokens of {texts}."
+        f"Model {Path(model).name if Path(model).is_absolute() else model}; "
+        f"n\u00a0=\u00a0{sum(counts)} tokens of {texts}."
         + "".join(f" Without {text.replace('_', ' ')}: {why}." for text, why in lacking.items())
     )
 
 
-def load_results(path: StrPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def load_results(path: StrPath) -> tuple[dict[str, Any], Tensors]:
     """Results of the main analysis from JSON, and the tensors beside it (none: an empty dict).
 
     Raises ValueError for a file that is missing, not strict JSON, or of another schema version, and
@@ -434,11 +436,30 @@ def load_results(path: StrPath) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return results, _read_tensors(path.with_suffix(".safetensors"))
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+class TensorFile(Mapping[str, Tensor]):
+    """Tensors of a safetensors file, each read when it is asked for."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = safe_open(path, framework="pt")
+        self._names = tuple(self._file.keys())
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._file.get_tensor(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+def _read_tensors(path: Path) -> Tensors:
     if not path.is_file():
         return {}
     try:
-        return safetensors.torch.load_file(path)
+        return TensorFile(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(
             f"tensors file {str(path)!r} cannot be read ({error}); remove it to draw the figures "
