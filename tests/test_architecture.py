@@ -252,3 +252,12 @@ def test_the_checks_of_this_file_find_what_they_look_for():
     assert reached_from("ssm_component_extractor") >= {"mamba_mixers", "selective_scan", *PLUMBING}
     assert uses_of_attributes(MODULES["utils"], "register_forward_hook")
     assert uses_of_attributes(MODULES["mamba_mixers"], "A_log")
+
+
+def test_the_package_and_the_readme_name_every_module():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    listed = re.search(r"py-modules = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.S)
+    assert listed is not None
+    assert re.findall(r'"(\w+)"', listed[1]) == sorted(MODULES)
+    assert [name for name in MODULES if f"`{name}.py`" not in readme] == []
+    assert [name for name in MODULES if not (ROOT / "tests" / f"test_{name}.py").exists()] == []

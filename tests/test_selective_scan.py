@@ -1,14 +1,22 @@
 """The scan, its states, its attention and its gradients against plain float64 loops."""
 
 import math
-from typing import Any
 
 import pytest
 import reference
 import torch
+from scan_cases import (
+    BOUND,
+    DTYPES,
+    LENGTHS,
+    SHAPES,
+    initial_state_for,
+    make_mamba1_operands,
+    make_operands,
+    without,
+)
 from torch import Tensor
 
-import implicit_attention as attention_module
 import selective_scan as scan_module
 from analysis_utils import relative_error
 from selective_scan import (
@@ -19,66 +27,6 @@ from selective_scan import (
     selective_scan,
     selective_scan_chunk,
 )
-
-# A block is 16 tokens, a segment of a map a power of two: one token, both sides of each border,
-# and lengths whose last segment is short.
-LENGTHS = (1, 2, 15, 16, 17, 33, 100)
-
-# The suite's bounds: rounding of float32 (1e-7) and of float64 (2e-16), grown over the tokens.
-BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}
-DTYPES = tuple(BOUND)
-
-# heads, width, groups, states, states of A (1: one rate for all states of a head, as Mamba-2)
-SHAPES = {
-    "mamba1": (6, 1, 1, 4, 4),
-    "mamba2": (6, 3, 2, 4, 1),
-    "groups": (6, 3, 3, 5, 5),
-    "one": (1, 1, 1, 1, 1),
-}
-
-
-def make_operands(
-    shape: str = "groups",
-    length: int = 33,
-    batch: int = 2,
-    dtype: torch.dtype = torch.float64,
-    seed: int = 0,
-) -> dict[str, Any]:
-    """Operands in heads form, with decays exp(delta A) from about 0.2 to 0.98 a token."""
-    heads, width, groups, states, rates = SHAPES[shape]
-    generator = torch.Generator().manual_seed(seed)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-
-    operands = {
-        "u": normal(batch, length, heads, width),
-        "delta": torch.nn.functional.softplus(normal(batch, length, heads) - 1),
-        "A": -torch.exp(normal(heads, rates) - 1),
-        "B": normal(batch, length, groups, states),
-        "C": normal(batch, length, groups, states),
-        "D": normal(heads),
-    }
-    return {name: x.to(dtype) for name, x in operands.items()}
-
-
-def make_mamba1_operands(**options) -> dict[str, Any]:
-    """The same numbers in the shapes of the Mamba paper: u (b, l, d_inner), B and C (b, l, N)."""
-    axis = {"u": 3, "B": 2, "C": 2}
-    operands = make_operands("mamba1", **options)
-    return {name: x.squeeze(axis[name]) if name in axis else x for name, x in operands.items()}
-
-
-def initial_state_for(operands: dict[str, Any], seed: int = 1) -> Tensor:
-    batch, _, heads, width = operands["u"].shape
-    generator = torch.Generator().manual_seed(seed)
-    size = (batch, heads, width, operands["B"].shape[-1])
-    state = torch.randn(size, generator=generator, dtype=torch.float64)
-    return state.to(operands["u"].dtype)
-
-
-def without(operands: dict[str, Any], *names: str) -> dict[str, Any]:
-    return {name: x for name, x in operands.items() if name not in names}
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -108,83 +56,6 @@ def test_mamba1_shapes_come_back_as_they_went_in(length, dtype):
     assert states.shape == (*operands["u"].shape, operands["B"].shape[-1])
     assert relative_error(result, y.squeeze(-1)) <= BOUND[dtype]
     assert relative_error(states, h.squeeze(-2)) <= BOUND[dtype]
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("length", LENGTHS)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_attention_is_that_of_the_loop_and_gives_the_output(shape, length, dtype):
-    operands = make_operands(shape, length, dtype=dtype)
-    parameters = without(operands, "u", "D")
-    alpha = implicit_attention(**parameters)
-    assert alpha.dtype == dtype
-    assert relative_error(alpha, reference.implicit_attention(**parameters)) <= BOUND[dtype]
-    y = torch.einsum("bhts,bshp->bthp", alpha.double(), operands["u"].double())
-    y = y + operands["D"].double()[:, None] * operands["u"].double()
-    assert relative_error(y, reference.scan(**operands)[0]) <= BOUND[dtype]
-
-
-@pytest.mark.parametrize("absolute", [False, True])
-@pytest.mark.parametrize("weights", ["none", "query", "key", "both"])
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_maps_and_their_rows_are_those_of_the_loop(shape, dtype, weights, absolute):
-    for length in (1, 2, 17, 33):
-        operands = make_operands(shape, length, dtype=dtype)
-        parameters = without(operands, "u", "D")
-        generator = torch.Generator().manual_seed(2)
-        query, key = torch.randn(2, *operands["delta"].shape, generator=generator, dtype=dtype)
-        options = {
-            "query_weight": query if weights in ("query", "both") else None,
-            "key_weight": key if weights in ("key", "both") else None,
-            "absolute": absolute,
-        }
-        expected = reference.attention_map(reference.implicit_attention(**parameters), **options)
-        result = attention_map(**parameters, **options)
-        assert result.dtype == dtype
-        assert relative_error(result, expected) <= BOUND[dtype]
-        for token in {0, length // 2, -1}:
-            row = attention_row(**parameters, query=token, **options)
-            assert row.dtype == dtype
-            assert relative_error(row, expected[:, token]) <= BOUND[dtype]
-
-
-@pytest.mark.parametrize("absolute", [False, True])
-@pytest.mark.parametrize("length", LENGTHS)
-def test_maps_at_every_length(length, absolute):
-    parameters = without(make_operands("groups", length), "u", "D")
-    expected = reference.attention_map(
-        reference.implicit_attention(**parameters), absolute=absolute
-    )
-    assert relative_error(attention_map(**parameters, absolute=absolute), expected) <= 1e-10
-
-
-@pytest.mark.parametrize("absolute", [False, True])
-def test_more_heads_than_a_map_takes_at_once(monkeypatch, absolute):
-    parameters = without(make_operands("groups", 20), "u", "D")
-    expected = reference.implicit_attention(**parameters)
-    monkeypatch.setattr(attention_module, "_HEADS_PER_PASS", 4)  # of 6 heads in 3 groups
-    monkeypatch.setattr(attention_module, "_PRODUCT_FLOATS", 1)  # one head at a time
-    assert relative_error(implicit_attention(**parameters), expected) <= 1e-10
-    result = attention_map(**parameters, absolute=absolute)
-    assert relative_error(result, reference.attention_map(expected, absolute=absolute)) <= 1e-10
-
-
-def test_chosen_heads_come_in_the_order_asked_for():
-    parameters = without(make_operands("groups", 20), "u", "D")
-    chosen = implicit_attention(**parameters, heads=[4, 0, 5])
-    # The same products in batches of another size: float64 rounding.
-    expected = implicit_attention(**parameters)[:, [4, 0, 5]]
-    torch.testing.assert_close(chosen, expected, rtol=1e-12, atol=1e-14)
-
-
-def test_mamba1_parameters_give_the_same_attention():
-    operands = make_mamba1_operands(length=20)
-    parameters = without(operands, "u", "D")
-    heads = without(reference.heads_form(**operands), "u", "D")
-    assert torch.equal(implicit_attention(**parameters), implicit_attention(**heads))
-    assert torch.equal(attention_map(**parameters), attention_map(**heads))
-    assert torch.equal(attention_row(**parameters, query=7), attention_row(**heads, query=7))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -355,58 +226,6 @@ def test_a_state_that_hardly_decays_is_a_sum():
     assert relative_error(alpha, expected.tril()) <= 1e-5
 
 
-def test_long_texts_keep_float32_precision():
-    generator = torch.Generator().manual_seed(0)
-    length = 2048
-    delta = torch.rand(1, length, 2, generator=generator) + 0.5
-    A = torch.tensor([[-1e-3], [-1e-2]])
-    B, C = torch.randn(2, 1, length, 1, 1, generator=generator)
-    since = delta.double().cumsum(1)
-    exponent = (since[:, -1:] - since) * A.double().T
-    expected = C.double()[:, -1:, 0] * exponent.exp() * delta.double() * B.double()[:, :, 0]
-    alpha = implicit_attention(delta, A, B, C)[:, :, -1].mT
-    # A float32 cumulative sum of delta would miss this bound by a factor of ten.
-    assert relative_error(alpha, expected) <= 1e-5
-    assert relative_error(attention_row(delta, A, B, C, -1), expected.mean(-1)) <= 1e-5
-
-
-@pytest.mark.parametrize("absolute", [False, True])
-@pytest.mark.parametrize("which", ["query_weight", "key_weight"])
-def test_weights_as_small_as_gradients_keep_their_precision(which, absolute):
-    operands = make_operands("groups", 33, dtype=torch.float32)
-    parameters = without(operands, "u", "D")
-    generator = torch.Generator().manual_seed(4)
-    weight = 1e-20 * torch.randn(operands["delta"].shape, generator=generator)
-    options = {which: weight, "absolute": absolute}
-    expected = reference.attention_map(reference.implicit_attention(**parameters), **options)
-    result = attention_map(**parameters, **options)
-    assert relative_error(result, expected) <= 1e-5
-    assert relative_error(attention_row(**parameters, query=-1, **options), expected[:, -1]) <= 1e-5
-
-
-def test_rows_of_very_different_weight_are_each_precise():
-    operands = make_operands("groups", 33, dtype=torch.float32)
-    parameters = without(operands, "u", "D")
-    generator = torch.Generator().manual_seed(5)
-    weight = torch.randn(operands["delta"].shape, generator=generator)
-    weight *= torch.logspace(-6, 0, 33)[:, None]
-    expected = reference.attention_map(
-        reference.implicit_attention(**parameters), query_weight=weight
-    )
-    result = attention_map(**parameters, query_weight=weight)
-    for t in range(33):
-        assert relative_error(result[:, t], expected[:, t]) <= 1e-5
-
-
-def test_weights_of_zero_give_zero():
-    operands = make_operands("groups", 17)
-    zero = torch.zeros_like(operands["delta"])
-    for name in ("query_weight", "key_weight"):
-        weights: dict[str, Any] = {name: zero}
-        result = attention_map(**without(operands, "u", "D"), **weights)
-        assert torch.equal(result, torch.zeros_like(result))
-
-
 def test_the_backward_pass_keeps_checkpoints_and_no_states():
     length, heads, states = 128, 32, 16
     u, delta = torch.rand(2, 1, length, heads)
@@ -473,98 +292,6 @@ def test_skip_connection_of_a_head_or_of_each_of_its_channels():
     D = torch.arange(18, dtype=torch.float64).reshape(6, 3)
     plain = selective_scan(**without(operands, "D"))
     assert relative_error(selective_scan(**operands | {"D": D}), plain + D * operands["u"]) <= 1e-12
-
-
-BAD_SCANS = [
-    ({"u": torch.zeros(2, 4)}, r"u must be \(b, l, H, P\) or \(b, l, d_inner\).*\(2, 4\)"),
-    ({"delta": torch.zeros(2, 4)}, r"delta must be \(b, l, H\), got shape \(2, 4\)"),
-    ({"delta": torch.zeros(2, 4, 5)}, r"A must be \(5, 5\) or \(5, 1\) to fit delta and B"),
-    ({"u": torch.zeros(2, 5, 6, 3)}, r"delta must be \(b, l, H\) = \(2, 5, 6\) to fit u"),
-    ({"A": torch.zeros(6)}, r"A must be \(6, 5\) or \(6, 1\).*got \(6,\)"),
-    ({"A": torch.zeros(6, 4)}, r"A must be \(6, 5\) or \(6, 1\).*got \(6, 4\)"),
-    ({"B": torch.zeros(2, 3, 3, 5)}, r"B must be \(b, l, N\) or.*b, l = 2, 4, got \(2, 3, 3, 5\)"),
-    ({"B": torch.zeros(2, 4)}, r"B must be \(b, l, N\) or"),
-    ({"D": torch.zeros(3)}, r"D must be \(6,\) or \(6, 3\).*got \(3,\)"),
-    ({"D": torch.zeros(1)}, r"D must be \(6,\) or \(6, 3\).*got \(1,\)"),
-]
-
-
-@pytest.mark.parametrize(("change", "message"), BAD_SCANS)
-def test_shapes_that_do_not_fit_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        selective_scan(**make_operands("groups", 4) | change)
-
-
-def test_mamba1_skip_connection_has_one_number_a_channel():
-    operands = make_mamba1_operands(length=6)
-    with pytest.raises(ValueError, match=r"D must be \(6,\) to fit u, got \(6, 1\)"):
-        selective_scan(**operands | {"D": torch.zeros(6, 1)})
-
-
-def test_b_and_c_have_one_shape_and_groups_share_heads_evenly():
-    operands = make_operands("groups", 4)
-    with pytest.raises(ValueError, match=r"C must have the shape of B, \(2, 4, 3, 5\), got"):
-        selective_scan(**operands | {"C": torch.zeros(2, 4, 3, 4)})
-    four = torch.zeros(2, 4, 4, 5)
-    with pytest.raises(ValueError, match="6 heads cannot be shared by 4 groups"):
-        selective_scan(**operands | {"B": four, "C": four})
-
-
-def test_a_text_without_tokens_is_refused():
-    operands = make_operands("groups", 0)
-    with pytest.raises(ValueError, match="u has no tokens"):
-        selective_scan(**operands)
-    with pytest.raises(ValueError, match="u has no tokens"):
-        scan_hidden_states(**without(operands, "C", "D"))
-
-
-@pytest.mark.parametrize("length", [1, 20])
-def test_an_initial_state_of_another_shape_is_refused(length):
-    operands = make_operands("groups", length)
-    with pytest.raises(ValueError, match=r"initial_state must be \(2, 6, 3, 5\).*got \(2, 6, 5\)"):
-        selective_scan_chunk(**operands, initial_state=torch.zeros(2, 6, 5))
-    operands = make_mamba1_operands(length=length)
-    with pytest.raises(ValueError, match=r"initial_state must be \(2, 6, 4\)"):
-        scan_hidden_states(**without(operands, "C", "D"), initial_state=torch.zeros(2, 6, 1, 4))
-
-
-@pytest.mark.parametrize("heads", [[6], [-1], [0, 99]])
-def test_a_head_that_does_not_exist_is_refused(heads):
-    parameters = without(make_operands("groups", 4), "u", "D")
-    with pytest.raises(ValueError, match=r"heads names \[.*\]; there are heads 0 to 5"):
-        implicit_attention(**parameters, heads=heads)
-
-
-def test_no_heads_give_an_empty_result():
-    parameters = without(make_operands("groups", 4), "u", "D")
-    assert implicit_attention(**parameters, heads=[]).shape == (2, 0, 4, 4)
-
-
-@pytest.mark.parametrize("name", ["query_weight", "key_weight"])
-def test_weights_of_another_shape_are_refused(name):
-    parameters = without(make_operands("groups", 4), "u", "D")
-    for wrong in (torch.ones(2, 4, 1), torch.ones(2, 4)):
-        weights: dict[str, Any] = {name: wrong}
-        with pytest.raises(ValueError, match=rf"{name} must be \(b, l, H\) = \(2, 4, 6\), got"):
-            attention_map(**parameters, **weights)
-        with pytest.raises(ValueError, match=rf"{name} must be \(b, l, H\) = \(2, 4, 6\), got"):
-            attention_row(**parameters, query=1, **weights)
-
-
-@pytest.mark.parametrize("query", [4, -5])
-def test_a_query_that_does_not_exist_is_refused(query):
-    parameters = without(make_operands("groups", 4), "u", "D")
-    with pytest.raises(ValueError, match=rf"query is token {query}; the text has tokens 0 to 3"):
-        attention_row(**parameters, query=query)
-
-
-@pytest.mark.parametrize("function", [implicit_attention, attention_map])
-def test_attention_checks_its_shapes_too(function):
-    parameters = without(make_operands("groups", 4), "u", "D")
-    with pytest.raises(ValueError, match=r"A must be \(6, 5\) or \(6, 1\)"):
-        function(**parameters | {"A": torch.zeros(5, 5)})
-    with pytest.raises(ValueError, match=r"B must be \(b, l, N\)"):
-        function(**parameters | {"B": torch.zeros(1, 4, 3, 5)})
 
 
 @pytest.mark.parametrize("length", [1, 15, 16, 17, 40])

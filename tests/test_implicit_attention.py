@@ -1,0 +1,164 @@
+"""Implicit attention, its maps and rows, against float64 loops."""
+
+from typing import Any
+
+import pytest
+import reference
+import torch
+from scan_cases import BOUND, DTYPES, LENGTHS, SHAPES, make_mamba1_operands, make_operands, without
+
+import implicit_attention as attention_module
+from analysis_utils import relative_error
+from selective_scan import (
+    attention_map,
+    attention_row,
+    implicit_attention,
+)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("length", LENGTHS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_attention_is_that_of_the_loop_and_gives_the_output(shape, length, dtype):
+    operands = make_operands(shape, length, dtype=dtype)
+    parameters = without(operands, "u", "D")
+    alpha = implicit_attention(**parameters)
+    assert alpha.dtype == dtype
+    assert relative_error(alpha, reference.implicit_attention(**parameters)) <= BOUND[dtype]
+    y = torch.einsum("bhts,bshp->bthp", alpha.double(), operands["u"].double())
+    y = y + operands["D"].double()[:, None] * operands["u"].double()
+    assert relative_error(y, reference.scan(**operands)[0]) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("weights", ["none", "query", "key", "both"])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_maps_and_their_rows_are_those_of_the_loop(shape, dtype, weights, absolute):
+    for length in (1, 2, 17, 33):
+        operands = make_operands(shape, length, dtype=dtype)
+        parameters = without(operands, "u", "D")
+        generator = torch.Generator().manual_seed(2)
+        query, key = torch.randn(2, *operands["delta"].shape, generator=generator, dtype=dtype)
+        options = {
+            "query_weight": query if weights in ("query", "both") else None,
+            "key_weight": key if weights in ("key", "both") else None,
+            "absolute": absolute,
+        }
+        expected = reference.attention_map(reference.implicit_attention(**parameters), **options)
+        result = attention_map(**parameters, **options)
+        assert result.dtype == dtype
+        assert relative_error(result, expected) <= BOUND[dtype]
+        for token in {0, length // 2, -1}:
+            row = attention_row(**parameters, query=token, **options)
+            assert row.dtype == dtype
+            assert relative_error(row, expected[:, token]) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("length", LENGTHS)
+def test_maps_at_every_length(length, absolute):
+    parameters = without(make_operands("groups", length), "u", "D")
+    expected = reference.attention_map(
+        reference.implicit_attention(**parameters), absolute=absolute
+    )
+    assert relative_error(attention_map(**parameters, absolute=absolute), expected) <= 1e-10
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+def test_more_heads_than_a_map_takes_at_once(monkeypatch, absolute):
+    parameters = without(make_operands("groups", 20), "u", "D")
+    expected = reference.implicit_attention(**parameters)
+    monkeypatch.setattr(attention_module, "_HEADS_PER_PASS", 4)  # of 6 heads in 3 groups
+    monkeypatch.setattr(attention_module, "_PRODUCT_FLOATS", 1)  # one head at a time
+    assert relative_error(implicit_attention(**parameters), expected) <= 1e-10
+    result = attention_map(**parameters, absolute=absolute)
+    assert relative_error(result, reference.attention_map(expected, absolute=absolute)) <= 1e-10
+
+
+def test_chosen_heads_come_in_the_order_asked_for():
+    parameters = without(make_operands("groups", 20), "u", "D")
+    chosen = implicit_attention(**parameters, heads=[4, 0, 5])
+    # The same products in batches of another size: float64 rounding.
+    expected = implicit_attention(**parameters)[:, [4, 0, 5]]
+    torch.testing.assert_close(chosen, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_mamba1_parameters_give_the_same_attention():
+    operands = make_mamba1_operands(length=20)
+    parameters = without(operands, "u", "D")
+    heads = without(reference.heads_form(**operands), "u", "D")
+    assert torch.equal(implicit_attention(**parameters), implicit_attention(**heads))
+    assert torch.equal(attention_map(**parameters), attention_map(**heads))
+    assert torch.equal(attention_row(**parameters, query=7), attention_row(**heads, query=7))
+
+
+def test_long_texts_keep_float32_precision():
+    generator = torch.Generator().manual_seed(0)
+    length = 2048
+    delta = torch.rand(1, length, 2, generator=generator) + 0.5
+    A = torch.tensor([[-1e-3], [-1e-2]])
+    B, C = torch.randn(2, 1, length, 1, 1, generator=generator)
+    since = delta.double().cumsum(1)
+    exponent = (since[:, -1:] - since) * A.double().T
+    expected = C.double()[:, -1:, 0] * exponent.exp() * delta.double() * B.double()[:, :, 0]
+    alpha = implicit_attention(delta, A, B, C)[:, :, -1].mT
+    # A float32 cumulative sum of delta would miss this bound by a factor of ten.
+    assert relative_error(alpha, expected) <= 1e-5
+    assert relative_error(attention_row(delta, A, B, C, -1), expected.mean(-1)) <= 1e-5
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("which", ["query_weight", "key_weight"])
+def test_weights_as_small_as_gradients_keep_their_precision(which, absolute):
+    operands = make_operands("groups", 33, dtype=torch.float32)
+    parameters = without(operands, "u", "D")
+    generator = torch.Generator().manual_seed(4)
+    weight = 1e-20 * torch.randn(operands["delta"].shape, generator=generator)
+    options = {which: weight, "absolute": absolute}
+    expected = reference.attention_map(reference.implicit_attention(**parameters), **options)
+    result = attention_map(**parameters, **options)
+    assert relative_error(result, expected) <= 1e-5
+    assert relative_error(attention_row(**parameters, query=-1, **options), expected[:, -1]) <= 1e-5
+
+
+def test_rows_of_very_different_weight_are_each_precise():
+    operands = make_operands("groups", 33, dtype=torch.float32)
+    parameters = without(operands, "u", "D")
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(operands["delta"].shape, generator=generator)
+    weight *= torch.logspace(-6, 0, 33)[:, None]
+    expected = reference.attention_map(
+        reference.implicit_attention(**parameters), query_weight=weight
+    )
+    result = attention_map(**parameters, query_weight=weight)
+    for t in range(33):
+        assert relative_error(result[:, t], expected[:, t]) <= 1e-5
+
+
+def test_weights_of_zero_give_zero():
+    operands = make_operands("groups", 17)
+    zero = torch.zeros_like(operands["delta"])
+    for name in ("query_weight", "key_weight"):
+        weights: dict[str, Any] = {name: zero}
+        result = attention_map(**without(operands, "u", "D"), **weights)
+        assert torch.equal(result, torch.zeros_like(result))
+
+
+@pytest.mark.parametrize("heads", [[6], [-1], [0, 99]])
+def test_a_head_that_does_not_exist_is_refused(heads):
+    parameters = without(make_operands("groups", 4), "u", "D")
+    with pytest.raises(ValueError, match=r"heads names \[.*\]; there are heads 0 to 5"):
+        implicit_attention(**parameters, heads=heads)
+
+
+def test_no_heads_give_an_empty_result():
+    parameters = without(make_operands("groups", 4), "u", "D")
+    assert implicit_attention(**parameters, heads=[]).shape == (2, 0, 4, 4)
+
+
+@pytest.mark.parametrize("query", [4, -5])
+def test_a_query_that_does_not_exist_is_refused(query):
+    parameters = without(make_operands("groups", 4), "u", "D")
+    with pytest.raises(ValueError, match=rf"query is token {query}; the text has tokens 0 to 3"):
+        attention_row(**parameters, query=query)
