@@ -318,11 +318,13 @@ def spread_positions(length: int, count: int, max_lag: int) -> list[int]:
 
     Raises ValueError for a text of fewer than max_lag + 3 tokens.
     """
+    if length < 4:
+        raise ValueError(f"a text of {length} tokens is too short; curves over lags need 4 or more")
+    validate_int("max_lag", max_lag, 1)
     last = length - 2 - max_lag
     if last < 1:
         raise ValueError(
-            f"max_lag is {max_lag}; a text of {length} tokens allows 1 to {length - 3}, and needs "
-            "4 tokens or more"
+            f"max_lag is {max_lag}; a text of {length} tokens allows 1 to {length - 3}"
         )
     validate_int("count", count, 1)
     return np.unique(np.linspace(min(MIN_HISTORY, last), last, count).round().astype(int)).tolist()

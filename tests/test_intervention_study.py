@@ -160,6 +160,10 @@ def test_positions_leave_room_for_every_lag():
     assert drawn == random_positions(256, 20, 64, exclude=places)
     with pytest.raises(ValueError, match="max_lag is 8; a text of 10 tokens allows 1 to 7"):
         spread_positions(10, 5, 8)
+    with pytest.raises(ValueError, match="a text of 3 tokens is too short"):
+        spread_positions(3, 5, 1)
+    with pytest.raises(ValueError, match="max_lag is 0 .*at least 1"):
+        spread_positions(10, 5, 0)
     with pytest.raises(ValueError, match="count is 9; 7 other tokens have 3 after them"):
         random_positions(28, 9, 3, exclude=[20])
 

@@ -207,6 +207,16 @@ def test_a_later_reset_ends_a_patched_state():
     torch.testing.assert_close(found[:, 9:], reset[:, 9:], rtol=0, atol=ROUNDING)
 
 
+def test_a_source_hidden_under_a_reset_was_forgotten_already():
+    model, ids = make_tiny_model(), tiny_ids()
+    reset = replays(model, ids, reset_state(9, LAYER))[LAYER].y
+    both = replays(model, ids, compose(hide_source(5, LAYER), reset_state(9, LAYER)))[LAYER].y
+    hidden = replays(model, ids, hide_source(5, LAYER))[LAYER].y
+    torch.testing.assert_close(both[:, :9], hidden[:, :9], rtol=0, atol=ROUNDING)
+    assert torch.equal(both[:, 9:], reset[:, 9:])
+    assert (both - reset)[:, 6:9].abs().max() > 100 * ROUNDING
+
+
 def test_pieces_act_in_the_order_of_the_mixer_and_then_of_their_listing():
     model, ids = make_tiny_model(), tiny_ids()
     scaled, hidden = scale_delta(0.3, LAYER), hide_source(4, LAYER)
