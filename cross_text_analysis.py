@@ -113,12 +113,14 @@ def _spreads(
     texts: Sequence[TextMeasures], of: Callable[[TextMeasures], dict[int, dict[str, FloatArray]]]
 ) -> dict[int, Any]:
     """Spread of every statistic of every layer over the texts that have it."""
-    measured = [of(text) for text in texts if of(text)]
-    if not measured:
-        return {}
+    values: dict[int, dict[str, list[FloatArray]]] = {}
+    for text in texts:
+        for layer, statistics in of(text).items():
+            for name, series in statistics.items():
+                values.setdefault(layer, {}).setdefault(name, []).append(series)
     return {
-        layer: {name: text_spread([text[layer][name] for text in measured]) for name in statistics}
-        for layer, statistics in measured[0].items()
+        layer: {name: text_spread(series) for name, series in by_name.items()}
+        for layer, by_name in values.items()
     }
 
 

@@ -24,6 +24,7 @@ def texts(tiny_model):
     for ids in torch.randint(1, 64, (2, 1, 60)):
         captured = capture(tiny_model, ids, None, [0, 2])
         data = attention_data(captured, parameters)
+        neurons = {name: make(data, tiny_model, None) for name, make in NEURON_METHODS.items()}
         results = {
             "ssm_components": {
                 layer: {"dynamics": recursive_dynamics(parts)}
