@@ -31,9 +31,7 @@ def texts(tiny_model):
                 for layer, parts in captured.components.items()
             },
             "attention_data": data,
-            "neurons": {
-                name: make(data, tiny_model, None) for name, make in NEURON_METHODS.items()
-            },
+            "neurons": neurons,
         }
         measures.append((captured, results, text_measures(captured, results)))
     return measures
