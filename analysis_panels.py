@@ -204,13 +204,14 @@ def plot_attention_shares(sections: Sections, ax: Axes | None = None) -> Axes:
 def plot_synthetic_agreement(sections: Sections, ax: Axes | None = None) -> Axes:
     """Spearman correlation of implicit attention and the cosine attention of states."""
     ax = begin(ax, "Implicit and synthetic attention", "layer", "Spearman correlation")
-    ax.axhline(0, color="0.4", linewidth=0.6)
     for text, section in usable(sections).items():
         layers = layers_of(section)
         values = [part["agreement_with_synthetic"][0] for _, part in layers]
         draw_text_line(ax, [layer for layer, _ in layers], values, text)
+    ax = end(ax, sections, all_layers(sections), "undefined: too few tokens")
+    ax.axhline(0, color="0.4", linewidth=0.6, zorder=0)
     ax.set_ylim(-1.05, 1.05)
-    return end(ax, sections, all_layers(sections), "undefined: too few tokens")
+    return ax
 
 
 def plot_attention_map(

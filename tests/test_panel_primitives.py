@@ -1,0 +1,184 @@
+"""What panels share: failures, texts' colours, layers, nulls, logarithmic axes."""
+
+import io
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex, to_rgba
+from matplotlib.figure import Figure
+
+import panel_primitives as primitives
+from panel_primitives import failure, layers_of, text_sections, text_style
+
+ERROR = {"error": {"type": "AnalysisError", "message": "too flat"}}
+SKIPPED = {"skipped": "needs attention_data, which gave no result"}
+
+
+@pytest.fixture
+def ax():
+    return Figure(figsize=(4, 3)).subplots()
+
+
+def summary(mean, std=1.0, low=-1.0, median=0.5, high=2.0):
+    return {"mean": mean, "std": std, "min": low, "median": median, "max": high}
+
+
+def texts_of(ax):
+    return " ".join(" ".join(text.get_text() for text in ax.texts).split())
+
+
+def null_test(value, low, high, reason=None):
+    return {"value": value, "null_low": low, "null_high": high, "reason": reason}
+
+
+def test_a_section_says_why_it_holds_no_result():
+    assert failure(ERROR) == "AnalysisError: too flat"
+    assert failure(SKIPPED) == "skipped: needs attention_data, which gave no result"
+    assert failure({"reason": "needs at least two layers"}) == "needs at least two layers"
+    assert failure({}) == "no results"
+    assert failure({"layer_0": {}, "reason": None}) is None
+
+
+def test_sections_by_text_name_what_is_missing():
+    results = {"individual_texts": {"text_0": {"analysis": {"neurons": {"layer_0": 1}}},
+                                    "text_1": {"analysis": {}}}}  # fmt: skip
+    sections = text_sections(results, "neurons")
+    assert sections["text_0"] == {"layer_0": 1}
+    assert failure(sections["text_1"]) == "skipped: neurons is not in these results"
+    missing = primitives.cross_text_section(results, "ssm_consistency")
+    assert failure(missing) == "skipped: ssm_consistency is not in these results"
+
+
+def test_layers_are_in_the_order_of_their_numbers():
+    assert layers_of({"layer_10": "b", "layer_9": "a", "note": "c"}) == [(9, "a"), (10, "b")]
+
+
+def test_texts_are_told_apart_by_colour_and_marker():
+    styles = [text_style(f"text_{i}") for i in range(14)]
+    assert len(set(styles)) == 14
+    assert len({colour for colour, _ in styles[:7]}) == 7
+
+
+def test_summary_draws_median_and_range(ax):
+    sections = {"text_1": {f"layer_{i}": {"delta": summary(0, median=i, low=i - 1, high=i + 2)}
+                           for i in (0, 3, 12)}}  # fmt: skip
+    primitives.draw_summary(sections, "delta", ax, "Step size", "tokens")
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[0, 0], [3, 3], [12, 12]])
+    assert ax.lines[0].get_color() == text_style("text_1")[0]
+    band = ax.collections[0].get_paths()[0].get_extents()
+    assert (band.x0, band.y0, band.x1, band.y1) == (0, -1, 12, 14)
+    assert (ax.get_title(), ax.get_ylabel()) == ("Step size", "tokens")
+    assert list(ax.get_xticks()) == [0, 3, 12]
+
+
+def test_summary_of_spread_draws_mean_and_standard_deviation(ax):
+    sections = {"text_0": {"layer_0": {"x": {"y": summary(2.0, std=0.5)}},
+                           "layer_1": {"x": {"y": summary(4.0, std=0.25)}}}}  # fmt: skip
+    primitives.draw_summary(sections, "x.y", ax, "", "", spread=True)
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [2, 4])
+    band = ax.collections[0].get_paths()[0].get_extents()
+    assert (band.y0, band.y1) == (1.5, 4.25)
+
+
+def test_a_single_layer_shows_its_range_as_a_bar(ax):
+    sections = {"text_0": {"layer_5": {"delta": summary(0)}}}
+    primitives.draw_summary(sections, "delta", ax, "", "")
+    np.testing.assert_array_equal(ax.collections[0].get_segments()[0], [[5, -1], [5, 2]])
+
+
+def test_what_is_undefined_leaves_a_gap_and_all_undefined_a_reason(ax):
+    undefined = dict.fromkeys(("mean", "std", "min", "median", "max"))
+    sections = {"text_0": {"layer_0": {"x": undefined}, "layer_1": {"x": summary(0)}}}
+    primitives.draw_summary(sections, "x", ax, "", "")
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [np.nan, 0.5])
+    empty = Figure().subplots()
+    primitives.draw_summary({"text_0": {"layer_0": {"x": undefined}}}, "x", empty, "", "")
+    assert texts_of(empty) == "not available undefined in these texts"
+
+
+@pytest.mark.parametrize(("section", "reason"), [(ERROR, "too flat"), (SKIPPED, "skipped: needs")])
+def test_failed_sections_are_named_where_no_text_has_a_result(ax, section, reason):
+    primitives.draw_summary({"text_0": section}, "delta", ax, "Step size", "")
+    assert reason in texts_of(ax)
+    assert not ax.lines
+
+
+def test_a_reason_is_drawn_as_it_is_written(ax):
+    primitives.write_reason(ax, "cost $5 and $6 \U0001f642")
+    assert texts_of(ax) == "not available cost $5 and $6 \u25a1"
+    ax.figure.savefig(io.BytesIO(), format="svg")  # a missing glyph would warn
+
+
+def test_tests_show_the_null_and_fill_what_lies_outside(ax):
+    tests = [
+        null_test(0.5, -0.1, 0.2),
+        null_test(0.1, -0.3, 0.4),
+        null_test(-0.6, None, None),
+        null_test(None, None, None, "flat"),
+    ]
+    labels = ["a", "b", "c", "d"]
+    primitives.draw_tests(ax, {"text_0": {"layer_0": 1}}, labels, {"text_0": tests})
+    bars = [(bar.get_y(), bar.get_height()) for bar in ax.patches[:2]]
+    np.testing.assert_allclose(bars, [(-0.1, 0.3), (-0.3, 0.7)])
+    _, filled, hollow = ax.lines
+    np.testing.assert_array_equal(filled.get_xydata(), [[0, 0.5]])
+    np.testing.assert_array_equal(hollow.get_xydata()[:2], [[1, 0.1], [2, -0.6]])
+    assert to_hex(filled.get_markerfacecolor()) == to_hex(text_style("text_0")[0])
+    assert to_hex(hollow.get_markerfacecolor()) == "#ffffff"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b", "c", "d"]
+
+
+def test_tests_without_any_value_give_the_reason(ax):
+    tests = {"text_0": [null_test(None, None, None, "5 tokens; a claim needs at least 40")]}
+    primitives.draw_tests(ax, {"text_0": {"layer_0": 1}}, ["0→1"], tests)
+    assert texts_of(ax) == "not available 5 tokens; a claim needs at least 40"
+
+
+def test_bars_beside_chance_in_outline_where_it_is_not_excluded(ax):
+    section = {"layer_0": {}, "layer_3": {}}
+    bars = {"rollout": [4.0, 2.0], "gradient": [1.0, None]}
+    hollow = {"rollout": [False, True], "gradient": [True, True]}
+    primitives.draw_bars(ax, section, bars, 1.5, None, hollow)
+    heights = [bar.get_height() for bar in ax.patches]
+    np.testing.assert_array_equal(heights, [4, 2, 1, np.nan])
+    faces = [to_hex(bar.get_facecolor()) for bar in ax.patches[:2]]
+    assert faces[1] == "#ffffff" != faces[0]
+    assert list(ax.lines[0].get_ydata()) == [1.5, 1.5]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["rollout", "gradient"]
+
+
+@pytest.mark.parametrize(("count", "names"), [(3, "legend"), (24, "colour bar")])
+def test_layers_in_colours_are_named(ax, count, names):
+    series = {"lags": [1, 2], "share": [0.5, 0.25]}
+    sections = {"text_0": {f"layer_{i}": series for i in range(count)}}
+    primitives.draw_lines_by_layer(sections, ax, lambda part: (part["lags"], part["share"]))
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[1, 0.5], [2, 0.25]])
+    colours = primitives.layer_colours(list(range(count)))
+    assert to_rgba(ax.lines[1].get_color()) == colours[1] != colours[0]
+    if names == "legend":
+        labels = [text.get_text() for text in ax.get_legend().get_texts()]
+        assert labels == ["layer 0", "layer 1", "layer 2"]
+    else:
+        bar = ax.figure.axes[1]
+        assert bar.get_ylabel() == "layer"
+        assert [label.get_text() for label in bar.get_yticklabels()][:2] == ["0", "3"]
+
+
+def test_long_labels_are_thinned_more(ax):
+    primitives.thin_ticks(ax, "x", [str(i) for i in range(24)])
+    assert len(ax.get_xticks()) <= primitives.MAX_TICKS
+    primitives.thin_ticks(ax, "x", [f"{i}→{i + 1}" for i in range(23)])
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0→1", "6→7", "12→13", "18→19"]
+
+
+def test_a_short_logarithmic_range_has_more_labels_than_powers_of_ten(ax):
+    ax.plot([0, 1], [0.02, 0.6])
+    primitives.log_axis(ax, "y")
+    ax.figure.canvas.draw()
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert {"0.02", "0.05", "0.1", "0.2", "0.5"} <= set(labels)
+
+
+def test_chosen_cells_are_marked(ax):
+    primitives.mark_cells(ax, np.array([[True, False], [False, True]]))
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[0, 0], [1, 1]])
