@@ -148,3 +148,9 @@ def test_token_ticks_of_nothing_and_of_an_unknown_axis(ax):
     assert _texts(ax.get_xticklabels()) == []
     with pytest.raises(ValueError, match="axis is 'z'"):
         drawing.token_ticks(ax, ["a"], "z")
+
+
+def test_characters_without_a_glyph_are_boxes_and_their_marks_vanish():
+    assert drawing.drawable_text("é α \u0645 x") == "é α \u0645 x"
+    assert drawing.drawable_text("a\U0001f642b") == "a\u25a1b"
+    assert drawing.drawable_text("\u0915\u093f") == "\u25a1"  # a letter and its vowel sign
