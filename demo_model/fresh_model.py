@@ -43,11 +43,11 @@ def start_as_induction_head(mixer: MambaMixer, embeddings: Tensor) -> None:
 
     From the usual start a small Mamba reads millions of tokens of prose and recalls nothing. In
     the manner of Trockman et al. 2024, "Mimetic Initialization Helps State Space Models Learn to
-    Recall", but for the next token: half of the channels carry a token, the other half the same
-    features of the one before; B reads the one before and C the token with the same weights, so
-    that a token matches the places after its like; states hardly decay; and out_proj is the
-    transpose of in_proj, so that what stands there adds to the logit of its token. All of this is
-    trained further.
+    Recall" (arXiv:2410.11135), but for the next token: half of the channels carry a token, the
+    other half the same features of the one before; B reads the one before and C the token with
+    the same weights, so that a token matches the places after its like; states hardly decay; and
+    out_proj is the transpose of in_proj, so that what stands there adds to the logit of its token.
+    All of this is trained further.
     """
     rank, d_state, d_inner = mixer.time_step_rank, mixer.ssm_state_size, mixer.intermediate_size
     half = d_inner // 2
