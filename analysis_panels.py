@@ -251,7 +251,7 @@ def plot_neuron_cka(sections: Sections, method: str, ax: Axes | None = None) -> 
         ]
         for text, steps in parts.items()
     }  # fmt: skip
-    return draw_tests(ax, sections, labels, tests)
+    return draw_tests(ax, sections, labels, tests, one_sided=True)
 
 
 def plot_neuron_magnitude(sections: Sections, method: str, ax: Axes | None = None) -> Axes:

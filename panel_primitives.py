@@ -232,11 +232,13 @@ def draw_tests(
     sections: Sections,
     labels: Sequence[str],
     tests: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    one_sided: bool = False,
 ) -> Axes:
     """Values beside the interval of their null, by text: tests of the categories in `labels`.
 
     A grey bar spans null_low to null_high. A point outside is filled, one inside is hollow, one
-    without a null is hollow too.
+    without a null is hollow too. `one_sided`: only values above null_high count as outside.
     """
     given = [test for row in tests.values() for test in row]
     if all(test["value"] is None for test in given):
@@ -250,7 +252,7 @@ def draw_tests(
         ax.bar(x, high - low, 0.8, low, color=NULL_COLOUR, alpha=alpha, linewidth=0, label="null")
         colour, marker = text_style(text)
         ax.plot(x, value, color=colour, linewidth=0.6, alpha=0.6)
-        outside = (value < low) | (value > high)
+        outside = (value > high) | ((value < low) & (not one_sided))
         for chosen, face in ((outside, colour), (~outside, "white")):
             ax.plot(
                 x[chosen], value[chosen], marker, color=colour, markerfacecolor=face,

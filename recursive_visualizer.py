@@ -188,7 +188,7 @@ def figure_neuron_evolution(results: Section) -> Figure:
         "Neurons across layers, by method",
         "CKA of the neurons of successive layers over the same tokens (a neuron's number has no "
         "counterpart in another layer); grey: null of circular time shifts, mean to largest draw; "
-        "filled points lie outside it. RMS over tokens and neurons, in the unit of the method: "
+        "filled points lie above it. RMS over tokens and neurons, in the unit of the method: "
         "activation, or for gradient-guided activation times gradient. Dashed: all neurons alike.",
         [(len(methods), 1.0)] * 3,
         sections,

@@ -158,6 +158,15 @@ def test_neurons_across_layers(ax):
     assert ax.get_title() == "CKA of successive layers,\nrollout"
 
 
+def test_a_neuron_cka_below_the_mean_of_its_null_is_no_finding(ax):
+    section = evolution()
+    section["rollout"]["transitions"][0]["cka"] = 0.0
+    panels.plot_neuron_cka({"text_0": section}, "rollout", ax)
+    _, outside, inside = ax.lines
+    assert len(outside.get_xdata()) == 0
+    np.testing.assert_array_equal(inside.get_xydata(), [[0, 0.0]])
+
+
 def test_magnitude_and_concentration_of_neurons(ax):
     panels.plot_neuron_magnitude({"text_0": evolution()}, "rollout", ax)
     np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[0, 0.5], [2, 1.0]])
