@@ -31,7 +31,9 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 
 # What `utils` passes on, and what `analysis_utils` is made of.
 PLUMBING = {"utils", "analysis_inputs", "memory_tracker", "result_files"}
-DRAWING = {"analysis_utils", "drawing", "recursive_visualizer"}
+DRAWING = {
+    "analysis_utils", "drawing", "recursive_visualizer", "memory_figures", "memory_panels"
+}  # fmt: skip
 
 # Functions in which a command talks to the terminal.
 COMMANDS = {"main", "_main", "_command", "_run"}

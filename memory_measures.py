@@ -1,0 +1,429 @@
+"""What a model's states keep of the past and what its predictions lose without it, by layer.
+
+The steps of the memory analysis, over all texts together. Descriptive: delta and half-lives, the
+memory kernel of implicit attention, the state's norm, energies and rank, autocorrelation, ties
+between layers, neurons by three methods. Causal: neurons ablated one by one, the state reset, and
+single sources hidden. Each step composes functions of the suite and computes over a `Capture` a
+text (b = 1, no padding).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from analysis_steps import Step
+from analysis_utils import summarise
+from attention_neurons import NEURON_METHODS, AttentionData, attention_data
+from delta_extraction import DeltaMemory, delta_memory, gate_tokens, layer_components
+from delta_neurons import DeltaSensitivity, delta_neuron_correlation, delta_sensitivity
+from layer_correlation_analyzer import STREAMS, cross_layer_correlations, recursive_patterns
+from mamba_mixers import MixerParameters
+from memory_causal import causal_memory
+from neuron_effects import ablation_check
+from neuron_sets import NeuronSet
+from ssm_component_extractor import Capture, RecursiveDynamics, SSMComponents, recursive_dynamics
+from targets import resolve_target
+from time_shift_nulls import NullTest, spearman_permutation_test
+from utils import finite_or_none
+
+NUM_TOP_NEURONS = 10
+
+_KERNEL_LAGS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class MemorySettings:
+    """How the memory analysis is run."""
+
+    layers: list[int]
+    batch_size: int = 2
+    """texts a forward pass; changes the numbers by rounding alone"""
+    seed: int = 0
+    num_positions: int = 16
+    """tokens of each text at which memory is taken away"""
+    num_ablations: int = 16
+    """random neurons of each layer that are ablated, the same in every text"""
+    command: Sequence[str] | None = None
+    """command line, for the provenance"""
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryInputs:
+    """What the steps work on."""
+
+    model: PreTrainedModel
+    captures: Sequence[Capture]
+    """one a text, without padding"""
+    pieces: Sequence[Sequence[str]]
+    """by text: its tokens, decoded"""
+    parameters: Mapping[int, MixerParameters]
+    settings: MemorySettings
+
+    def components(self, layer: int) -> list[SSMComponents]:
+        """One layer's components for each text."""
+        return layer_components(self.captures, layer)
+
+
+@dataclass(frozen=True, eq=False)
+class DeltaAndNeurons:
+    """How one layer's delta goes with its neurons, observed and by changing delta."""
+
+    observed: Any
+    """`DeltaNeuronCorrelation`: Spearman over tokens of delta with |activation|, by channel"""
+    sensitivity: DeltaSensitivity
+    """change of each neuron when delta is scaled, in all and in the decay alone"""
+    delta_with_memory: NullTest
+    """Spearman over channels of mean delta with `memory_sensitivity`: whether channels of larger
+    delta depend more on what their state keeps; null: permutations of the channels"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON."""
+        names = ("observed", "sensitivity", "delta_with_memory")
+        return {name: getattr(self, name).to_dict() for name in names}
+
+
+@dataclass(frozen=True, eq=False)
+class TextAttention:
+    """Implicit attention of each text, of which the memory kernels go to JSON."""
+
+    texts: Sequence[AttentionData]
+
+    def to_dict(self) -> dict[str, Any]:
+        """By layer: lags of each text, their summaries, and the kernel, mean over texts."""
+        return {f"layer_{layer}": _kernels(self.texts, layer) for layer in self.texts[0].layers}
+
+
+@dataclass(frozen=True, eq=False)
+class TextNeurons:
+    """Neurons of each text by method and layer."""
+
+    texts: Sequence[Mapping[str, Mapping[int, NeuronSet]]]
+
+    def importance(self, method: str, layer: int) -> Tensor:
+        """(d_inner,) share of the layer's importance, mean over texts, so that each counts alike.
+
+        A text in which the method finds nothing at all counts as zeros.
+        """
+        given = [sets[method][layer].importance.double() for sets in self.texts]
+        return torch.stack([x / x.sum().clamp_min(1e-300) for x in given]).mean(0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """By layer, method and text: size and spread of activations, concentration, top neurons."""
+        layers = next(iter(self.texts[0].values()))
+        return {
+            f"layer_{layer}": {
+                method: {
+                    f"text_{i}": _neuron_summary(sets[method][layer])
+                    for i, sets in enumerate(self.texts)
+                }
+                for method in self.texts[0]
+            }
+            for layer in layers
+        }
+
+
+def delta_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
+    """Half-lives, survival and time scales under the data's own delta; tokens at the gate."""
+    seed = inputs.settings.seed
+    return {
+        layer: {
+            "memory": delta_memory(inputs.components(layer), layer, seed=seed),
+            "gate_tokens": gate_tokens(inputs.components(layer), inputs.pieces, layer, seed=seed),
+        }
+        for layer in inputs.settings.layers
+    }
+
+
+def delta_neurons_step(inputs: MemoryInputs) -> dict[int, DeltaAndNeurons]:
+    """Delta with the activation of each neuron, and the change of neurons when delta changes."""
+    return {layer: _delta_and_neurons(inputs, layer) for layer in inputs.settings.layers}
+
+
+def attention_step(inputs: MemoryInputs) -> TextAttention:
+    """Memory kernel of every layer on every text: how its attention falls off with the lag."""
+    return TextAttention([attention_data(one, inputs.parameters) for one in inputs.captures])
+
+
+def state_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
+    """Norm of the state along the text, energies written and kept, and rank, by layer and text."""
+    return {
+        layer: {
+            f"text_{i}": state_along_text(recursive_dynamics(parts))
+            for i, parts in enumerate(inputs.components(layer))
+        }
+        for layer in inputs.settings.layers
+    }
+
+
+def state_along_text(dynamics: RecursiveDynamics) -> dict[str, Any]:
+    """Norm, energies and rank of one layer's state on one text (b = 1, no padding).
+
+    ``norm_by_quarter``: mean |h_t| over each quarter of the tokens; ``last_over_first`` and
+    ``last_over_third``: ratios of these (near 1 the norm has stopped growing); ``write``,
+    ``retain``: mean over t >= 1 of |delta B u| and |exp(delta A) h_{t-1}|, L2 over channels and
+    states; ``retained_share``: mean over t >= 1 of retain / (retain + write), in [0, 1]. None with
+    the ``reason`` for fewer than 4 tokens, and where a state is zero.
+    """
+    norm = dynamics.state_norm[0].double()
+    result: dict[str, Any] = {
+        "num_tokens": len(norm),
+        "participation_ratio": finite_or_none(dynamics.state_participation_ratio[0]),
+    }
+    names = ("norm_by_quarter", "last_over_first", "last_over_third", "write", "retain",
+             "retained_share")  # fmt: skip
+    if len(norm) < 4:
+        reason = f"{len(norm)} tokens; quarters of a text need 4 or more"
+        return {**result, **dict.fromkeys(names), "reason": reason}
+    quarters = [float(part.mean()) for part in norm.tensor_split(4)]
+    write, retain = (x[0, 1:].double() for x in (dynamics.write_energy, dynamics.retain_energy))
+    values = (
+        quarters,
+        _ratio(quarters[3], quarters[0]),
+        _ratio(quarters[3], quarters[2]),
+        float(write.mean()),
+        float(retain.mean()),
+        finite_or_none((retain / (retain + write)).mean()),
+    )
+    defined = None not in values
+    return {
+        **result,
+        **dict(zip(names, values, strict=True)),
+        "reason": None if defined else "a state is zero",
+    }
+
+
+def recursion_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
+    """Autocorrelation of each layer's residual stream and mixer output, beside shuffled tokens."""
+    return {
+        layer: {
+            stream: recursive_patterns(
+                inputs.captures, layer, stream=stream, seed=inputs.settings.seed
+            )
+            for stream in STREAMS
+        }
+        for layer in inputs.settings.layers
+    }
+
+
+def cross_layer_step(inputs: MemoryInputs) -> dict[str, Any]:
+    """Correlation of neighbouring layers, by residual stream and by mixer output."""
+    if len(inputs.settings.layers) < 2:
+        return {"reason": "needs at least two layers"}
+    return {
+        stream: cross_layer_correlations(inputs.captures, stream=stream, seed=inputs.settings.seed)
+        for stream in STREAMS
+    }
+
+
+def neurons_step(inputs: MemoryInputs, attention: TextAttention) -> TextNeurons:
+    """Neurons of every text by each method."""
+    return TextNeurons(
+        [
+            {name: make(data, inputs.model, None) for name, make in NEURON_METHODS.items()}
+            for data in attention.texts
+        ]
+    )
+
+
+def ablation_step(inputs: MemoryInputs, neurons: TextNeurons) -> dict[int, dict[str, Any]]:
+    """Effect of setting neurons to their mean on the last token's prediction, by layer and text.
+
+    The neurons are a random sample of each layer, the same in every text.
+    """
+    settings = inputs.settings
+    checks = [
+        ablation_check(
+            inputs.model,
+            captured,
+            sets,
+            resolve_target(),
+            settings.num_ablations,
+            seed=settings.seed,
+        )
+        for captured, sets in zip(inputs.captures, neurons.texts, strict=True)
+    ]
+    return {
+        layer: {f"text_{i}": check[layer] for i, check in enumerate(checks)}
+        for layer in settings.layers
+    }
+
+
+def neuron_memory_step(
+    inputs: MemoryInputs,
+    delta: Mapping[int, Mapping[str, Any]],
+    delta_neurons: Mapping[int, DeltaAndNeurons],
+    neurons: TextNeurons,
+) -> dict[int, dict[str, Any]]:
+    """Over the channels of a layer: importance by each method with mean delta and memory."""
+    return {
+        layer: {
+            method: _join(
+                neurons.importance(method, layer),
+                channel_memory(inputs, layer, delta[layer]["memory"], delta_neurons[layer]),
+                inputs.settings.seed,
+            )
+            for method in NEURON_METHODS
+        }
+        for layer in inputs.settings.layers
+    }
+
+
+def ablation_memory_step(
+    inputs: MemoryInputs,
+    delta: Mapping[int, Mapping[str, Any]],
+    delta_neurons: Mapping[int, DeltaAndNeurons],
+    neurons: TextNeurons,
+    ablation: Mapping[int, Mapping[str, Any]],
+) -> dict[int, dict[str, Any]]:
+    """Over the ablated neurons of a layer: |effect|, mean over texts, with delta, memory and
+    each method's importance."""
+    result = {}
+    for layer in inputs.settings.layers:
+        ids, effects = mean_effects(ablation[layer])
+        memory = channel_memory(inputs, layer, delta[layer]["memory"], delta_neurons[layer])
+        importance = {name: neurons.importance(name, layer) for name in NEURON_METHODS}
+        tests = {
+            name: rank_test(effects, values[ids], inputs.settings.seed)
+            for name, values in {**memory, **importance}.items()
+        }
+        result[layer] = {
+            "neurons": ids.tolist(),
+            "effects": effects.tolist(),
+            "effect": summarise(effects),
+            **tests,
+        }
+    return result
+
+
+def channel_memory(
+    inputs: MemoryInputs, layer: int, memory: DeltaMemory, delta_neurons: DeltaAndNeurons
+) -> dict[str, Tensor]:
+    """(d_inner,) each: mean delta over all tokens, half-life of the slowest state in tokens, and
+    `memory_sensitivity` of `delta_neurons`."""
+    deltas = torch.cat([parts.delta[0] for parts in inputs.components(layer)])
+    return {
+        "mean_delta": deltas.double().mean(0),
+        "half_life": memory.channel_half_life.double(),
+        "memory_sensitivity": delta_neurons.sensitivity.memory_sensitivity.double(),
+    }
+
+
+def mean_effects(by_text: Mapping[str, Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
+    """The ablated neurons of a layer, and the mean over texts of |effect| of each."""
+    effects = [part["effects"] for part in by_text.values()]
+    ids = [int(neuron) for neuron in effects[0]]
+    sizes = [[abs(part[str(neuron)]) for neuron in ids] for part in effects]
+    return torch.tensor(ids), torch.tensor(sizes, dtype=torch.float64).mean(0)
+
+
+def rank_test(x: Tensor, y: Tensor, seed: int) -> NullTest:
+    """Spearman over the entries that both sides define, against permutations."""
+    keep = x.isfinite() & y.isfinite()
+    return spearman_permutation_test(x[keep], y[keep], seed=seed)
+
+
+def causal_step(inputs: MemoryInputs) -> dict[str, Any]:
+    """Effect of resetting the state and of hiding sources: see `memory_causal`."""
+    settings = inputs.settings
+    return causal_memory(
+        inputs.model, inputs.captures, settings.layers, settings.num_positions, settings.seed
+    )
+
+
+MEMORY_STEPS = (
+    Step("delta", delta_step),
+    Step("delta_neurons", delta_neurons_step),
+    Step("memory_kernel", attention_step),
+    Step("state", state_step),
+    Step("recursive_patterns", recursion_step),
+    Step("cross_layer_correlations", cross_layer_step),
+    Step("neurons", neurons_step, needs=("memory_kernel",)),
+    Step("neuron_ablation", ablation_step, needs=("neurons",)),
+    Step("neuron_memory", neuron_memory_step, needs=("delta", "delta_neurons", "neurons")),
+    Step(
+        "ablation_memory",
+        ablation_memory_step,
+        needs=("delta", "delta_neurons", "neurons", "neuron_ablation"),
+    ),
+    Step("causal_memory", causal_step),
+)
+
+
+def channel_tensors(inputs: MemoryInputs, results: Mapping[str, Any]) -> dict[str, Tensor]:
+    """``layer_3.mean_delta``, ``.half_life`` and ``.importance.rollout``, each (d_inner,)."""
+    tensors = {}
+    for layer in inputs.settings.layers:
+        deltas = torch.cat([parts.delta[0] for parts in inputs.components(layer)])
+        tensors[f"layer_{layer}.mean_delta"] = deltas.double().mean(0).float()
+        if "delta" in results:
+            half_life = results["delta"][layer]["memory"].channel_half_life
+            tensors[f"layer_{layer}.half_life"] = half_life
+        for method in NEURON_METHODS if "neurons" in results else ():
+            importance = results["neurons"].importance(method, layer).float()
+            tensors[f"layer_{layer}.importance.{method}"] = importance
+    return tensors
+
+
+def _delta_and_neurons(inputs: MemoryInputs, layer: int) -> DeltaAndNeurons:
+    parts, seed = inputs.components(layer), inputs.settings.seed
+    sensitivity = delta_sensitivity(parts, layer)
+    mean_delta = torch.cat([part.delta[0] for part in parts]).double().mean(0)
+    return DeltaAndNeurons(
+        delta_neuron_correlation(parts, layer, seed=seed),
+        sensitivity,
+        rank_test(mean_delta, sensitivity.memory_sensitivity.double(), seed),
+    )
+
+
+def _kernels(texts: Sequence[AttentionData], layer: int) -> dict[str, Any]:
+    kernels = [data.layers[layer].kernel for data in texts]
+    lags = {
+        name: [getattr(kernel, name)[0] for kernel in kernels]
+        for name in ("mean_lag", "median_lag", "lag_90")
+    }
+    shortest = min(kernel.kernel.shape[1] for kernel in kernels)
+    mean = torch.stack([kernel.kernel[0, :shortest] for kernel in kernels]).double().mean(0)
+    return {
+        **{name: summarise(values) for name, values in lags.items()},
+        "by_text": {
+            f"text_{i}": {name: finite_or_none(values[i]) for name, values in lags.items()}
+            for i in range(len(texts))
+        },
+        "kernel": [finite_or_none(x) for x in mean[:_KERNEL_LAGS].tolist()],
+    }
+
+
+def _neuron_summary(found: NeuronSet) -> dict[str, Any]:
+    """What of a neuron set goes to JSON; the activations' summary is over neurons of their RMS."""
+    full = found.to_dict()
+    rms = found.activations[0].double().square().mean(0).sqrt()
+    names = ("importance", "concentration", "top_neurons", "target", "note")
+    kept = {name: full[name] for name in names}
+    kept["top_neurons"] = kept["top_neurons"][:NUM_TOP_NEURONS]
+    return {"activation_rms": summarise(rms), **kept}
+
+
+def _join(importance: Tensor, memory: Mapping[str, Tensor], seed: int) -> dict[str, Any]:
+    top = importance.argsort(descending=True, stable=True)[:NUM_TOP_NEURONS].tolist()
+    return {
+        "correlations": {name: rank_test(importance, x, seed) for name, x in memory.items()},
+        "top_neurons": [
+            {
+                "neuron": neuron,
+                "importance_share": float(importance[neuron]),
+                **{name: finite_or_none(x[neuron]) for name, x in memory.items()},
+            }
+            for neuron in top
+        ],
+    }
+
+
+def _ratio(numerator: float, denominator: float) -> float | None:
+    return numerator / denominator if denominator > 0 and math.isfinite(numerator) else None

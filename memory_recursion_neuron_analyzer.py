@@ -1,0 +1,307 @@
+"""Memory recursion: what the states of a Mamba keep, and what its neurons and predictions owe it.
+
+One forward pass a batch, then the steps of ``memory_measures`` over all texts together, claims
+tried on their results (``memory_claims``), figures, and a report written from the numbers. A step
+that fails leaves its error under its key and the rest intact.
+
+From a shell: ``python run_memory_recursion_analysis.py`` runs it on the bundled demo model and
+three built-in texts, offline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, device
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from analysis_results import REPLAY_TOLERANCE, step_sections
+from analysis_steps import StepOutcomes, run_steps
+from attention_neurons import NEURON_METHODS, layer_parameters
+from delta_extraction import token_pieces
+from memory_claims import claims_on
+from memory_figures import MEMORY_FIGURES
+from memory_measures import MEMORY_STEPS, MemoryInputs, MemorySettings, channel_tensors
+from memory_report import memory_report
+from memory_table import memory_by_layer
+from recursive_visualizer import write_figures
+from ssm_component_extractor import (
+    STEP_OPTIONS,
+    Capture,
+    capture_texts,
+    job_from_options,
+    model_layers,
+)
+from utils import (
+    DEMO_MODEL_PATH,
+    SCHEMA_VERSION,
+    EncodedText,
+    add_common_options,
+    check_output_dir,
+    check_texts,
+    encode_texts,
+    padding_id,
+    provenance,
+    require_tokenizer,
+    resolve_model,
+    run_main,
+    to_jsonable,
+    validate_int,
+    write_atomically,
+    write_csv,
+    write_json,
+    write_tensors,
+)
+
+DEFAULT_OUTPUT_DIR = "memory_recursion_analysis"
+
+
+@dataclass(frozen=True, eq=False)
+class MemoryAnalysis:
+    """A whole memory analysis: strict JSON, and the tensors that go beside it."""
+
+    results: dict[str, Any]
+    tensors: dict[str, Tensor]
+    """by channel: see ``memory_measures.channel_tensors``"""
+
+
+def analyze_memory(
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: MemorySettings,
+) -> MemoryAnalysis:
+    """Run the steps on tokenized texts and try the claims on what they give.
+
+    Cost: one forward pass a batch, one forward and backward pass a text for the gradient-guided
+    neurons, for each ablated neuron and each position and kind of intervention the layers from the
+    one changed on, and the steps.
+    """
+    started = time.perf_counter()
+    captures = capture_texts(
+        model,
+        encoded,
+        settings.layers,
+        batch_size=settings.batch_size,
+        pad_token_id=padding_id(tokenizer),
+    )
+    pieces = [token_pieces(tokenizer, text.input_ids) for text in encoded]
+    parameters = layer_parameters(model, settings.layers)
+    inputs = MemoryInputs(model, captures, pieces, parameters, settings)
+    outcomes = run_steps(MEMORY_STEPS, inputs)
+    results = _results(inputs, encoded, outcomes)
+    results["provenance"]["run"]["seconds"] = round(time.perf_counter() - started, 3)
+    return MemoryAnalysis(to_jsonable(results), channel_tensors(inputs, outcomes.results))
+
+
+def write_memory_analysis(analysis: MemoryAnalysis, folder: Path) -> Path:
+    """Write results as JSON, channels as safetensors, layers and claims as CSV; returns the JSON.
+
+    Each file is written whole or not at all.
+    """
+    write_tensors(folder / "memory_recursion_results.safetensors", analysis.tensors)
+    write_csv(folder / "memory_by_layer.csv", analysis.results["memory_by_layer"])
+    rows = [{k: v for k, v in row.items() if k != "details"} for row in analysis.results["claims"]]
+    write_csv(folder / "claims.csv", rows)
+    return write_json(folder / "memory_recursion_results.json", analysis.results)
+
+
+class MemoryRecursionNeuronAnalyzer:
+    """Memory of a Mamba's states over texts, its causal effect, its neurons, and a report of both.
+
+    ``num_positions`` tokens of each text at which memory is taken away, ``num_ablations`` random
+    neurons of each layer that are ablated (at least 3): both cost forward passes.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | Path,
+        device: str | device | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+        max_sequence_length: int = 512,
+        batch_size: int = 2,
+        seed: int = 0,
+        num_positions: int = 16,
+        num_ablations: int = 16,
+    ) -> None:
+        self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
+        self.max_sequence_length = validate_int("max_sequence_length", max_sequence_length, 2)
+        self.batch_size = validate_int("batch_size", batch_size, 1)
+        self.seed = seed
+        self.num_positions = validate_int("num_positions", num_positions, 1)
+        self.num_ablations = validate_int("num_ablations", num_ablations, 3)
+
+    def analyze_memory_recursion_effects(
+        self, texts: str | Sequence[str], layer_indices: Sequence[int] | str | None = None
+    ) -> dict[str, Any]:
+        """Analyse one text or several; the result is what ``save_analysis_results`` writes.
+
+        ``layer_indices``: a list (negatives count from the end), "all", or None for the default
+        layers. Raises ValueError for bad texts or layers before the model runs.
+        """
+        layers = model_layers(self.model, layer_indices)
+        checked = check_texts(texts)
+        tokenizer = require_tokenizer(self.model, self.tokenizer)
+        encoded = encode_texts(tokenizer, checked, self.max_sequence_length)
+        settings = MemorySettings(
+            layers, self.batch_size, self.seed, self.num_positions, self.num_ablations
+        )
+        self.analysis_ = analyze_memory(self.model, encoded, tokenizer, settings)
+        return self.analysis_.results
+
+    def visualize_memory_recursion_effects(
+        self, save_dir: str | Path = DEFAULT_OUTPUT_DIR, formats: Sequence[str] = ("png",)
+    ) -> list[Path]:
+        """Write the figures of the analysis; returns their paths."""
+        folder = check_output_dir(save_dir)
+        return write_figures(
+            self._analysis().results, folder, figures=MEMORY_FIGURES, formats=formats
+        )
+
+    def generate_comprehensive_report(self, save_path: str | Path | None = None) -> str:
+        """The report in Markdown, made from the results alone; also written to ``save_path``."""
+        report = memory_report(self._analysis().results)
+        if save_path is not None:
+            _write_text(check_output_dir(Path(save_path).parent) / Path(save_path).name, report)
+        return report
+
+    def save_analysis_results(self, save_dir: str | Path = DEFAULT_OUTPUT_DIR) -> Path:
+        """Write JSON, safetensors and tables into a folder: see :func:`write_memory_analysis`."""
+        return write_memory_analysis(self._analysis(), check_output_dir(save_dir))
+
+    def _analysis(self) -> MemoryAnalysis:
+        if not hasattr(self, "analysis_"):
+            raise RuntimeError(
+                "nothing has been analysed yet: call analyze_memory_recursion_effects first"
+            )
+        return self.analysis_
+
+
+def _results(
+    inputs: MemoryInputs, encoded: Sequence[EncodedText], outcomes: StepOutcomes
+) -> dict[str, Any]:
+    settings = inputs.settings
+    sections = step_sections(outcomes, MEMORY_STEPS)
+    num_tokens = sum(len(text.input_ids) for text in encoded)
+    claims = claims_on(sections, settings.layers, num_tokens, settings.seed)
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "analysis_metadata": {
+            "layer_indices": settings.layers,
+            "num_texts": len(encoded),
+            "num_tokens": num_tokens,
+            "num_positions": settings.num_positions,
+            "num_ablations": settings.num_ablations,
+            "neuron_methods": list(NEURON_METHODS),
+        },
+        "self_check": _self_check(inputs, outcomes),
+        "claims": [claim.to_dict() for claim in claims],
+        "memory_by_layer": memory_by_layer(sections, settings.layers),
+        "individual_texts": {
+            f"text_{i}": {"text": text.text, "tokens": text.tokens}
+            for i, text in enumerate(encoded)
+        },
+        "memory": sections,
+        "provenance": provenance(
+            inputs.model,
+            command=settings.command,
+            seed=settings.seed,
+            texts={
+                f"text_{i}": {
+                    "num_tokens": len(text.input_ids),
+                    "num_tokens_before_truncation": text.num_tokens_before_truncation,
+                    "truncated": text.truncated,
+                }
+                for i, text in enumerate(encoded)
+            },
+        ),
+    }
+
+
+def _self_check(inputs: MemoryInputs, outcomes: StepOutcomes) -> dict[str, Any]:
+    """How well the replayed mixers reproduce the model's own, and every step without a result."""
+    errors = {f"text_{i}": _replay_errors(one) for i, one in enumerate(inputs.captures)}
+    tolerance = REPLAY_TOLERANCE.get(inputs.model.dtype, 1e-2)
+    largest = max(error for by_layer in errors.values() for error in by_layer.values())
+    return {
+        "replay_error": errors,
+        "largest_replay_error": largest,
+        "replay_tolerance": tolerance,
+        "replay_agrees": largest <= tolerance,
+        "without_result": outcomes.failures,
+    }
+
+
+def _replay_errors(captured: Capture) -> dict[str, float]:
+    return {f"layer_{i}": parts.replay_error for i, parts in captured.components.items()}
+
+
+def _write_text(path: Path, text: str) -> Path:
+    with write_atomically(path) as handle:
+        handle.write(text)
+    return path
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the memory analysis and write its files; exit status 1 when a step gave no result."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description="Memory of a Mamba: what its states keep, and what its predictions owe to it.",
+        epilog="example: python run_memory_recursion_analysis.py --texts-file my_texts.txt "
+        "--layers all --num-positions 32",
+    )
+    add_common_options(parser, *STEP_OPTIONS, "formats")
+    parser.add_argument(
+        "--num-positions", type=int, default=16, metavar="N",
+        help="tokens of each text at which memory is taken away (default: 16)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--ablate", type=int, default=16, metavar="N",
+        help="random neurons of each layer that are ablated, at least 3 (default: 16)",
+    )  # fmt: skip
+    parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
+    args = parser.parse_args(argv)
+    validate_int("num-positions", args.num_positions, 1)
+    validate_int("ablate", args.ablate, 3)
+    if not args.quiet and Path(args.model) == DEMO_MODEL_PATH:
+        print("Model: the bundled demo model (pass --model for another)")
+    if not args.quiet and not (args.text or args.texts_file):
+        print("Texts: three built-in texts (pass --text or --texts-file)")
+    job = job_from_options(args)
+    command = ["python", "run_memory_recursion_analysis.py", *argv]
+    settings = MemorySettings(
+        job.layers, args.batch_size, args.seed, args.num_positions, args.ablate, command
+    )
+    analysis = analyze_memory(job.model, job.encoded, job.tokenizer, settings)
+    path = write_memory_analysis(analysis, job.output_dir)
+    report = job.output_dir / "memory_recursion_report.md"
+    _write_text(report, memory_report(analysis.results))
+    figures = write_figures(
+        analysis.results, job.output_dir, figures=MEMORY_FIGURES, formats=args.formats
+    )
+    print("\n".join(_summary(analysis.results)))
+    print(f"Wrote {path}, its tables and tensors, {report} and {len(figures)} figure files.")
+    return 1 if analysis.results["self_check"]["without_result"] else 0
+
+
+def _summary(results: dict[str, Any]) -> list[str]:
+    """The end of a run: the claims, and whether the numbers can be trusted."""
+    check = results["self_check"]
+    return [
+        *(f"{row['verdict']:>15}: {row['claim']}" for row in results["claims"]),
+        f"Largest replay error: {check['largest_replay_error']:.1e}",
+        *(f"Without result: {name}: {why}" for name, why in check["without_result"].items()),
+    ]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

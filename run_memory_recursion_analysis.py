@@ -1,0 +1,6 @@
+"""The command of the memory analysis: see ``memory_recursion_neuron_analyzer``."""
+
+from memory_recursion_neuron_analyzer import main
+
+if __name__ == "__main__":
+    raise SystemExit(main())

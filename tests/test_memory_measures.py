@@ -1,0 +1,72 @@
+"""Measures of the memory analysis: state along a text, shares of importance, joined tests."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from conftest import make_tiny_model
+
+from memory_measures import TextNeurons, mean_effects, rank_test, state_along_text
+from ssm_component_extractor import capture, recursive_dynamics
+
+
+def dynamics(norm, write, retain, ratio=2.0):
+    tensors = {"state_norm": norm, "write_energy": write, "retain_energy": retain}
+    given = {name: torch.tensor([values]) for name, values in tensors.items()}
+    return SimpleNamespace(**given, state_participation_ratio=(ratio,))
+
+
+def test_a_state_that_grows_and_one_that_has_stopped():
+    norm = [1.0, 1.0, 2.0, 2.0, 3.0, 3.0, 6.0, 6.0]
+    found = state_along_text(dynamics(norm, [9.0] + [1.0] * 7, [0.0] + [3.0] * 7))
+    assert found["norm_by_quarter"] == [1, 2, 3, 6]
+    assert (found["last_over_first"], found["last_over_third"]) == (6, 2)
+    # The first token retains nothing and is left out of the means.
+    assert (found["write"], found["retain"], found["retained_share"]) == (1, 3, 0.75)
+    assert found["reason"] is None
+
+
+def test_short_and_empty_states_have_a_reason():
+    short = state_along_text(dynamics([1.0] * 3, [1.0] * 3, [1.0] * 3, math.nan))
+    assert short["retained_share"] is None
+    assert short["participation_ratio"] is None
+    assert "3 tokens" in short["reason"]
+    zero = state_along_text(dynamics([0.0] * 4, [0.0] * 4, [0.0] * 4))
+    assert zero["last_over_first"] is None
+    assert zero["reason"] == "a state is zero"
+
+
+def test_the_norm_is_that_of_the_states():
+    model = make_tiny_model()
+    parts = capture(model, torch.arange(1, 13)[None], None, [1]).components[1]
+    found = state_along_text(recursive_dynamics(parts))
+    norms = parts.hidden_states[0].double().flatten(1).norm(dim=1)
+    # float32 norms against float64 ones.
+    assert found["norm_by_quarter"][3] == pytest.approx(float(norms[9:].mean()), rel=1e-5)
+
+
+def test_texts_count_alike_in_the_importance():
+    def text(*importance):
+        return {"m": {0: SimpleNamespace(importance=torch.tensor(importance))}}
+
+    found = TextNeurons([text(1.0, 3.0), text(300.0, 100.0)]).importance("m", 0)
+    assert found.tolist() == [0.5, 0.5]
+    assert TextNeurons([text(0.0, 0.0)]).importance("m", 0).tolist() == [0, 0]
+
+
+def test_effects_are_averaged_in_size():
+    texts = {"text_0": {"effects": {"7": -2.0, "1": 1.0}},
+             "text_1": {"effects": {"7": 4.0, "1": 0.0}}}  # fmt: skip
+    ids, effects = mean_effects(texts)
+    assert ids.tolist() == [7, 1]
+    assert effects.tolist() == [3.0, 0.5]
+
+
+def test_undefined_channels_are_left_out_of_a_rank_test():
+    x = torch.arange(20.0)
+    y = x.clone()
+    y[3] = math.nan
+    found = rank_test(x, y, seed=0)
+    assert (found.n, found.value) == (19, pytest.approx(1.0, abs=1e-12))  # rounding of a sum
+    assert rank_test(x[:5], y[:5], seed=0).value is None

@@ -1,0 +1,35 @@
+"""The table by layer: values where steps have results, None where they have not."""
+
+from memory_table import entry_at, memory_by_layer
+
+
+def test_values_are_those_of_the_steps():
+    sections = {
+        "delta": {"layer_3": {"memory": {"persistence": 0.9, "delta": {"mean": 0.2}}}},
+        "memory_kernel": {"error": {"type": "AnalysisError", "message": "no"}},
+        "causal_memory": {
+            "reset": {
+                "layers": {"layer_3": {"kl": [1.0, None, 3.0]}},
+                "kernel_agreement": {"layer_3": {"spearman": 0.4}},
+            }
+        },
+        "delta_neurons": {
+            "layer_3": {"delta_with_memory": {"value": 0.1, "null_low": -0.2, "null_high": 0.2}}
+        },
+    }
+    (row,) = memory_by_layer(sections, [3])
+    assert (row["layer"], row["persistence"], row["mean_delta"]) == (3, 0.9, 0.2)
+    assert (row["reset_kl"], row["reset_kernel_agreement"]) == (2.0, 0.4)
+    assert (row["delta_memory"], row["delta_memory_high"]) == (0.1, 0.2)
+    assert row["kernel_mean_lag"] is row["state_write"] is row["knockout_kl"] is None
+
+
+def test_rows_without_results_have_the_same_columns():
+    (empty,) = memory_by_layer({}, [0])
+    assert {value for name, value in empty.items() if name != "layer"} == {None}
+
+
+def test_an_entry_that_is_not_there():
+    assert entry_at({"a": {"b": 1}}, "a", "b") == 1
+    assert entry_at({"a": {"b": 1}}, "a", "c") is None
+    assert entry_at({"a": 1}, "a", "b") is None
