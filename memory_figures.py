@@ -61,8 +61,9 @@ def figure_recursive_patterns(results: Section) -> Figure:
     section = _section(results, "recursive_patterns")
     figure, axes = _page(
         results, "Recursive patterns",
-        "Autocorrelation within texts, mean over channels. Changes: Spearman over tokens of "
-        "‖hₜ − hₜ₋₁‖ and the same of the mixer's output. Grey: null of circular time shifts; "
+        "Autocorrelation within texts, mean over channels; grey: null of shuffled tokens, from the "
+        "lowest to the highest of the layers. Changes: Spearman over tokens of "
+        "‖hₜ − hₜ₋₁‖ and the same of the mixer's output; grey: null of circular time shifts; "
         "hollow points lie inside it.",
         [(2, 1.3), (1, 1.1)], {},
     )  # fmt: skip

@@ -28,7 +28,8 @@ from panel_primitives import (
     write_reason,
 )
 
-Tests = Mapping[str, Sequence[Mapping[str, Any]]]
+_STREAMS = {"residual": "residual stream", "mixer": "mixer output"}
+_STATISTICS = {"mean_abs": "Mean |r|", "max_abs": "Largest |r|", "cka": "CKA"}
 
 
 def plot_by_layer(
@@ -99,14 +100,19 @@ def plot_tests_by_layer(
 
 
 def plot_autocorrelation(section: Section, stream: str, ax: Axes | None = None) -> Axes:
-    """Autocorrelation by lag, a line a layer, on the widest null of the layers."""
-    name = {"residual": "residual stream", "mixer": "mixer output"}[stream]
-    return _lines(
+    """Autocorrelation by lag, a line a layer, on a band around the nulls of all layers."""
+    ax = _lines(
         section,
         lambda part: (part[stream]["autocorrelation"]["lags"],
                       part[stream]["autocorrelation"]["mean"]),
-        begin(ax, f"Autocorrelation, {name}", "lag (tokens)", "mean over channels"),
+        begin(ax, f"Autocorrelation, {_STREAMS[stream]}", "lag (tokens)", "mean over channels"),
     )  # fmt: skip
+    if failure(section) is None:
+        found = [part[stream]["autocorrelation"] for _, part in layers_of(section)]
+        low, high = (as_array([one[end] for one in found]) for end in ("null_low", "null_high"))
+        if low.size:
+            draw_null_band(ax, found[0]["lags"], low.min(0), high.max(0))
+    return ax
 
 
 def plot_survival(section: Section, ax: Axes | None = None) -> Axes:
@@ -130,7 +136,7 @@ def plot_pair_heatmap(
     section: Section, stream: str, statistic: str, ax: Axes | None = None
 ) -> Axes:
     """A statistic of every pair of successive layers as cells of a layer x layer map."""
-    ax = begin(ax, f"{statistic}, {stream}", "layer", "layer")
+    ax = begin(ax, f"{_STATISTICS[statistic]}, {_STREAMS[stream]}", "layer", "layer")
     if reason := failure(section):
         return write_reason(ax, reason)
     pairs = list(section[stream].values())

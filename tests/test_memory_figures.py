@@ -16,9 +16,8 @@ def test_six_figures_with_titles_and_the_origin_of_the_data():
     for draw in MEMORY_FIGURES.values():
         figure = draw(FAILED)
         assert figure.get_suptitle()
-        assert "n\u00a0=\u00a02 tokens of 1 text" in " ".join(
-            figure.texts[-1].get_text().split(" ")
-        )
+        caption = figure.texts[-1].get_text().replace("\n", " ")
+        assert "n\u00a0=\u00a02 tokens of 1 text" in caption
 
 
 def test_steps_without_results_are_named_in_their_panels():

@@ -57,6 +57,18 @@ def test_pairs_stand_in_both_halves_of_the_map(ax):
     assert shown.mask[0, 0]
 
 
+def test_autocorrelation_lies_on_the_nulls_of_all_layers(ax):
+    def layer(mean, edge):
+        series = {"lags": [1, 2], "mean": mean, "null_low": [-edge] * 2, "null_high": [edge] * 2}
+        return {"mixer": {"autocorrelation": series}}
+
+    section = {"layer_0": layer([0.5, 0.2], 0.1), "layer_3": layer([0.4, 0.1], 0.3)}
+    panels.plot_autocorrelation(section, "mixer", ax)
+    np.testing.assert_array_equal(ax.lines[1].get_xydata(), [[1, 0.4], [2, 0.1]])
+    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (-0.3, 0.3)
+
+
 DRAWN = [
     lambda section, ax: panels.plot_activation(section, "rollout", ax),
     lambda section, ax: panels.plot_tests_by_layer(section, ("x",), "t", "y", ax),
