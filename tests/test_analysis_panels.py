@@ -19,6 +19,12 @@ def texts_of(ax):
     return " ".join(" ".join(text.get_text() for text in ax.texts).split())
 
 
+def rectangles(ax):
+    """Lower and upper end of every bar."""
+    boxes = [patch.get_extents().transformed(ax.transData.inverted()) for patch in ax.patches]
+    return [(round(box.y0, 9), round(box.y1, 9)) for box in boxes]
+
+
 def null_test(value, low, high, reason=None):
     return {"value": value, "null_low": low, "null_high": high, "reason": reason}
 
@@ -63,7 +69,7 @@ def test_half_lives_are_compared_with_the_longest_text(ax):
         "text_1": {"layer_0": ssm_layer(7), "layer_4": ssm_layer(7)},
     }
     panels.plot_half_life(sections, ax)
-    assert list(ax.lines[-1].get_ydata()) == [47, 47]
+    assert np.asarray(ax.lines[-1].get_ydata()).tolist() == [47, 47]
     assert ax.get_yscale() == "log"
 
 
@@ -72,7 +78,7 @@ def test_projections_and_energies_have_a_colour_each(ax):
     assert [list(line.get_ydata()) for line in ax.lines] == [[-3, -3], [-2, -2]]
     other = Figure().subplots()
     panels.plot_state_energy(SSM, other)
-    assert [list(line.get_ydata()) for line in other.lines] == [[5, 5], [6, 6]]
+    assert [np.asarray(line.get_ydata()).tolist() for line in other.lines] == [[5, 5], [6, 6]]
     assert len({line.get_color() for line in other.lines}) == 2
 
 
@@ -152,7 +158,7 @@ def evolution():
 
 def test_neurons_across_layers(ax):
     panels.plot_neuron_cka({"text_0": evolution()}, "rollout", ax)
-    assert (ax.patches[0].get_y(), ax.patches[0].get_height()) == (0.125, 0.125)
+    assert rectangles(ax) == [(0.125, 0.25)]
     np.testing.assert_array_equal(ax.lines[1].get_xydata(), [[0, 0.75]])
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0→2"]
     assert ax.get_title() == "CKA of successive layers,\nrollout"
@@ -173,7 +179,10 @@ def test_magnitude_and_concentration_of_neurons(ax):
     other = Figure().subplots()
     panels.plot_neuron_concentration({"text_0": evolution()}, "rollout", other)
     np.testing.assert_array_equal(other.lines[0].get_ydata(), [0.25, np.nan])
-    assert list(other.lines[1].get_ydata()) == [0.05, 0.05]  # what equal importance would give
+    assert np.asarray(other.lines[1].get_ydata()).tolist() == [
+        0.05,
+        0.05,
+    ]  # what equal importance would give
 
 
 def pair(a, b, value, lagged):
@@ -193,7 +202,7 @@ def test_pairs_of_layers_beside_their_null(ax):
     _, outside, inside = ax.lines
     np.testing.assert_array_equal(outside.get_xydata(), [[0, 0.5]])
     np.testing.assert_array_equal(inside.get_xydata(), [[1, 0.15]])
-    np.testing.assert_allclose([bar.get_height() for bar in ax.patches], 0.1)
+    np.testing.assert_allclose([high - low for low, high in rectangles(ax)], 0.1)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0→3", "3→6"]
 
 
@@ -247,8 +256,8 @@ def test_ssm_attention_has_a_group_of_columns_a_pair_and_a_column_a_text(ax):
 def test_spread_between_texts_beside_chance(ax):
     section = {f"layer_{i}": {"mean_delta": {"ratio": 0.5 + i, "reason": None}} for i in (0, 1)}
     panels.plot_text_spread(section, ax, "Spread")
-    assert [bar.get_height() for bar in ax.patches] == [0.5, 1.5]
-    assert list(ax.lines[0].get_ydata()) == [1, 1]
+    assert [high - low for low, high in rectangles(ax)] == [0.5, 1.5]
+    assert np.asarray(ax.lines[0].get_ydata()).tolist() == [1, 1]
 
 
 def test_one_text_has_no_consistency_and_says_so(ax):
@@ -264,11 +273,11 @@ def test_shared_neurons_are_outlined_where_chance_is_not_excluded(ax):
     panels.plot_neuron_overlap(section, ax)
     first, second = (to_hex(bar.get_facecolor()) for bar in ax.patches)
     assert second == "#ffffff" != first
-    assert list(ax.lines[0].get_ydata()) == [1.5, 1.5]
+    assert np.asarray(ax.lines[0].get_ydata()).tolist() == [1.5, 1.5]
     assert ax.get_ylabel() == "neurons on both lists, of 20"
     other = Figure().subplots()
     panels.plot_neuron_rank_agreement(section, other)
-    assert [bar.get_height() for bar in other.patches] == [0.5, 0.5]
+    assert [high - low for low, high in rectangles(other)] == [0.5, 0.5]
 
 
 def patterns(value):
@@ -281,7 +290,9 @@ def patterns(value):
 
 def test_changes_of_state_and_activation(ax):
     panels.plot_changes({"text_0": {"layer_3": patterns(0.5)}}, 3, ax)
-    np.testing.assert_array_equal(ax.lines[0].get_xydata()[:2], [[0.5, 0.25], [1.0, 2.0]])
+    np.testing.assert_array_equal(
+        np.asarray(ax.lines[0].get_xydata())[:2], [[0.5, 0.25], [1.0, 2.0]]
+    )
     assert ax.get_xlim()[0] == ax.get_ylim()[0] == 0
     assert ax.get_title() == "layer 3"
 
@@ -292,7 +303,7 @@ def test_correlation_of_the_changes_beside_its_null(ax):
     _, outside, inside = ax.lines
     np.testing.assert_array_equal(outside.get_xydata(), [[1, 0.5]])
     np.testing.assert_array_equal(inside.get_xydata(), [[0, 0.1]])
-    np.testing.assert_array_equal([bar.get_height() for bar in ax.patches], [0.5, 0.5])
+    np.testing.assert_array_equal([high - low for low, high in rectangles(ax)], [0.5, 0.5])
 
 
 def test_norms_of_state_and_residual_stream(ax):

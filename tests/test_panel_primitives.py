@@ -122,7 +122,7 @@ def test_tests_show_the_null_and_fill_what_lies_outside(ax):
     np.testing.assert_allclose(bars, [(-0.1, 0.3), (-0.3, 0.7)])
     _, filled, hollow = ax.lines
     np.testing.assert_array_equal(filled.get_xydata(), [[0, 0.5]])
-    np.testing.assert_array_equal(hollow.get_xydata()[:2], [[1, 0.1], [2, -0.6]])
+    np.testing.assert_array_equal(np.asarray(hollow.get_xydata())[:2], [[1, 0.1], [2, -0.6]])
     assert to_hex(filled.get_markerfacecolor()) == to_hex(text_style("text_0")[0])
     assert to_hex(hollow.get_markerfacecolor()) == "#ffffff"
     assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b", "c", "d"]

@@ -12,6 +12,8 @@ import pytest
 import safetensors.torch
 import torch
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
 import recursive_visualizer as visualizer
@@ -88,7 +90,7 @@ def panel(figure, title):
 
 def words_of(figure):
     """Everything written in a figure, panels included, on one line."""
-    written = figure.findobj(matplotlib.text.Text)
+    written = figure.findobj(Text)
     return " ".join(" ".join(text.get_text().replace("\xa0", " ") for text in written).split())
 
 
@@ -166,7 +168,8 @@ def test_the_numbers_are_those_of_the_results(results):
 
     figure = drawn("correlation_analysis", results)
     pairs = results["individual_texts"]["text_0"]["analysis"]["layer_correlations"]["mixer"]
-    bar = panel(figure, "mean |r|, mixers").patches[0]
+    (bar,) = panel(figure, "mean |r|, mixers").patches[:1]
+    assert isinstance(bar, Rectangle)
     null = next(iter(pairs.values()))["mean_abs"]
     assert bar.get_y() == null["null_low"]
     assert bar.get_y() + bar.get_height() == pytest.approx(null["null_high"], rel=1e-12)
@@ -177,7 +180,7 @@ def test_maps_are_those_of_the_tensors(analysis, results):
     ax = panel(figure, "Mean α over heads\ntext 0, layer 3")
     expected = analysis.tensors["text_0.layer_3.attention"].numpy()
     lower = np.tril_indices(len(expected))
-    np.testing.assert_array_equal(ax.images[0].get_array().data[lower], expected[lower])
+    np.testing.assert_array_equal(np.asarray(ax.images[0].get_array())[lower], expected[lower])
     without = drawn("attention_analysis", results)
     assert not any(ax.images for ax in without.axes)
 
@@ -197,7 +200,7 @@ def test_a_text_that_failed_is_left_out_and_named(results):
     assert "Without text 0: AnalysisError: the state is too flat." in words_of(figure)
     first = results["individual_texts"]["text_1"]["analysis"]["ssm_components"]["layer_0"]
     (line,) = panel(figure, "Step size Δ").lines
-    assert line.get_ydata()[0] == first["delta"]["median"]
+    assert np.asarray(line.get_ydata())[0] == first["delta"]["median"]
 
 
 @pytest.mark.parametrize("failure", [ERROR, {"skipped": "needs neurons, which gave no result"}])
