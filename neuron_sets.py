@@ -290,6 +290,11 @@ def _cka_with_null(a: NeuronSet, b: NeuronSet, num_shifts: int, seed: int) -> di
     length = len(x)
     if length < 4:
         return {**undefined, "reason": f"{length} tokens; a debiased CKA needs 4"}
+    if a.target is not None:
+        # Gradients of one prediction sit on the few tokens it depends on, the same ones in every
+        # layer; a shift in time moves them apart, so that even untrained layers would exceed it.
+        reason = "values of one target sit on a few tokens, for which time shifts are no null"
+        return {**undefined, "reason": reason}
     observed = linear_cka(x, y)
     if math.isnan(observed):
         return {**undefined, "reason": "the activations of a layer do not vary over tokens"}
