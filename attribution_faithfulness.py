@@ -440,7 +440,6 @@ def _job(args: argparse.Namespace) -> Job:
         raise ValueError(f"none of the {len(texts)} texts has {minimum} tokens; lower --min-tokens")
     count = min(validate_int("num-texts", args.num_texts, 1), len(long))
     args.text, args.texts_file = [long[i * len(long) // count] for i in range(count)], None
-    logging.getLogger("analysis_inputs").setLevel(logging.ERROR)  # every cut text is intended
     return job_from_options(args)
 
 

@@ -178,7 +178,8 @@ def test_long_texts_are_cut_by_tokens_and_it_is_recorded(tiny_model, tiny_tokeni
     analyzer = CorrectedRecursiveSSMAttentionNeuronAnalyzer(
         tiny_model, max_sequence_length=10, tokenizer=tiny_tokenizer
     )
-    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], [0])
+    with caplog.at_level(logging.WARNING):
+        results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], [0])
     origin = results["provenance"]["texts"]["text_0"]
     assert origin["num_tokens"] == 10
     assert origin["num_tokens_before_truncation"] > 10
