@@ -21,7 +21,7 @@ Checked against transformers 5.23.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selective_scan import selective_scan
+from selective_scan import selective_scan_chunk
 from utils import forward_hooks
 
 Edit = Callable[[str, Tensor], Tensor]
@@ -82,6 +82,16 @@ class UnsupportedModelError(ValueError):
     """The model has no selective SSM mixer of a family in ``FAMILIES``."""
 
 
+class MixerMemory(NamedTuple):
+    """All that a mixer knows of the tokens before: from it, what follows is exactly the same."""
+
+    conv_input: Tensor
+    """(b, K - 1, d_inner) the convolution's inputs at the last tokens, the last one last; zeros
+    before the text"""
+    state: Tensor
+    """(b, d_inner, N) h after the last token"""
+
+
 @dataclass(frozen=True, eq=False)
 class MixerReplay:
     """The quantities inside one mixer for one batch, in the order in which they are computed.
@@ -112,6 +122,8 @@ class MixerReplay:
     """(b, l, d_inner) y * SiLU(gate): out_proj's input, the neurons"""
     output: Tensor
     """(b, l, d_model) the mixer's output"""
+    memory: MixerMemory
+    """after the last token, from which the next chunk of the text goes on"""
 
 
 class MixerFamily(NamedTuple):
@@ -123,7 +135,8 @@ class MixerFamily(NamedTuple):
     """class of the mixer; a subclass counts as its base"""
     attributes: tuple[str, ...]
     """what such a mixer has; a class of this name without them is not replayed"""
-    replay: Callable[[nn.Module, Tensor, Tensor | None, Edit, Rules], MixerReplay]
+    replay: Callable[..., MixerReplay]
+    """(mixer, hidden states, mask or None, edit, rules, memory or None)"""
 
 
 class MixerSite(NamedTuple):
@@ -221,18 +234,27 @@ def replay_mixer(
     attention_mask: Tensor | None = None,
     edit: Edit | None = None,
     rules: Rules = GRADIENT,
+    memory: MixerMemory | None = None,
 ) -> MixerReplay:
     """Compute the mixer's quantities from its input (b, l, d_model), differentiably.
 
     ``attention_mask`` (b, l) is 0 at padding; one of another shape is not a padding mask and is
     left out, as the mixers do. ``edit(stage, tensor)`` may return another tensor for any stage of
     ``EDITABLE``; what follows is computed from it, so that an intervention is exact. ``rules``
-    says how gradients pass the non-linear operations.
+    says how gradients pass the non-linear operations. ``memory`` is the replay's of the chunk
+    before this one; None starts a text. Raises ValueError for a memory of another batch size.
     Cost: the mixer's own matrix products and one scan.
     """
     if attention_mask is not None and attention_mask.shape != hidden_states.shape[:2]:
         attention_mask = None
-    return site.family.replay(site.mixer, hidden_states, attention_mask, edit or _no_edit, rules)
+    if memory is not None and len(memory.state) != len(hidden_states):
+        raise ValueError(
+            f"memory is that of {len(memory.state)} texts, the chunk has {len(hidden_states)}; "
+            "go on with the same texts, in the same order"
+        )
+    return site.family.replay(
+        site.mixer, hidden_states, attention_mask, edit or _no_edit, rules, memory
+    )
 
 
 @torch.no_grad()
@@ -286,6 +308,7 @@ def fast_scan(
     edits: Mapping[int, Edit] | None = None,
     observe: Observer | None = None,
     rules: Rules = GRADIENT,
+    memories: MutableMapping[int, MixerMemory] | None = None,
 ) -> Iterator[nn.Module]:
     """Within this context the model's mixers run by replay, with the suite's scan.
 
@@ -295,8 +318,15 @@ def fast_scan(
     autograd graph. A call with a cache goes to the mixer's own code, or is refused (RuntimeError)
     when there is an edit for that layer. ``rules`` other than ``GRADIENT`` apply to the mixers and
     to the model's RMS norms. Both are restored on leaving, whatever happened.
+
+    ``memories`` makes consecutive calls the chunks of one text, of any length from one token on:
+    each mixer starts from its layer's entry (none: an empty memory) and leaves its memory there,
+    detached. Chunks then give what the whole text gives. Edits count tokens from the chunk's
+    start. Raises UnsupportedModelError for a model with attention, which would need its own cache.
     """
     sites = find_mixers(model)
+    if memories is not None:
+        _check_that_all_memory_is_in_mixers(model)
     edits = dict(edits or {})
     if unknown := sorted(set(edits) - set(sites)):
         raise ValueError(
@@ -304,7 +334,7 @@ def fast_scan(
         )
     with ExitStack() as stack:
         for site in sites.values():
-            forward = _replaying_forward(site, edits.get(site.layer), observe, rules)
+            forward = _replaying_forward(site, edits.get(site.layer), observe, rules, memories)
             stack.enter_context(_replaced_forward(site.mixer, forward))
         for norm in _rms_norms(model) if rules is not GRADIENT else ():
             forward = partial(rules.elementwise, norm.forward)
@@ -345,7 +375,11 @@ def _rms_norms(model: nn.Module) -> list[nn.Module]:
 
 
 def _replaying_forward(
-    site: MixerSite, edit: Edit | None, observe: Observer | None, rules: Rules
+    site: MixerSite,
+    edit: Edit | None,
+    observe: Observer | None,
+    rules: Rules,
+    memories: MutableMapping[int, MixerMemory] | None,
 ) -> Callable[..., Any]:
     """A ``forward`` for this mixer that replays it; a call with a cache is left to its own code."""
     mixer = site.mixer
@@ -357,7 +391,11 @@ def _replaying_forward(
             if edit is not None:
                 raise RuntimeError("an edited mixer cannot use a cache: call with use_cache=False")
             return stock_forward(*args, **kwargs)
-        replay = replay_mixer(site, hidden_states, mask, edit, rules)
+        memory = None if memories is None else memories.get(site.layer)
+        replay = replay_mixer(site, hidden_states, mask, edit, rules, memory)
+        if memories is not None:
+            # Cloned: a view of a few tokens would keep the inputs of the whole chunk alive.
+            memories[site.layer] = MixerMemory(*(x.detach().clone() for x in replay.memory))
         if observe is not None:
             observe(site.layer, replay)
         return replay.output
@@ -380,13 +418,18 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterato
 
 
 def _replay_mamba1(
-    mixer: Any, hidden_states: Tensor, mask: Tensor | None, edit: Edit, rules: Rules
+    mixer: Any,
+    hidden_states: Tensor,
+    mask: Tensor | None,
+    edit: Edit,
+    rules: Rules,
+    memory: MixerMemory | None,
 ) -> MixerReplay:
     """Mamba-1: in_proj, convolution, x_proj and dt_proj, scan, gate, out_proj ([1], fig. 3)."""
-    length, rank = hidden_states.shape[1], mixer.dt_proj.weight.shape[1]
+    rank = mixer.dt_proj.weight.shape[1]
     conv_input, gate = mixer.in_proj(_masked(hidden_states, mask)).chunk(2, dim=-1)
-    u = rules.elementwise(mixer.act, mixer.conv1d(conv_input.mT)[..., :length]).mT
-    u = edit("u", _masked(u, mask))
+    p, conv_memory = _convolved(mixer.conv1d, conv_input, memory)
+    u = edit("u", _masked(rules.elementwise(mixer.act, p).mT, mask))
     dt, B, C = mixer.x_proj(u).split([rank, mixer.A_log.shape[1], mixer.A_log.shape[1]], dim=-1)
     # transformers takes these in float32, whatever the model's dtype (float64 included); the same
     # rounding here is what lets a float64 replay agree with it to float64 precision.
@@ -395,10 +438,26 @@ def _replay_mamba1(
     delta = edit("delta", F.softplus(_at_least_float32(mixer.dt_proj(dt))))
     delta = rules.coefficient(delta)
     carry = None if edit is _no_edit else edit("carry", torch.ones_like(delta[..., 0]))
-    y = edit("y", selective_scan(u.float(), delta, A, B, C, carry=carry) + u * D)
+    before = None if memory is None else memory.state
+    scanned, state = selective_scan_chunk(u.float(), delta, A, B, C, None, before, carry=carry)
+    y = edit("y", scanned + u * D)
     gated = edit("gated", rules.product(y, rules.elementwise(F.silu, gate)))
     output = mixer.out_proj(gated.to(hidden_states.dtype))
-    return MixerReplay(conv_input, gate, u, delta, A, B, C, D, y, gated, output)
+    remembered = MixerMemory(conv_memory, state)
+    return MixerReplay(conv_input, gate, u, delta, A, B, C, D, y, gated, output, remembered)
+
+
+def _convolved(conv: Any, x: Tensor, memory: MixerMemory | None) -> tuple[Tensor, Tensor]:
+    """The causal convolution (b, channels, l) of x (b, l, channels) after the memory's tokens, and
+    the inputs that the tokens after x will need (b, K - 1, channels)."""
+    reach, length = conv.weight.shape[-1] - 1, x.shape[1]
+    if memory is None:
+        known, skipped = x, 0
+        last = F.pad(x, (0, 0, max(0, reach - length), 0))
+    else:
+        known, skipped = torch.cat([memory.conv_input.to(x), x], 1), reach
+        last = known
+    return conv(known.mT)[..., skipped : skipped + length], last[:, last.shape[1] - reach :]
 
 
 _MAMBA1_ATTRIBUTES = (
@@ -454,6 +513,15 @@ def _block_of(name: str) -> tuple[str, int]:
     parts = name.split(".")
     position = next(i for i, part in enumerate(parts) if part.isdigit())
     return ".".join(parts[: position + 1]), int(parts[position])
+
+
+def _check_that_all_memory_is_in_mixers(model: nn.Module) -> None:
+    names = {type(module).__name__ for module in model.modules()}
+    if attention := sorted(name for name in names if "Attention" in name):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} cannot be read in chunks: its {', '.join(attention)} "
+            "remembers outside the SSM mixers. Give the text as a whole"
+        )
 
 
 def _refusal(model: nn.Module) -> str:

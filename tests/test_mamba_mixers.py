@@ -23,6 +23,7 @@ from mamba_mixers import (
     EDITABLE,
     FAMILIES,
     LRP,
+    MixerMemory,
     MixerReplay,
     UnsupportedModelError,
     bias_parameters,
@@ -287,7 +288,10 @@ def test_a_mask_of_another_shape_is_no_padding_mask():
 
 def test_nothing_recorded_is_attached_to_a_graph():
     record = record_layers(make_tiny_model(), [1], make_ids())[1]
-    tensors = {**vars(record.replay), "mixer_output": record.mixer_output}
+    tensors = {
+        **vars(record.replay), **record.replay.memory._asdict(), "mixer_output": record.mixer_output
+    }  # fmt: skip
+    del tensors["memory"]
     # D is the parameter itself, a leaf.
     assert all(x.grad_fn is None for x in tensors.values())
     assert [name for name, x in tensors.items() if x.requires_grad] == ["D"]
@@ -506,6 +510,87 @@ def test_observe_sees_every_layer_inside_the_graph():
     assert all(bool(gradient.any()) for gradient in gradients)
     for layer, record in record_layers(model, [0, 1, 2, 3], ids).items():
         assert relative_error(seen[layer].y.detach(), record.replay.y) <= 1e-5
+
+
+def in_chunks(model: Any, ids: Tensor, sizes: list[int]) -> tuple[Tensor, dict[int, MixerMemory]]:
+    """Logits of the texts read in chunks of these sizes, and the memories after the last."""
+    memories: dict[int, MixerMemory] = {}
+    with fast_scan(model, memories=memories):
+        parts = [logits_of(model, chunk) for chunk in ids.split(sizes, 1)]
+    return torch.cat(parts, 1), memories
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
+@pytest.mark.parametrize("name", ["tiny", "odd", "odd without biases"])
+@pytest.mark.parametrize("sizes", [[37], [1] * 37, [2, 1, 17, 16, 1], [3, 34], [34, 3]])
+def test_chunks_give_what_the_whole_text_gives(name, dtype, bound, sizes):
+    model = in_dtype(MODELS[name](), dtype)
+    ids = make_ids()
+    logits, memories = in_chunks(model, ids, sizes)
+    # The stock forward of transformers reads the whole text.
+    assert relative_error(logits, logits_of(model, ids)) <= bound
+    for layer, record in record_layers(model, all_layers(model), ids).items():
+        replay = record.replay
+        parts = {k: getattr(replay, k) for k in ("delta", "A", "B", "C")}
+        # The mixers take u in float32 into the state, whatever the model's dtype.
+        _, h = reference.scan(**reference.heads_form(u=replay.u.float(), **parts))
+        assert relative_error(memories[layer].state, h[:, -1].squeeze(-2)) <= bound
+        reach = find_mixers(model)[layer].mixer.conv1d.weight.shape[-1] - 1
+        assert relative_error(memories[layer].conv_input, replay.conv_input[:, -reach:]) <= bound
+
+
+def test_the_memory_of_a_text_shorter_than_the_convolution_begins_with_zeros():
+    model = make_tiny_model()
+    site, x = find_mixers(model)[0], torch.randn(2, 2, 32, generator=torch.Generator())
+    replay = replay_mixer(site, x)
+    assert replay.memory.conv_input.shape == (2, 3, 64)
+    assert not bool(replay.memory.conv_input[:, 0].any())
+    assert torch.equal(replay.memory.conv_input[:, 1:], replay.conv_input)
+
+
+def test_padding_before_a_text_leaves_its_memory_as_it_is():
+    model, ids = make_tiny_model(), make_ids()
+    padded, mask = left_padded(ids, 9)
+    memories: dict[int, MixerMemory] = {}
+    with fast_scan(model, memories=memories):
+        logits_of(model, padded, mask)
+    alone = in_chunks(model, ids[1:, :28], [28])[1]
+    for layer, memory in memories.items():
+        for value, expected in zip(memory, alone[layer], strict=True):
+            assert relative_error(value[1:], expected) <= 1e-5  # float32
+
+
+def test_memories_are_small_and_keep_no_graph_and_no_chunk_alive():
+    model = make_tiny_model()
+    memories: dict[int, MixerMemory] = {}
+    with fast_scan(model, memories=memories):
+        model(make_ids(), use_cache=False)
+    for tensor in (x for memory in memories.values() for x in memory):
+        assert not tensor.requires_grad
+        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
+
+
+def test_a_memory_that_does_not_belong_to_the_texts_is_refused():
+    model = make_tiny_model()
+    memories = in_chunks(model, make_ids(batch=2), [37])[1]
+    with (
+        fast_scan(model, memories=memories),
+        pytest.raises(ValueError, match="memory is that of 2 texts, the chunk has 1"),
+    ):
+        logits_of(model, make_ids(batch=1))
+    assert_untouched(model)
+
+
+def test_a_model_that_remembers_outside_its_mixers_is_not_read_in_chunks():
+    model = make_tiny_model()
+    model.backbone.layers[1].self_attn = nn.MultiheadAttention(32, 2)
+    with (
+        pytest.raises(UnsupportedModelError, match="MultiheadAttention remembers outside"),
+        fast_scan(model, memories={}),
+    ):
+        raise AssertionError("the context must not be entered")
+    with fast_scan(model):
+        assert logits_of(model, make_ids()).shape == (2, 37, VOCAB_SIZE)
 
 
 def test_relevance_rules_change_gradients_and_no_values():
