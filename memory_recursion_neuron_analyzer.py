@@ -24,6 +24,7 @@ from analysis_results import REPLAY_TOLERANCE, step_sections
 from analysis_steps import StepOutcomes, run_steps
 from attention_neurons import NEURON_METHODS, layer_parameters
 from delta_extraction import token_pieces
+from findings import Finding
 from memory_claims import claims_on
 from memory_figures import MEMORY_FIGURES
 from memory_measures import MEMORY_STEPS, MemoryInputs, MemorySettings, channel_tensors
@@ -100,14 +101,14 @@ def analyze_memory(
 
 
 def write_memory_analysis(analysis: MemoryAnalysis, folder: Path) -> Path:
-    """Write results as JSON, channels as safetensors, layers and claims as CSV; returns the JSON.
+    """Write results as JSON, channels as safetensors, layers and findings as CSV; returns the JSON.
 
     Each file is written whole or not at all.
     """
     write_tensors(folder / "memory_recursion_results.safetensors", analysis.tensors)
     write_csv(folder / "memory_by_layer.csv", analysis.results["memory_by_layer"])
-    rows = [{k: v for k, v in row.items() if k != "details"} for row in analysis.results["claims"]]
-    write_csv(folder / "claims.csv", rows)
+    found = [Finding.from_dict(row) for row in analysis.results["findings"]]
+    write_csv(folder / "findings.csv", [finding.row() for finding in found])
     return write_json(folder / "memory_recursion_results.json", analysis.results)
 
 
@@ -189,7 +190,7 @@ def _results(
     settings = inputs.settings
     sections = step_sections(outcomes, MEMORY_STEPS)
     num_tokens = sum(len(text.input_ids) for text in encoded)
-    claims = claims_on(sections, settings.layers, num_tokens, settings.seed)
+    findings = claims_on(sections, settings.layers, num_tokens, settings.seed)
     return {
         "schema_version": SCHEMA_VERSION,
         "analysis_metadata": {
@@ -201,7 +202,7 @@ def _results(
             "neuron_methods": list(NEURON_METHODS),
         },
         "self_check": _self_check(inputs, outcomes),
-        "claims": [claim.to_dict() for claim in claims],
+        "findings": [finding.to_dict() for finding in findings],
         "memory_by_layer": memory_by_layer(sections, settings.layers),
         "individual_texts": {
             f"text_{i}": {"text": text.text, "tokens": text.tokens}
@@ -297,7 +298,7 @@ def _summary(results: dict[str, Any]) -> list[str]:
     """The end of a run: the claims, and whether the numbers can be trusted."""
     check = results["self_check"]
     return [
-        *(f"{row['verdict']:>15}: {row['claim']}" for row in results["claims"]),
+        *(f"{row['verdict']:>15}: {row['claim']}" for row in results["findings"]),
         f"Largest replay error: {check['largest_replay_error']:.1e}",
         *(f"Without result: {name}: {why}" for name, why in check["without_result"].items()),
     ]

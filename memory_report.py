@@ -9,13 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from findings import Finding, compared, number, sentence
+
 Row = Mapping[str, Any]
 
-_OPENINGS = {
-    "supported": "Found",
-    "not supported": "Not found",
-    "too little data": "Undecided",
-}
 _COLUMNS = {
     "mean_delta": "mean Δ",
     "median_half_life": "half-life (tokens)",
@@ -32,14 +29,15 @@ _COLUMNS = {
 
 def memory_report(results: Row) -> str:
     """The report as one Markdown text, from results live or loaded from JSON."""
+    found = [Finding.from_dict(row) for row in results["findings"]]
     parts = [
         *_header(results),
         *_check(results),
         "## Claims, and what these texts say to them",
         "",
-        *(_claim_sentence(row) for row in results["claims"]),
+        *(f"- {sentence(finding)}" for finding in found),
         "",
-        *_claims_table(results["claims"]),
+        *_findings_table(found),
         "## Memory by layer",
         "",
         *_layer_table(results["memory_by_layer"]),
@@ -52,13 +50,6 @@ def memory_report(results: Row) -> str:
         *_NOTES,
     ]
     return "\n".join(parts) + "\n"
-
-
-def number(value: float | int | None) -> str:
-    """A number as it stands in the report: three significant digits, whole numbers whole."""
-    if value is None:
-        return "undefined"
-    return str(value) if isinstance(value, int) else f"{value:.3g}"
 
 
 def _header(results: Row) -> list[str]:
@@ -89,34 +80,18 @@ def _check(results: Row) -> list[str]:
     return [*lines, ""] if check["without_result"] else lines
 
 
-def _claim_sentence(row: Row) -> str:
-    opening = f"- **{_OPENINGS[row['verdict']]}**: {row['claim']}."
-    if row["value"] is None:
-        return f"{opening} {row['reason'][0].upper()}{row['reason'][1:]}."
-    return (
-        f"{opening} {row['statistic'][0].upper()}{row['statistic'][1:]}: {number(row['value'])} "
-        f"({_bounds(row)}; n = {row['n']} {row['unit']})."
-    )
-
-
-def _bounds(row: Row) -> str:
-    name = "null" if row["bounds"] == "null" else "interval"
-    return f"{name} {number(row['low'])} to {number(row['high'])}"
-
-
-def _claims_table(rows: Sequence[Row]) -> list[str]:
+def _findings_table(findings: Sequence[Finding]) -> list[str]:
     body = [
         [
-            row["claim"],
-            "" if row["value"] is None else number(row["value"]),
-            "" if row["value"] is None else _bounds(row),
-            f"{row['n']} {row['unit']}",
-            row["verdict"],
-            row["rule"],
+            row.claim,
+            "" if row.value is None else number(row.value),
+            "" if row.value is None else compared(row),
+            row.verdict,
+            row.rule,
         ]
-        for row in rows
+        for row in findings
     ]
-    return _table(["claim", "value", "null or interval", "n", "verdict", "supported if"], body)
+    return _table(["claim", "value", "compared with", "verdict", "supported if"], body)
 
 
 def _layer_table(rows: Sequence[Row]) -> list[str]:

@@ -11,7 +11,7 @@ from conftest import make_tiny_model, make_tiny_tokenizer
 
 import memory_recursion_neuron_analyzer as module
 from analysis_steps import Step
-from memory_claims import VERDICTS
+from findings import VERDICTS
 from memory_figures import MEMORY_FIGURES
 from memory_measures import MEMORY_STEPS
 from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer, main
@@ -74,8 +74,8 @@ def test_result_has_every_step_and_is_strict_json(results):
     assert results["self_check"]["replay_agrees"] is True
     assert results["analysis_metadata"]["layer_indices"] == [0, 3]
     assert json.loads(json.dumps(results, allow_nan=False)) == results
-    assert {row["verdict"] for row in results["claims"]} <= set(VERDICTS)
-    for row in results["claims"]:
+    assert {row["verdict"] for row in results["findings"]} <= set(VERDICTS)
+    for row in results["findings"]:
         assert (row["value"] is None) == (row["verdict"] == "too little data")
         assert (row["reason"] is None) == (row["value"] is not None)
 
@@ -95,7 +95,7 @@ def test_two_runs_give_the_same_and_batches_do_not_matter(results):
     assert one == pytest.approx(two, rel=1e-2)
     same = make_analyzer(batch_size=1)
     same.analyze_memory_recursion_effects(TEXTS, [0, 3])
-    for part in ("memory", "claims", "memory_by_layer"):
+    for part in ("memory", "findings", "memory_by_layer"):
         assert same.analysis_.results[part] == other[part]
 
 
@@ -136,7 +136,7 @@ def test_two_tokens_give_reasons_and_open_claims():
     results = analyzer.analyze_memory_recursion_effects("ab", [0, 1])
     assert results["self_check"]["without_result"] == {}
     assert set(results["memory"]["causal_memory"]) == {"reason"}
-    assert {row["verdict"] for row in results["claims"]} == {"too little data"}
+    assert {row["verdict"] for row in results["findings"]} == {"too little data"}
     assert "Undecided" in analyzer.generate_comprehensive_report()
 
 
@@ -157,8 +157,8 @@ def test_every_number_of_the_report_stands_in_the_results(analyzer, results, tmp
 def test_the_report_says_what_each_claim_came_to(analyzer, results):
     report = analyzer.generate_comprehensive_report()
     openings = {"supported": "Found", "not supported": "Not found", "too little data": "Undecided"}
-    for row in results["claims"]:
-        assert f"- **{openings[row['verdict']]}**: {row['claim']}." in report
+    for row in results["findings"]:
+        assert f"- {openings[row['verdict']]}: {row['claim']}." in report
 
 
 def test_files_hold_the_results(analyzer, results, tmp_path):
@@ -168,9 +168,9 @@ def test_files_hold_the_results(analyzer, results, tmp_path):
         rows = list(csv.DictReader(handle))
     assert [int(row["layer"]) for row in rows] == [0, 3]
     assert float(rows[1]["mean_delta"]) == results["memory_by_layer"][1]["mean_delta"]
-    with open(tmp_path / "claims.csv", newline="") as handle:
+    with open(tmp_path / "findings.csv", newline="") as handle:
         verdicts = [row["verdict"] for row in csv.DictReader(handle)]
-    assert verdicts == [row["verdict"] for row in results["claims"]]
+    assert verdicts == [row["verdict"] for row in results["findings"]]
     delta = analyzer.analysis_.tensors["layer_3.mean_delta"]
     # Summed in another order and precision than the summary in the results.
     assert float(delta.mean()) == pytest.approx(rows[1] and float(rows[1]["mean_delta"]), rel=1e-5)
@@ -209,7 +209,7 @@ def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):
     assert main([*arguments, *options]) == 0
     names = {path.name for path in output.iterdir()}
     tables = {"memory_recursion_results.json", "memory_recursion_results.safetensors",
-              "memory_by_layer.csv", "claims.csv", "memory_recursion_report.md"}  # fmt: skip
+              "memory_by_layer.csv", "findings.csv", "memory_recursion_report.md"}  # fmt: skip
     assert names == tables | {f"{name}.png" for name in MEMORY_FIGURES}
     printed = capsys.readouterr().out
     error = float(printed.split("Largest replay error: ")[1].split()[0])

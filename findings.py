@@ -1,0 +1,342 @@
+"""Findings: a claim, what was measured for it, what that is compared with, and the verdict.
+
+A finding is made from numbers by one of the rules here, never written down: its verdict is
+"supported" where the rule holds, "not supported" where it does not, and "too little data" where
+the numbers that the rule needs are undefined, with the reason. `sentence` is the one place where a
+finding becomes text. Nothing here knows what any model should show.
+
+Rules, each with a rate of at most 5 % false "supported" where nothing ties the two sides:
+
+- `above_null`: a statistic lies above its null in most of the places where it was measured.
+- `share_of_hits`: the same for conditions that were checked one by one.
+- `exceeds_null`: one statistic lies above its null.
+- `differs_by_layer`: layers rank alike in every sample.
+- `exceeds_zero`: differences are above 0 in the mean.
+
+References:
+  [1] Kendall & Babington Smith 1939, The problem of m rankings
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from analysis_utils import FloatArray, bootstrap_interval
+from time_shift_nulls import against_null
+
+SUPPORTED, NOT_SUPPORTED, TOO_LITTLE = "supported", "not supported", "too little data"
+VERDICTS = (SUPPORTED, NOT_SUPPORTED, TOO_LITTLE)
+
+MIN_SAMPLES = 8
+"""Fewer samples than this, and no difference is claimed."""
+
+Interval = tuple[float, float]
+
+_OPENINGS = {SUPPORTED: "Found", NOT_SUPPORTED: "Not found", TOO_LITTLE: "Undecided"}
+_TAIL = 0.025
+_NUM_PERMUTATIONS = 999
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A claim and what the data say to it.
+
+    Raises ValueError for a verdict that is none of VERDICTS, and where verdict, value and reason
+    do not go together: without a value there is a reason and "too little data", with one there is
+    another verdict.
+    """
+
+    claim: str
+    statistic: str
+    """what was measured, with its unit"""
+    value: float | None
+    """None with "too little data" only"""
+    interval: Interval | None
+    """95 % interval of the value; None where the rule uses a null"""
+    null: Interval | None
+    """central 95 % interval of the value where nothing ties the two sides"""
+    n: int
+    """samples behind the value"""
+    unit: str
+    """what they are: layers, pairs of layers, positions, texts, tokens"""
+    verdict: str
+    """one of VERDICTS"""
+    reason: str | None
+    """why there is too little data; None otherwise"""
+    path: str
+    """where in the results it was read; * stands for every layer, text or pair"""
+    rule: str = ""
+    """when the verdict is "supported" """
+    details: dict[str, Any] = field(default_factory=dict)
+    """by layer or group: what the value was made of"""
+    twin_value: float | None = None
+    """the same statistic of the untrained twin; None without a twin"""
+    twin_verdict: str | None = None
+    """the twin's verdict: where it is "supported" too, the claim holds without any training"""
+
+    def __post_init__(self) -> None:
+        if self.verdict not in VERDICTS:
+            raise ValueError(f"verdict is {self.verdict!r}; it must be one of {VERDICTS}")
+        open_ = self.verdict == TOO_LITTLE
+        if (self.value is None) != open_ or (self.reason is not None) != open_:
+            raise ValueError(
+                f"verdict is {self.verdict!r} with value {self.value} and reason {self.reason!r}; "
+                f"a reason and no value go with {TOO_LITTLE!r}, a value alone with the others"
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields by name, strict JSON: intervals as lists."""
+        pairs = {name: getattr(self, name) for name in ("interval", "null")}
+        lists = {name: None if pair is None else list(pair) for name, pair in pairs.items()}
+        return {**asdict(self), **lists}
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Finding:
+        """The finding that `to_dict` wrote; raises TypeError for missing or unknown fields."""
+        pairs = {name: None if row[name] is None else tuple(row[name]) for name in
+                 ("interval", "null")}  # fmt: skip
+        return cls(**{**row, **pairs})
+
+    def row(self) -> dict[str, Any]:
+        """The fields as cells of a table: ends of intervals apart, without the details."""
+        cells: dict[str, Any] = {}
+        for name, value in asdict(self).items():
+            if name in ("interval", "null"):
+                cells[f"{name}_low"], cells[f"{name}_high"] = value or (None, None)
+            elif name != "details":
+                cells[name] = value
+        return cells
+
+    def beside(self, twin: Finding) -> Finding:
+        """This finding with the value and verdict of its untrained twin.
+
+        Raises ValueError for a twin's finding of another claim.
+        """
+        if twin.claim != self.claim:
+            raise ValueError(f"the twin's claim is {twin.claim!r}; this one is {self.claim!r}")
+        return replace(self, twin_value=twin.value, twin_verdict=twin.verdict)
+
+
+def sentence(finding: Finding) -> str:
+    """The finding in words: opening by its verdict, claim, statistic, value and comparisons."""
+    opening = f"{_OPENINGS[finding.verdict]}: {finding.claim}."
+    if finding.value is None:
+        return f"{opening} {_capital(finding.reason or '')}."
+    return (
+        f"{opening} {_capital(finding.statistic)}: {number(finding.value)} ({compared(finding)})."
+    )
+
+
+def compared(finding: Finding) -> str:
+    """What stands in brackets after a value: interval, null, twin, samples."""
+    parts = [
+        f"{name} {number(pair[0])} to {number(pair[1])}"
+        for name, pair in (("interval", finding.interval), ("null", finding.null))
+        if pair is not None
+    ]
+    if finding.twin_verdict is not None:
+        parts.append(f"untrained {number(finding.twin_value)}, {finding.twin_verdict}")
+    return "; ".join([*parts, f"n = {finding.n} {finding.unit}"])
+
+
+def number(value: float | int | None) -> str:
+    """A number as it stands in a text: three significant digits, whole numbers whole."""
+    if value is None:
+        return "undefined"
+    return str(value) if isinstance(value, int) else f"{value:.3g}"
+
+
+def undecided(
+    claim: str, statistic: str, unit: str, reason: str, path: str, *, rule: str = "", n: int = 0
+) -> Finding:
+    """A finding that the data do not allow, with the reason."""
+    return Finding(
+        claim, statistic, None, None, None, n, unit, TOO_LITTLE, reason, path, rule
+    )  # fmt: skip
+
+
+def above_null(
+    claim: str,
+    statistic: str,
+    tests: Mapping[str, Mapping[str, Any] | None],
+    path: str,
+    unit: str = "layers",
+) -> Finding:
+    """Whether a statistic lies above its null in most of the places where it was measured.
+
+    ``tests``: by layer or pair of layers, ``value``, ``null_low`` and ``null_high``, or None.
+    Value: share of the places whose value is above null_high. Its null: by chance each is with
+    probability 2.5 %, binomial, the places taken as independent.
+    """
+    rule = "above its null in more than half of the " + unit + ", and in more than chance gives"
+    shown: dict[str, dict[str, Any]] = {
+        name: {key: test.get(key) for key in ("value", "null_low", "null_high")}
+        for name, test in tests.items()
+        if test and test.get("value") is not None and test.get("null_high") is not None
+    }
+    hits = [test["value"] > test["null_high"] for test in shown.values()]
+    return share_of_hits(
+        claim, statistic, hits, path, rule=rule, unit=unit, reason=first_reason(tests.values()),
+        details=shown,
+    )  # fmt: skip
+
+
+def share_of_hits(
+    claim: str,
+    statistic: str,
+    hits: Sequence[bool],
+    path: str,
+    *,
+    rule: str,
+    unit: str,
+    reason: str,
+    chance: float = _TAIL,
+    details: dict[str, Any] | None = None,
+) -> Finding:
+    """Whether a condition holds in more than half of the places, and in more than by chance.
+
+    ``chance``: probability that it holds in one place where there is nothing, binomial over the
+    places, taken as independent. ``reason``: why there are no places, should there be none.
+    """
+    n = len(hits)
+    if n == 0:
+        return undecided(claim, statistic, unit, reason, path, rule=rule)
+    share = sum(hits) / n
+    high = float(stats.binom.ppf(1 - _TAIL, n, chance)) / n
+    return _decided(
+        share > max(high, 0.5), claim, statistic, share, n, unit, path, rule, null=(0.0, high),
+        details=details,
+    )  # fmt: skip
+
+
+def exceeds_null(
+    claim: str,
+    statistic: str,
+    test: Mapping[str, Any] | None,
+    path: str,
+    unit: str = "tokens",
+    *,
+    reason: str = "the step that measures it gave no result",
+) -> Finding:
+    """Whether one statistic lies above its null: ``value``, ``null_low``, ``null_high``, ``n``."""
+    rule = "above its null"
+    if not test or test.get("value") is None or test.get("null_high") is None:
+        why = (test or {}).get("reason") or reason
+        n = (test or {}).get("n", 0)
+        return undecided(claim, statistic, unit, why, path, rule=rule, n=n)
+    null = (test["null_low"], test["null_high"])
+    return _decided(
+        test["value"] > null[1], claim, statistic, test["value"], test["n"], unit, path, rule,
+        null=null,
+    )  # fmt: skip
+
+
+def differs_by_layer(
+    claim: str,
+    statistic: str,
+    values: Mapping[str, Sequence[float]],
+    path: str,
+    unit: str,
+    seed: int = 0,
+) -> Finding:
+    """Whether layers differ in the same way in every sample: Kendall's W [1], in [0, 1].
+
+    ``values``: by layer, one value a sample, samples in the same order. Null: the layers exchanged
+    at random within each sample. Too little data: fewer than 2 layers or samples, or a null that
+    reaches the largest W there is.
+    """
+    rule = "W above its null"
+    matrix = np.array(list(values.values()), dtype=float).T if values else np.empty((0, 0))
+    n, k = matrix.shape if matrix.ndim == 2 else (0, 0)
+    if n < 2 or k < 2:
+        reason = f"{n} {unit} in {k} layers; ranking needs 2 of each"
+        return undecided(claim, statistic, unit, reason, path, rule=rule, n=n)
+    ranks = stats.rankdata(matrix, axis=1)
+    rng = np.random.default_rng(seed)
+    draws = [concordance(rng.permuted(ranks, axis=1)) for _ in range(_NUM_PERMUTATIONS)]
+    test = against_null(concordance(ranks), draws, n)
+    if test.value is None or test.null_high is None or test.null_high > 1 - 1e-9:
+        reason = f"so few {unit} and layers ({n} and {k}) that chance alone reaches W = 1"
+        return undecided(claim, statistic, unit, reason, path, rule=rule, n=n)
+    details = {name: {"mean": float(np.mean(column))} for name, column in values.items()}
+    null = (float(test.null_low or 0.0), test.null_high)
+    return _decided(
+        test.value > null[1], claim, statistic, test.value, n, unit, path, rule, null=null,
+        details=details,
+    )  # fmt: skip
+
+
+def concordance(ranks: FloatArray) -> float:
+    """Kendall's W of ranks (n samples, k items), in [0, 1]: 1 where all samples rank alike [1].
+
+    W = 12 S / (n^2 (k^3 - k)), S the sum of squared deviations of the items' rank sums.
+    """
+    n, k = ranks.shape
+    sums = ranks.sum(axis=0)
+    return float(12 * np.square(sums - sums.mean()).sum() / (n**2 * (k**3 - k)))
+
+
+def exceeds_zero(
+    claim: str,
+    statistic: str,
+    differences: Mapping[str, FloatArray],
+    path: str,
+    unit: str = "positions",
+    seed: int = 0,
+) -> Finding:
+    """Whether the mean of every one of the differences (samples,) is above 0.
+
+    Value: the smallest mean difference, with its 95 % bootstrap interval over samples. Positions
+    of one text share its tokens: an interval over them is that of these texts.
+    """
+    rule = "the 95 % interval lies above 0" + (
+        " for each of the differences" if len(differences) > 1 else ""
+    )
+    found = min((len(values) for values in differences.values()), default=0)
+    if found < MIN_SAMPLES:
+        reason = f"{found} {unit} with a layer of every group; a difference needs {MIN_SAMPLES}"
+        return undecided(claim, statistic, unit, reason, path, rule=rule, n=found)
+    details = {}
+    for name, values in differences.items():
+        low, high = bootstrap_interval(values, seed=seed)
+        details[name] = {"value": float(values.mean()), "low": low, "high": high}
+    least = min(details.values(), key=lambda entry: entry["value"])
+    return _decided(
+        all(entry["low"] > 0 for entry in details.values()), claim, statistic, least["value"],
+        found, unit, path, rule, interval=(least["low"], least["high"]), details=details,
+    )  # fmt: skip
+
+
+def first_reason(tests: Iterable[Mapping[str, Any] | None]) -> str:
+    """The first reason that one of the tests gives for being undefined."""
+    reasons = [test["reason"] for test in tests if test and test.get("reason")]
+    return reasons[0] if reasons else "the step that measures it gave no result"
+
+
+def _decided(
+    holds: bool,
+    claim: str,
+    statistic: str,
+    value: float,
+    n: int,
+    unit: str,
+    path: str,
+    rule: str,
+    *,
+    interval: Interval | None = None,
+    null: Interval | None = None,
+    details: dict[str, Any] | None = None,
+) -> Finding:
+    verdict = SUPPORTED if holds else NOT_SUPPORTED
+    return Finding(
+        claim, statistic, value, interval, null, n, unit, verdict, None, path, rule, details or {}
+    )
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

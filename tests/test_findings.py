@@ -1,0 +1,189 @@
+"""Verdicts on constructed data: each rule supports, refuses, and knows when there is too little."""
+
+# A value is None only where it is undefined: pyright is told not to mind here.
+# pyright: reportOptionalSubscript=false, reportOptionalOperand=false, reportOperatorIssue=false
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from findings import (
+    MIN_SAMPLES,
+    NOT_SUPPORTED,
+    SUPPORTED,
+    TOO_LITTLE,
+    Finding,
+    above_null,
+    compared,
+    concordance,
+    differs_by_layer,
+    exceeds_null,
+    exceeds_zero,
+    number,
+    sentence,
+    share_of_hits,
+    undecided,
+)
+
+FINDING = Finding(
+    claim="Memory is long",
+    statistic="mean lag, tokens",
+    value=0.12345,
+    interval=(0.1, 0.2),
+    null=None,
+    n=7,
+    unit="texts",
+    verdict=SUPPORTED,
+    reason=None,
+    path="memory.memory_kernel.*",
+    rule="r",
+    details={"layer_0": {"value": 1.0}},
+)
+
+
+def test_a_sentence_carries_its_number_and_its_bounds():
+    assert sentence(FINDING) == (
+        "Found: Memory is long. Mean lag, tokens: 0.123 (interval 0.1 to 0.2; n = 7 texts)."
+    )
+    refused = replace(FINDING, verdict=NOT_SUPPORTED, interval=None, null=(0.1, 0.2))
+    assert sentence(refused).startswith("Not found: Memory is long. Mean lag, tokens: 0.123 (null ")
+    beside = refused.beside(replace(FINDING, value=0.5))
+    assert compared(beside) == "null 0.1 to 0.2; untrained 0.5, supported; n = 7 texts"
+    open_ = undecided("Memory is long", "mean lag", "texts", "2 texts", "p")
+    assert sentence(open_) == "Undecided: Memory is long. 2 texts."
+
+
+def test_numbers():
+    assert [number(x) for x in (None, 3, 0.00012345, 1234.5)] == [
+        "undefined", "3", "0.000123", "1.23e+03",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "finding",
+    [
+        FINDING,
+        undecided("c", "s", "texts", "why", "p", n=1),
+        replace(FINDING, null=(0.0, 1.0)).beside(FINDING),
+    ],
+)
+def test_a_finding_survives_json(finding):
+    written = json.dumps(finding.to_dict(), allow_nan=False)
+    assert Finding.from_dict(json.loads(written)) == finding
+    assert "details" not in finding.row()
+
+
+def test_a_row_has_the_ends_of_intervals():
+    row = FINDING.row()
+    assert (row["interval_low"], row["interval_high"], row["null_low"]) == (0.1, 0.2, None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"verdict": "perhaps"}, "verdict is 'perhaps'; it must be one of"),
+        ({"value": None}, "a reason and no value go with"),
+        ({"reason": "but"}, "a reason and no value go with"),
+        ({"verdict": TOO_LITTLE}, "a reason and no value go with"),
+    ],
+)
+def test_findings_that_contradict_themselves_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        replace(FINDING, **changes)
+
+
+def test_a_twin_of_another_claim_is_refused():
+    with pytest.raises(ValueError, match="the twin's claim is 'other'"):
+        FINDING.beside(replace(FINDING, claim="other"))
+
+
+def test_one_statistic_against_its_null():
+    row = exceeds_null("c", "s", {**null_test(0.9), "n": 60}, "p")
+    assert (row.verdict, row.value, row.null, row.n) == (SUPPORTED, 0.9, (-0.5, 0.5), 60)
+    assert exceeds_null("c", "s", {**null_test(0.1), "n": 60}, "p").verdict == NOT_SUPPORTED
+    assert exceeds_null("c", "s", None, "p", reason="skipped").reason == "skipped"
+    undefined = {"value": None, "null_low": None, "null_high": None, "reason": "12", "n": 12}
+    assert (exceeds_null("c", "s", undefined, "p").reason, 12) == ("12", undefined["n"])
+
+
+def test_a_condition_that_holds_by_chance_half_the_time_needs_more_places():
+    few = share_of_hits("c", "s", [True] * 3, "p", rule="r", unit="u", reason="", chance=0.5)
+    many = share_of_hits("c", "s", [True] * 9, "p", rule="r", unit="u", reason="", chance=0.5)
+    # All of 3 happen by chance with probability 1/8, all of 9 with 1/512.
+    assert (few.verdict, many.verdict) == (NOT_SUPPORTED, SUPPORTED)
+
+
+def null_test(value, high=0.5):
+    return {"value": value, "null_low": -high, "null_high": high, "reason": None}
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict", "share"),
+    [
+        ((0.9, 0.8, 0.7, 0.1), SUPPORTED, 0.75),
+        ((0.9, 0.8, 0.1, 0.1), NOT_SUPPORTED, 0.5),
+        ((-0.9, -0.9, -0.9, -0.9), NOT_SUPPORTED, 0.0),
+    ],
+)
+def test_a_share_of_layers_above_their_null(values, verdict, share):
+    tests = {f"layer_{i}": null_test(value) for i, value in enumerate(values)}
+    row = above_null("c", "s", tests, "p")
+    assert (row.verdict, row.value, row.n, row.unit) == (verdict, share, 4, "layers")
+    # Of 4 layers at 2.5 % each, at most 1 is above with probability 97.5 %: 0.975^4 + 4 * ... > it.
+    assert row.null == (0.0, 0.25)
+
+
+def test_undefined_tests_are_no_layers():
+    undefined = {"value": None, "null_low": None, "null_high": None, "reason": "12 tokens"}
+    row = above_null("c", "s", {"layer_0": undefined, "layer_1": None}, "p")
+    assert (row.verdict, row.value, row.reason) == (TOO_LITTLE, None, "12 tokens")
+    row = above_null("c", "s", {"layer_0": undefined, "layer_1": null_test(0.9)}, "p")
+    assert (row.verdict, row.n) == (SUPPORTED, 1)
+    assert "layer_0" not in row.details
+
+
+def test_concordance_of_equal_opposite_and_tied_rankings():
+    ranks = np.array([1.0, 2.0, 3.0])
+    assert concordance(np.stack([ranks] * 4)) == 1.0
+    assert concordance(np.stack([ranks, ranks[::-1]])) == 0.0
+    assert concordance(np.full((5, 3), 2.0)) == 0.0
+
+
+def test_layers_that_differ_alike_at_every_position():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(4, 20))
+    apart = {f"layer_{i}": (10 * i + noise[i]).tolist() for i in range(4)}
+    row = differs_by_layer("c", "s", apart, "p", "positions")
+    assert (row.verdict, row.value, row.n) == (SUPPORTED, 1.0, 20)
+    alike = {f"layer_{i}": noise[i].tolist() for i in range(4)}
+    row = differs_by_layer("c", "s", alike, "p", "positions")
+    assert row.verdict == NOT_SUPPORTED
+    assert row.null[0] <= row.value <= row.null[1]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{}, {"layer_0": [1.0] * 20}, {"layer_0": [1.0], "layer_1": [2.0]},
+     {"layer_0": [1.0, 1.0], "layer_1": [2.0, 2.0]}],
+)  # fmt: skip
+def test_too_few_to_rank(values):
+    row = differs_by_layer("c", "s", values, "p", "texts")
+    assert (row.verdict, row.value) == (TOO_LITTLE, None)
+    assert row.reason
+
+
+def test_every_difference_must_exceed_zero():
+    rng = np.random.default_rng(1)
+    up, none = 1 + 0.1 * rng.normal(size=30), rng.normal(size=30)
+    none -= none.mean()
+    row = exceeds_zero("c", "s", {"a": up}, "p")
+    assert row.verdict == SUPPORTED
+    assert row.value == pytest.approx(up.mean())
+    assert row.interval[0] < row.value < row.interval[1]
+    row = exceeds_zero("c", "s", {"a": up, "b": none}, "p")
+    assert row.verdict == NOT_SUPPORTED
+    assert row.value == pytest.approx(0, abs=1e-12)  # the smallest of the differences
+    assert exceeds_zero("c", "s", {"a": up[: MIN_SAMPLES - 1]}, "p").verdict == TOO_LITTLE
+    assert exceeds_zero("c", "s", {"a": up, "b": none[:0]}, "p").verdict == TOO_LITTLE
