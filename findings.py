@@ -37,6 +37,7 @@ MIN_SAMPLES = 8
 
 Interval = tuple[float, float]
 
+_PAIRS = ("interval", "null", "twins")
 _OPENINGS = {SUPPORTED: "Found", NOT_SUPPORTED: "Not found", TOO_LITTLE: "Undecided"}
 _TAIL = 0.025
 _NUM_PERMUTATIONS = 999
@@ -74,10 +75,14 @@ class Finding:
     """when the verdict is "supported" """
     details: dict[str, Any] = field(default_factory=dict)
     """by layer or group: what the value was made of"""
-    twin_value: float | None = None
-    """the same statistic of the untrained twin; None without a twin"""
-    twin_verdict: str | None = None
-    """the twin's verdict: where it is "supported" too, the claim holds without any training"""
+    hits: int | None = None
+    """of the n places, those where the condition of the rule holds; None for rules without one"""
+    twins: Interval | None = None
+    """smallest and largest value of the same statistic in untrained twins; None without any"""
+    num_twins: int = 0
+    """untrained twins whose value is defined"""
+    twins_supported: int = 0
+    """of them, those in which the rule holds: there the claim needs no training"""
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
@@ -91,35 +96,49 @@ class Finding:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name, strict JSON: intervals as lists."""
-        pairs = {name: getattr(self, name) for name in ("interval", "null")}
+        pairs = {name: getattr(self, name) for name in _PAIRS}
         lists = {name: None if pair is None else list(pair) for name, pair in pairs.items()}
         return {**asdict(self), **lists}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Finding:
         """The finding that `to_dict` wrote; raises TypeError for missing or unknown fields."""
-        pairs = {name: None if row[name] is None else tuple(row[name]) for name in
-                 ("interval", "null")}  # fmt: skip
+        pairs = {name: None if row[name] is None else tuple(row[name]) for name in _PAIRS}
         return cls(**{**row, **pairs})
 
     def row(self) -> dict[str, Any]:
         """The fields as cells of a table: ends of intervals apart, without the details."""
         cells: dict[str, Any] = {}
         for name, value in asdict(self).items():
-            if name in ("interval", "null"):
+            if name in _PAIRS:
                 cells[f"{name}_low"], cells[f"{name}_high"] = value or (None, None)
             elif name != "details":
                 cells[name] = value
         return cells
 
-    def beside(self, twin: Finding) -> Finding:
-        """This finding with the value and verdict of its untrained twin.
+    def beside(self, twins: Sequence[Finding]) -> Finding:
+        """This finding with the values of untrained twins, which a supported one has to exceed.
 
+        Among m twins and a model that is none the better for its training, each is the largest
+        with probability 1 / (m + 1): with 19 twins and more, a verdict of "supported" is false
+        at most 5 % of the time; with fewer it is the weaker comparison that their number says.
         Raises ValueError for a twin's finding of another claim.
         """
-        if twin.claim != self.claim:
-            raise ValueError(f"the twin's claim is {twin.claim!r}; this one is {self.claim!r}")
-        return replace(self, twin_value=twin.value, twin_verdict=twin.verdict)
+        if other := {twin.claim for twin in twins} - {self.claim}:
+            raise ValueError(f"the twins' claims are {sorted(other)}; this one is {self.claim!r}")
+        values = [twin.value for twin in twins if twin.value is not None]
+        if not values:
+            return self
+        low, high = min(values), max(values)
+        holds = self.verdict == SUPPORTED and self.value is not None and self.value > high
+        return replace(
+            self,
+            verdict=self.verdict if holds or self.verdict == TOO_LITTLE else NOT_SUPPORTED,
+            rule=f"{self.rule}; and above every untrained twin",
+            twins=(low, high),
+            num_twins=len(values),
+            twins_supported=sum(twin.verdict == SUPPORTED for twin in twins),
+        )
 
 
 def sentence(finding: Finding) -> str:
@@ -139,9 +158,14 @@ def compared(finding: Finding) -> str:
         for name, pair in (("interval", finding.interval), ("null", finding.null))
         if pair is not None
     ]
-    if finding.twin_verdict is not None:
-        parts.append(f"untrained {number(finding.twin_value)}, {finding.twin_verdict}")
-    return "; ".join([*parts, f"n = {finding.n} {finding.unit}"])
+    if finding.twins is not None:
+        low, high = map(number, finding.twins)
+        parts.append(f"{finding.num_twins} untrained: {low} to {high}")
+    if finding.hits is not None:
+        parts.append(f"in {finding.hits} of {finding.n} {finding.unit}")
+    else:
+        parts.append(f"n = {finding.n} {finding.unit}")
+    return "; ".join(parts)
 
 
 def number(value: float | int | None) -> str:
@@ -170,19 +194,23 @@ def above_null(
     """Whether a statistic lies above its null in most of the places where it was measured.
 
     ``tests``: by layer or pair of layers, ``value``, ``null_low`` and ``null_high``, or None.
-    Value: share of the places whose value is above null_high. Its null: by chance each is with
-    probability 2.5 %, binomial, the places taken as independent.
+    Value: mean over the places; null: mean of the places' null intervals. Supported where the
+    value is above null_high in more than half of the places, and in more than chance gives (2.5 %
+    each, binomial, the places taken as independent).
     """
-    rule = "above its null in more than half of the " + unit + ", and in more than chance gives"
+    rule = f"above its null in more than half of the {unit}, and in more than chance gives"
     shown: dict[str, dict[str, Any]] = {
         name: {key: test.get(key) for key in ("value", "null_low", "null_high")}
         for name, test in tests.items()
         if test and test.get("value") is not None and test.get("null_high") is not None
     }
+    if not shown:
+        return undecided(claim, statistic, unit, first_reason(tests.values()), path, rule=rule)
+    value, low, high = np.mean([list(test.values()) for test in shown.values()], axis=0).tolist()
     hits = [test["value"] > test["null_high"] for test in shown.values()]
-    return share_of_hits(
-        claim, statistic, hits, path, rule=rule, unit=unit, reason=first_reason(tests.values()),
-        details=shown,
+    return _decided(
+        _mostly(hits, _TAIL), claim, statistic, value, len(hits), unit, path, rule,
+        null=(low, high), details=shown, hits=sum(hits),
     )  # fmt: skip
 
 
@@ -200,18 +228,26 @@ def share_of_hits(
 ) -> Finding:
     """Whether a condition holds in more than half of the places, and in more than by chance.
 
-    ``chance``: probability that it holds in one place where there is nothing, binomial over the
-    places, taken as independent. ``reason``: why there are no places, should there be none.
+    Value: share of the places. ``chance``: probability that it holds in one place where there is
+    nothing; null: 0 to the 97.5 % quantile of the share then, the places taken as independent.
+    ``reason``: why there are no places, should there be none.
     """
     n = len(hits)
     if n == 0:
         return undecided(claim, statistic, unit, reason, path, rule=rule)
-    share = sum(hits) / n
-    high = float(stats.binom.ppf(1 - _TAIL, n, chance)) / n
     return _decided(
-        share > max(high, 0.5), claim, statistic, share, n, unit, path, rule, null=(0.0, high),
-        details=details,
+        _mostly(hits, chance), claim, statistic, sum(hits) / n, n, unit, path, rule,
+        null=(0.0, _largest_share(n, chance)), details=details, hits=sum(hits),
     )  # fmt: skip
+
+
+def _mostly(hits: Sequence[bool], chance: float) -> bool:
+    return sum(hits) / len(hits) > max(_largest_share(len(hits), chance), 0.5)
+
+
+def _largest_share(n: int, chance: float) -> float:
+    """97.5 % quantile of the share of n independent places in which chance alone is a hit."""
+    return float(stats.binom.ppf(1 - _TAIL, n, chance)) / n
 
 
 def exceeds_null(
@@ -312,6 +348,23 @@ def exceeds_zero(
     )  # fmt: skip
 
 
+def read(results: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """What stands at a path of nested results, by the keys that its wildcards stand for.
+
+    ``path``: keys with dots between them; * is every key of a dict. {"text_0.layer_3": value} for
+    two wildcards, {"": value} for none. What is not there is left out: a step that failed has no
+    such keys.
+    """
+    found: list[tuple[tuple[str, ...], Any]] = [((), results)]
+    for key in path.split("."):
+        nested = [(names, part) for names, part in found if isinstance(part, Mapping)]
+        if key == "*":
+            found = [((*names, k), v) for names, part in nested for k, v in part.items()]
+        else:
+            found = [(names, part[key]) for names, part in nested if key in part]
+    return {".".join(names): value for names, value in found}
+
+
 def first_reason(tests: Iterable[Mapping[str, Any] | None]) -> str:
     """The first reason that one of the tests gives for being undefined."""
     reasons = [test["reason"] for test in tests if test and test.get("reason")]
@@ -331,11 +384,13 @@ def _decided(
     interval: Interval | None = None,
     null: Interval | None = None,
     details: dict[str, Any] | None = None,
+    hits: int | None = None,
 ) -> Finding:
     verdict = SUPPORTED if holds else NOT_SUPPORTED
     return Finding(
-        claim, statistic, value, interval, null, n, unit, verdict, None, path, rule, details or {}
-    )
+        claim, statistic, value, interval, null, n, unit, verdict, None, path, rule, details or {},
+        hits,
+    )  # fmt: skip
 
 
 def _capital(text: str) -> str:

@@ -128,23 +128,21 @@ def _delta_claims(sections: Mapping[str, Any], layers: Sequence[int]) -> list[Fi
     return [
         above_null(
             "Delta goes with the activity of neurons",
-            "share of layers in which mean |rho| over channels, of delta with |activation| over "
-            "tokens, exceeds that under time shifts",
+            "mean |rho| over channels, of delta with |activation| over tokens; null: time shifts",
             {name: part.get("observed", {}).get("mean_abs") for name, part in delta.items()},
             "memory.delta_neurons.*.observed.mean_abs",
         ),
         above_null(
             "Higher delta means stronger memory influence",
-            "share of layers in which channels of larger mean delta depend more on what their "
-            "state keeps (rho over channels of mean delta with the change of the neuron when the "
-            "decay alone is scaled)",
+            "rho over channels of mean delta with what the neuron owes to its state (its change "
+            "when the decay alone is scaled); null: permuted channels",
             {name: part.get("delta_with_memory") for name, part in delta.items()},
             "memory.delta_neurons.*.delta_with_memory",
         ),
         above_null(
             "Neurons of higher delta matter more to the prediction",
-            "share of layers in which rho over ablated neurons, of mean delta with the effect of "
-            "ablation, exceeds that of permuted neurons",
+            "rho over ablated neurons of mean delta with the effect of ablation; null: permuted "
+            "neurons",
             {name: part.get("mean_delta") for name, part in ablation.items()},
             "memory.ablation_memory.*.mean_delta",
         ),
@@ -157,15 +155,15 @@ def _recursion_claims(sections: Mapping[str, Any], layers: Sequence[int]) -> lis
     return [
         above_null(
             "Temporal patterns show recursive dynamics",
-            "share of layers in which the autocorrelation of the mixer's output one token on, mean "
-            "over channels, exceeds that of shuffled tokens",
+            "autocorrelation of the mixer's output one token on, mean over channels; null: "
+            "shuffled tokens",
             {name: _first_lag(part.get("autocorrelation")) for name, part in mixers.items()},
             "memory.recursive_patterns.*.mixer.autocorrelation",
         ),
         above_null(
             "Where the state changes much, the activations do too",
-            "share of layers in which rho over tokens, of the change of the state with the change "
-            "of the mixer's output, exceeds that under time shifts",
+            "rho over tokens of the change of the state with the change of the mixer's output; "
+            "null: time shifts",
             {name: part.get("change_correlation") for name, part in mixers.items()},
             "memory.recursive_patterns.*.mixer.change_correlation",
         ),
@@ -186,8 +184,7 @@ def _selectivity_claims(sections: Mapping[str, Any]) -> list[Finding]:
     return [
         above_null(
             "Strong correlations exist between specific neurons of successive layers",
-            "share of pairs of layers in which the largest |r| over pairs of channels of the "
-            "mixers' outputs exceeds that under time shifts",
+            "largest |r| over pairs of channels of the mixers' outputs; null: time shifts",
             strong,
             "memory.cross_layer_correlations.mixer.*.max_abs",
             "pairs of layers",

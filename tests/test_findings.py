@@ -22,6 +22,7 @@ from findings import (
     exceeds_null,
     exceeds_zero,
     number,
+    read,
     sentence,
     share_of_hits,
     undecided,
@@ -49,8 +50,9 @@ def test_a_sentence_carries_its_number_and_its_bounds():
     )
     refused = replace(FINDING, verdict=NOT_SUPPORTED, interval=None, null=(0.1, 0.2))
     assert sentence(refused).startswith("Not found: Memory is long. Mean lag, tokens: 0.123 (null ")
-    beside = refused.beside(replace(FINDING, value=0.5))
-    assert compared(beside) == "null 0.1 to 0.2; untrained 0.5, supported; n = 7 texts"
+    beside = refused.beside([replace(FINDING, value=v) for v in (0.5, 0.2)])
+    assert compared(beside) == "null 0.1 to 0.2; 2 untrained: 0.2 to 0.5; n = 7 texts"
+    assert compared(replace(refused, hits=3)) == "null 0.1 to 0.2; in 3 of 7 texts"
     open_ = undecided("Memory is long", "mean lag", "texts", "2 texts", "p")
     assert sentence(open_) == "Undecided: Memory is long. 2 texts."
 
@@ -66,7 +68,7 @@ def test_numbers():
     [
         FINDING,
         undecided("c", "s", "texts", "why", "p", n=1),
-        replace(FINDING, null=(0.0, 1.0)).beside(FINDING),
+        replace(FINDING, null=(0.0, 1.0)).beside([FINDING]),
     ],
 )
 def test_a_finding_survives_json(finding):
@@ -95,8 +97,31 @@ def test_findings_that_contradict_themselves_are_refused(changes, message):
 
 
 def test_a_twin_of_another_claim_is_refused():
-    with pytest.raises(ValueError, match="the twin's claim is 'other'"):
-        FINDING.beside(replace(FINDING, claim="other"))
+    with pytest.raises(ValueError, match=r"the twins' claims are \['other'\]"):
+        FINDING.beside([replace(FINDING, claim="other")])
+
+
+def test_what_an_untrained_twin_reaches_too_is_not_supported():
+    below, above = replace(FINDING, value=0.05), replace(FINDING, value=0.3)
+    beaten = FINDING.beside([below, below])
+    assert (beaten.verdict, beaten.twins, beaten.num_twins) == (SUPPORTED, (0.05, 0.05), 2)
+    assert FINDING.beside([below, FINDING]).verdict == NOT_SUPPORTED  # a tie is not above
+    matched = FINDING.beside([below, above])
+    assert (matched.verdict, matched.twins, matched.twins_supported) == (
+        NOT_SUPPORTED, (0.05, 0.3), 2,
+    )  # fmt: skip
+    open_ = undecided(FINDING.claim, "s", "texts", "why", "p")
+    assert FINDING.beside([open_]) == FINDING  # no value to compare with
+    assert open_.beside([above]).verdict == TOO_LITTLE
+
+
+def test_results_are_read_by_their_path():
+    results = {"texts": {"text_0": {"layer_1": {"r": 1}}, "text_1": {"layer_1": {"r": 2}}}}
+    assert read(results, "texts.*.*.r") == {"text_0.layer_1": 1, "text_1.layer_1": 2}
+    assert read(results, "texts.text_1.layer_1.r") == {"": 2}
+    failed = {"texts": {"text_0": {"error": {"type": "E"}}, "text_1": results["texts"]["text_1"]}}
+    assert read(failed, "texts.*.*.r") == {"text_1.layer_1": 2}
+    assert read(results, "elsewhere.*") == {}
 
 
 def test_one_statistic_against_its_null():
@@ -120,17 +145,24 @@ def null_test(value, high=0.5):
 
 
 @pytest.mark.parametrize(
-    ("values", "verdict", "share"),
+    ("values", "verdict", "hits"),
     [
-        ((0.9, 0.8, 0.7, 0.1), SUPPORTED, 0.75),
-        ((0.9, 0.8, 0.1, 0.1), NOT_SUPPORTED, 0.5),
-        ((-0.9, -0.9, -0.9, -0.9), NOT_SUPPORTED, 0.0),
+        ((0.9, 0.8, 0.7, 0.1), SUPPORTED, 3),
+        ((0.9, 0.8, 0.1, 0.1), NOT_SUPPORTED, 2),
+        ((-0.9, -0.9, -0.9, -0.9), NOT_SUPPORTED, 0),
     ],
 )
-def test_a_share_of_layers_above_their_null(values, verdict, share):
+def test_layers_above_their_null(values, verdict, hits):
     tests = {f"layer_{i}": null_test(value) for i, value in enumerate(values)}
     row = above_null("c", "s", tests, "p")
-    assert (row.verdict, row.value, row.n, row.unit) == (verdict, share, 4, "layers")
+    assert (row.verdict, row.hits, row.n, row.unit) == (verdict, hits, 4, "layers")
+    assert row.value == pytest.approx(sum(values) / 4)
+    assert row.null == (-0.5, 0.5)
+
+
+def test_a_share_of_layers_and_what_chance_gives():
+    row = share_of_hits("c", "s", [True, True, True, False], "p", rule="r", unit="u", reason="")
+    assert (row.verdict, row.value) == (SUPPORTED, 0.75)
     # Of 4 layers at 2.5 % each, at most 1 is above with probability 97.5 %: 0.975^4 + 4 * ... > it.
     assert row.null == (0.0, 0.25)
 
