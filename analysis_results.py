@@ -170,7 +170,12 @@ def assemble(
         },
         "self_check": _self_check(model, texts, cross_text),
         "individual_texts": {
-            f"text_{i}": {"text": text.text, "tokens": text.tokens, "analysis": found.sections}
+            f"text_{i}": {
+                "text": text.text,
+                "tokens": text.tokens,
+                "offsets": text.offsets,
+                "analysis": found.sections,
+            }
             for i, (text, found) in enumerate(zip(encoded, texts, strict=True))
         },
         "cross_text_analysis": cross_text,

@@ -46,7 +46,7 @@ from ssm_component_extractor import (
 from targets import DEFAULT_TARGET, TARGETS, Target, resolve_target
 from utils import (
     add_common_options,
-    finite_or_none,
+    five_digits,
     require_tokenizer,
     resolve_model,
     run_main,
@@ -85,7 +85,9 @@ class LayerAttention:
         return {
             "statistics": self.statistics.to_dict(),
             "by_query": {
-                name: [[_short(x) for x in row] for row in getattr(self.statistics, name).tolist()]
+                name: [
+                    [five_digits(x) for x in row] for row in getattr(self.statistics, name).tolist()
+                ]
                 for name in by_query
             },
             "memory_kernel": self.kernel.to_dict(),
@@ -380,12 +382,6 @@ def _rollout_step(data: AttentionData, layer: int) -> Tensor:
     return weight * row_stochastic(data.layers[layer].absolute) + torch.diag_embed(
         (1 - weight).squeeze(-1)
     )
-
-
-def _short(value: float) -> float | None:
-    """Five significant digits, which is what a figure can show."""
-    finite = finite_or_none(value)
-    return None if finite is None else float(f"{finite:.5g}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -103,6 +103,15 @@ def finite_or_none(value: Any) -> float | None:
     return number if math.isfinite(number) else None
 
 
+def five_digits(value: Any) -> float | None:
+    """`value` to five significant digits, more than a figure or a table shows; None as above.
+
+    For series that would fill the JSON with digits of rounding error.
+    """
+    number = finite_or_none(value)
+    return None if number is None else float(f"{number:.5g}")
+
+
 def to_jsonable(obj: Any, key_path: str = "") -> Any:
     """Return `obj` made of dict, list, str, int, float, bool and None alone.
 

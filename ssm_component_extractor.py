@@ -32,6 +32,7 @@ from utils import (
     check_texts,
     configure_logging,
     encode_texts,
+    five_digits,
     load_model,
     load_tokenizer,
     pad_batch,
@@ -115,7 +116,7 @@ class SSMComponents:
         return replace(self, **fields, replay_errors=(self.replay_errors[row],))
 
     def to_dict(self) -> dict:
-        """Shapes and summaries for JSON; the tensors themselves go to safetensors."""
+        """Shapes, summaries, and by text the mean delta of every token; tensors go elsewhere."""
         keep = self.attention_mask.bool()
         per_token = {name: getattr(self, name)[keep] for name in ("delta", "B", "C", "u", "y")}
         return {
@@ -126,6 +127,7 @@ class SSMComponents:
             "A": summarise(self.A),
             "D": summarise(self.D),
             **{name: summarise(values) for name, values in per_token.items()},
+            "by_token": {"delta": _by_token(self.delta.mean(2).masked_fill(~keep, math.nan))},
             "replay_error": self.replay_error,
         }
 
@@ -191,12 +193,17 @@ class RecursiveDynamics:
     l - 1: how many directions the state uses; nan for one token or a constant state"""
 
     def to_dict(self) -> dict:
-        """Summaries for JSON."""
+        """Summaries for JSON, and by text the state's norm at every token."""
         ratios = [None if math.isnan(ratio) else ratio for ratio in self.state_participation_ratio]
         names = ("eigenvalues", "spectral_radius", "half_life", "lyapunov_exponent", "state_norm",
                  "write_energy", "retain_energy")  # fmt: skip
         summaries = {name: summarise(_finite(getattr(self, name))) for name in names}
-        return {**summaries, "is_stable": self.is_stable, "state_participation_ratio": ratios}
+        return {
+            **summaries,
+            "by_token": {"state_norm": _by_token(self.state_norm)},
+            "is_stable": self.is_stable,
+            "state_participation_ratio": ratios,
+        }
 
 
 def capture(
@@ -414,6 +421,11 @@ def _energies(components: SSMComponents, h: Tensor) -> tuple[Tensor, Tensor]:
 
 def _finite(x: Tensor) -> Tensor:
     return x[torch.isfinite(x)]
+
+
+def _by_token(values: Tensor) -> list[list[float | None]]:
+    """(b, l) values as lists without padding, which is nan."""
+    return [[five_digits(x) for x in row[~row.isnan()].tolist()] for row in values]
 
 
 class Job(NamedTuple):

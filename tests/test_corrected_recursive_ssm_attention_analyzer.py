@@ -63,6 +63,10 @@ def test_result_has_the_documented_keys(analyzer):
     assert results["self_check"]["replay_agrees"] is True
     assert results["self_check"]["without_result"] == {}
     assert results["provenance"]["texts"]["text_1"]["truncated"] is False
+    first = results["individual_texts"]["text_0"]
+    assert first["offsets"][-1][1] == len(first["text"])
+    components = first["analysis"]["ssm_components"]["layer_2"]
+    assert [len(row) for row in components["by_token"]["delta"]] == [len(first["tokens"])]
 
 
 def test_what_is_returned_is_what_is_saved(analyzer, tmp_path):

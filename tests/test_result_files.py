@@ -17,6 +17,7 @@ import result_files
 from result_files import (
     check_output_dir,
     finite_or_none,
+    five_digits,
     provenance,
     read_json,
     to_jsonable,
@@ -144,6 +145,13 @@ def test_finite_or_none() -> None:
     assert finite_or_none(None) is None
     assert finite_or_none(float("nan")) is None
     assert finite_or_none(float("-inf")) is None
+
+
+def test_five_digits() -> None:
+    assert five_digits(np.float32(0.1)) == 0.1
+    assert five_digits(-123456.7) == -123460.0
+    assert five_digits(float("inf")) is None
+    assert five_digits(None) is None
 
 
 def test_to_jsonable_converts_scalars_and_keeps_order() -> None:

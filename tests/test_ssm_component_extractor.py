@@ -317,6 +317,11 @@ def test_summaries_are_strict_json(captured, tmp_path):
     assert summary["delta"]["n"] == 35 * D_INNER
     dynamics = recursive_dynamics(parts).to_dict()
     assert dynamics["state_norm"]["n"] == 35  # padding is no state
+    # Written with five significant digits.
+    series = summary["by_token"]["delta"]
+    assert [len(row) for row in series] == [21, 14]
+    assert sum(series, []) == pytest.approx(kept.mean(1).tolist(), rel=1e-4)
+    assert [len(row) for row in dynamics["by_token"]["state_norm"]] == [21, 14]
 
 
 @pytest.fixture
