@@ -167,11 +167,16 @@ def memory_kernel(absolute_map: Tensor, mask: Tensor) -> MemoryKernel:
     ).double()
     queries = (mask.sum(1, keepdim=True) - torch.arange(length, device=mask.device)).clamp_min(0)
     means = torch.where(queries > 0, sums / queries.clamp_min(1), 0.0)
+    return kernel_of_means(means, absolute_map.dtype)
+
+
+def kernel_of_means(means: Tensor, dtype: torch.dtype = torch.float32) -> MemoryKernel:
+    """Memory kernel, in ``dtype``, of the mean magnitudes at lags 0, 1, ... (b, lags), float64."""
     kernel = means / means.sum(1, keepdim=True)
     passed = kernel.cumsum(1)
     return MemoryKernel(
-        kernel.to(absolute_map),
-        tuple((kernel * torch.arange(length)).sum(1).tolist()),
+        kernel.to(dtype),
+        tuple((kernel * torch.arange(means.shape[1])).sum(1).tolist()),
         *(tuple(_first_lag(row, share) for row in passed) for share in (0.5, 0.9)),
     )
 

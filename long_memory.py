@@ -1,0 +1,432 @@
+"""A long text read as one stream: exact memory from chunk to chunk, in bounded computer memory.
+
+The text goes through the model in chunks, each mixer starting from the memory that the chunk before
+left (``mamba_mixers.fast_scan``, ``memories``), so that the losses are those of the whole text read
+at once. What a layer's state does along the way is accumulated: beyond 4 bytes a token for the
+losses and a few numbers a chunk, nothing grows with the text.
+
+How much that memory is worth: the same tokens predicted from windows that each start from an empty
+memory. With windows of w tokens, token t is predicted from the tokens of the window that holds
+t - 1, which are ((t - 1) mod w) + 1 tokens, and in the stream from all t tokens before it. So every
+reading predicts every token of the text but the first, once.
+
+Letters: the glossary of ``selective_scan``. From a shell: ``python long_memory.py book.txt``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from analysis_utils import bootstrap_interval, summarise
+from attention_measures import MemoryKernel, kernel_of_means
+from mamba_mixers import MixerMemory, MixerReplay, fast_scan
+from selective_scan import attention_map, scan_hidden_states
+from ssm_component_extractor import encode_inputs, model_layers
+from utils import (
+    SCHEMA_VERSION,
+    add_common_options,
+    check_output_dir,
+    configure_logging,
+    finite_or_none,
+    load_model,
+    load_tokenizer,
+    progress,
+    provenance,
+    run_main,
+    validate_int,
+    write_csv,
+    write_json,
+)
+
+CHUNK_SIZE = 512
+KERNEL_EVERY = 8
+"""A memory kernel is measured in one chunk of so many: its map costs more than the chunk itself."""
+WINDOWS = (128, 512, 2048)
+BLOCK = 2048
+"""Tokens that differences between readings are averaged over before they are resampled."""
+
+# Tokens, over the windows of a pass, and tokens whose states are held at once: both bound memory.
+_TOKENS_PER_PASS = 4096
+_STATES_AT_ONCE = 64
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedLayer:
+    """What one layer's memory did along a stream of ``num_chunks`` chunks."""
+
+    state_norm: Tensor
+    """(chunks,) L2 norm of h_t over channels and states, mean over the chunk's tokens"""
+    survival: Tensor
+    """(chunks,) mean over channels and states of exp(A sum of delta over the chunk), in (0, 1):
+    what is left after the chunk of what the state held before it"""
+    mean_delta: Tensor
+    """(H,) mean over all tokens"""
+    selectivity: float | None
+    """share of the variance of delta that lies between tokens of one channel, in [0, 1]; None if
+    delta is one constant"""
+    half_life: Tensor
+    """(H, N or 1) ln 2 / (mean delta |A|), tokens"""
+    kernel: MemoryKernel
+    """of lags below the chunk size: mean over queries and sources of the same chunk, over the
+    chunks that were measured"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Summaries for JSON; state norm and survival by chunk."""
+        return {
+            "state_norm": self.state_norm.tolist(),
+            "survival": self.survival.tolist(),
+            "mean_delta": summarise(self.mean_delta),
+            "selectivity": self.selectivity,
+            "half_life": summarise(self.half_life.max(1).values),
+            "kernel": self.kernel.to_dict(),
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """A text read as one stream."""
+
+    chunk_size: int
+    loss: Tensor
+    """(l - 1,) -ln p(token t | all before it) for t = 1 .. l - 1, nats, float32"""
+    layers: dict[int, StreamedLayer]
+    memories: dict[int, MixerMemory]
+    """by layer, after the last token: the text can be read on from here"""
+
+
+@torch.no_grad()
+def read_stream(
+    model: PreTrainedModel,
+    input_ids: Tensor | Sequence[int],
+    *,
+    chunk_size: int = CHUNK_SIZE,
+    layers: Sequence[int] = (),
+    kernel_every: int = KERNEL_EVERY,
+) -> Stream:
+    """Read token ids (l,) as one stream, and measure the memory of ``layers`` along the way.
+
+    Chunks change the result by rounding alone. Raises ValueError for fewer than 2 ids, ids that the
+    model does not know, a layer without an SSM, and UnsupportedModelError for a model with
+    attention. Cost: the forward pass, for each layer measured another scan, and in one of
+    ``kernel_every`` chunks its attention map; memory that of one chunk, 4 bytes a token and two
+    numbers a layer and chunk.
+    """
+    ids = _checked_ids(model, input_ids)
+    validate_int("chunk_size", chunk_size, 2)
+    validate_int("kernel_every", kernel_every, 1)
+    sums = {layer: _LayerSums() for layer in (model_layers(model, list(layers)) if layers else [])}
+    memories: dict[int, MixerMemory] = {}
+    losses = []
+    with_kernel = True
+
+    def observe(layer: int, replay: MixerReplay) -> None:
+        if layer in sums:
+            sums[layer].add(replay, with_kernel)
+
+    with fast_scan(model, observe=observe, memories=memories):
+        starts = range(0, len(ids), chunk_size)
+        for number, start in enumerate(progress(starts, desc="chunks")):
+            with_kernel = number % kernel_every == 0
+            chunk = ids[start : start + chunk_size]
+            logits = model(input_ids=chunk[None].to(model.device), use_cache=False).logits
+            losses.append(_losses(logits, ids[None, start + 1 : start + 1 + len(chunk)])[0])
+    return Stream(
+        chunk_size,
+        torch.cat(losses),
+        {layer: part.result(chunk_size) for layer, part in sums.items()},
+        memories,
+    )
+
+
+@torch.no_grad()
+def window_losses(model: PreTrainedModel, input_ids: Tensor | Sequence[int], width: int) -> Tensor:
+    """(l - 1,) losses as ``Stream.loss``, of the text read in windows of ``width`` tokens.
+
+    Each window starts from an empty memory; its last token predicts the first of the next. Raises
+    ValueError as :func:`read_stream`, and for a width below 1. Cost: the forward pass.
+    """
+    ids = _checked_ids(model, input_ids)
+    validate_int("width", width, 1)
+    following = ids.roll(-1)
+    whole = len(ids) // width * width
+    parts = [*ids[:whole].view(-1, width).split(max(1, _TOKENS_PER_PASS // width))]
+    parts += [ids[None, whole:]] if whole < len(ids) else []
+    losses, start = [], 0
+    with fast_scan(model):
+        for rows in progress(parts, desc=f"windows of {width}"):
+            logits = model(input_ids=rows.to(model.device), use_cache=False).logits
+            stop = start + rows.numel()
+            losses.append(_losses(logits, following[start:stop].view(rows.shape)).flatten())
+            start = stop
+    return torch.cat(losses)[:-1]  # nothing follows the last token
+
+
+def compare_readings(
+    stream: Tensor, windows: Mapping[int, Tensor], *, block: int = BLOCK, seed: int = 0
+) -> list[dict[str, Any]]:
+    """One row a reading: mean loss, perplexity, and what the reading loses against the stream.
+
+    ``windows``: losses by width, of the same tokens as ``stream`` (l - 1,). ``difference``: mean
+    loss minus that of the stream, nats, > 0 where memory beyond the window helps; ``low``,
+    ``high``: its 95 % bootstrap interval over blocks of ``block`` successive tokens, whose means
+    are taken as independent; None with fewer than 2 whole blocks, with the ``reason``.
+    """
+    rows = [_reading("stream", None, stream)]
+    whole = len(stream) // block * block
+    for width, losses in sorted(windows.items()):
+        if losses.shape != stream.shape:
+            raise ValueError(
+                f"windows[{width}] has {len(losses)} losses, stream {len(stream)}; they must be of "
+                "the same tokens"
+            )
+        change = losses.double() - stream.double()
+        means = change[:whole].view(-1, block).mean(1) if whole else change.new_empty(0)
+        enough = len(means) >= 2
+        low, high = bootstrap_interval(means, seed=seed) if enough else (None, None)
+        reason = None if enough else f"fewer than 2 blocks of {block} tokens"
+        row = _reading(f"windows of {width}", width, losses)
+        rows.append(row | {"difference": float(change.mean()), "low": low, "high": high,
+                           "num_blocks": len(means), "reason": reason})  # fmt: skip
+    return rows
+
+
+def loss_by_context(losses: Tensor, width: int | None = None) -> list[dict[str, Any]]:
+    """Mean loss by the number of tokens that a token is predicted from, in bins that double.
+
+    ``width`` of the windows, None for a stream. ``first``, ``last``: tokens of context, both in the
+    bin; ``loss`` nats; ``num_tokens``. In a stream each number of tokens occurs once, so that a bin
+    holds other tokens of the text than the bins of windows do: compare bins of the windows.
+    """
+    context = torch.arange(len(losses)) + 1
+    context = context if width is None else (context - 1) % width + 1
+    rows, first = [], 1
+    while first <= int(context.max()):
+        chosen = losses[(context >= first) & (context < 2 * first)].double()
+        rows.append({"first": first, "last": min(2 * first - 1, int(context.max())),
+                     "loss": float(chosen.mean()), "num_tokens": len(chosen)})  # fmt: skip
+        first *= 2
+    return rows
+
+
+def loss_along(losses: Tensor, block: int = BLOCK) -> list[float]:
+    """Mean loss of each block of ``block`` tokens, the last one shorter."""
+    return [float(part.double().mean()) for part in losses.split(block)]
+
+
+class _LayerSums:
+    """What a layer leaves behind chunk by chunk."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+        self.survival: list[float] = []
+        self.count = 0
+        self.mean = self.squares = torch.zeros(())
+        self.kernel_sums = self.kernel_counts = torch.zeros(0, dtype=torch.float64)
+        self.state: Tensor | None = None
+        self.A = torch.zeros(())
+
+    def add(self, replay: MixerReplay, with_kernel: bool) -> None:
+        """Take in one chunk, b = 1."""
+        self.A = replay.A
+        self._add_delta(replay.delta[0].double())
+        self.norms.append(self._mean_norm(replay))
+        steps = replay.delta[0].double().sum(0)
+        self.survival.append(float(torch.exp(steps[:, None] * replay.A.double()).mean()))
+        if with_kernel:
+            self._add_kernel(replay)
+        self.state = replay.memory.state
+
+    def _add_delta(self, delta: Tensor) -> None:
+        """Mean and sum of squares about it, merged chunk by chunk (Chan et al. 1979)."""
+        n, mean = len(delta), delta.mean(0)
+        total = self.count + n
+        apart = mean - self.mean
+        squares = (delta - mean).square().sum(0) + apart.square() * self.count * n / total
+        self.mean, self.squares = self.mean + apart * n / total, self.squares + squares
+        self.count = total
+
+    def _mean_norm(self, replay: MixerReplay) -> float:
+        total, state = 0.0, self.state
+        for part in torch.arange(replay.u.shape[1]).split(_STATES_AT_ONCE):
+            u, delta, B = (x[:, part] for x in (replay.u.float(), replay.delta, replay.B))
+            h = scan_hidden_states(u, delta, replay.A, B, state)
+            total += float(h[0].flatten(1).norm(dim=1).double().sum())
+            state = h[:, -1]
+        return total / replay.u.shape[1]
+
+    def _add_kernel(self, replay: MixerReplay) -> None:
+        absolute = attention_map(replay.delta, replay.A, replay.B, replay.C, absolute=True)[0]
+        length = len(absolute)
+        sums = torch.stack([absolute.diagonal(-k).double().sum() for k in range(length)])
+        counts = torch.arange(length, 0, -1, dtype=torch.float64)
+        if len(self.kernel_sums) == 0:
+            self.kernel_sums, self.kernel_counts = sums.new_zeros(2, length)
+        # The text's last chunk may be shorter: it has no pairs of the longest lags.
+        self.kernel_sums[:length] += sums.cpu()
+        self.kernel_counts[:length] += counts
+
+    def result(self, chunk_size: int) -> StreamedLayer:
+        means = self.kernel_sums / self.kernel_counts
+        apart = self.count * (self.mean - self.mean.mean()).square().sum()
+        within = self.squares.sum()
+        spread = float(within + apart)
+        return StreamedLayer(
+            torch.tensor(self.norms),
+            torch.tensor(self.survival),
+            self.mean.float().cpu(),
+            float(within) / spread if spread > 0 else None,
+            (math.log(2) / (self.mean[:, None] * self.A.double().abs())).float().cpu(),
+            kernel_of_means(means[None]),
+        )
+
+
+def _losses(logits: Tensor, following: Tensor) -> Tensor:
+    """(b, l) -ln p of the following tokens, of logits (b, l or l + 1, V)."""
+    kept = logits[:, : following.shape[1]].float()
+    return F.cross_entropy(kept.mT, following.to(kept.device), reduction="none").cpu()
+
+
+def _checked_ids(model: PreTrainedModel, input_ids: Tensor | Sequence[int]) -> Tensor:
+    ids = encode_inputs(model, None, torch.as_tensor(input_ids))[0]
+    if len(ids) != 1 or ids.shape[1] < 2:
+        raise ValueError(
+            f"input_ids has shape {tuple(ids.shape)}; pass the ids of one text, at least 2 of them"
+        )
+    return ids[0]
+
+
+def _reading(name: str, width: int | None, losses: Tensor) -> dict[str, Any]:
+    mean = float(losses.double().mean())
+    nothing = dict.fromkeys(("difference", "low", "high", "num_blocks", "reason"))
+    return {"reading": name, "width": width, "num_tokens": len(losses), "loss": mean,
+            "perplexity": finite_or_none(math.exp(min(mean, 700.0))), **nothing}  # fmt: skip
+
+
+def long_memory(
+    model: PreTrainedModel,
+    input_ids: Tensor | Sequence[int],
+    *,
+    layers: Sequence[int] = (),
+    windows: Sequence[int] = WINDOWS,
+    chunk_size: int = CHUNK_SIZE,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """JSON of one text read as a stream and in windows: readings, losses, memory by layer.
+
+    ``readings``: :func:`compare_readings`. ``by_context`` and ``along``, by reading: mean loss by
+    tokens of context and by block of ``BLOCK`` tokens. ``layers``: ``StreamedLayer`` by layer.
+    Windows as long as the text are left out. Raises and costs as :func:`read_stream` and
+    :func:`window_losses`.
+    """
+    ids = _checked_ids(model, input_ids)
+    widths = [validate_int("windows", width, 1) for width in windows]
+    stream = read_stream(model, ids, chunk_size=chunk_size, layers=layers)
+    losses = {width: window_losses(model, ids, width) for width in widths if width < len(ids)}
+    named = {"stream": (stream.loss, None)}
+    named |= {f"windows of {width}": (loss, width) for width, loss in losses.items()}
+    return {
+        "num_tokens": len(ids),
+        "chunk_size": chunk_size,
+        "block": BLOCK,
+        "readings": compare_readings(stream.loss, losses, seed=seed),
+        "by_context": {name: loss_by_context(loss, width) for name, (loss, width) in named.items()},
+        "along": {name: loss_along(loss) for name, (loss, _) in named.items()},
+        "layers": {f"layer_{layer}": part.to_dict() for layer, part in stream.layers.items()},
+    }
+
+
+def read_book(path: str | Path) -> str:
+    """A text file as one text; ValueError where it does not exist, is no UTF-8 or is empty."""
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"book is {str(path)!r}; that is no file. Give a plain text file")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"book {str(path)!r} is not UTF-8 text: {error}") from error
+    if not text.strip():
+        raise ValueError(f"book {str(path)!r} is empty; give a file with text")
+    return text
+
+
+def readings_table(readings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The readings as lines of a Markdown table."""
+    lines = [
+        "| reading | loss (nats) | perplexity | minus the stream (nats) | 95 % interval |",
+        "|---|---|---|---|---|",
+    ]
+    for row in readings:
+        change, ends = "", row["reason"] or ""
+        if row["difference"] is not None:
+            change = f"{row['difference']:+.4f}"
+        if row["low"] is not None:
+            ends = f"{row['low']:+.4f} to {row['high']:+.4f}"
+        cells = (row["reading"], f"{row['loss']:.4f}", f"{row['perplexity']:.3f}", change, ends)
+        lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Read a book as a stream and in windows; print the table, write JSON and CSV."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        description="A long text as one stream: what memory is worth, and what the states do.",
+        epilog="example: python long_memory.py book.txt --max-tokens 65536",
+    )
+    parser.add_argument("book", help="a plain text file, read as one text")
+    add_common_options(
+        parser, "model", "layers", "device", "dtype", "output_dir", "seed", "debug", "quiet"
+    )
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="read no more than these")
+    parser.add_argument(
+        "--chunk-size", type=int, default=CHUNK_SIZE, metavar="TOKENS",
+        help=f"tokens read at once; the result does not depend on it (default: {CHUNK_SIZE})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--windows", default=",".join(map(str, WINDOWS)), metavar="128,512",
+        help="widths of the windows, in tokens (default: 128,512,2048)",
+    )  # fmt: skip
+    parser.set_defaults(output_dir="long_memory")
+    args = parser.parse_args(argv)
+    configure_logging(args.debug, args.quiet)
+    widths = parse_widths(args.windows)
+    text, folder = read_book(args.book), check_output_dir(args.output_dir)
+    model = load_model(args.model, device=args.device, dtype=args.dtype)
+    ids = load_tokenizer(args.model)(text, verbose=False)["input_ids"][: args.max_tokens]
+    layers = model_layers(model, args.layers)
+    results = long_memory(
+        model, ids, layers=layers, windows=widths, chunk_size=args.chunk_size, seed=args.seed
+    )
+    results["schema_version"] = SCHEMA_VERSION
+    command = ["python", "long_memory.py", *argv]
+    results["provenance"] = provenance(model, command=command, seed=args.seed)
+    path = write_json(folder / "long_memory.json", results)
+    write_csv(folder / "readings.csv", results["readings"])
+    print("\n".join(readings_table(results["readings"])))
+    print(f"Wrote {path} and readings.csv beside it.")
+    return 0
+
+
+def parse_widths(listed: str) -> list[int]:
+    """Widths of windows from "128,512"; ValueError for anything but whole numbers."""
+    try:
+        return [int(part) for part in listed.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"windows is {listed!r}; pass whole numbers, as in 128,512") from None
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
