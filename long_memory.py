@@ -201,7 +201,7 @@ def compare_readings(
 
 
 def loss_by_context(losses: Tensor, width: int | None = None) -> list[dict[str, Any]]:
-    """Mean loss by the number of tokens that a token is predicted from, in bins that double.
+    """Mean loss by the number of tokens that a token is predicted from: 1, 2, 3 to 4, 5 to 8, ...
 
     ``width`` of the windows, None for a stream. ``first``, ``last``: tokens of context, both in the
     bin; ``loss`` nats; ``num_tokens``. In a stream each number of tokens occurs once, so that a bin
@@ -209,12 +209,12 @@ def loss_by_context(losses: Tensor, width: int | None = None) -> list[dict[str, 
     """
     context = torch.arange(len(losses)) + 1
     context = context if width is None else (context - 1) % width + 1
-    rows, first = [], 1
-    while first <= int(context.max()):
-        chosen = losses[(context >= first) & (context < 2 * first)].double()
-        rows.append({"first": first, "last": min(2 * first - 1, int(context.max())),
-                     "loss": float(chosen.mean()), "num_tokens": len(chosen)})  # fmt: skip
-        first *= 2
+    longest, rows, first, last = int(context.max()), [], 1, 1
+    while first <= longest:
+        chosen = losses[(context >= first) & (context <= last)].double()
+        rows.append({"first": first, "last": min(last, longest), "loss": float(chosen.mean()),
+                     "num_tokens": len(chosen)})  # fmt: skip
+        first, last = last + 1, 2 * last
     return rows
 
 

@@ -152,10 +152,10 @@ def test_loss_by_context_and_along_are_means_of_the_tokens_meant():
     # Windows of 4: contexts 1 2 3 4 1 2 3 4 1 2.
     assert loss_by_context(losses, 4) == [
         {"first": 1, "last": 1, "loss": (1 + 5 + 9) / 3, "num_tokens": 3},
-        {"first": 2, "last": 3, "loss": (2 + 3 + 6 + 7 + 10) / 5, "num_tokens": 5},
-        {"first": 4, "last": 4, "loss": (4 + 8) / 2, "num_tokens": 2},
+        {"first": 2, "last": 2, "loss": (2 + 6 + 10) / 3, "num_tokens": 3},
+        {"first": 3, "last": 4, "loss": (3 + 4 + 7 + 8) / 4, "num_tokens": 4},
     ]
-    assert [row["last"] for row in loss_by_context(losses)] == [1, 3, 7, 10]
+    assert [row["last"] for row in loss_by_context(losses)] == [1, 2, 4, 8, 10]
     assert loss_along(losses, 4) == [2.5, 6.5, 9.5]
 
 
