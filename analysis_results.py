@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ from transformers import PreTrainedModel
 from analysis_steps import Step, StepOutcomes
 from attention_neurons import NEURON_METHODS, AttentionData
 from cross_text_analysis import TextMeasures
+from findings import Finding
+from key_findings import beside_twins
 from neuron_sets import NeuronSet
 from ssm_component_extractor import Capture
 from utils import (
@@ -51,6 +53,8 @@ class Settings:
     seed: int = 0
     num_ablations: int = 0
     """random neurons of each layer whose ablation checks the neuron methods; 0: no check"""
+    num_twins: int = 0
+    """untrained twins that are analysed beside the model; 0: none"""
     faithfulness: bool = False
     """whether attributions to input tokens are measured by perturbing the texts"""
     command: Sequence[str] | None = None
@@ -82,6 +86,41 @@ class Analysis:
     results: dict[str, Any]
     tensors: dict[str, Tensor]
     neuron_rows: list[dict[str, Any]]
+
+
+@dataclass(frozen=True, eq=False)
+class TwinResults:
+    """The analysis of an untrained twin, on the same texts."""
+
+    seed: int
+    """of its weights"""
+    results: dict[str, Any]
+    findings: list[Finding]
+    """its key findings, in the order of the model's"""
+
+
+def with_findings(
+    analysis: Analysis, findings: Sequence[Finding], twins: Sequence[TwinResults] = ()
+) -> Analysis:
+    """The analysis with its findings, beside those of untrained twins.
+
+    Adds ``findings``, rows of `Finding.to_dict`, and with twins ``untrained_twins``: their seeds,
+    the value of every claim in each of them, and the first twin's cross-text analysis.
+    """
+    results = dict(analysis.results)
+    results["findings"] = [
+        finding.to_dict() for finding in beside_twins(findings, [twin.findings for twin in twins])
+    ]
+    if twins:
+        results["untrained_twins"] = {
+            "seeds": [twin.seed for twin in twins],
+            "values": {
+                finding.claim: [twin.findings[i].value for twin in twins]
+                for i, finding in enumerate(findings)
+            },
+            "cross_text_analysis": twins[0].results["cross_text_analysis"],
+        }
+    return replace(analysis, results=to_jsonable(results))
 
 
 def write_analysis(analysis: Analysis, path: Path) -> Path:

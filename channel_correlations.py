@@ -45,6 +45,7 @@ from time_shift_nulls import (
 
 FALSE_DISCOVERY_RATE = 0.05
 _NUM_TOP_PAIRS = 10
+_TESTS = ("mean", "mean_abs", "max_abs", "best_match", "cka")
 # Shifts at which the whole significance test is repeated, to see what it finds in nothing.
 _NUM_CALIBRATIONS = 3
 
@@ -100,6 +101,8 @@ class CrossLayerCorrelation:
     """mean of |r|, in [0, 1]"""
     max_abs: NullTest
     """largest |r|, in [0, 1]"""
+    best_match: NullTest
+    """largest |r| of a channel of b with any of a, mean over the channels of b, in [0, 1]"""
     mean_abs_without_first_tokens: float | None
     """mean of |r| without the first token of each text, which is an outlier in many models"""
     same_channel_mean_abs: float | None
@@ -191,7 +194,7 @@ def _varying_columns(values: FloatArray) -> _Columns:
 
 def _no_claim(reason: str, n: int) -> dict[str, Any]:
     test = undefined(reason, n)
-    tests = dict.fromkeys(("mean", "mean_abs", "max_abs", "cka"), test)
+    tests = dict.fromkeys(_TESTS, test)
     numbers = dict.fromkeys(
         ("mean_abs_without_first_tokens", "same_channel_mean_abs", "significant_share",
          "significant_share_null", "median_effective_samples")
@@ -262,22 +265,25 @@ def _top_pairs(
 def _against_shifts(
     r: FloatArray, x: _Columns, y: _Columns, lengths: tuple[int, ...], shifts: IntArray
 ) -> dict[str, NullTest]:
-    """The tests of r's mean, mean magnitude and maximum, and of CKA, from one product a shift."""
+    """The tests of r and of CKA, from one product a shift."""
     n = sum(lengths)
     cka = _DebiasedCKA(x.values, y.values)
     x_sum, y_sum = x.units.sum(axis=1), y.units.sum(axis=1)
-    draws = np.empty((len(shifts), 4))
+    draws = np.empty((len(shifts), len(_TESTS)))
     for draw, shift, product in zip(draws, shifts, _products(x, y, lengths, shifts), strict=True):
         order = shifted_rows(lengths, shift)
         draw[0] = x_sum @ y_sum[order] / product.numel()
-        draw[1] = torch.linalg.vector_norm(product, 1) / product.numel()
-        draw[2] = torch.linalg.vector_norm(product, torch.inf)
-        draw[3] = cka.at(product.square_(), order)
+        best = product.abs_().amax(dim=0)
+        draw[1:4] = product.mean(), best.max(), best.mean()
+        draw[4] = cka.at(product.square_(), order)
     magnitudes = np.abs(r)
     observed_cka = cka.at(torch.from_numpy(np.square(r)), np.arange(n))
-    values = (float(r.mean()), float(magnitudes.mean()), float(magnitudes.max()), observed_cka)
-    tests = [against_null(value, drawn, n) for value, drawn in zip(values, draws.T, strict=True)]
-    return dict(zip(("mean", "mean_abs", "max_abs", "cka"), tests, strict=True))
+    best = magnitudes.max(axis=0)
+    values = (r.mean(), magnitudes.mean(), best.max(), best.mean(), observed_cka)
+    tests = [
+        against_null(float(value), drawn, n) for value, drawn in zip(values, draws.T, strict=True)
+    ]
+    return dict(zip(_TESTS, tests, strict=True))
 
 
 def _lagged(x: _Columns, y: _Columns, lengths: tuple[int, ...]) -> dict[str, Any]:

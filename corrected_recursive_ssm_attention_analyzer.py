@@ -19,7 +19,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,12 @@ from analysis_results import (
     Analysis,
     Settings,
     TextAnalysis,
+    TwinResults,
     assemble,
     neuron_rows,
     step_sections,
     text_tensors,
+    with_findings,
     write_analysis,
 )
 from analysis_steps import Step, failure_of, is_recoverable, run_steps
@@ -47,6 +49,8 @@ from attention_neurons import (
 from attribution_faithfulness import faithfulness_table
 from cross_text_analysis import CROSS_TEXT_STEPS, text_measures
 from delta_extraction import delta_memory
+from delta_neurons import delta_neuron_correlation
+from key_findings import key_findings
 from layer_correlation_analyzer import (
     cross_layer_correlations,
     recursive_patterns,
@@ -66,6 +70,7 @@ from ssm_component_extractor import (
     recursive_dynamics,
 )
 from targets import resolve_target
+from untrained_twin import ENOUGH_TWINS, twin_seeds, untrained_twin
 from utils import (
     DEMO_MODEL_PATH,
     EncodedText,
@@ -116,9 +121,29 @@ def analyze(
     """Run all steps on tokenized texts.
 
     A step that fails leaves its error under its key and the rest intact; ``after_each`` is called
-    after every step. Cost: one forward pass a batch up to the last layer asked for, one forward and
-    backward pass a text for the gradient-guided neurons, and the steps.
+    after every step. Findings are computed from the results, and again from those of
+    ``settings.num_twins`` untrained twins. Cost, as much again for each twin: one forward pass a
+    batch up to the last layer asked for, one forward and backward pass a text for the
+    gradient-guided neurons, and the steps.
     """
+    analysis = _analyze_alone(model, encoded, tokenizer, settings, after_each)
+    findings = key_findings(analysis.results, settings.seed)
+    alone = replace(settings, num_twins=0, num_ablations=0, faithfulness=False)
+    twins = []
+    for seed in progress(twin_seeds(settings.num_twins, settings.seed), desc="untrained twins"):
+        twin = untrained_twin(model, seed)
+        results = _analyze_alone(twin, encoded, tokenizer, alone, after_each).results
+        twins.append(TwinResults(seed, results, key_findings(results, settings.seed)))
+    return with_findings(analysis, findings, twins)
+
+
+def _analyze_alone(
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    after_each: Callable[[], None] | None,
+) -> Analysis:
     started = time.perf_counter()
     texts = _each_text(model, encoded, padding_id(tokenizer), settings, after_each)
     cross_text = _together(model, encoded, tokenizer, texts, settings, after_each)
@@ -151,6 +176,7 @@ def _ssm_components(inputs: TextInputs) -> dict[int, Any]:
             **parts.to_dict(),
             "dynamics": recursive_dynamics(parts),
             "delta_memory": delta_memory([parts], layer, seed=inputs.seed),
+            "delta_activation": delta_neuron_correlation([parts], layer, seed=inputs.seed),
         }
         for layer, parts in inputs.captured.components.items()
     }
@@ -242,9 +268,10 @@ ABLATION_STEP = Step("neuron_ablation", _neuron_ablation, needs=("neurons",))
 class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
     """The eight-step analysis of texts by a Mamba, its figures and its files.
 
-    ``num_ablations`` random neurons of each layer are ablated to check the neuron methods, and
-    ``faithfulness`` adds attributions to input tokens with their faithfulness; both take many
-    forward passes and are off unless asked for.
+    ``num_ablations`` random neurons of each layer are ablated to check the neuron methods,
+    ``faithfulness`` adds attributions to input tokens with their faithfulness, and ``num_twins``
+    untrained twins are analysed beside the model; all take many forward passes and are off unless
+    asked for.
     """
 
     def __init__(
@@ -258,6 +285,7 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
         seed: int = 0,
         num_ablations: int = 0,
         faithfulness: bool = False,
+        num_twins: int = 0,
     ) -> None:
         self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
         self.max_sequence_length = validate_int("max_sequence_length", max_sequence_length, 2)
@@ -265,6 +293,7 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
         self.seed = seed
         self.num_ablations = validate_int("num_ablations", num_ablations, 0)
         self.faithfulness = faithfulness
+        self.num_twins = validate_int("num_twins", num_twins, 0)
         self.memory_cleanup_enabled = True
         self._memory = MemoryTracker(self.device)
 
@@ -286,7 +315,12 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
         tokenizer = require_tokenizer(self.model, self.tokenizer)
         encoded = encode_texts(tokenizer, texts, self.max_sequence_length)
         settings = Settings(
-            layers, self.batch_size, self.seed, self.num_ablations, self.faithfulness
+            layers,
+            self.batch_size,
+            self.seed,
+            self.num_ablations,
+            num_twins=self.num_twins,
+            faithfulness=self.faithfulness,
         )
         with _debug_logging(debug):
             self.analysis_ = analyze(
@@ -439,6 +473,14 @@ def _command(argv: list[str]) -> int:
         help="check the neuron methods by ablating N random neurons a layer (default: 0)",
     )
     parser.add_argument(
+        "--twins",
+        type=int,
+        default=0,
+        metavar="N",
+        help="analyse N untrained twins too, which findings have to exceed; "
+        f"{ENOUGH_TWINS} keep false ones at 5 %% (default: 0)",
+    )
+    parser.add_argument(
         "--faithfulness",
         action="store_true",
         help="also attribute each prediction to input tokens and measure how faithful that is",
@@ -446,13 +488,20 @@ def _command(argv: list[str]) -> int:
     parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
     args = parser.parse_args(argv)
     validate_int("ablate", args.ablate, 0)
+    validate_int("twins", args.twins, 0)
     if not args.quiet:
         print(_announcement(args))
     job = job_from_options(args)
     tracker = MemoryTracker(job.model.device)
     command = ["python", Path(__file__).name, *argv]
     settings = Settings(
-        job.layers, args.batch_size, args.seed, args.ablate, args.faithfulness, command
+        job.layers,
+        args.batch_size,
+        args.seed,
+        args.ablate,
+        num_twins=args.twins,
+        faithfulness=args.faithfulness,
+        command=command,
     )
     analysis = analyze(job.model, job.encoded, job.tokenizer, settings, after_each=tracker.cleanup)
     path = write_analysis(analysis, job.output_dir / "analysis_results.json")

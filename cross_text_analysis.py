@@ -11,9 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from analysis_steps import Step
-from channel_correlations import PooledActivations, cross_layer_correlation
+from channel_correlations import (
+    CrossLayerCorrelation,
+    PooledActivations,
+    cross_layer_correlation,
+)
 from cross_text_consistency import neuron_agreement, text_spread
-from layer_correlation_analyzer import pooled_activations
+from layer_correlation_analyzer import STREAMS, pooled_activations
 from ssm_component_extractor import Capture
 
 FloatArray = NDArray[np.float64]
@@ -29,8 +33,8 @@ class TextMeasures:
     """likewise over queries"""
     importance: dict[int, dict[str, FloatArray]]
     """by layer and neuron method: (d_inner,)"""
-    activations: dict[int, PooledActivations]
-    """by layer: the residual stream"""
+    activations: dict[str, dict[int, PooledActivations]]
+    """by stream (see layer_correlation_analyzer.STREAMS) and layer"""
 
 
 def text_measures(captured: Capture, results: Mapping[str, Any]) -> TextMeasures:
@@ -52,7 +56,12 @@ def text_measures(captured: Capture, results: Mapping[str, Any]) -> TextMeasures
             layer: {name: _array(by_layer[layer].importance) for name, by_layer in neurons.items()}
             for layer in (captured.layers if neurons else ())
         },
-        activations={layer: pooled_activations([captured], layer) for layer in captured.layers},
+        activations={
+            stream: {
+                layer: pooled_activations([captured], layer, stream) for layer in captured.layers
+            }
+            for stream in STREAMS
+        },
     )
 
 
@@ -81,14 +90,28 @@ def neuron_consistency(texts: Sequence[TextMeasures]) -> dict[int, Any]:
 
 
 def correlation_patterns(texts: Sequence[TextMeasures]) -> dict[str, Any]:
-    """Correlation of neighbouring layers over the tokens of all texts together."""
+    """Correlation of neighbouring layers over the tokens of all texts together, by stream.
+
+    In the residual stream neighbouring layers share what was there before them; the mixers'
+    outputs are what each layer adds.
+    """
     if not texts:
         return {}
-    layers = sorted(texts[0].activations)
-    pooled = {layer: _joined([text.activations[layer] for text in texts]) for layer in layers}
+    layers = sorted(texts[0].activations["residual"])
+    if len(layers) < 2:
+        return {"reason": "needs at least two layers"}
+    return {stream: _neighbours(texts, layers, stream) for stream in STREAMS}
+
+
+def _neighbours(
+    texts: Sequence[TextMeasures], layers: Sequence[int], stream: str
+) -> dict[str, CrossLayerCorrelation]:
+    pooled = {
+        layer: _joined([text.activations[stream][layer] for text in texts]) for layer in layers
+    }
     return {
         f"layer_{a}_to_{b}": cross_layer_correlation(
-            pooled[a], pooled[b], layers=(a, b), stream="residual"
+            pooled[a], pooled[b], layers=(a, b), stream=stream
         )
         for a, b in itertools.pairwise(layers)
     }

@@ -11,6 +11,7 @@ from itertools import combinations
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import stats
 
 from analysis_utils import autocorrelation, hypergeometric_overlap, spearman
 
@@ -53,6 +54,12 @@ class NeuronAgreement:
     """the same for random lists: top_n^2 / number of neurons"""
     largest_p_value: float | None
     """largest hypergeometric p-value of an overlap, over the pairs, times their number"""
+    shared: int | None
+    """neurons on the lists of all texts"""
+    expected_shared: float
+    """the same for random lists: neurons * (top_n / neurons)^texts"""
+    shared_p_value: float | None
+    """probability that random lists share as many, see `shared_tail`"""
     mean_spearman: float | None
     """mean over pairs of the rank correlation of importance over all neurons, -1 to 1"""
     reason: str | None
@@ -100,11 +107,13 @@ def neuron_agreement(importances: Sequence[ArrayLike], top_n: int = 20) -> Neuro
     top_n = max(1, min(top_n, num_neurons // 10))
     expected = top_n**2 / num_neurons
     if len(arrays) < 2:
-        return NeuronAgreement(1, top_n, None, expected, None, None, "needs at least two texts")
+        reason = "needs at least two texts"
+        return NeuronAgreement(1, top_n, None, expected, None, None, top_n, None, None, reason)
     tops = [set(np.argsort(array)[-top_n:].tolist()) for array in arrays]
     overlaps = [len(a & b) for a, b in combinations(tops, 2)]
     p_values = [hypergeometric_overlap(n, top_n, top_n, num_neurons)[1] for n in overlaps]
     ranks = [spearman(a, b) for a, b in combinations(arrays, 2)]
+    shared = len(set.intersection(*tops))
     undefined = bool(np.isnan(ranks).any())
     return NeuronAgreement(
         len(arrays),
@@ -112,9 +121,32 @@ def neuron_agreement(importances: Sequence[ArrayLike], top_n: int = 20) -> Neuro
         float(np.mean(overlaps)),
         expected,
         min(1.0, max(p_values) * len(p_values)),
+        shared,
+        num_neurons * (top_n / num_neurons) ** len(arrays),
+        shared_tail(shared, top_n, len(arrays), num_neurons),
         None if undefined else float(np.mean(ranks)),
         "the importance of a text is constant" if undefined else None,
     )
+
+
+def shared_tail(shared: int, size: int, num_lists: int, population: int) -> float:
+    """Probability that num_lists random lists of `size` from a population share `shared` or more.
+
+    Exact: what the first j lists share is hypergeometric given what the first j - 1 share. Raises
+    ValueError unless 0 <= shared <= size <= population and there is a list. Cost: O(num_lists
+    size^2).
+    """
+    if not (0 <= shared <= size <= population and num_lists > 0):
+        raise ValueError(
+            f"shared {shared}, size {size}, num_lists {num_lists}, population {population}: need "
+            "0 <= shared <= size <= population and a list"
+        )
+    counts = np.arange(size + 1)
+    chances = (counts == size).astype(float)
+    step = stats.hypergeom.pmf(counts[None, :], population, counts[:, None], size)
+    for _ in range(num_lists - 1):
+        chances = chances @ step
+    return min(1.0, float(chances[shared:].sum()))
 
 
 def _finite(values: ArrayLike, index: int) -> np.ndarray:

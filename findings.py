@@ -11,7 +11,9 @@ Rules, each with a rate of at most 5 % false "supported" where nothing ties the 
 - `share_of_hits`: the same for conditions that were checked one by one.
 - `exceeds_null`: one statistic lies above its null.
 - `differs_by_layer`: layers rank alike in every sample.
+- `rises_with_depth`: a quantity rises from layer to layer.
 - `exceeds_zero`: differences are above 0 in the mean.
+- `holds_everywhere`: a condition that leaves nothing to chance, such as a shape.
 
 References:
   [1] Kendall & Babington Smith 1939, The problem of m rankings
@@ -19,6 +21,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -26,7 +29,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from analysis_utils import FloatArray, bootstrap_interval
+from analysis_utils import FloatArray, bootstrap_interval, unit_columns
 from time_shift_nulls import against_null
 
 SUPPORTED, NOT_SUPPORTED, TOO_LITTLE = "supported", "not supported", "too little data"
@@ -34,6 +37,13 @@ VERDICTS = (SUPPORTED, NOT_SUPPORTED, TOO_LITTLE)
 
 MIN_SAMPLES = 8
 """Fewer samples than this, and no difference is claimed."""
+MAX_DETAILS = 32
+"""More places than this are not listed one by one: they stand where the finding was read."""
+MIN_DEPTH = 5
+"""Fewer layers than this, and no trend over layers is claimed: by chance alone 4 of them are in
+order once in 24 times."""
+LAYER_GROUPS = {"early": (0, 3), "middle": (3, 9), "late": (9, 13)}
+"""Layers from the first number up to, not including, the second."""
 
 Interval = tuple[float, float]
 
@@ -77,6 +87,8 @@ class Finding:
     """by layer or group: what the value was made of"""
     hits: int | None = None
     """of the n places, those where the condition of the rule holds; None for rules without one"""
+    learned: bool = True
+    """False for what training cannot change, such as a shape: twins say nothing to it"""
     twins: Interval | None = None
     """smallest and largest value of the same statistic in untrained twins; None without any"""
     num_twins: int = 0
@@ -210,7 +222,7 @@ def above_null(
     hits = [test["value"] > test["null_high"] for test in shown.values()]
     return _decided(
         _mostly(hits, _TAIL), claim, statistic, value, len(hits), unit, path, rule,
-        null=(low, high), details=shown, hits=sum(hits),
+        null=(low, high), details=shown if len(shown) <= MAX_DETAILS else {}, hits=sum(hits),
     )  # fmt: skip
 
 
@@ -317,6 +329,60 @@ def concordance(ranks: FloatArray) -> float:
     return float(12 * np.square(sums - sums.mean()).sum() / (n**2 * (k**3 - k)))
 
 
+def rises_with_depth(
+    claim: str,
+    statistic: str,
+    values: Mapping[str, Sequence[float]],
+    path: str,
+    seed: int = 0,
+) -> Finding:
+    """Whether a quantity rises with the depth of the layer: rank correlation, in [-1, 1].
+
+    ``values``: by layer, from the first to the last, one value a text. Value: mean over texts of
+    the Spearman correlation of depth with the quantity; null: layers exchanged at random, in all
+    texts alike, for the texts share the weights that order them: n is the number of layers. Too
+    little data: fewer than MIN_DEPTH layers, no text, or equal values.
+    """
+    rule = "above its null"
+    matrix = np.array(list(values.values()), dtype=float)
+    k = len(matrix)
+    if k < MIN_DEPTH or matrix.size == 0:
+        reason = f"{k} layers with values; a trend needs {MIN_DEPTH}"
+        return undecided(claim, statistic, "layers", reason, path, rule=rule, n=k)
+    ranks, constant = unit_columns(stats.rankdata(matrix, axis=0))
+    depth = unit_columns(np.arange(k, dtype=float)[:, None])[0][:, 0]
+    rng = np.random.default_rng(seed)
+    draws = [rng.permutation(depth) @ ranks for _ in range(_NUM_PERMUTATIONS)]
+    test = against_null(
+        float((depth @ ranks).mean()) if not constant.any() else math.nan, np.mean(draws, axis=1), k
+    )
+    details = {name: {"mean": float(np.mean(row))} for name, row in values.items()}
+    finding = exceeds_null(claim, statistic, test.to_dict(), path, "layers")
+    return replace(finding, details=details)
+
+
+def holds_everywhere(
+    claim: str,
+    statistic: str,
+    places: Mapping[str, tuple[float, bool]],
+    path: str,
+    unit: str = "layers",
+) -> Finding:
+    """Whether a condition that leaves nothing to chance holds in every place.
+
+    ``places``: by layer, the value and whether the condition holds. Value: the largest.
+    """
+    rule = f"in all of the {unit}"
+    if not places:
+        return undecided(claim, statistic, unit, first_reason(()), path, rule=rule)
+    hits = sum(holds for _, holds in places.values())
+    largest = max(float(value) for value, _ in places.values())
+    finding = _decided(
+        hits == len(places), claim, statistic, largest, len(places), unit, path, rule, hits=hits
+    )
+    return replace(finding, learned=False)
+
+
 def exceeds_zero(
     claim: str,
     statistic: str,
@@ -335,7 +401,7 @@ def exceeds_zero(
     )
     found = min((len(values) for values in differences.values()), default=0)
     if found < MIN_SAMPLES:
-        reason = f"{found} {unit} with a layer of every group; a difference needs {MIN_SAMPLES}"
+        reason = f"{found} {unit} with both sides of every difference; it needs {MIN_SAMPLES}"
         return undecided(claim, statistic, unit, reason, path, rule=rule, n=found)
     details = {}
     for name, values in differences.items():
@@ -363,6 +429,12 @@ def read(results: Mapping[str, Any], path: str) -> dict[str, Any]:
         else:
             found = [(names, part[key]) for names, part in nested if key in part]
     return {".".join(names): value for names, value in found}
+
+
+def group_mean(values: Mapping[str, Sequence[float]], first: int, stop: int) -> FloatArray:
+    """(samples,) mean over the layers from first up to stop of values by "layer_i"; or empty."""
+    rows = [row for name, row in values.items() if first <= int(name[6:]) < stop]
+    return np.mean(rows, axis=0) if rows else np.empty(0)
 
 
 def first_reason(tests: Iterable[Mapping[str, Any] | None]) -> str:

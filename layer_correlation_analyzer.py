@@ -156,6 +156,7 @@ def summarise_activations(captured: Capture, layer: int) -> dict[str, Any]:
     ratios = np.divide(added, norms, where=norms > 0, out=np.full_like(norms, math.nan))
     return {
         "num_tokens": len(residual),
+        "num_channels": residual.shape[1],
         "residual_norm": summarise(norms),
         "mixer_norm": summarise(added),
         "mixer_share": summarise(ratios),

@@ -15,18 +15,18 @@ import numpy as np
 
 from analysis_utils import FloatArray
 from findings import (
+    LAYER_GROUPS,
     Finding,
     above_null,
     differs_by_layer,
     exceeds_zero,
     first_reason,
+    group_mean,
     share_of_hits,
     undecided,
 )
 from time_shift_nulls import MIN_TOKENS
 
-LAYER_GROUPS = {"early": (0, 3), "middle": (3, 9), "late": (9, 13)}
-"""Layers from the first number up to, not including, the second."""
 SPARSE_SHARE = 0.1
 """Fewer significant pairs of channels than this share count as few."""
 
@@ -82,8 +82,8 @@ def group_claims(
     kl: Mapping[str, Sequence[float]], late_share: Mapping[str, Sequence[float]], seed: int = 0
 ) -> list[Finding]:
     """The claims about early, middle and late layers, from causal memory by layer and position."""
-    groups = {name: _group_mean(kl, *bounds) for name, bounds in LAYER_GROUPS.items()}
-    sustained = {name: _group_mean(late_share, *bounds) for name, bounds in LAYER_GROUPS.items()}
+    groups = {name: group_mean(kl, *bounds) for name, bounds in LAYER_GROUPS.items()}
+    sustained = {name: group_mean(late_share, *bounds) for name, bounds in LAYER_GROUPS.items()}
     early, middle, late = groups.values()
     nats = "nats, mean over layers, lags and positions"
     peak = "Middle layers (3 to 8) have the peak of memory"
@@ -229,12 +229,6 @@ def _first_lag(autocorrelation: Mapping[str, Any] | None) -> dict[str, Any] | No
         return {"value": None, "reason": autocorrelation["reason"]}
     names = {"value": "mean", "null_low": "null_low", "null_high": "null_high"}
     return {key: autocorrelation[name][0] for key, name in names.items()}
-
-
-def _group_mean(values: Mapping[str, Sequence[float]], first: int, stop: int) -> FloatArray:
-    """(positions,) mean over the layers of a group; empty without one."""
-    rows = [row for name, row in values.items() if first <= int(name[6:]) < stop]
-    return np.mean(rows, axis=0) if rows else np.empty(0)
 
 
 def _difference(a: FloatArray, b: FloatArray) -> FloatArray:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -34,6 +34,7 @@ from attention_measures import row_shares
 from neuron_effects import target_gradients
 from ssm_component_extractor import Capture, capture, model_layers
 from targets import Target, resolve_target
+from untrained_twin import untrained_twin
 from utils import (
     DEMO_MODEL_PATH,
     load_model,
@@ -122,13 +123,6 @@ def _summary(pairs: np.ndarray) -> LagShare:
     low, high = bootstrap_interval(gains)
     share, around = pairs.mean(0).tolist()
     return LagShare(share, around, (float(gains.mean()), low, high))
-
-
-def untrained_twin(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """A model of the same configuration with fresh weights."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        return AutoModelForCausalLM.from_config(model.config).eval()
 
 
 def table(results: dict[str, dict[str, dict[int, LagShare]]]) -> str:

@@ -15,6 +15,7 @@ from corrected_recursive_ssm_attention_analyzer import (
     CorrectedRecursiveSSMAttentionNeuronAnalyzer,
     main,
 )
+from findings import Finding, read
 from utils import AnalysisError
 
 TEXTS = [
@@ -67,6 +68,23 @@ def test_result_has_the_documented_keys(analyzer):
     assert first["offsets"][-1][1] == len(first["text"])
     components = first["analysis"]["ssm_components"]["layer_2"]
     assert [len(row) for row in components["by_token"]["delta"]] == [len(first["tokens"])]
+
+
+def test_findings_stand_beside_untrained_twins(tiny_model, tiny_tokenizer):
+    analyzer = CorrectedRecursiveSSMAttentionNeuronAnalyzer(
+        tiny_model, tokenizer=tiny_tokenizer, num_twins=2
+    )
+    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[:2], [0, 2])
+    findings = [Finding.from_dict(row) for row in results["findings"]]
+    for finding in findings:
+        assert (finding.value is None) == (not read(results, finding.path)) or finding.reason
+        assert finding.num_twins <= 2
+    assert max(finding.num_twins for finding in findings) == 2
+    twins = results["untrained_twins"]
+    assert len(twins["seeds"]) == 2
+    assert set(twins["values"]) == {finding.claim for finding in findings}
+    assert twins["cross_text_analysis"].keys() == results["cross_text_analysis"].keys()
+    assert json.dumps(results, allow_nan=False)
 
 
 def test_what_is_returned_is_what_is_saved(analyzer, tmp_path):

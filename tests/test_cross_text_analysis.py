@@ -52,7 +52,8 @@ def test_every_step_has_every_layer(texts):
     assert outcomes.failures == {}
     for name in ("ssm_consistency", "attention_consistency", "neuron_consistency"):
         assert set(outcomes.results[name]) == {0, 2}
-    pooled = outcomes.results["correlation_patterns"]["layer_0_to_2"]
+    assert set(outcomes.results["correlation_patterns"]) == {"residual", "mixer"}
+    pooled = outcomes.results["correlation_patterns"]["mixer"]["layer_0_to_2"]
     assert pooled.num_tokens == 120
     assert pooled.num_texts == 2
 

@@ -4,10 +4,13 @@
 # told not to mind either here.
 # pyright: reportOptionalOperand=false, reportArgumentType=false, reportCallIssue=false
 
+from itertools import combinations
+
 import numpy as np
 import pytest
+from scipy.stats import hypergeom
 
-from cross_text_consistency import neuron_agreement, text_spread
+from cross_text_consistency import neuron_agreement, shared_tail, text_spread
 
 
 def test_spread_of_two_texts_in_closed_form():
@@ -75,3 +78,26 @@ def test_one_text_and_unequal_lengths():
     with pytest.raises(ValueError, match="of one length"):
         neuron_agreement([[1.0, 2.0], [1.0]])
     assert neuron_agreement([[1.0] * 30, [2.0] * 30]).mean_spearman is None
+
+
+def test_neurons_of_all_texts_against_the_hypergeometric_distribution():
+    for shared in range(6):
+        # Two lists: the hypergeometric distribution itself.
+        expected = hypergeom.sf(shared - 1, 40, 5, 5)
+        assert shared_tail(shared, 5, 2, 40) == pytest.approx(expected)
+    # Three lists of 2 of 4: all subsets counted.
+    lists = list(combinations(range(4), 2))
+    counts = [len({*a} & {*b} & {*c}) for a in lists for b in lists for c in lists]
+    for shared in range(3):
+        assert shared_tail(shared, 2, 3, 4) == pytest.approx(np.mean(np.array(counts) >= shared))
+    with pytest.raises(ValueError, match="need 0 <= shared <= size"):
+        shared_tail(3, 2, 2, 4)
+
+
+def test_shared_neurons_are_counted():
+    importance = np.arange(200.0)
+    same = neuron_agreement([importance] * 3, top_n=10)
+    assert (same.shared, same.expected_shared) == (10, pytest.approx(200 * 0.05**3))
+    assert same.shared_p_value < 1e-12
+    apart = neuron_agreement([importance, importance[::-1]], top_n=10)
+    assert (apart.shared, apart.shared_p_value) == (0, pytest.approx(1.0))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from findings import (
+    MAX_DETAILS,
     MIN_SAMPLES,
     NOT_SUPPORTED,
     SUPPORTED,
@@ -21,8 +22,11 @@ from findings import (
     differs_by_layer,
     exceeds_null,
     exceeds_zero,
+    group_mean,
+    holds_everywhere,
     number,
     read,
+    rises_with_depth,
     sentence,
     share_of_hits,
     undecided,
@@ -113,6 +117,43 @@ def test_what_an_untrained_twin_reaches_too_is_not_supported():
     open_ = undecided(FINDING.claim, "s", "texts", "why", "p")
     assert FINDING.beside([open_]) == FINDING  # no value to compare with
     assert open_.beside([above]).verdict == TOO_LITTLE
+
+
+def test_a_trend_over_layers():
+    rng = np.random.default_rng(4)
+    rising = {f"layer_{i}": (i + 0.1 * rng.random(4)).tolist() for i in range(6)}
+    row = rises_with_depth("c", "s", rising, "p")
+    assert (row.verdict, row.value, row.n, row.unit) == (SUPPORTED, pytest.approx(1.0), 6, "layers")
+    falling = dict(zip(rising, reversed(rising.values()), strict=True))
+    assert rises_with_depth("c", "s", falling, "p").verdict == NOT_SUPPORTED
+    few = {f"layer_{i}": [float(i)] * 50 for i in range(4)}
+    assert rises_with_depth("c", "s", few, "p").reason == "4 layers with values; a trend needs 5"
+    equal = {f"layer_{i}": [1.0] for i in range(6)}
+    assert rises_with_depth("c", "s", equal, "p").verdict == TOO_LITTLE
+
+
+def test_many_texts_do_not_make_a_trend_of_one_order_of_layers():
+    # Layers in an order that is theirs in every text: 20 texts are no 20 samples of the order.
+    values = {f"layer_{i}": [v] * 20 for i, v in enumerate([1.0, 3.0, 2.0, 5.0, 4.0])}
+    assert rises_with_depth("c", "s", values, "p").verdict == NOT_SUPPORTED
+
+
+def test_what_leaves_nothing_to_chance():
+    row = holds_everywhere("c", "s", {"a": (1.0, True), "b": (2.0, True)}, "p")
+    assert (row.verdict, row.value, row.hits, row.learned) == (SUPPORTED, 2.0, 2, False)
+    assert holds_everywhere("c", "s", {"a": (1.0, False)}, "p").verdict == NOT_SUPPORTED
+    assert holds_everywhere("c", "s", {}, "p").verdict == TOO_LITTLE
+
+
+def test_groups_of_layers():
+    values = {"layer_0": [1.0, 2.0], "layer_2": [3.0, 4.0], "layer_3": [9.0, 9.0]}
+    assert group_mean(values, 0, 3).tolist() == [2.0, 3.0]
+    assert group_mean(values, 9, 13).size == 0
+
+
+def test_many_places_are_not_listed():
+    tests = {str(i): null_test(0.9) for i in range(MAX_DETAILS + 1)}
+    assert above_null("c", "s", tests, "p").details == {}
 
 
 def test_results_are_read_by_their_path():

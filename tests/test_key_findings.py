@@ -1,0 +1,241 @@
+"""The findings of the main analysis on results of noise, and of a structure put into them."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from scipy.stats import binom
+
+from channel_correlations import PooledActivations, cross_layer_correlation
+from cross_text_consistency import neuron_agreement
+from findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE, Finding, read
+from key_findings import beside_twins, key_findings
+from time_shift_nulls import mean_autocorrelation, spearman_shift_test
+
+LAYERS = [0, 3, 6, 9, 12]
+TEXTS = 8
+LENGTH = 80
+D_MODEL, D_INNER, D_STATE = 6, 12, 4
+
+SHAPES = {"A": [D_INNER, D_STATE], "B": [1, LENGTH, D_STATE], "C": [1, LENGTH, D_STATE],
+          "D": [D_INNER], "delta": [1, LENGTH, D_INNER]}  # fmt: skip
+
+SERIES = ("delta_distance", "delta_received", "B_norm_received", "C_norm_paid")
+
+# What is planted in the results, as the claim that it makes true.
+PLANTED = {
+    "Strong correlations exist between specific neurons of successive layers",
+    "Information passes between specific neurons",
+    "Memory recursion affects neurons through delta",
+    "Higher delta means stronger memory influence",
+    "Delta goes with the attention a token receives",
+    "SSM components go with attention: B",
+    "SSM components go with attention: C",
+    "Where the state changes much, the activations do too",
+    "Connections between layers are sparse",
+    "Information flows selectively between layers: sparse but strong",
+    "The largest correlations between layers reach 0.99",
+    "Recursive patterns are visible in temporal autocorrelation",
+    "Memory modulation varies across layers",
+    "Memory depends on the layer",
+    "Memory persistence varies across layers",
+    "Layers have variance patterns of their own",
+    "Neurons by attention_weighted show patterns that depend on the layer",
+    "Neurons by gradient_guided show patterns that depend on the layer",
+    "Neurons by rollout show patterns that depend on the layer",
+    "Middle layers (3 to 8) have the peak of memory",
+    "Early layers (0 to 2) have moderate memory",
+    "The same neurons are important in every text",
+    "Activation increases in deeper layers",
+}
+
+
+class Drawn:
+    """Statistics of seeded noise, of `tie` times one side in the other where something is tied."""
+
+    def __init__(self, seed, tie):
+        self.rng, self.tie = np.random.default_rng(seed), tie
+
+    def tied(self):
+        x, noise = self.rng.standard_normal((2, LENGTH))
+        y = self.tie * x + np.sqrt(1 - self.tie**2) * noise
+        return spearman_shift_test(x, y, [LENGTH], num_shifts=39).to_dict()
+
+    def by_layer(self, level):
+        """A number that differs from layer to layer, the more the more is tied."""
+        return float(self.rng.standard_normal() + 30 * self.tie * level)
+
+    def patterns(self):
+        x = self.rng.standard_normal((LENGTH, D_MODEL))
+        x[1:] += self.tie * x[:-1]
+        series = mean_autocorrelation(x, [LENGTH], 2, num_shuffles=39)
+        plain = json.loads(json.dumps(series._asdict()))
+        return {"autocorrelation": plain, "change_correlation": self.tied()}
+
+    def pairs(self):
+        x, y = self.rng.standard_normal((2, LENGTH * TEXTS, 40))
+        y[:, :2] += 200 * self.tie * x[:, :2]  # 2 of 1600 pairs
+        lengths = (LENGTH,) * TEXTS
+        found = cross_layer_correlation(
+            PooledActivations(x, lengths), PooledActivations(y, lengths), stream="mixer"
+        )
+        return found.to_dict()
+
+    def agreement(self):
+        common = self.rng.random(200)
+        lists = [common * self.tie + self.rng.random(200) * (1 - self.tie) for _ in range(TEXTS)]
+        return neuron_agreement(lists).to_dict()
+
+
+def text_results(drawn):
+    levels = {0: 1, 3: 3, 6: 4, 9: 2, 12: 0}  # a peak in the middle
+    layers = {f"layer_{i}": (i, levels[i]) for i in LAYERS}
+
+    def each(make):
+        return {name: make(*at) for name, at in layers.items()}
+
+    methods = ("attention_weighted", "gradient_guided", "rollout")
+    analysis = {
+        "ssm_components": each(
+            lambda _, level: {
+                "shapes": SHAPES,
+                "delta": {"mean": drawn.by_layer(level)},
+                "delta_memory": {"persistence": drawn.by_layer(level), "selectivity": 0.1},
+                "delta_activation": {"mean_abs": drawn.tied()},
+            }
+        ),
+        "attention_data": each(
+            lambda _, level: {"statistics": {"mean_distance": {"mean": drawn.by_layer(level)}}}
+        ),
+        "neurons": {
+            m: each(lambda _, level: {"concentration": {"gini": drawn.by_layer(level)}})
+            for m in methods
+        },
+        "layer_activations": each(
+            lambda _, level: {"num_channels": D_MODEL, "mixer_norm": {"std": drawn.by_layer(level)}}
+        ),
+        "recursive_patterns": each(lambda *_: drawn.patterns()),
+        "ssm_attention_correlations": each(
+            lambda *_: {"tokens": {name: drawn.tied() for name in SERIES}}
+        ),
+        "neuron_evolution": {
+            "attention_weighted": {"rms": each(lambda layer, _: drawn.by_layer(layer))}
+        },
+    }
+    return {"text": "", "analysis": analysis}
+
+
+def results_of(seed, tie):
+    drawn = Drawn(seed, tie)
+    names = [f"layer_{a}_to_{b}" for a, b in itertools.pairwise(LAYERS)]
+    return {
+        "self_check": {
+            "replay_error": {
+                f"text_{i}": {f"layer_{layer}": 1e-7 for layer in LAYERS} for i in range(TEXTS)
+            },
+            "replay_tolerance": 1e-5,
+        },
+        "individual_texts": {f"text_{i}": text_results(drawn) for i in range(TEXTS)},
+        "cross_text_analysis": {
+            "neuron_consistency": {
+                f"layer_{layer}": {
+                    m: drawn.agreement() for m in ("attention_weighted", "gradient_guided")
+                }
+                for layer in LAYERS
+            },
+            "correlation_patterns": {"mixer": {name: drawn.pairs() for name in names}},
+        },
+    }
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return results_of(1, 0.0)
+
+
+@pytest.fixture(scope="module")
+def planted():
+    return results_of(2, 0.9)
+
+
+def verdicts(findings):
+    return {finding.claim: finding.verdict for finding in findings}
+
+
+def test_noise_supports_nothing_that_could_be_learned(noise):
+    tried, supported = 0, []
+    for results in (noise, *(results_of(seed, 0.0) for seed in (4, 5, 6))):
+        findings = [f for f in key_findings(results) if f.learned and f.value is not None]
+        # Selectivity is 0.1 in every text here: that delta varies at all is so by construction.
+        findings = [f for f in findings if f.claim != "Delta varies over time: memory is dynamic"]
+        supported += [f.claim for f in findings if f.verdict == SUPPORTED]
+        tried += len(findings)
+    assert tried == 4 * 25
+    # At 5 % each: more than this happen with a probability of 0.1 %.
+    assert len(supported) <= binom.ppf(0.999, tried, 0.05)
+
+
+def test_planted_structure_is_found(planted):
+    found = verdicts(key_findings(planted))
+    assert {claim for claim in PLANTED if found[claim] != SUPPORTED} == set()
+    # The structure has no late memory, and the methods agree with one text as with another.
+    assert found["Late layers (9 to 12) have sustained memory"] == NOT_SUPPORTED
+    assert found["The attention-weighted method is the most consistent"] == TOO_LITTLE
+
+
+def test_what_the_shapes_say(noise):
+    found = {finding.claim: finding for finding in key_findings(noise)}
+    width = found["Delta has d_model entries a token"]
+    assert (width.verdict, width.value) == (NOT_SUPPORTED, D_INNER)
+    state = found["A is a non-square matrix that compresses the state"]
+    assert (state.verdict, state.value) == (NOT_SUPPORTED, D_INNER * D_STATE / D_MODEL)
+    captured = found["Delta, A, B, C, D and the states are captured in every layer"]
+    assert (captured.verdict, captured.hits) == (SUPPORTED, TEXTS * len(LAYERS))
+
+
+def test_every_finding_is_read_from_where_it_says(planted):
+    for finding in key_findings(planted):
+        if finding.value is not None:
+            assert read(planted, finding.path), finding.claim
+
+
+def test_findings_are_small_strict_json(planted):
+    rows = [finding.to_dict() for finding in key_findings(planted)]
+    written = json.dumps(rows, allow_nan=False)
+    assert len(written) < 60_000
+    assert [Finding.from_dict(row).to_dict() for row in json.loads(written)] == rows
+
+
+def test_a_model_no_better_than_its_twins_has_no_findings(planted):
+    findings = key_findings(planted)
+    alike = beside_twins(findings, [findings])
+    assert {f.claim for f in alike if f.verdict == SUPPORTED and f.learned} == set()
+    structure = [f for f in alike if not f.learned]
+    assert [f.twins for f in structure] == [None] * 3
+    far = beside_twins(findings, [key_findings(results_of(3, 0.0))])
+    assert verdicts(far)["Information passes between specific neurons"] == SUPPORTED
+
+
+@pytest.mark.parametrize("results", [{}, {"individual_texts": {"text_0": {"analysis": {}}}}])
+def test_without_results_every_claim_is_open(results):
+    findings = key_findings(results)
+    assert {finding.verdict for finding in findings} == {TOO_LITTLE}
+    assert all(finding.reason for finding in findings)
+
+
+def test_failed_steps_leave_their_claims_open(noise):
+    failed = json.loads(json.dumps(noise))
+    for text in failed["individual_texts"].values():
+        text["analysis"]["recursive_patterns"] = {"error": {"type": "E", "message": "no"}}
+        text["analysis"]["attention_data"] = {"skipped": "needs the forward pass"}
+    failed["cross_text_analysis"]["correlation_patterns"] = {"reason": "needs two layers"}
+    found = verdicts(key_findings(failed))
+    for claim in (
+        "Recursive patterns are visible in temporal autocorrelation",
+        "Memory depends on the layer",
+        "Connections between layers are sparse",
+        "Layers are correlated on average",
+    ):
+        assert found[claim] == TOO_LITTLE
+    assert found["SSM components go with attention: B"] == NOT_SUPPORTED
