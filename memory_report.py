@@ -91,12 +91,12 @@ def _findings_table(findings: Sequence[Finding]) -> list[str]:
         ]
         for row in findings
     ]
-    return _table(["claim", "value", "compared with", "verdict", "supported if"], body)
+    return markdown_table(["claim", "value", "compared with", "verdict", "supported if"], body)
 
 
 def _layer_table(rows: Sequence[Row]) -> list[str]:
     body = [[str(row["layer"]), *(number(row[name]) for name in _COLUMNS)] for row in rows]
-    return _table(["layer", *_COLUMNS.values()], body)
+    return markdown_table(["layer", *_COLUMNS.values()], body)
 
 
 def _each_layer(results: Row) -> list[str]:
@@ -216,14 +216,15 @@ def _bin_table(bins: Sequence[Row], random: Callable[[int], tuple[str, str]]) ->
         )
         lags = f"{entry['first_lag']} to {entry['last_lag']}"
         body.append([lags, number(entry["kl"]), interval, number(entry["loss_change"]), *random(i)])
-    return _table(
+    return markdown_table(
         ["lag (tokens)", "KL (nats)", "interval", "change of loss (nats)",
          "KL at random other positions", "p of the difference"],
         body,
     )  # fmt: skip
 
 
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, an empty one at its end; a | within a cell is escaped."""
     rows = [head, ["---"] * len(head), *body]
     return [
         *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows),

@@ -5,7 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GPTNeoXConfig,
+    GPTNeoXForCausalLM,
+    MambaConfig,
+    MambaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from utils import EXAMPLE_TEXTS
 
@@ -34,6 +40,23 @@ def make_tiny_model(seed: int = 0) -> MambaForCausalLM:
         for _, parameter in sorted(model.named_parameters()):
             parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
     return model.eval()
+
+
+def make_tiny_neox(seed: int = 0, num_layers: int = 3) -> GPTNeoXForCausalLM:
+    """A GPT-NeoX (d_model 32, 4 heads) as its initialisation leaves it, in eval mode."""
+    config = GPTNeoXConfig(
+        vocab_size=VOCAB_SIZE,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=num_layers,
+        num_attention_heads=4,
+        max_position_embeddings=256,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return GPTNeoXForCausalLM(config).eval()
 
 
 def make_tiny_tokenizer() -> PreTrainedTokenizerFast:

@@ -1,0 +1,221 @@
+"""How alike the layers of two models are on one text: all pairs of layers at once, and their nulls.
+
+Two comparisons. Of attention maps: the rank correlation of what a query takes from its sources,
+averaged over queries. Of representations: debiased linear CKA over the text's tokens. Each is an
+inner product of two vectors, one a layer, so that all pairs of layers are one matrix product; and
+a circular shift of one side in time rolls its vectors, which gives the null.
+
+Attention falls off with distance in every model, so that two maps agree for that reason alone. The
+null of the windowed agreement keeps it: each query's attention as a function of the lag is given to
+another query, which leaves the dependence on the lag as it is and breaks the tie to the tokens.
+
+References:
+  [1] Szekely & Rizzo 2014, Partial distance correlation with methods for dissimilarities, eq. 2.1
+      (U-centred matrices, whose inner product is the unbiased HSIC of Song et al. 2012, eq. 5)
+  [2] Kornblith, Norouzi, Lee & Hinton 2019, Similarity of neural network representations revisited
+
+Shapes: p and q layers of the two models; l tokens of the text (or pieces: see `shared_pieces`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from analysis_utils import FloatArray, Values, unit_columns
+from time_shift_nulls import against_null, as_float64
+
+MAX_WINDOW = 64
+"""Largest lag of the windowed agreement; at most a quarter of the text."""
+# A rank correlation of fewer sources than this says nothing.
+_MIN_SOURCES = 3
+
+
+class RankedRows(NamedTuple):
+    """Rows of several maps as ranks, centred and of unit norm: rank correlations are products."""
+
+    values: NDArray[np.float32]
+    """(p, entries) the rows one after the other; zero where a row is undefined"""
+    defined: NDArray[np.float32]
+    """(p, rows) 1 where the row has at least 3 sources that are not all equal"""
+
+
+def causal_ranks(maps: Sequence[Values]) -> RankedRows:
+    """Every row t of maps (l, l) over its sources s <= t. Cost: l sorts a map."""
+    weights = [as_float64(one) for one in maps]
+    rows = [_unit_ranks([w[t, : t + 1] for w in weights]) for t in range(len(weights[0]))]
+    return _ranked(rows)
+
+
+def first_rows(ranked: RankedRows, length: int) -> RankedRows:
+    """The causal ranks of the first ``length`` queries: what a text cut there would give."""
+    return RankedRows(
+        ranked.values[:, : length * (length + 1) // 2], ranked.defined[:, :length]
+    )  # fmt: skip
+
+
+def window_size(length: int) -> int:
+    """Largest lag of the windowed agreement in a text of this length."""
+    return min(MAX_WINDOW, length // 4)
+
+
+def window_ranks(maps: Sequence[Values]) -> RankedRows:
+    """Rows t >= W of maps (l, l) over the lags 0..W, W = window_size(l): l - W rows of W + 1.
+
+    Every row has the same lags, so that rows can be exchanged.
+    """
+    weights = [as_float64(one) for one in maps]
+    length = len(weights[0])
+    window = window_size(length)
+    rows = [
+        _unit_ranks([w[t, t - window : t + 1][::-1] for w in weights])
+        for t in range(window, length)
+    ]
+    return _ranked(rows)
+
+
+def lag_profile(weights: Values) -> FloatArray:
+    """A causal map (l, l) that depends on the lag alone: its mean over queries at each lag."""
+    values = as_float64(weights)
+    length = len(values)
+    profile = np.array([np.diagonal(values, -k).mean() for k in range(length)])
+    lags = np.subtract.outer(np.arange(length), np.arange(length))
+    return np.where(lags >= 0, profile[np.abs(lags)], 0.0)
+
+
+def agreement(a: RankedRows, b: RankedRows, shift: int = 0) -> FloatArray:
+    """Spearman per query, averaged over the queries: (p, q) in [-1, 1]; nan where none is defined.
+
+    Queries that are undefined in either map are left out. With ``shift``, b's rows are rolled by so
+    many queries, circularly; for window ranks only. Of causal ranks it is
+    `analysis_utils.causal_spearman` for every pair of maps. Cost: one matrix product.
+    """
+    values, defined = b
+    if shift:
+        rows = values.reshape(*defined.shape, -1)
+        values = np.roll(rows, shift, axis=1).reshape(len(values), -1)
+        defined = np.roll(defined, shift, axis=1)
+    counts = a.defined @ defined.T
+    sums = (a.values @ values.T).astype(np.float64)
+    return np.divide(sums, counts, where=counts > 0, out=np.full(counts.shape, np.nan))
+
+
+def unit_grams(representations: Sequence[Values]) -> FloatArray:
+    """U-centred Gram matrices [1] of representations (l, d), each of unit norm: (p, l, l).
+
+    With K = x x^T without its diagonal: K_ij - K_i. / (l - 2) - K_.j / (l - 2) + K.. / ((l - 1)
+    (l - 2)) off the diagonal, 0 on it. nan without variance. Raises ValueError for l < 4. Cost:
+    O(l^2 d) a layer, memory 8 l^2 bytes.
+    """
+    return np.stack([_unit_gram(as_float64(x)) for x in representations])
+
+
+def cka(a: FloatArray, b: FloatArray, shift: int = 0) -> FloatArray:
+    """Debiased linear CKA [2] of all pairs of layers from their unit Gram matrices: (p, q).
+
+    In [-1, 1], 0 on average for independent layers. With ``shift``, b's tokens are rolled by so
+    many, circularly. It is `analysis_utils.linear_cka` for every pair. Cost: one matrix product.
+    """
+    rolled = np.roll(b, (shift, shift), axis=(1, 2)) if shift else b
+    return np.clip(a.reshape(len(a), -1) @ rolled.reshape(len(b), -1).T, -1.0, 1.0)
+
+
+def over_texts(values: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
+    """Mean and sample standard deviation (p, q) over texts of (p, q) matrices, nan left out.
+
+    The mean is nan where every text is, the deviation where fewer than 2 texts are defined.
+    """
+    stacked = np.stack(values)
+    defined = np.isfinite(stacked)
+    count = defined.sum(axis=0)
+    mean = np.where(defined, stacked, 0.0).sum(axis=0) / np.where(count > 0, count, np.nan)
+    squares = np.square(np.where(defined, stacked - mean, 0.0)).sum(axis=0)
+    return mean, np.sqrt(squares / np.where(count > 1, count - 1, np.nan))
+
+
+def with_null(
+    values: Sequence[FloatArray],
+    draws: Sequence[FloatArray],
+    n: int,
+    reason: str | None,
+) -> dict[str, Any]:
+    """A statistic of all pairs of layers beside its null, as matrices for JSON; None is undefined.
+
+    ``values``: (p, q) for each text; ``draws``: (m, p, q) for each text, the j-th draw of every
+    text being one draw of the null; none with the ``reason`` why there is no null. Both are
+    averaged over texts. Keys: ``value``, ``text_std``, ``null_mean``, ``null_low``, ``null_high``
+    and ``p_value`` as in `time_shift_nulls.NullTest`, ``n`` (tokens), ``num_texts``, ``num_draws``,
+    ``reason``.
+    """
+    mean, spread = over_texts(values)
+    drawn = np.array([over_texts(draw)[0] for draw in zip(*draws, strict=True)])
+    drawn = drawn.reshape(-1, *mean.shape)
+    names = ("null_mean", "null_low", "null_high", "p_value")
+    nulls = {name: np.full(mean.shape, np.nan) for name in names}
+    for cell in np.ndindex(mean.shape):
+        test = against_null(float(mean[cell]), drawn[(slice(None), *cell)], n)
+        for name in names:
+            found = getattr(test, name)
+            nulls[name][cell] = np.nan if found is None else found
+    return {
+        "value": plain(mean),
+        "text_std": plain(spread),
+        **{name: plain(matrix) for name, matrix in nulls.items()},
+        "n": n,
+        "num_texts": len(values),
+        "num_draws": len(drawn),
+        "reason": reason,
+    }
+
+
+def best_match(matrix: FloatArray) -> float:
+    """Mean over the layers of both models of each one's largest value (p, q); nan without any.
+
+    A layer without a defined value is left out.
+    """
+    filled = np.where(np.isfinite(matrix), matrix, -np.inf)
+    best = np.concatenate([filled.max(axis=1), filled.max(axis=0)])
+    return float(best[np.isfinite(best)].mean()) if np.isfinite(best).any() else float("nan")
+
+
+def plain(matrix: FloatArray) -> list[Any]:
+    """A matrix as lists, nan as None."""
+    return [[None if np.isnan(x) else float(x) for x in row] for row in matrix]
+
+
+def _unit_ranks(rows: Sequence[FloatArray]) -> FloatArray:
+    """Ranks of rows (p, sources), centred and of unit norm; zero where there is no order."""
+    values = np.stack(rows)
+    if values.shape[1] < _MIN_SOURCES:
+        return np.zeros_like(values)
+    units, _ = unit_columns(stats.rankdata(values, axis=1).T)
+    return units.T
+
+
+def _ranked(rows: Sequence[FloatArray]) -> RankedRows:
+    defined = np.stack([np.any(row != 0, axis=1) for row in rows], axis=1)
+    return RankedRows(
+        np.concatenate(rows, axis=1).astype(np.float32), defined.astype(np.float32)
+    )  # fmt: skip
+
+
+def _unit_gram(values: FloatArray) -> FloatArray:
+    n = len(values)
+    if n < 4:
+        raise ValueError(f"representations have {n} tokens; a debiased CKA needs 4 or more")
+    if not np.ptp(values, axis=0).any():
+        return np.full((n, n), np.nan)
+    centred = values - values.mean(axis=0)
+    scaled = centred / np.abs(centred).max()
+    gram = scaled @ scaled.T
+    np.fill_diagonal(gram, 0.0)
+    sums = gram.sum(axis=0)
+    gram -= (sums[:, None] + sums) / (n - 2) - sums.sum() / ((n - 1) * (n - 2))
+    np.fill_diagonal(gram, 0.0)
+    norm = np.linalg.norm(gram)
+    # What is left below the rounding of the products is no variance.
+    return gram / norm if norm > 1e-12 * np.square(scaled).sum() else np.full((n, n), np.nan)

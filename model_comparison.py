@@ -1,0 +1,440 @@
+"""The same texts through several models: their attention, their memory and their layers compared.
+
+Mambas have implicit attention, transformers softmax attention, hybrids both, and each is measured
+alike: how it falls off with distance, its entropy, its share on the first token and on the token
+itself. Every pair of layers of every two models is compared: maps by rank agreement, the residual
+stream by CKA (``layer_likeness``). The natural pair is a Mamba beside a GPT-NeoX: one tokenizer,
+both trained on the Pile. Models with other tokenizers are compared over the pieces of a text that
+their tokens have in common (``shared_pieces``).
+
+What can be said of it. Any two models that read the same tokens are alike beyond coincidence in
+time, trained or not, for their layers carry the tokens. So a value above its null of time shifts
+is no finding here; a finding compares with untrained twins, the same configurations with fresh
+weights, and without enough of them nothing is claimed.
+
+From a shell: ``python model_comparison.py --model demo_model --model path/to/another``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from analysis_results import REPLAY_TOLERANCE
+from attention_models import untrained_twin
+from comparison_figures import COMPARISON_FIGURES
+from comparison_readings import (
+    MEASURES,
+    Measured,
+    PairValues,
+    Shifts,
+    Subject,
+    map_measures,
+    measure,
+    num_pieces,
+    shifts_for,
+    subjects_of,
+    twins_of,
+)
+from comparison_report import TABLE_COLUMNS, comparison_rows, comparison_section
+from findings import Finding, exceeds_null, undecided
+from layer_likeness import best_match, over_texts, plain, with_null
+from recursive_visualizer import write_figures
+from shared_pieces import Pieces, shared_pieces
+from time_shift_nulls import MIN_TOKENS, NullTest, against_null, undefined
+from utils import (
+    COMMON_OPTIONS,
+    DEMO_MODEL_PATH,
+    SCHEMA_VERSION,
+    EncodedText,
+    StrPath,
+    add_common_options,
+    check_output_dir,
+    check_texts,
+    configure_logging,
+    encode_texts,
+    finite_or_none,
+    load_model,
+    load_tokenizer,
+    progress,
+    provenance,
+    run_main,
+    set_seed,
+    texts_from_options,
+    to_jsonable,
+    validate_int,
+    write_atomically,
+    write_csv,
+    write_json,
+)
+
+DEFAULT_OUTPUT_DIR = "model_comparison"
+MIN_TWINS = 39
+"""Fewer untrained twins of each model than this have no 95 % interval, and give no verdict."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Comparison:
+    """All that the results are written from."""
+
+    subjects: list[Subject]
+    encoded: dict[str, list[EncodedText]]
+    pieces: list[dict[str, Pieces]]
+    shifts: Shifts
+    found: Measured
+    twins: list[Measured]
+
+    @property
+    def num_pieces(self) -> list[int]:
+        """Pieces of every text."""
+        return [num_pieces(one) for one in self.pieces]
+
+
+def compare_models(
+    models: Sequence[PreTrainedModel | StrPath],
+    texts: str | Sequence[str],
+    *,
+    tokenizers: Sequence[PreTrainedTokenizerBase | StrPath | None] | None = None,
+    layer_indices: Sequence[int] | str | None = "all",
+    max_sequence_length: int = 512,
+    num_twins: int = 0,
+    seed: int = 0,
+    command: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """Compare two or more models on the same texts; the results are strict JSON.
+
+    ``tokenizers``: one for each model, None for the one beside its weights. ``layer_indices`` are
+    taken in every model; "all" are all layers, None the suite's default ones. ``num_twins``: how
+    many untrained twins of every model are compared likewise, MIN_TWINS for verdicts.
+
+    Keys: ``models``, ``texts``, ``unit`` ("tokens", or "pieces" that tokenizers share),
+    ``attention`` by model and site, ``uniform`` (the same measures of attention spread evenly over
+    the past), ``pairs``, ``findings``, ``table``, ``self_check``, ``provenance``.
+
+    Raises ValueError as ``comparison_readings.subjects_of``, for texts that ``encode_texts``
+    refuses, and for tokenizers that cannot be aligned. Cost: for each text a forward pass or two a
+    model, a map of magnitudes for each SSM layer, l sorts of each map; again for every twin.
+    """
+    subjects = subjects_of(models, tokenizers, layer_indices, max_sequence_length)
+    count = validate_int("num_twins", num_twins, 0)
+    given = check_texts(texts)
+    encoded = {
+        one.name: encode_texts(one.tokenizer, given, one.max_tokens) for one in subjects
+    }  # fmt: skip
+    pieces = [
+        shared_pieces({name: encodings[index] for name, encodings in encoded.items()}, index)
+        for index in range(len(given))
+    ]
+    shifts = shifts_for(pieces, seed)
+    found = measure(subjects, encoded, pieces, shifts)
+    twins = [
+        measure(twins_of(subjects, number, seed), encoded, pieces, shifts)
+        for number in progress(range(count), desc="untrained twins")
+    ]
+    compared = _Comparison(subjects, encoded, pieces, shifts, found, twins)
+    return _results(compared, seed, command)
+
+
+def findings_on(
+    pair: tuple[str, str],
+    place: int,
+    found: PairValues,
+    twins: Sequence[PairValues],
+    num_tokens: int,
+) -> list[Finding]:
+    """Whether two models' attention, and their layers, are more alike than their untrained twins'.
+
+    ``place`` is the pair's in the results, ``num_tokens`` that of all texts. Null: the twins. Too
+    little data: fewer than MIN_TOKENS tokens or MIN_TWINS twins, or an undefined statistic.
+    """
+    both = f"{pair[0]} and {pair[1]}"
+    few = _why_no_claim(num_tokens, len(twins))
+    rows: list[tuple[str, str, str, Callable[[PairValues], float]]] = [
+        (
+            f"Attention of {both} agrees more than that of their untrained twins",
+            "windowed agreement of best-matching maps beyond its mean over time shifts",
+            f"pairs[{place}].agreement.windowed",
+            _agreement_beyond_distance,
+        ),
+        (
+            f"Layers of {both} are more alike than those of their untrained twins",
+            "CKA of best-matching layers",
+            f"pairs[{place}].cka",
+            lambda values: best_match(over_texts(values.cka)[0]),
+        ),
+    ]
+    verdicts = []
+    for claim, statistic, path, function in rows:
+        if few is not None:
+            rule, n = "above its null", num_tokens
+            one = undecided(claim, statistic, "tokens", few, path, rule=rule, n=n)
+        else:
+            draws = np.array([function(twin) for twin in twins])
+            test = against_null(function(found), draws, num_tokens)
+            one = exceeds_null(claim, statistic, test.to_dict(), path)
+        verdicts.append(one)
+    return verdicts
+
+
+def _why_no_claim(num_tokens: int, num_twins: int) -> str | None:
+    if num_tokens < MIN_TOKENS:
+        return f"{num_tokens} tokens; a claim needs at least {MIN_TOKENS}"
+    if num_twins < MIN_TWINS:
+        return (
+            "models that read the same tokens are alike without any training; a claim needs "
+            f"{MIN_TWINS} untrained twins of each (--twins {MIN_TWINS}), this run has {num_twins}"
+        )
+    return None
+
+
+def _agreement_beyond_distance(values: PairValues) -> float:
+    if not values.windowed_draws:
+        return math.nan
+    draws = [over_texts(draw)[0] for draw in zip(*values.windowed_draws, strict=True)]
+    return best_match(over_texts(values.windowed)[0] - np.mean(draws, axis=0))
+
+
+def _results(compared: _Comparison, seed: int, command: Sequence[str] | None) -> dict[str, Any]:
+    subjects, found, tokens = compared.subjects, compared.found, sum(compared.num_pieces)
+    pairs = list(found.pairs.items())
+    verdicts = [
+        finding
+        for place, (pair, values) in enumerate(pairs)
+        for finding in findings_on(
+            pair, place, values, [twin.pairs[pair] for twin in compared.twins], tokens
+        )
+    ]
+    results: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "unit": "tokens" if _are_tokens(compared.pieces) else "pieces",
+        "models": {one.name: _described(one) for one in subjects},
+        "texts": [_text(compared, index) for index in range(len(compared.pieces))],
+        "num_twins": len(compared.twins),
+        "attention": {one.name: _attention(one, compared) for one in subjects},
+        "uniform": _uniform(compared.num_pieces),
+        "pairs": [_pair(pair, values, compared) for pair, values in pairs],
+        "findings": [finding.to_dict() for finding in verdicts],
+        "self_check": _self_check(compared),
+    }
+    results["table"] = comparison_rows(results)
+    return to_jsonable(results | {"provenance": _provenance(subjects, seed, command)})
+
+
+def _are_tokens(pieces: Sequence[Mapping[str, Pieces]]) -> bool:
+    return all(one.are_tokens for aligned in pieces for one in aligned.values())
+
+
+def _described(subject: Subject) -> dict[str, Any]:
+    return {
+        "class": type(subject.model).__name__,
+        "num_layers": subject.num_layers,
+        "layers": subject.layers,
+        "sites": [str(site) for site in subject.sites],
+        "max_tokens": subject.max_tokens,
+    }
+
+
+def _text(compared: _Comparison, index: int) -> dict[str, Any]:
+    """What every model read of a text, and how many of its own tokens that was."""
+    encodings = {name: texts[index] for name, texts in compared.encoded.items()}
+    aligned = compared.pieces[index]
+    covered = next(iter(aligned.values())).num_characters
+    return {
+        "text": next(iter(encodings.values())).text,
+        "num_characters_read": covered,
+        "num_pieces": compared.num_pieces[index],
+        "num_tokens": {name: len(one.groups) for name, one in aligned.items()},
+        "num_tokens_before_truncation": {
+            name: one.num_tokens_before_truncation for name, one in encodings.items()
+        },
+    }
+
+
+def _attention(subject: Subject, compared: _Comparison) -> dict[str, Any]:
+    """By site: each measure with its spread and its untrained twins', and the kernel."""
+    name, counts = subject.name, compared.num_pieces
+    by_text = compared.found.measures[name]
+    mean, spread = over_texts(list(by_text))
+    untrained = [over_texts(list(twin.measures[name]))[0] for twin in compared.twins]
+    kernel, kernel_spread = over_texts(list(compared.found.kernels[name]))
+    sections = {}
+    for i, site in enumerate(subject.sites):
+        measures = {
+            measure_name: {
+                "value": finite_or_none(mean[i, k]),
+                "text_std": finite_or_none(spread[i, k]),
+                "num_texts": int(np.isfinite(by_text[:, i, k]).sum()),
+                "n": sum(counts),
+                "untrained": _beside_twins(
+                    mean[i, k], [twin[i, k] for twin in untrained], sum(counts)
+                ).to_dict(),
+            }
+            for k, measure_name in enumerate(MEASURES)
+        }
+        kernels = {"kernel": plain(kernel[i : i + 1])[0],
+                   "kernel_text_std": plain(kernel_spread[i : i + 1])[0]}  # fmt: skip
+        sections[str(site)] = measures | kernels
+    return sections
+
+
+def _beside_twins(value: float, twins: Sequence[float], n: int) -> NullTest:
+    if len(twins) < MIN_TWINS:
+        return undefined(f"{len(twins)} untrained twins; a null needs {MIN_TWINS}", n)
+    return against_null(value, np.array(twins), n)
+
+
+def _uniform(counts: Sequence[int]) -> dict[str, Any]:
+    """The measures of attention that is the same for every token of the past, mean over texts."""
+    shares = [torch.ones(n, n).tril() / torch.arange(1, n + 1)[:, None] for n in counts]
+    found = [map_measures(one) for one in shares]
+    lags = min(len(kernel) for _, kernel in found)
+    mean, _ = over_texts([np.array([values]) for values, _ in found])
+    return {
+        **{name: finite_or_none(x) for name, x in zip(MEASURES, mean[0], strict=True)},
+        "kernel": np.mean([kernel[:lags] for _, kernel in found], axis=0)[:64].tolist(),
+    }
+
+
+def _pair(pair: tuple[str, str], values: PairValues, compared: _Comparison) -> dict[str, Any]:
+    by_name = {one.name: one for one in compared.subjects}
+    n, reason = sum(compared.num_pieces), compared.shifts.reason
+    causal, spread = over_texts(values.causal)
+    other = over_texts(values.other_text)[0] if values.other_text else np.full_like(causal, np.nan)
+    return {
+        "models": list(pair),
+        "agreement": {
+            "sites": [[str(site) for site in by_name[name].sites] for name in pair],
+            "causal": {
+                "value": plain(causal),
+                "text_std": plain(spread),
+                "lag_only": plain(over_texts(values.lag_only)[0]),
+                "other_text": plain(other),
+                "n": n,
+                "num_texts": len(values.causal),
+                "num_other_texts": len(values.other_text),
+            },
+            "windowed": with_null(values.windowed, values.windowed_draws, n, reason),
+        },
+        "cka": {
+            "layers": [by_name[name].layers for name in pair],
+            **with_null(values.cka, values.cka_draws, n, reason),
+        },
+    }
+
+
+def _self_check(compared: _Comparison) -> dict[str, Any]:
+    errors = compared.found.replay_errors
+    tolerances = {
+        one.name: REPLAY_TOLERANCE.get(one.model.dtype, 1e-2) for one in compared.subjects
+    }  # fmt: skip
+    return {
+        "replay_error": errors,
+        "replay_tolerance": tolerances,
+        "replay_agrees": all(e is None or e <= tolerances[name] for name, e in errors.items()),
+    }
+
+
+def _provenance(
+    subjects: Sequence[Subject], seed: int, command: Sequence[str] | None
+) -> dict[str, Any]:
+    """The provenance of the first model, with what is particular to each under ``models``."""
+    origins = {one.name: provenance(one.model, command=command, seed=seed) for one in subjects}
+    own = ("model", "dtype", "device")
+    common = {
+        key: value for key, value in next(iter(origins.values())).items() if key not in own
+    }  # fmt: skip
+    models = {name: {key: origin[key] for key in own} for name, origin in origins.items()}
+    return common | {"models": models}
+
+
+def write_comparison(
+    results: Mapping[str, Any], folder: StrPath, formats: Sequence[str] = ("png",)
+) -> list[Path]:
+    """Write ``model_comparison.json``, ``.csv`` (a row a layer), ``.md`` and the figure."""
+    target = check_output_dir(folder)
+    paths = [
+        write_json(target / "model_comparison.json", results),
+        write_csv(target / "model_comparison.csv", results["table"], TABLE_COLUMNS),
+    ]
+    report = target / "model_comparison.md"
+    with write_atomically(report) as handle:
+        handle.write(comparison_section(results))
+    return [*paths, report, *write_figures(results, target, formats=formats,
+                                           figures=COMPARISON_FIGURES)]  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Compare models; write results, a table, a report and a figure."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    configure_logging(args.debug, args.quiet)
+    set_seed(args.seed)
+    texts, folder = texts_from_options(args), check_output_dir(args.output_dir)
+    names = args.model or [str(DEMO_MODEL_PATH)]
+    models = [load_model(name, device=args.device, dtype=args.dtype) for name in names]
+    tokenizers = [load_tokenizer(name) for name in names]
+    if len(models) == 1:
+        print(f"One model: {names[0]} is compared with an untrained twin of itself.")
+        models.append(untrained_twin(models[0], args.seed))
+        models[1].config.name_or_path = f"{Path(names[0]).name}, untrained"
+        tokenizers *= 2
+    results = compare_models(
+        models,
+        texts,
+        tokenizers=tokenizers,
+        layer_indices="all" if args.layers is None else args.layers,
+        max_sequence_length=args.max_sequence_length,
+        num_twins=args.twins,
+        seed=args.seed,
+        command=["model_comparison.py", *argv],
+    )
+    paths = write_comparison(results, folder, args.formats)
+    for row in results["findings"]:
+        print(f"{row['verdict']:>15}: {row['claim']}")
+    print(f"Wrote {', '.join(path.name for path in paths)} to {folder}.")
+    return 0 if results["self_check"]["replay_agrees"] else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description="The same texts through several models: attention, memory and layers compared.",
+        epilog="example: python model_comparison.py --model demo_model --model path/to/another",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME_OR_PATH",
+        help="model folder or hub name; give two or more (one is compared with an untrained twin; "
+        "default: the bundled demo model)",
+    )
+    parser.add_argument(
+        "--twins",
+        type=int,
+        default=0,
+        metavar="N",
+        help=f"untrained twins of every model to compare with; verdicts need {MIN_TWINS} "
+        "(default: 0)",
+    )
+    layers = COMMON_OPTIONS["layers"] | {"help": "layers to compare; -1 is the last (default: all)"}
+    parser.add_argument("--layers", **layers)
+    add_common_options(
+        parser, "text", "texts_file", "max_sequence_length", "device", "dtype", "output_dir",
+        "formats", "seed", "debug", "quiet",
+    )  # fmt: skip
+    parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
+    return parser
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

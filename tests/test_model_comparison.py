@@ -1,0 +1,257 @@
+"""Models compared from end to end: results, verdicts, tokenizers that differ, and the command."""
+
+import json
+import math
+
+import hand_weighted
+import numpy as np
+import pytest
+from conftest import VOCAB_SIZE, make_tiny_model, make_tiny_neox, make_tiny_tokenizer
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+import model_comparison
+from attention_models import untrained_twin
+from comparison_readings import PairValues
+from findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE
+from model_comparison import MIN_TWINS, compare_models, findings_on, main, write_comparison
+from utils import EXAMPLE_TEXTS, read_json
+
+TOKENIZER = make_tiny_tokenizer()
+TEXTS = [EXAMPLE_TEXTS[0][:110], EXAMPLE_TEXTS[1][:140]]
+
+
+def make_character_tokenizer() -> PreTrainedTokenizerFast:
+    """A token a byte of EXAMPLE_TEXTS: other tokens than TOKENIZER's, fewer than VOCAB_SIZE."""
+    alphabet = sorted({c for text in EXAMPLE_TEXTS for c in text.replace(" ", "Ġ")})
+    vocab = {character: i for i, character in enumerate(["<|endoftext|>", *alphabet])}
+    tokenizer = Tokenizer(models.BPE(vocab, []))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+
+
+def compared(*models_, tokenizers=None, texts=TEXTS, **options):
+    tokenizers = tokenizers or [TOKENIZER] * len(models_)
+    return compare_models(models_, texts, tokenizers=tokenizers, **options)
+
+
+def test_results_are_strict_json_with_both_kinds_of_attention():
+    results = compared(make_tiny_model(), make_tiny_neox())
+    assert json.loads(json.dumps(results, allow_nan=False)) == results
+    assert list(results["models"]) == ["MambaForCausalLM", "GPTNeoXForCausalLM"]
+    assert results["models"]["GPTNeoXForCausalLM"]["sites"] == [
+        f"layer_{i}.softmax" for i in range(3)
+    ]
+    assert results["unit"] == "tokens"
+    (pair,) = results["pairs"]
+    assert np.array(pair["cka"]["value"]).shape == (4, 3)
+    assert np.array(pair["agreement"]["windowed"]["null_high"]).shape == (4, 3)
+    assert pair["agreement"]["causal"]["num_other_texts"] == 1
+    tokens = [text["num_pieces"] for text in results["texts"]]
+    assert pair["cka"]["n"] == sum(tokens)
+    for text, given in zip(results["texts"], TEXTS, strict=True):
+        assert text["text"] == given
+        assert text["num_characters_read"] == len(given)
+        assert len(set(text["num_tokens"].values())) == 1
+    entropy = results["attention"]["GPTNeoXForCausalLM"]["layer_0.softmax"]["entropy_share"]
+    assert 0 < entropy["value"] <= 1
+    assert entropy["num_texts"] == 2
+    assert entropy["untrained"]["reason"] == "0 untrained twins; a null needs 39"
+    assert results["uniform"]["entropy_share"] == pytest.approx(1.0)
+    assert results["self_check"]["replay_agrees"]
+    assert results["self_check"]["replay_error"]["GPTNeoXForCausalLM"] is None
+    assert set(results["provenance"]["models"]) == set(results["models"])
+
+
+def test_nothing_is_claimed_without_twins():
+    results = compared(make_tiny_model(), make_tiny_neox())
+    assert {row["verdict"] for row in results["findings"]} == {TOO_LITTLE}
+    assert all("39 untrained twins" in row["reason"] for row in results["findings"])
+
+
+def test_random_weights_beside_their_twins_claim_nothing():
+    """The same texts, weights that nobody trained: alike beyond time shifts, and no finding."""
+    models_ = [untrained_twin(make_tiny_model(), 1234), make_tiny_neox(5, num_layers=2)]
+    texts = [TEXTS[0][:90]]
+    results = compared(*models_, texts=texts, num_twins=MIN_TWINS, layer_indices=[0, 1])
+    (pair,) = results["pairs"]
+    assert [text["text"] for text in results["texts"]] == texts
+    # Reading the same tokens is enough to exceed a null that shifts them.
+    assert np.max(pair["cka"]["value"]) > np.max(pair["cka"]["null_high"])
+    assert {row["verdict"] for row in results["findings"]} == {NOT_SUPPORTED}
+    for row in results["findings"]:
+        assert row["null"][0] <= row["value"] <= row["null"][1]
+        assert row["n"] == results["texts"][0]["num_pieces"]
+    entropy = results["attention"]["GPTNeoXForCausalLM"]["layer_0.softmax"]["entropy_share"]
+    assert entropy["untrained"]["num_draws"] == MIN_TWINS
+
+
+def pair_values(agreement: float, cka: float, null: float = 0.1) -> PairValues:
+    """Two layers each; the best match of every one has these values."""
+    one = PairValues()
+    one.windowed.append(np.array([[agreement, 0.0], [0.0, agreement]]))
+    one.windowed_draws.append(np.full((39, 2, 2), null))
+    one.cka.append(np.array([[cka, 0.0], [0.0, cka]]))
+    return one
+
+
+def test_verdicts_follow_the_twins():
+    rng = np.random.default_rng(0)
+    twins = [pair_values(0.3 + 0.1 * rng.random(), 0.5 + 0.1 * rng.random()) for _ in range(39)]
+    found = findings_on(("a", "b"), 0, pair_values(0.6, 0.55), twins, 100)
+    assert [row.verdict for row in found] == [SUPPORTED, NOT_SUPPORTED]
+    # What time shifts give is taken off, in the models and in their twins.
+    assert found[0].value == pytest.approx(0.5)
+    assert found[0].null is not None
+    assert 0.2 < found[0].null[0] < found[0].null[1] < 0.3
+    assert found[1].value == pytest.approx(0.55)
+    assert found[0].path == "pairs[0].agreement.windowed"
+    higher = findings_on(("a", "b"), 0, pair_values(0.6, 0.55, null=0.4), twins, 100)
+    assert higher[0].verdict == NOT_SUPPORTED
+
+
+def test_verdicts_need_tokens_twins_and_a_value():
+    twins = [pair_values(0.3, 0.5)] * 39
+    found = pair_values(0.6, 0.9)
+    for rows, why in (
+        (findings_on(("a", "b"), 0, found, twins, 39), "39 tokens; a claim needs at least 40"),
+        (findings_on(("a", "b"), 0, found, twins[:38], 100), "this run has 38"),
+    ):
+        assert {row.verdict for row in rows} == {TOO_LITTLE}
+        assert all(why in (row.reason or "") for row in rows)
+    flat = PairValues(windowed=[np.full((2, 2), math.nan)], cka=found.cka)
+    rows = findings_on(("a", "b"), 0, flat, twins, 100)
+    assert [row.verdict for row in rows] == [TOO_LITTLE, SUPPORTED]
+
+
+def test_maps_without_an_order_have_no_agreement_and_a_reason_is_not_made_up():
+    from test_comparison_readings import attending_evenly
+
+    mamba = hand_weighted.constant_half_life(3.0, VOCAB_SIZE)
+    results = compared(attending_evenly(), mamba)
+    (pair,) = results["pairs"]
+    assert pair["agreement"]["causal"]["value"] == [[None], [None]]
+    assert pair["agreement"]["windowed"]["p_value"] == [[None], [None]]
+    even = results["attention"]["GPTNeoXForCausalLM"]["layer_1.softmax"]
+    for name in ("entropy_share", "first_share", "mean_distance", "kernel_lag_90"):
+        # Float32 attention against the closed form.
+        assert even[name]["value"] == pytest.approx(results["uniform"][name], rel=1e-5)
+    assert even["kernel"] == pytest.approx(results["uniform"]["kernel"], rel=1e-5)
+    assert "agrees_with" not in results["table"][0]
+
+
+def test_tokenizers_that_differ_are_aligned_by_characters():
+    names = ("MambaForCausalLM", "GPTNeoXForCausalLM")
+    tokenizers = [TOKENIZER, make_character_tokenizer()]
+    results = compared(make_tiny_model(), make_tiny_neox(), tokenizers=tokenizers)
+    assert results["unit"] == "pieces"
+    for text, given in zip(results["texts"], TEXTS, strict=True):
+        # Every end of a BPE token is the end of a character, so that pieces are its tokens.
+        assert text["num_pieces"] == text["num_tokens"][names[0]]
+        assert text["num_tokens"][names[1]] == len(given)
+        assert text["num_characters_read"] == len(given)
+    same = compared(make_tiny_model(), make_tiny_neox())
+    one, other = (found["attention"][names[0]] for found in (results, same))
+    # One token a piece: pooling is a product with an identity matrix, in float32.
+    assert one["layer_0.implicit"]["entropy_share"]["value"] == pytest.approx(
+        other["layer_0.implicit"]["entropy_share"]["value"], rel=1e-5
+    )
+
+
+def test_models_read_the_same_characters_when_one_has_a_shorter_context():
+    tokenizers = [make_character_tokenizer(), TOKENIZER]
+    neox = make_tiny_neox()
+    neox.config.max_position_embeddings = 50
+    results = compared(neox, make_tiny_model(), tokenizers=tokenizers, texts=TEXTS[:1])
+    (text,) = results["texts"]
+    assert text["num_characters_read"] == text["num_tokens"]["GPTNeoXForCausalLM"] < 50
+    assert text["num_tokens_before_truncation"]["GPTNeoXForCausalLM"] == len(TEXTS[0])
+    assert text["num_tokens"]["MambaForCausalLM"] < len(TOKENIZER(TEXTS[0])["input_ids"])
+
+
+def test_three_models_are_compared_in_pairs():
+    results = compared(make_tiny_model(), make_tiny_neox(), make_tiny_model(1))
+    assert [pair["models"] for pair in results["pairs"]] == [
+        ["MambaForCausalLM", "GPTNeoXForCausalLM"],
+        ["MambaForCausalLM", "MambaForCausalLM (2)"],
+        ["GPTNeoXForCausalLM", "MambaForCausalLM (2)"],
+    ]
+    assert len(results["findings"]) == 6
+
+
+def test_the_same_arguments_give_the_same_results():
+    first, second = (compared(make_tiny_model(), make_tiny_neox(), seed=3) for _ in range(2))
+    for results in (first, second):
+        results["provenance"].pop("run")
+    assert first == second
+
+
+def test_bad_arguments_are_refused():
+    two = [make_tiny_model(), make_tiny_neox()]
+    with pytest.raises(ValueError, match="num_twins is -1"):
+        compared(*two, num_twins=-1)
+    with pytest.raises(ValueError, match="texts is empty"):
+        compared(*two, texts=[])
+    with pytest.raises(ValueError, match="layer 3 is out of range"):
+        compared(*two, layer_indices=[3])
+
+
+@pytest.fixture
+def neox_dir(tmp_path):
+    folder = tmp_path / "tiny_neox"
+    make_tiny_neox().save_pretrained(folder)
+    TOKENIZER.save_pretrained(folder)
+    return folder
+
+
+def test_the_command_writes_results_table_report_and_figure(
+    tiny_model_dir, neox_dir, tmp_path, capsys
+):
+    out = tmp_path / "out"
+    arguments = ["--model", str(tiny_model_dir), "--model", str(neox_dir), "--output-dir", str(out),
+                 "--text", TEXTS[0], "--text", TEXTS[1], "--quiet"]  # fmt: skip
+    assert main(arguments) == 0
+    assert "too little data: Attention of tiny_model and tiny_neox" in capsys.readouterr().out
+    assert sorted(path.name for path in out.iterdir()) == [
+        f"model_comparison.{kind}" for kind in ("csv", "json", "md", "png")
+    ]
+    results = read_json(out / "model_comparison.json")
+    assert list(results["models"]) == ["tiny_model", "tiny_neox"]
+    assert results["provenance"]["command"][0] == "model_comparison.py"
+    header, *rows = (out / "model_comparison.csv").read_text().splitlines()
+    assert header.startswith("model,layer,attention,")
+    assert len(rows) == 4 + 3
+
+
+def test_one_model_is_compared_with_an_untrained_twin(tiny_model_dir, tmp_path, capsys):
+    arguments = ["--model", str(tiny_model_dir), "--text", TEXTS[0], "--layers", "0,-1", "--quiet",
+                 "--output-dir", str(tmp_path)]  # fmt: skip
+    assert main(arguments) == 0
+    assert "compared with an untrained twin of itself" in capsys.readouterr().out
+    results = read_json(tmp_path / "model_comparison.json")
+    assert list(results["models"]) == ["tiny_model", "tiny_model, untrained"]
+    assert results["models"]["tiny_model"]["layers"] == [0, 3]
+    hashes = {
+        one["model"]["weights_sha256"] for one in results["provenance"]["models"].values()
+    }  # fmt: skip
+    assert len(hashes) == 2
+
+
+def test_a_replay_that_does_not_agree_is_an_exit_status(
+    tiny_model_dir, neox_dir, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(model_comparison, "REPLAY_TOLERANCE", dict.fromkeys(
+        model_comparison.REPLAY_TOLERANCE, 0.0
+    ))  # fmt: skip
+    arguments = ["--model", str(tiny_model_dir), "--model", str(neox_dir), "--text", TEXTS[0],
+                 "--quiet", "--output-dir", str(tmp_path)]  # fmt: skip
+    assert main(arguments) == 1
+    assert "**beyond** the tolerance" in (tmp_path / "model_comparison.md").read_text()
+
+
+def test_files_may_be_written_again_elsewhere(tmp_path):
+    results = compared(make_tiny_model(), make_tiny_neox(), layer_indices=[0, 1])
+    paths = write_comparison(results, tmp_path, ["svg"])
+    assert [path.suffix for path in paths] == [".json", ".csv", ".md", ".svg"]
+    assert read_json(paths[0]) == results
