@@ -26,8 +26,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis_utils import FloatArray, Values, unit_columns
-from time_shift_nulls import against_null, as_float64
+from analysis_utils import FloatArray, Values
+from time_shift_nulls import IntArray, against_null, as_float64
 
 MAX_WINDOW = 64
 """Largest lag of the windowed agreement; at most a quarter of the text."""
@@ -46,9 +46,15 @@ class RankedRows(NamedTuple):
 
 def causal_ranks(maps: Sequence[Values]) -> RankedRows:
     """Every row t of maps (l, l) over its sources s <= t. Cost: l sorts a map."""
-    weights = [as_float64(one) for one in maps]
-    rows = [_unit_ranks([w[t, : t + 1] for w in weights]) for t in range(len(weights[0]))]
-    return _ranked(rows)
+    length = len(maps[0])
+    causal = np.tri(length, dtype=bool)
+    sizes = np.arange(1, length + 1)
+    rows = []
+    for one in maps:
+        # Later tokens rank behind all sources and are left out.
+        ranks = stats.rankdata(np.where(causal, as_float64(one), np.inf), axis=1)
+        rows.append(_unit_ranks(np.where(causal, ranks, 0.0), causal, sizes))
+    return _ranked([row[causal] for row in rows], [np.any(row, axis=1) for row in rows])
 
 
 def first_rows(ranked: RankedRows, length: int) -> RankedRows:
@@ -68,14 +74,17 @@ def window_ranks(maps: Sequence[Values]) -> RankedRows:
 
     Every row has the same lags, so that rows can be exchanged.
     """
-    weights = [as_float64(one) for one in maps]
-    length = len(weights[0])
+    length = len(maps[0])
     window = window_size(length)
+    queries = np.arange(window, length)[:, None]
+    sources = queries - np.arange(window + 1)
+    inside = np.ones(sources.shape, dtype=bool)
+    sizes = np.full(len(queries), window + 1)
     rows = [
-        _unit_ranks([w[t, t - window : t + 1][::-1] for w in weights])
-        for t in range(window, length)
+        _unit_ranks(stats.rankdata(as_float64(one)[queries, sources], axis=1), inside, sizes)
+        for one in maps
     ]
-    return _ranked(rows)
+    return _ranked([row.ravel() for row in rows], [np.any(row, axis=1) for row in rows])
 
 
 def lag_profile(weights: Values) -> FloatArray:
@@ -187,20 +196,17 @@ def plain(matrix: FloatArray) -> list[Any]:
     return [[None if np.isnan(x) else float(x) for x in row] for row in matrix]
 
 
-def _unit_ranks(rows: Sequence[FloatArray]) -> FloatArray:
-    """Ranks of rows (p, sources), centred and of unit norm; zero where there is no order."""
-    values = np.stack(rows)
-    if values.shape[1] < _MIN_SOURCES:
-        return np.zeros_like(values)
-    units, _ = unit_columns(stats.rankdata(values, axis=1).T)
-    return units.T
+def _unit_ranks(ranks: FloatArray, given: NDArray[np.bool_], sizes: IntArray) -> FloatArray:
+    """Ranks 1..size in each row, where ``given``, centred and of unit norm; zero without order."""
+    # Ties share their mean rank, so that the mean of a row is that of 1..size.
+    centred = np.where(given, ranks - (sizes[:, None] + 1) / 2, 0.0)
+    norms = np.linalg.norm(centred, axis=1)
+    ordered = (norms > 0) & (sizes >= _MIN_SOURCES)
+    return np.where(ordered, 1.0 / np.where(norms > 0, norms, 1.0), 0.0)[:, None] * centred
 
 
-def _ranked(rows: Sequence[FloatArray]) -> RankedRows:
-    defined = np.stack([np.any(row != 0, axis=1) for row in rows], axis=1)
-    return RankedRows(
-        np.concatenate(rows, axis=1).astype(np.float32), defined.astype(np.float32)
-    )  # fmt: skip
+def _ranked(values: Sequence[FloatArray], defined: Sequence[NDArray[np.bool_]]) -> RankedRows:
+    return RankedRows(np.stack(values).astype(np.float32), np.stack(defined).astype(np.float32))
 
 
 def _unit_gram(values: FloatArray) -> FloatArray:

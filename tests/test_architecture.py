@@ -24,7 +24,11 @@ LEVELS = (
     {"mamba_mixers"},
     {"ssm_component_extractor"},
     {"delta_extraction", "layer_correlation_analyzer", "attention_neurons"},
-    {"memory_recursion_neuron_analyzer", "corrected_recursive_ssm_attention_analyzer"},
+    {
+        "memory_recursion_neuron_analyzer",
+        "corrected_recursive_ssm_attention_analyzer",
+        "model_comparison",
+    },
     {"run_memory_recursion_analysis"},
 )
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
@@ -32,7 +36,8 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 # What `utils` passes on, and what `analysis_utils` is made of.
 PLUMBING = {"utils", "analysis_inputs", "memory_tracker", "result_files"}
 DRAWING = {
-    "analysis_utils", "drawing", "recursive_visualizer", "memory_figures", "memory_panels"
+    "analysis_utils", "drawing", "recursive_visualizer", "memory_figures", "memory_panels",
+    "comparison_figures",
 }  # fmt: skip
 
 # Functions in which a command talks to the terminal.
@@ -41,7 +46,9 @@ COMMANDS = {"main", "_main", "_command", "_run"}
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".cff"}
 
 # These read stored results: no model, no step of the analysis.
-READERS = {"recursive_visualizer", "recursive_analysis_report"}
+READERS = {
+    "recursive_visualizer", "recursive_analysis_report", "comparison_figures", "comparison_report"
+}  # fmt: skip
 
 
 @cache

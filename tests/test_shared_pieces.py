@@ -80,7 +80,9 @@ def test_a_cut_text_ends_before_the_token_that_may_be_cut():
     assert found["b"].groups.tolist() == [0, 1, 1]
     assert found["a"].num_characters == 7
     # Both halves of one character have its end.
-    halves = EncodedText(TEXT, [0, 1, 2, 3], list("abcd"), [(0, 3), (3, 7), (7, 8), (7, 8)], 9, True)
+    halves = EncodedText(
+        TEXT, [0, 1, 2, 3], list("abcd"), [(0, 3), (3, 7), (7, 8), (7, 8)], 9, True
+    )
     found = shared_pieces({"a": encoded(1, 3, 7, 8, 19), "b": halves})
     assert found["a"].num_characters == 7
 
@@ -110,7 +112,9 @@ def test_pooling_keeps_a_causal_map_causal_and_its_rows_sums():
     generator = torch.Generator().manual_seed(0)
     weights = torch.rand(11, 11, generator=generator, dtype=torch.float64).tril()
     weights /= weights.sum(1, keepdim=True)
-    pooled = pooled_map(weights, Pieces(torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6]), 7, 9, False))
+    pooled = pooled_map(
+        weights, Pieces(torch.tensor([0, 0, 1, 2, 2, 2, 3, 4, 4, 5, 6]), 7, 9, False)
+    )
     assert torch.equal(pooled.triu(1), torch.zeros(7, 7, dtype=torch.float64))
     # A few float64 roundings.
     torch.testing.assert_close(
