@@ -10,14 +10,13 @@ Shapes: b texts, l tokens.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from utils import forward_hooks, validate_int
 
@@ -132,14 +131,6 @@ def token_limit(model: PreTrainedModel, max_length: int) -> int:
             f"--max-sequence-length {fitting} or less"
         )
     return limit
-
-
-def untrained_twin(model: PreTrainedModel, seed: int) -> PreTrainedModel:
-    """A model of the same configuration, dtype and device with fresh weights, seeded."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        twin = AutoModelForCausalLM.from_config(copy.deepcopy(model.config))
-    return twin.to(device=model.device, dtype=model.dtype).eval()
 
 
 def _trace(maps: list[Tensor], output: Any) -> LayerTrace:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,7 +27,6 @@ from attention_models import (
     model_layers_by_name,
     token_limit,
     traced_layers,
-    untrained_twin,
 )
 from layer_likeness import (
     RankedRows,
@@ -44,6 +43,7 @@ from mamba_mixers import UnsupportedModelError, find_mixers
 from shared_pieces import Pieces, pooled_map, pooled_rows
 from ssm_component_extractor import capture
 from time_shift_nulls import NUM_SHIFTS, IntArray, draw_shifts, why_too_few
+from untrained_twin import twin_seeds, untrained_twin
 from utils import (
     EncodedText,
     StrPath,
@@ -179,11 +179,15 @@ def subjects_of(
 
 
 def twins_of(subjects: Sequence[Subject], number: int, seed: int = 0) -> list[Subject]:
-    """The subjects with fresh weights in place of theirs, seeded; each its own, by ``number``."""
-    first = seed + number * len(subjects) + 1
+    """The subjects with fresh weights in place of theirs: the ``number``-th twin of every one.
+
+    Each has a seed of its own, or two models of one configuration would have the same twin.
+    """
+    count = len(subjects)
+    seeds = twin_seeds(count * (number + 1), seed)[-count:]
     return [
-        Subject(**{**vars(one), "model": untrained_twin(one.model, (first + i) % 2**32)})
-        for i, one in enumerate(subjects)
+        replace(one, model=untrained_twin(one.model, own))
+        for one, own in zip(subjects, seeds, strict=True)
     ]
 
 
@@ -274,8 +278,10 @@ def shifts_for(pieces: Sequence[Mapping[str, Pieces]], seed: int) -> Shifts:
     queries = [length - window_size(length) for length in lengths]
     if reason := why_too_few(lengths) or why_too_few(queries):
         return Shifts(None, None, reason)
-    drawn = (draw_shifts(counts, NUM_SHIFTS, seed) for counts in (lengths, queries))
-    return Shifts(*drawn, None)
+    of_tokens, of_queries = (
+        draw_shifts(counts, NUM_SHIFTS, seed) for counts in (lengths, queries)
+    )  # fmt: skip
+    return Shifts(of_tokens, of_queries, None)
 
 
 def num_pieces(aligned: Mapping[str, Pieces]) -> int:

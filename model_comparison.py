@@ -18,9 +18,8 @@ From a shell: ``python model_comparison.py --model demo_model --model path/to/an
 from __future__ import annotations
 
 import argparse
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis_results import REPLAY_TOLERANCE
-from attention_models import untrained_twin
+from analysis_utils import FloatArray
 from comparison_figures import COMPARISON_FIGURES
 from comparison_readings import (
     MEASURES,
@@ -50,6 +49,7 @@ from layer_likeness import best_match, over_texts, plain, with_null
 from recursive_visualizer import write_figures
 from shared_pieces import Pieces, shared_pieces
 from time_shift_nulls import MIN_TOKENS, NullTest, against_null, undefined
+from untrained_twin import ENOUGH_TWINS, untrained_twin
 from utils import (
     COMMON_OPTIONS,
     DEMO_MODEL_PATH,
@@ -77,8 +77,6 @@ from utils import (
 )
 
 DEFAULT_OUTPUT_DIR = "model_comparison"
-MIN_TWINS = 39
-"""Fewer untrained twins of each model than this have no 95 % interval, and give no verdict."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +111,7 @@ def compare_models(
 
     ``tokenizers``: one for each model, None for the one beside its weights. ``layer_indices`` are
     taken in every model; "all" are all layers, None the suite's default ones. ``num_twins``: how
-    many untrained twins of every model are compared likewise, MIN_TWINS for verdicts.
+    many untrained twins of every model are compared likewise, ENOUGH_TWINS for verdicts.
 
     Keys: ``models``, ``texts``, ``unit`` ("tokens", or "pieces" that tokenizers share),
     ``attention`` by model and site, ``uniform`` (the same measures of attention spread evenly over
@@ -150,56 +148,72 @@ def findings_on(
     twins: Sequence[PairValues],
     num_tokens: int,
 ) -> list[Finding]:
-    """Whether two models' attention, and their layers, are more alike than their untrained twins'.
+    """Whether two models' attention, and their layers, are alike, and more than their twins'.
 
-    ``place`` is the pair's in the results, ``num_tokens`` that of all texts. Null: the twins. Too
-    little data: fewer than MIN_TOKENS tokens or MIN_TWINS twins, or an undefined statistic.
+    ``place`` is the pair's in the results, ``num_tokens`` that of all texts. A statistic has to
+    exceed its null of time shifts, and that of every pair of untrained twins. Too little data:
+    fewer than MIN_TOKENS tokens or ENOUGH_TWINS twins, or an undefined statistic.
     """
+    rows = _likenesses(pair, place, found)
+    beside = [_likenesses(pair, place, twin) for twin in twins]
+    if few := _why_no_claim(num_tokens, len(twins)):
+        return [
+            undecided(one.claim, one.statistic, "tokens", few, one.path, rule=_RULE, n=num_tokens)
+            for one in rows
+        ]
+    return [
+        replace(one, n=num_tokens).beside([twin[i] for twin in beside])
+        for i, one in enumerate(rows)
+    ]
+
+
+_RULE = "above its null, and above every untrained twin"
+
+
+def _likenesses(pair: tuple[str, str], place: int, values: PairValues) -> list[Finding]:
+    """The two claims, tried against time shifts alone."""
     both = f"{pair[0]} and {pair[1]}"
-    few = _why_no_claim(num_tokens, len(twins))
-    rows: list[tuple[str, str, str, Callable[[PairValues], float]]] = [
-        (
-            f"Attention of {both} agrees more than that of their untrained twins",
-            "windowed agreement of best-matching maps beyond its mean over time shifts",
+    windowed, draws = _means(values.windowed, values.windowed_draws)
+    # What the lag alone gives is no agreement: the windowed null keeps it, and it is taken off.
+    by_lag = draws.mean(axis=0) if len(draws) else np.nan
+    likeness, shifted = _means(values.cka, values.cka_draws)
+    return [
+        exceeds_null(
+            f"Attention of {both} agrees beyond distance, and more than without training",
+            "windowed agreement of best-matching maps, over its mean at shifted times",
+            _best_match_test(windowed - by_lag, draws - by_lag),
             f"pairs[{place}].agreement.windowed",
-            _agreement_beyond_distance,
         ),
-        (
-            f"Layers of {both} are more alike than those of their untrained twins",
+        exceeds_null(
+            f"Layers of {both} are alike, and more than without training",
             "CKA of best-matching layers",
+            _best_match_test(likeness, shifted),
             f"pairs[{place}].cka",
-            lambda values: best_match(over_texts(values.cka)[0]),
         ),
     ]
-    verdicts = []
-    for claim, statistic, path, function in rows:
-        if few is not None:
-            rule, n = "above its null", num_tokens
-            one = undecided(claim, statistic, "tokens", few, path, rule=rule, n=n)
-        else:
-            draws = np.array([function(twin) for twin in twins])
-            test = against_null(function(found), draws, num_tokens)
-            one = exceeds_null(claim, statistic, test.to_dict(), path)
-        verdicts.append(one)
-    return verdicts
+
+
+def _means(values: list[FloatArray], draws: list[FloatArray]) -> tuple[FloatArray, FloatArray]:
+    """Over texts: of a statistic (p, q), and of each of its draws (m, p, q)."""
+    mean, _ = over_texts(values)
+    drawn = [over_texts(draw)[0] for draw in zip(*draws, strict=True)]
+    return mean, np.array(drawn).reshape(-1, *mean.shape)
+
+
+def _best_match_test(value: FloatArray, draws: FloatArray) -> dict[str, Any]:
+    return against_null(best_match(value), np.array([best_match(x) for x in draws]), 0).to_dict()
 
 
 def _why_no_claim(num_tokens: int, num_twins: int) -> str | None:
     if num_tokens < MIN_TOKENS:
         return f"{num_tokens} tokens; a claim needs at least {MIN_TOKENS}"
-    if num_twins < MIN_TWINS:
+    if num_twins < ENOUGH_TWINS:
         return (
             "models that read the same tokens are alike without any training; a claim needs "
-            f"{MIN_TWINS} untrained twins of each (--twins {MIN_TWINS}), this run has {num_twins}"
+            f"{ENOUGH_TWINS} untrained twins of each (--twins {ENOUGH_TWINS}), this run has "
+            f"{num_twins}"
         )
     return None
-
-
-def _agreement_beyond_distance(values: PairValues) -> float:
-    if not values.windowed_draws:
-        return math.nan
-    draws = [over_texts(draw)[0] for draw in zip(*values.windowed_draws, strict=True)]
-    return best_match(over_texts(values.windowed)[0] - np.mean(draws, axis=0))
 
 
 def _results(compared: _Comparison, seed: int, command: Sequence[str] | None) -> dict[str, Any]:
@@ -286,8 +300,9 @@ def _attention(subject: Subject, compared: _Comparison) -> dict[str, Any]:
 
 
 def _beside_twins(value: float, twins: Sequence[float], n: int) -> NullTest:
-    if len(twins) < MIN_TWINS:
-        return undefined(f"{len(twins)} untrained twins; a null needs {MIN_TWINS}", n)
+    """A measure beside the same of untrained twins, two-sided."""
+    if len(twins) < ENOUGH_TWINS:
+        return undefined(f"{len(twins)} untrained twins; a null needs {ENOUGH_TWINS}", n)
     return against_null(value, np.array(twins), n)
 
 
@@ -423,10 +438,12 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         default=0,
         metavar="N",
-        help=f"untrained twins of every model to compare with; verdicts need {MIN_TWINS} "
+        help=f"untrained twins of every model to compare with; verdicts need {ENOUGH_TWINS} "
         "(default: 0)",
     )
-    layers = COMMON_OPTIONS["layers"] | {"help": "layers to compare; -1 is the last (default: all)"}
+    layers: dict[str, Any] = COMMON_OPTIONS["layers"] | {
+        "help": "layers to compare; -1 is the last (default: all)"
+    }
     parser.add_argument("--layers", **layers)
     add_common_options(
         parser, "text", "texts_file", "max_sequence_length", "device", "dtype", "output_dir",

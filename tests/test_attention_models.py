@@ -19,7 +19,6 @@ from attention_models import (
     model_layers_by_name,
     token_limit,
     traced_layers,
-    untrained_twin,
 )
 
 IDS = torch.randint(0, VOCAB_SIZE, (1, 9), generator=torch.Generator().manual_seed(0))
@@ -120,15 +119,3 @@ def test_token_limit_is_the_context_or_a_refusal(monkeypatch):
         token_limit(model, 200)
     with pytest.raises(ValueError, match="max_sequence_length is 1"):
         token_limit(model, 1)
-
-
-def test_twins_have_the_configuration_and_other_weights():
-    model = make_tiny_neox(0)
-    twin, again, other = (untrained_twin(model, seed) for seed in (1, 1, 2))
-    assert twin.config is not model.config
-    assert twin.config.to_dict() == model.config.to_dict()
-    weights = [m.get_parameter("embed_out.weight") for m in (model, twin, again, other)]
-    assert torch.equal(weights[1], weights[2])
-    assert not torch.equal(weights[0], weights[1])
-    assert not torch.equal(weights[1], weights[3])
-    assert not twin.training

@@ -181,9 +181,7 @@ def test_texts_too_short_for_a_null_have_none():
 def test_twins_are_fresh_and_seeded():
     subjects = subjects_of([make_tiny_model(), make_tiny_neox()], [TOKENIZER] * 2)
     weights = [
-        next(one.model.parameters())
-        for number in (0, 0, 1)
-        for one in twins_of(subjects, number)
+        next(one.model.parameters()) for number in (0, 0, 1) for one in twins_of(subjects, number)
     ]
     assert torch.equal(weights[0], weights[2])
     assert not torch.equal(weights[0], weights[4])

@@ -11,10 +11,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import model_comparison
-from attention_models import untrained_twin
 from comparison_readings import PairValues
 from findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE
-from model_comparison import MIN_TWINS, compare_models, findings_on, main, write_comparison
+from model_comparison import compare_models, findings_on, main, write_comparison
+from untrained_twin import ENOUGH_TWINS, untrained_twin
 from utils import EXAMPLE_TEXTS, read_json
 
 TOKENIZER = make_tiny_tokenizer()
@@ -57,7 +57,7 @@ def test_results_are_strict_json_with_both_kinds_of_attention():
     entropy = results["attention"]["GPTNeoXForCausalLM"]["layer_0.softmax"]["entropy_share"]
     assert 0 < entropy["value"] <= 1
     assert entropy["num_texts"] == 2
-    assert entropy["untrained"]["reason"] == "0 untrained twins; a null needs 39"
+    assert entropy["untrained"]["reason"] == "0 untrained twins; a null needs 19"
     assert results["uniform"]["entropy_share"] == pytest.approx(1.0)
     assert results["self_check"]["replay_agrees"]
     assert results["self_check"]["replay_error"]["GPTNeoXForCausalLM"] is None
@@ -67,24 +67,24 @@ def test_results_are_strict_json_with_both_kinds_of_attention():
 def test_nothing_is_claimed_without_twins():
     results = compared(make_tiny_model(), make_tiny_neox())
     assert {row["verdict"] for row in results["findings"]} == {TOO_LITTLE}
-    assert all("39 untrained twins" in row["reason"] for row in results["findings"])
+    assert all("19 untrained twins" in row["reason"] for row in results["findings"])
 
 
 def test_random_weights_beside_their_twins_claim_nothing():
     """The same texts, weights that nobody trained: alike beyond time shifts, and no finding."""
     models_ = [untrained_twin(make_tiny_model(), 1234), make_tiny_neox(5, num_layers=2)]
     texts = [TEXTS[0][:90]]
-    results = compared(*models_, texts=texts, num_twins=MIN_TWINS, layer_indices=[0, 1])
+    results = compared(*models_, texts=texts, num_twins=ENOUGH_TWINS, layer_indices=[0, 1])
     (pair,) = results["pairs"]
     assert [text["text"] for text in results["texts"]] == texts
     # Reading the same tokens is enough to exceed a null that shifts them.
     assert np.max(pair["cka"]["value"]) > np.max(pair["cka"]["null_high"])
     assert {row["verdict"] for row in results["findings"]} == {NOT_SUPPORTED}
     for row in results["findings"]:
-        assert row["null"][0] <= row["value"] <= row["null"][1]
+        assert row["twins"][0] <= row["value"] <= row["twins"][1]
         assert row["n"] == results["texts"][0]["num_pieces"]
     entropy = results["attention"]["GPTNeoXForCausalLM"]["layer_0.softmax"]["entropy_share"]
-    assert entropy["untrained"]["num_draws"] == MIN_TWINS
+    assert entropy["untrained"]["num_draws"] == ENOUGH_TWINS
 
 
 def pair_values(agreement: float, cka: float, null: float = 0.1) -> PairValues:
@@ -93,34 +93,41 @@ def pair_values(agreement: float, cka: float, null: float = 0.1) -> PairValues:
     one.windowed.append(np.array([[agreement, 0.0], [0.0, agreement]]))
     one.windowed_draws.append(np.full((39, 2, 2), null))
     one.cka.append(np.array([[cka, 0.0], [0.0, cka]]))
+    one.cka_draws.append(np.full((39, 2, 2), null))
     return one
 
 
 def test_verdicts_follow_the_twins():
     rng = np.random.default_rng(0)
-    twins = [pair_values(0.3 + 0.1 * rng.random(), 0.5 + 0.1 * rng.random()) for _ in range(39)]
+    twins = [pair_values(0.3 + 0.1 * rng.random(), 0.5 + 0.1 * rng.random()) for _ in range(19)]
     found = findings_on(("a", "b"), 0, pair_values(0.6, 0.55), twins, 100)
     assert [row.verdict for row in found] == [SUPPORTED, NOT_SUPPORTED]
     # What time shifts give is taken off, in the models and in their twins.
     assert found[0].value == pytest.approx(0.5)
-    assert found[0].null is not None
-    assert 0.2 < found[0].null[0] < found[0].null[1] < 0.3
+    assert found[0].null == pytest.approx((0.0, 0.0))
+    assert found[0].twins is not None
+    assert 0.2 < found[0].twins[0] < found[0].twins[1] < 0.3
     assert found[1].value == pytest.approx(0.55)
+    assert found[1].null == pytest.approx((0.1, 0.1))
+    assert (found[1].num_twins, found[1].twins_supported, found[1].n) == (19, 19, 100)
     assert found[0].path == "pairs[0].agreement.windowed"
     higher = findings_on(("a", "b"), 0, pair_values(0.6, 0.55, null=0.4), twins, 100)
     assert higher[0].verdict == NOT_SUPPORTED
+    within = findings_on(("a", "b"), 0, pair_values(0.6, 0.9, null=0.95), twins, 100)
+    assert [row.verdict for row in within] == [NOT_SUPPORTED] * 2
 
 
 def test_verdicts_need_tokens_twins_and_a_value():
-    twins = [pair_values(0.3, 0.5)] * 39
+    twins = [pair_values(0.3, 0.5)] * 19
     found = pair_values(0.6, 0.9)
     for rows, why in (
         (findings_on(("a", "b"), 0, found, twins, 39), "39 tokens; a claim needs at least 40"),
-        (findings_on(("a", "b"), 0, found, twins[:38], 100), "this run has 38"),
+        (findings_on(("a", "b"), 0, found, twins[:18], 100), "this run has 18"),
     ):
         assert {row.verdict for row in rows} == {TOO_LITTLE}
         assert all(why in (row.reason or "") for row in rows)
-    flat = PairValues(windowed=[np.full((2, 2), math.nan)], cka=found.cka)
+    flat = PairValues(windowed=[np.full((2, 2), math.nan)], cka=found.cka,
+                      cka_draws=found.cka_draws)  # fmt: skip
     rows = findings_on(("a", "b"), 0, flat, twins, 100)
     assert [row.verdict for row in rows] == [TOO_LITTLE, SUPPORTED]
 
