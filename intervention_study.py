@@ -45,6 +45,7 @@ from utils import (
     add_common_options,
     finite_or_none,
     progress,
+    provenance,
     run_main,
     validate_choice,
     validate_int,
@@ -427,6 +428,12 @@ def _command(argv: list[str]) -> int:
         results[kind] = found.to_dict(args.seed)
         rows += found.rows(args.seed)
         print("\n".join(_table(results[kind])))
+    results["provenance"] = provenance(
+        job.model,
+        command=["python", "intervention_study.py", *argv],
+        seed=args.seed,
+        texts={f"text_{i}": {"num_tokens": len(x.input_ids)} for i, x in enumerate(job.encoded)},
+    )
     path = write_json(job.output_dir / "intervention_study.json", results)
     write_csv(job.output_dir / "causal_memory.csv", rows)
     print(f"Wrote {path} and causal_memory.csv beside it.")

@@ -7,16 +7,16 @@ from collections.abc import Callable
 from matplotlib.figure import Figure
 
 import memory_panels as panels
+from figure_pages import page, styled
 from panel_primitives import Section
-from recursive_visualizer import _page, _styled
 
 
-@_styled
+@styled
 def figure_neuron_activation(results: Section) -> Figure:
     """Activation of each method's neurons by layer."""
     section = _section(results, "neurons")
     methods = results["analysis_metadata"]["neuron_methods"]
-    figure, axes = _page(
+    figure, axes = page(
         results, "Neuron activation patterns",
         "RMS over tokens of a neuron's value, in the unit of the method (gradient-guided: "
         "activation times gradient). Line: mean over neurons and texts; band: range of the texts.",
@@ -27,11 +27,11 @@ def figure_neuron_activation(results: Section) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def figure_memory_effects(results: Section) -> Figure:
     """Half-lives, survival, memory kernel, energies, norm and rank by layer."""
     rows = results["memory_by_layer"]
-    figure, axes = _page(
+    figure, axes = page(
         results, "Memory effects",
         "Half-life: median over channels of the slowest state at the channel's mean Δ. Kernel: "
         "implicit attention |α| by lag, mean over texts. Written ‖ΔBu‖, kept ‖exp(ΔA)h‖. Rank: "
@@ -55,11 +55,11 @@ def figure_memory_effects(results: Section) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def figure_recursive_patterns(results: Section) -> Figure:
     """Autocorrelation over time, and change of state against change of activation."""
     section = _section(results, "recursive_patterns")
-    figure, axes = _page(
+    figure, axes = page(
         results, "Recursive patterns",
         "Autocorrelation within texts, mean over channels; grey: null of shuffled tokens, from the "
         "lowest to the highest of the layers. Changes: Spearman over tokens of "
@@ -74,11 +74,11 @@ def figure_recursive_patterns(results: Section) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def figure_cross_layer(results: Section) -> Figure:
     """Correlations of successive layers as maps of layer by layer."""
     section = _section(results, "cross_layer_correlations")
-    figure, axes = _page(
+    figure, axes = page(
         results, "Cross-layer correlations",
         "Pearson r of every pair of channels of successive layers: mean and largest |r|, and "
         "debiased CKA. Grey: not compared. Nulls stand in the results.",
@@ -90,11 +90,11 @@ def figure_cross_layer(results: Section) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def figure_ssm_neurons(results: Section) -> Figure:
     """Delta and memory with neurons: over tokens, and over channels."""
     delta = _section(results, "delta_neurons")
-    figure, axes = _page(
+    figure, axes = page(
         results, "SSM and neurons",
         "Spearman. Left: mean over channels of |ρ| over tokens of Δ with |activation|, null of "
         "circular time shifts. Right: over channels, mean Δ with the neuron's change when the "
@@ -109,26 +109,37 @@ def figure_ssm_neurons(results: Section) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def figure_causal_memory(results: Section) -> Figure:
-    """What the predictions lose without memory: by layer and lag."""
-    section = _section(results, "causal_memory")
-    figure, axes = _page(
+    """What the predictions lose without memory: by layer and lag, beside random positions."""
+    section = causal_section(results)
+    figure, axes = page(
         results, "Causal memory",
         "KL of the next-token distribution as it is and without the memory, mean over positions. "
         "Reset: the state is erased before a token. Hidden: what one source gives through the "
-        "state is taken out. A layer alone, or (black) all analysed layers together.",
-        [(2, 1.4)] * 2, {},
+        "state is taken out. By lag: a layer alone, or (black) all analysed layers together. By "
+        "bin of lags: all together, bars 95 % bootstrap intervals over positions; hollow: the "
+        "same at random other positions. Agreement: Spearman over lags of a layer's own "
+        "curve with its memory kernel, the mean of |α| by lag.",
+        [(2, 1.4), (2, 1.1), (2, 1.4), (1, 0.9)], {},
     )  # fmt: skip
-    for column, kind in enumerate(("reset", "knockout")):
+    for column, kind in enumerate(panels.CAUSAL_KINDS):
         panels.plot_causal(section, kind, axes[0][column])
-        panels.plot_causal_map(section, kind, axes[1][column])
+        panels.plot_causal_bins(section, kind, axes[1][column])
+        panels.plot_causal_map(section, kind, axes[2][column])
+    panels.plot_kernel_agreement(section, axes[3][0])
     return figure
+
+
+def causal_section(results: Section) -> Section:
+    """Causal memory in results of the memory analysis, or in those of ``intervention_study``."""
+    kinds = {kind: results[kind] for kind in panels.CAUSAL_KINDS if kind in results}
+    return kinds or _section(results, "causal_memory")
 
 
 def _section(results: Section, step: str) -> Section:
     missing = {"skipped": f"{step} is not in these results"}
-    return results["memory"].get(step, missing)
+    return results.get("memory", {}).get(step, missing)
 
 
 MEMORY_FIGURES: dict[str, Callable[[Section], Figure]] = {
@@ -140,3 +151,6 @@ MEMORY_FIGURES: dict[str, Callable[[Section], Figure]] = {
     "causal_memory": figure_causal_memory,
 }
 """By file name: functions of the results."""
+
+CAUSAL_FIGURES: dict[str, Callable[[Section], Figure]] = {"causal_memory": figure_causal_memory}
+"""Those of ``intervention_study``'s results."""

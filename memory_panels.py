@@ -28,6 +28,9 @@ from panel_primitives import (
     write_reason,
 )
 
+CAUSAL_KINDS = {"reset": "State reset", "knockout": "One source hidden"}
+"""How the interventions on the state are written, by the name they have in the results."""
+
 _STREAMS = {"residual": "residual stream", "mixer": "mixer output"}
 _STATISTICS = {"mean_abs": "Mean |r|", "max_abs": "Largest |r|", "cka": "CKA"}
 
@@ -175,9 +178,8 @@ def plot_rank_correlations(section: Section, ax: Axes | None = None) -> Axes:
 
 def plot_causal(section: Section, kind: str, ax: Axes | None = None) -> Axes:
     """Mean KL by lag, a line a layer alone, and all layers together in black."""
-    title = {"reset": "State reset", "knockout": "One source hidden"}[kind]
-    ax = begin(ax, title, "lag (tokens)", "KL (nats)")
-    if reason := failure(section):
+    ax = begin(ax, CAUSAL_KINDS[kind], "lag (tokens)", "KL (nats)")
+    if reason := _without(section, kind):
         return write_reason(ax, reason)
     curves = layers_of(section[kind]["layers"])
     colours = layer_colours([layer for layer, _ in curves])
@@ -189,13 +191,48 @@ def plot_causal(section: Section, kind: str, ax: Axes | None = None) -> Axes:
     if not any(np.isfinite(as_array(line.get_ydata())).any() for line in ax.lines):
         return write_reason(ax, "no effect at any lag")
     log_axis(ax, "y")
-    return name_layers(ax, list(colours))
+    ax = name_layers(ax, list(colours))
+    if ax.get_legend() is None:  # layers have a colour bar, and the black line no name yet
+        ax.legend(loc="best")
+    return ax
+
+
+def plot_causal_bins(section: Section, kind: str, ax: Axes | None = None) -> Axes:
+    """KL by bin of lags of all layers together, with intervals, beside random other positions."""
+    title = f"{CAUSAL_KINDS[kind]}, all layers together"
+    ax = begin(ax, title, "lag (tokens)", "KL (nats)")
+    if reason := _without(section, kind):
+        return write_reason(ax, reason)
+    bins = section[kind]["together"]["bins"]
+    names = ("kl", "kl_low", "kl_high")
+    kl, low, high = (as_array([entry[name] or None for entry in bins]) for name in names)
+    if not np.isfinite(kl).any():
+        return write_reason(ax, "no effect at any lag")
+    x = np.arange(len(bins))
+    ax.vlines(x, low, high, color="black", linewidth=1.2)
+    ax.plot(
+        x, kl, "o", color="black", label=f"{len(section[kind]['together']['positions'])} positions"
+    )
+    random = section[kind].get("random_positions", {})
+    if "bins" in random:
+        others = as_array([entry["baseline_kl"] or None for entry in random["bins"]])
+        label = f"{random['num_positions']} random others"
+        ax.plot(x + 0.2, others, "o", color="0.45", markerfacecolor="white", label=label)
+    log_axis(ax, "y")
+    labels = [_range(entry["first_lag"], entry["last_lag"]) for entry in bins]
+    ax.set_xticks(x, labels)
+    ax.legend(loc="best")
+    return ax
+
+
+def _range(first: int, last: int) -> str:
+    return str(first) if first == last else f"{first}–{last}"
 
 
 def plot_causal_map(section: Section, kind: str, ax: Axes | None = None) -> Axes:
     """Mean KL by layer (alone) and lag as a heat map, log10."""
-    ax = begin(ax, {"reset": "State reset", "knockout": "One source hidden"}[kind], "", "")
-    if reason := failure(section):
+    ax = begin(ax, f"{CAUSAL_KINDS[kind]}, by layer", "lag (tokens)", "layer")
+    if reason := _without(section, kind):
         return write_reason(ax, reason)
     curves = layers_of(section[kind]["layers"])
     values = as_array([[value or None for value in curve["mean_kl"]] for _, curve in curves])
@@ -204,9 +241,30 @@ def plot_causal_map(section: Section, kind: str, ax: Axes | None = None) -> Axes
     draw_heatmap(
         ax, np.log10(values), diverging=False, cbar_label="log10 KL (nats)", title=ax.get_title()
     )
-    ax.set_xlabel("lag (tokens)")
-    ax.set_ylabel("layer")
     return thin_ticks(ax, "y", [str(layer) for layer, _ in curves])
+
+
+def plot_kernel_agreement(section: Section, ax: Axes | None = None) -> Axes:
+    """Spearman over lags of a layer's causal curve with its memory kernel, both kinds."""
+    ax = begin(ax, "Causal memory and memory kernel", "layer", "Spearman over lags")
+    if reason := failure(section):
+        return write_reason(ax, reason)
+    for i, (kind, label) in enumerate(CAUSAL_KINDS.items()):
+        found = layers_of(section.get(kind, {}).get("kernel_agreement", {}))
+        values = as_array([part["spearman"] for _, part in found])
+        layers = [layer for layer, _ in found]
+        ax.plot(layers, values, color=PALETTE[i], marker=MARKERS[i], label=label)
+    if not any(np.isfinite(as_array(line.get_ydata())).any() for line in ax.lines):
+        return write_reason(ax, "undefined: too few lags, or no effect")
+    ax.axhline(0, color="0.4", linewidth=0.6, zorder=0)
+    ax.set_ylim(-1.05, 1.05)
+    ax.legend(loc="best")
+    return layer_ticks(ax, layers)
+
+
+def _without(section: Section, kind: str) -> str | None:
+    """Why a kind of intervention is not to be had; None if it is."""
+    return failure(section) or (None if kind in section else f"{kind} was not measured")
 
 
 def _lines(section: Section, series: Callable[[Any], tuple[Any, Any]], ax: Axes) -> Axes:

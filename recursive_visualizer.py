@@ -10,31 +10,23 @@ From a shell: ``python recursive_visualizer.py corrected_mamba_analysis/analysis
 from __future__ import annotations
 
 import argparse
-import functools
 import inspect
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib.style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.lines import Line2D
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import analysis_panels as panels
-from analysis_utils import clean_token
-from drawing import drawable_text
+from figure_pages import page, styled
 from panel_primitives import (
     Section,
     all_layers,
     cross_text_section,
-    failure,
     text_sections,
-    text_style,
     usable,
 )
 from utils import (
@@ -55,53 +47,16 @@ DEFAULT_OUTPUT_DIR = "recursive_analysis_plots"
 
 Tensors = Mapping[str, Tensor]
 
-STYLE: dict[str, Any] = {
-    "font.family": ["DejaVu Sans"],
-    "font.size": 7,
-    "axes.titlesize": 8,
-    "axes.labelsize": 7,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "legend.fontsize": 6,
-    "legend.edgecolor": "none",
-    "legend.framealpha": 0.7,
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "lines.linewidth": 1.0,
-    "lines.markersize": 3.0,
-    "savefig.dpi": 200,
-    "pdf.fonttype": 42,
-    "svg.fonttype": "none",
-    "svg.hashsalt": "recursive_visualizer",
-}
-"""Matplotlib's defaults but for these, whatever the user's own settings are."""
-
-# A page's width between margins, inches; a figure is at most as high as the page.
-_WIDTH = 7.2
-_LINE = 0.13
 _MAX_CHANGE_PANELS = 24
-_CHARACTERS_PER_LINE = 155
 # A text's date would make two runs differ.
 _METADATA = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 
-def _styled(draw: Callable[..., Any]) -> Callable[..., Any]:
-    """Draw in STYLE, and leave the user's settings as they were."""
-
-    @functools.wraps(draw)
-    def wrapper(*args: Any, **options: Any) -> Any:
-        with matplotlib.style.context(["default", STYLE]):
-            return draw(*args, **options)
-
-    return wrapper
-
-
-@_styled
+@styled
 def figure_ssm_analysis(results: Section) -> Figure:
     """Figure 1: spectral radius, half-lives, and the distributions of Δ, A, B, C and D by layer."""
     sections = text_sections(results, "ssm_components")
-    figure, axes = _page(
+    figure, axes = page(
         results,
         "SSM components by layer",
         "Line: median; band: smallest to largest, over channels and states, and over tokens where "
@@ -122,12 +77,12 @@ def figure_ssm_analysis(results: Section) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def figure_attention_analysis(results: Section, tensors: Tensors | None = None) -> Figure:
     """Figure 2: entropy against strength of attention, its reach, and with tensors its maps."""
     sections = text_sections(results, "attention_data")
     maps = _attention_maps(results, tensors or {})
-    figure, axes = _page(
+    figure, axes = page(
         results,
         "Implicit attention",
         "α: implicit attention of the selective scan, exact; measures are of the mean of |α| over "
@@ -178,12 +133,12 @@ def _attention_maps(results: Section, tensors: Tensors) -> list[tuple[str, list[
     return []
 
 
-@_styled
+@styled
 def figure_neuron_evolution(results: Section) -> Figure:
     """Figure 3: how each method's neurons change from layer to layer."""
     sections = text_sections(results, "neuron_evolution")
     methods = list(next(iter(usable(sections).values()), {"": None}))
-    figure, axes = _page(
+    figure, axes = page(
         results,
         "Neurons across layers, by method",
         "CKA of the neurons of successive layers over the same tokens (a neuron's number has no "
@@ -210,13 +165,13 @@ def _share_limits(row: Sequence[Axes]) -> None:
         ax.set_ylim(min(limits), max(limits))
 
 
-@_styled
+@styled
 def figure_correlation_analysis(results: Section) -> Figure:
     """Figure 4: correlations across layers, over time, and of the SSM with its attention."""
     sections = text_sections(results, "layer_correlations")
     patterns = text_sections(results, "recursive_patterns")
     longest = _longest(results, patterns)
-    figure, axes = _page(
+    figure, axes = page(
         results,
         "Correlations across layers, over time, and with attention",
         "Pearson r of every pair of channels of successive layers. Grey and crosses: within the "
@@ -248,10 +203,10 @@ def _longest(results: Section, sections: Mapping[str, Section]) -> str:
     return max(texts, key=lambda text: len(results["individual_texts"][text]["tokens"]), default="")
 
 
-@_styled
+@styled
 def figure_consistency(results: Section) -> Figure:
     """Figure 5: how far the texts agree, beside what chance gives."""
-    figure, axes = _page(
+    figure, axes = page(
         results,
         "Consistency across texts",
         "Spread: standard deviation of the texts' means over that expected if all had one mean "
@@ -274,7 +229,7 @@ def figure_consistency(results: Section) -> Figure:
     return figure
 
 
-@_styled
+@styled
 def figure_state_vs_activation_change(results: Section) -> Figure:
     """Figure 6: change of state against change of activation, layer by layer."""
     sections = text_sections(results, "recursive_patterns")
@@ -282,7 +237,7 @@ def figure_state_vs_activation_change(results: Section) -> Figure:
     shown = every[:: -(-len(every) // _MAX_CHANGE_PANELS)] if every else []
     columns = next((n for most, n in ((3, len(shown)), (9, 3), (16, 4)) if len(shown) <= most), 6)
     rows = -(-len(shown) // max(columns, 1))
-    figure, axes = _page(
+    figure, axes = page(
         results,
         "Change of state against change of activation",
         "Per layer: ‖hₜ − hₜ₋₁‖ over the mean ‖h‖ (across) and the same of the residual stream "
@@ -345,74 +300,11 @@ def write_figures(
     return paths
 
 
-@_styled
+@styled
 def _write(figure: Figure, path: Path, kind: str) -> Path:
     with write_atomically(path, "wb") as handle:
         figure.savefig(handle, format=kind, metadata=_METADATA[kind])
     return path
-
-
-def _page(
-    results: Section,
-    title: str,
-    caption: str,
-    rows: Sequence[tuple[int, float]],
-    sections: Mapping[str, Section],
-) -> tuple[Figure, list[list[Axes]]]:
-    """A figure with title, legend of texts and caption, and its axes by row.
-
-    `rows`: number of panels, and height in units of 1.75 inches. `sections`: the texts that the
-    figure shows; the legend is left out for a single text or none.
-    """
-    lines = textwrap.wrap(f"{caption} {_origin(results, sections)}", _CHARACTERS_PER_LINE)
-    names = list(results["individual_texts"]) if len(sections) > 1 else []
-    legend_lines = -(-len(names) // 2)
-    content = 1.75 * sum(height for _, height in rows)
-    foot = _LINE * (len(lines) + 1.2 * legend_lines + 1)
-    height = content + foot + 0.3
-    figure = Figure(figsize=(_WIDTH, height))
-    figure.set_layout_engine(
-        ConstrainedLayoutEngine(rect=(0, foot / height, 1, content / height), h_pad=0.06)
-    )
-    figure.suptitle(title, fontsize=10, fontweight="bold", y=1 - 0.08 / height, va="top")
-    figure.text(
-        0.01, 0.06 / height, "\n".join(lines), fontsize=6, va="bottom", parse_math=False,
-        linespacing=1.25,
-    )  # fmt: skip
-    if names:
-        figure.legend(
-            handles=[_text_handle(results, name) for name in names],
-            loc="lower center", ncols=2, bbox_to_anchor=(0.5, _LINE * (len(lines) + 0.7) / height),
-            borderaxespad=0,
-        )  # fmt: skip
-    grid = figure.add_gridspec(len(rows), 1, height_ratios=[height for _, height in rows])
-    axes = [
-        list(grid[i].subgridspec(1, count).subplots(squeeze=False)[0])
-        for i, (count, _) in enumerate(rows)
-    ]
-    return figure, axes
-
-
-def _text_handle(results: Section, name: str) -> Line2D:
-    """Entry of a text in the legend: its colour, number of tokens, and how it begins."""
-    part = results["individual_texts"][name]
-    start = drawable_text(clean_token(" ".join(part["text"].split()), 36))
-    label = f"{name.replace('_', ' ')} (n = {len(part['tokens'])} tokens): {start}"
-    colour, marker = text_style(name)
-    return Line2D([], [], color=colour, marker=marker, label=label)
-
-
-def _origin(results: Section, sections: Mapping[str, Section]) -> str:
-    """The end of a caption: model, n, and the texts that are missing with their reasons."""
-    model = str(results.get("provenance", {}).get("model", {}).get("id") or "unnamed")
-    counts = [len(part["tokens"]) for part in results["individual_texts"].values()]
-    texts = f"{len(counts)} texts" if len(counts) != 1 else "1 text"
-    lacking = {text: why for text in sections if (why := failure(sections[text])) is not None}
-    return drawable_text(
-        f"Model {Path(model).name if Path(model).is_absolute() else model}; "
-        f"n\u00a0=\u00a0{sum(counts)} tokens of {texts}."
-        + "".join(f" Without {text.replace('_', ' ')}: {why}." for text, why in lacking.items())
-    )
 
 
 def load_results(path: StrPath) -> tuple[dict[str, Any], Tensors]:

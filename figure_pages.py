@@ -1,0 +1,147 @@
+"""Pages of the figures: style, title, legend of texts, caption with model and n, rows of panels.
+
+A figure is a `matplotlib.figure.Figure` outside pyplot's state: no backend is chosen, nothing has
+to be closed, and a notebook shows what a function returns.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.lines import Line2D
+
+from analysis_utils import clean_token
+from drawing import drawable_text
+from panel_primitives import Section, failure, text_style
+
+STYLE: dict[str, Any] = {
+    "font.family": ["DejaVu Sans"],
+    "font.size": 7,
+    "axes.titlesize": 8,
+    "axes.labelsize": 7,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6,
+    "legend.edgecolor": "none",
+    "legend.framealpha": 0.7,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.0,
+    "lines.markersize": 3.0,
+    "savefig.dpi": 200,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "recursive_visualizer",
+}
+"""Matplotlib's defaults but for these, whatever the user's own settings are."""
+
+# A page's width between margins, inches; a figure is at most as high as the page.
+_WIDTH = 7.2
+_LINE = 0.13
+_CHARACTERS_PER_LINE = 155
+
+
+def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
+    """Draw in STYLE, and leave the user's settings as they were."""
+
+    @functools.wraps(draw)
+    def wrapper(*args: Any, **options: Any) -> Any:
+        with matplotlib.style.context(["default", STYLE]):
+            return draw(*args, **options)
+
+    return wrapper
+
+
+class PageFigure(Figure):
+    """A figure that a notebook shows as a picture, and that is saved in STYLE wherever it is."""
+
+    def savefig(self, fname: Any, **options: Any) -> None:
+        """Save as `Figure.savefig` does, in STYLE: 200 dpi, text that can be edited."""
+        with matplotlib.style.context(["default", STYLE]):
+            super().savefig(fname, **options)
+
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows, also where no backend of pyplot was chosen."""
+        buffer = io.BytesIO()
+        self.savefig(buffer, format="png", dpi=120)
+        return buffer.getvalue()
+
+
+def page(
+    results: Section,
+    title: str,
+    caption: str,
+    rows: Sequence[tuple[int, float]],
+    sections: Mapping[str, Section],
+) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with title, legend of texts and caption, and its axes by row.
+
+    `rows`: number of panels, and height in units of 1.75 inches. `sections`: the texts that the
+    figure shows; the legend is left out for a single text or none.
+    """
+    lines = textwrap.wrap(f"{caption} {_origin(results, sections)}", _CHARACTERS_PER_LINE)
+    names = list(results.get("individual_texts", {})) if len(sections) > 1 else []
+    legend_lines = -(-len(names) // 2)
+    content = 1.75 * sum(height for _, height in rows)
+    foot = _LINE * (len(lines) + 1.2 * legend_lines + 1)
+    height = content + foot + 0.3
+    figure = PageFigure(figsize=(_WIDTH, height))
+    figure.set_layout_engine(
+        ConstrainedLayoutEngine(rect=(0, foot / height, 1, content / height), h_pad=0.06)
+    )
+    figure.suptitle(title, fontsize=10, fontweight="bold", y=1 - 0.08 / height, va="top")
+    figure.text(
+        0.01, 0.06 / height, "\n".join(lines), fontsize=6, va="bottom", parse_math=False,
+        linespacing=1.25,
+    )  # fmt: skip
+    if names:
+        figure.legend(
+            handles=[_text_handle(results, name) for name in names],
+            loc="lower center", ncols=2, bbox_to_anchor=(0.5, _LINE * (len(lines) + 0.7) / height),
+            borderaxespad=0,
+        )  # fmt: skip
+    grid = figure.add_gridspec(len(rows), 1, height_ratios=[height for _, height in rows])
+    axes = [
+        list(grid[i].subgridspec(1, count).subplots(squeeze=False)[0])
+        for i, (count, _) in enumerate(rows)
+    ]
+    return figure, axes
+
+
+def _text_handle(results: Section, name: str) -> Line2D:
+    """Entry of a text in the legend: its colour, number of tokens, and how it begins."""
+    part = results["individual_texts"][name]
+    start = drawable_text(clean_token(" ".join(part["text"].split()), 36))
+    label = f"{name.replace('_', ' ')} (n = {len(part['tokens'])} tokens): {start}"
+    colour, marker = text_style(name)
+    return Line2D([], [], color=colour, marker=marker, label=label)
+
+
+def _origin(results: Section, sections: Mapping[str, Section]) -> str:
+    """The end of a caption: model, n, and the texts that are missing with their reasons."""
+    model = str(results.get("provenance", {}).get("model", {}).get("id") or "unnamed")
+    counts = _token_counts(results)
+    texts = f"{len(counts)} texts" if len(counts) != 1 else "1 text"
+    lacking = {text: why for text in sections if (why := failure(sections[text])) is not None}
+    return drawable_text(
+        f"Model {Path(model).name if Path(model).is_absolute() else model}"
+        + (f"; n\u00a0=\u00a0{sum(counts)} tokens of {texts}." if counts else ".")
+        + "".join(f" Without {text.replace('_', ' ')}: {why}." for text, why in lacking.items())
+    )
+
+
+def _token_counts(results: Section) -> list[int]:
+    """Tokens of each text; empty where the file of results does not say."""
+    if "individual_texts" in results:
+        return [len(part["tokens"]) for part in results["individual_texts"].values()]
+    return [part["num_tokens"] for part in results.get("provenance", {}).get("texts", {}).values()]
