@@ -25,7 +25,7 @@ import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -47,18 +47,23 @@ from perturbation_curves import PerturbationCurves, perturbation_curves
 from ssm_component_extractor import STEP_OPTIONS, Job, job_from_options
 from targets import TARGETS, Target, resolve_target
 from utils import (
+    SCHEMA_VERSION,
     EncodedText,
     add_common_options,
     load_tokenizer,
     progress,
     provenance,
     run_main,
+    table_html,
     texts_from_options,
     validate_choice,
     validate_int,
     write_csv,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 logger = logging.getLogger(__name__)
 
@@ -141,6 +146,20 @@ class FaithfulnessTable:
         """One flat row a method, the best delta_af first, for CSV."""
         rows = [_flat_row(name, method) for name, method in self.methods.items()]
         return sorted(rows, key=lambda row: -row["delta_af"])
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """``rows`` as a table."""
+        return pd.DataFrame(self.rows())
+
+    def figure(self) -> Figure:
+        """Areas with intervals beside random orders, curves, agreement and randomisation."""
+        # Imported here: an analysis does without matplotlib.
+        from faithfulness_figures import figure_faithfulness
+
+        return figure_faithfulness({"faithfulness": self.to_dict()})
+
+    def _repr_html_(self) -> str:
+        return table_html(self.to_dataframe())
 
 
 class _TextResult(NamedTuple):
@@ -402,7 +421,11 @@ def _command(argv: list[str]) -> int:
     described = provenance(
         job.model, command=["attribution_faithfulness.py", *argv], seed=args.seed
     )
-    result = {"faithfulness": table.to_dict(), "provenance": described}
+    result = {
+        "schema_version": SCHEMA_VERSION,
+        "faithfulness": table.to_dict(),
+        "provenance": described,
+    }
     path = write_json(job.output_dir / "attribution_faithfulness.json", result)
     write_csv(job.output_dir / "attribution_faithfulness.csv", table.rows())
     print(f"Wrote {path} and attribution_faithfulness.csv beside it.")

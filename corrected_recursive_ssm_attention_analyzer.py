@@ -61,6 +61,7 @@ from mamba_mixers import MixerParameters
 from neuron_effects import ablation_check
 from neuron_sets import NeuronSet, neuron_evolution
 from recursive_visualizer import figure_state_vs_activation_change, write_figures
+from result_views import Results, run_summary
 from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
@@ -303,7 +304,7 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
         layer_indices: Sequence[int] | str | None = None,
         *,
         debug: bool = False,
-    ) -> dict[str, Any]:
+    ) -> Results:
         """Analyse one text or several; what is returned is what ``save_analysis_results`` writes.
 
         ``layer_indices``: a list (negatives count from the end), "all", or None for the default
@@ -326,7 +327,7 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
             self.analysis_ = analyze(
                 self.model, encoded, tokenizer, settings, after_each=self._clean_up
             )
-        return self.analysis_.results
+        return Results(self.analysis_.results, self.analysis_.tensors)
 
     def visualize_analysis_results(
         self, save_dir: str | Path = DEFAULT_OUTPUT_DIR, formats: Sequence[str] = ("png",)
@@ -508,7 +509,7 @@ def _command(argv: list[str]) -> int:
     figures = write_figures(
         analysis.results, job.output_dir, tensors=analysis.tensors, formats=args.formats
     )
-    print(_summary(analysis.results, path, figures, tracker.stats()))
+    print(run_summary(analysis.results, _files(path, figures, tracker.stats())))
     return 1 if analysis.results["self_check"]["without_result"] else 0
 
 
@@ -521,26 +522,15 @@ def _announcement(args: argparse.Namespace) -> str:
     return f"Model: {model}\nTexts: {texts}"
 
 
-def _summary(
-    results: dict[str, Any], path: Path, figures: Sequence[Path], memory: dict[str, Any]
-) -> str:
-    """The end of a run: what was done, whether it can be trusted, where it is."""
-    check = results["self_check"]
-    texts = results["provenance"]["texts"].values()
+def _files(path: Path, figures: Sequence[Path], memory: dict[str, Any]) -> list[str]:
+    """Where everything is, and what to do with it; the last lines of a run."""
     peak = memory["peak_memory_usage"]
-    lines = [
-        f"Analysed {len(texts)} text(s), {sum(text['num_tokens'] for text in texts)} tokens, "
-        f"layers {results['analysis_metadata']['layer_indices']}, "
-        f"in {results['provenance']['run']['seconds']} s.",
-        f"Largest replay error: {check['largest_replay_error']:.1e}"
-        if check["largest_replay_error"] is not None
-        else "No forward pass succeeded.",
+    return [
         f"Peak memory: {peak:.2f} GB." if peak is not None else "Peak memory: not measurable here.",
-        f"Wrote {path}, its .safetensors and neuron table, and {len(figures)} figure files.",
+        f"Results: {path}, its .safetensors, and a table of neurons",
+        f"Figures: {len(figures)} files in {path.parent}",
+        f"Report:  python recursive_analysis_report.py {path}, then open report.html in a browser",
     ]
-    for place, failures in check["without_result"].items():
-        lines += [f"Without result: {place}.{name}: {why}" for name, why in failures.items()]
-    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -128,7 +128,10 @@ def _text_handle(results: Section, name: str) -> Line2D:
 
 
 def _origin(results: Section, sections: Mapping[str, Section]) -> str:
-    """The end of a caption: model, n, and the texts that are missing with their reasons."""
+    """The end of a caption: model, n, and the texts that are missing with their reasons; empty for
+    a part of results that does not say where it is from."""
+    if "provenance" not in results and "individual_texts" not in results:
+        return ""
     model = str(results.get("provenance", {}).get("model", {}).get("id") or "unnamed")
     counts = _token_counts(results)
     texts = f"{len(counts)} texts" if len(counts) != 1 else "1 text"

@@ -21,9 +21,10 @@ import argparse
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor
@@ -42,16 +43,21 @@ from ssm_component_extractor import (
     job_from_options,
 )
 from utils import (
+    SCHEMA_VERSION,
     add_common_options,
     finite_or_none,
     progress,
     provenance,
     run_main,
+    table_html,
     validate_choice,
     validate_int,
     write_csv,
     write_json,
 )
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 NUM_POSITIONS = 32
 MIN_HISTORY = 16
@@ -158,6 +164,20 @@ class LayerLagMap:
             for layer, curve in curves.items()
             for entry in curve.bins(seed)
         ]
+
+    def to_dataframe(self, seed: int = 0) -> pd.DataFrame:
+        """``rows`` as a table."""
+        return pd.DataFrame(self.rows(seed))
+
+    def figure(self, seed: int = 0) -> Figure:
+        """Curves by lag, bins with their intervals, and the layer x lag map."""
+        # Imported here: an analysis does without matplotlib.
+        from memory_figures import figure_causal_memory
+
+        return figure_causal_memory({self.kind: self.to_dict(seed)})
+
+    def _repr_html_(self) -> str:
+        return table_html(self.to_dataframe())
 
     def to_dict(self, seed: int = 0) -> dict[str, Any]:
         """Curves and agreements for JSON."""
@@ -428,6 +448,7 @@ def _command(argv: list[str]) -> int:
         results[kind] = found.to_dict(args.seed)
         rows += found.rows(args.seed)
         print("\n".join(_table(results[kind])))
+    results["schema_version"] = SCHEMA_VERSION
     results["provenance"] = provenance(
         job.model,
         command=["python", "intervention_study.py", *argv],

@@ -26,11 +26,11 @@ from attention_neurons import NEURON_METHODS, layer_parameters
 from delta_extraction import token_pieces
 from findings import Finding
 from memory_claims import claims_on
-from memory_figures import MEMORY_FIGURES
 from memory_measures import MEMORY_STEPS, MemoryInputs, MemorySettings, channel_tensors
 from memory_report import memory_report
 from memory_table import memory_by_layer
 from recursive_visualizer import write_figures
+from result_views import Results, run_summary
 from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
@@ -140,7 +140,7 @@ class MemoryRecursionNeuronAnalyzer:
 
     def analyze_memory_recursion_effects(
         self, texts: str | Sequence[str], layer_indices: Sequence[int] | str | None = None
-    ) -> dict[str, Any]:
+    ) -> Results:
         """Analyse one text or several; the result is what ``save_analysis_results`` writes.
 
         ``layer_indices``: a list (negatives count from the end), "all", or None for the default
@@ -154,16 +154,14 @@ class MemoryRecursionNeuronAnalyzer:
             layers, self.batch_size, self.seed, self.num_positions, self.num_ablations
         )
         self.analysis_ = analyze_memory(self.model, encoded, tokenizer, settings)
-        return self.analysis_.results
+        return Results(self.analysis_.results, self.analysis_.tensors)
 
     def visualize_memory_recursion_effects(
         self, save_dir: str | Path = DEFAULT_OUTPUT_DIR, formats: Sequence[str] = ("png",)
     ) -> list[Path]:
         """Write the figures of the analysis; returns their paths."""
         folder = check_output_dir(save_dir)
-        return write_figures(
-            self._analysis().results, folder, figures=MEMORY_FIGURES, formats=formats
-        )
+        return write_figures(self._analysis().results, folder, formats=formats)
 
     def generate_comprehensive_report(self, save_path: str | Path | None = None) -> str:
         """The report in Markdown, made from the results alone; also written to ``save_path``."""
@@ -286,22 +284,14 @@ def _command(argv: list[str]) -> int:
     path = write_memory_analysis(analysis, job.output_dir)
     report = job.output_dir / "memory_recursion_report.md"
     _write_text(report, memory_report(analysis.results))
-    figures = write_figures(
-        analysis.results, job.output_dir, figures=MEMORY_FIGURES, formats=args.formats
-    )
-    print("\n".join(_summary(analysis.results)))
-    print(f"Wrote {path}, its tables and tensors, {report} and {len(figures)} figure files.")
-    return 1 if analysis.results["self_check"]["without_result"] else 0
-
-
-def _summary(results: dict[str, Any]) -> list[str]:
-    """The end of a run: the claims, and whether the numbers can be trusted."""
-    check = results["self_check"]
-    return [
-        *(f"{row['verdict']:>15}: {row['claim']}" for row in results["findings"]),
-        f"Largest replay error: {check['largest_replay_error']:.1e}",
-        *(f"Without result: {name}: {why}" for name, why in check["without_result"].items()),
+    figures = write_figures(analysis.results, job.output_dir, formats=args.formats)
+    files = [
+        f"Results: {path}, its .safetensors, findings.csv and memory_by_layer.csv",
+        f"Figures: {len(figures)} files in {job.output_dir}",
+        f"Report:  {report}",
     ]
+    print(run_summary(analysis.results, files))
+    return 1 if analysis.results["self_check"]["without_result"] else 0
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -26,7 +28,10 @@ from analysis_utils import (
     linear_cka,
     summarise,
 )
-from utils import finite_or_none
+from utils import finite_or_none, table_html
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 TOP_NEURONS = 20
 """Neurons of a set that go to JSON and are profiled by default."""
@@ -113,6 +118,27 @@ class NeuronSet:
             }
         )
 
+    def figure(self) -> Figure:
+        """Importance by rank, and what the most important neurons do on the first text."""
+        # Imported here: an analysis does without matplotlib.
+        from neuron_figures import figure_neuron_set
+
+        keep = self.attention_mask[0].bool()
+        return figure_neuron_set(
+            self._title, self.ranking.numpy(), self.importance.numpy(),
+            self.activations[0, keep].numpy(),
+        )  # fmt: skip
+
+    @property
+    def _title(self) -> str:
+        return f"Neurons by {self.method.replace('_', '-')}, layer {self.layer}"
+
+    def _repr_html_(self) -> str:
+        table = table_html(self.to_dataframe().head(TOP_NEURONS))
+        note = f"<p>{escape(self.note)}</p>" if self.note else ""
+        total = f"the first {TOP_NEURONS} of {len(self.importance)}"
+        return f"<p>{escape(self._title)}: {total}</p>{note}{table}"
+
 
 def neuron_set(
     method: str,
@@ -194,6 +220,30 @@ class NeuronBehavior:
         """Everything, for JSON."""
         profiles = [dict(vars(profile)) for profile in self.profiles]
         return {"method": self.method, "layer": self.layer, "neurons": profiles}
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a neuron: statistics, its strongest tokens, and the tokens that it promotes."""
+        return pd.DataFrame(
+            {
+                "layer": self.layer,
+                "neuron": profile.neuron,
+                **profile.statistics,
+                "top_tokens": _joined(profile.top_tokens),
+                "promoted": _joined(profile.promoted),
+                "suppressed": _joined(profile.suppressed),
+            }
+            for profile in self.profiles
+        )
+
+    def _repr_html_(self) -> str:
+        table = table_html(self.to_dataframe())
+        method = escape(self.method.replace("_", "-"))
+        return f"<p>Neurons by {method}, layer {self.layer}</p>{table}"
+
+
+def _joined(rows: Sequence[Mapping]) -> str:
+    """Tokens as one cell of a table, each in quotation marks, white space and the like escaped."""
+    return ", ".join(repr(row["token"]) for row in rows)
 
 
 def neuron_behavior(

@@ -1,8 +1,9 @@
-"""Figures of the main analysis, drawn from its results alone.
+"""Figures of the results of any analysis, drawn from the saved files alone.
 
-Six figures of the result dict, live or loaded from JSON, and for the attention maps of the tensors
-beside it. No model is loaded and no statistic computed. A figure is a `matplotlib.figure.Figure`
-outside pyplot's state, so that no backend is chosen and nothing has to be closed.
+Here are the six figures of the main analysis: of the result dict, live or loaded from JSON, and for
+the attention maps of the tensors beside it. Those of the memory analysis, of causal memory, of
+faithfulness and of the findings are in modules of their own; `figures_of` knows which a result
+dict has. No model is loaded and no statistic computed.
 
 From a shell: ``python recursive_visualizer.py corrected_mamba_analysis/analysis_results.json``.
 """
@@ -21,7 +22,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import analysis_panels as panels
+from faithfulness_figures import FAITHFULNESS_FIGURES
 from figure_pages import page, styled
+from finding_figures import FINDING_FIGURES
+from memory_figures import CAUSAL_FIGURES, MEMORY_FIGURES
 from panel_primitives import (
     Section,
     all_layers,
@@ -276,6 +280,36 @@ CORRECTED_FIGURES: dict[str, Callable[..., Figure]] = {
 """By file name: functions of (results) or (results, tensors)."""
 
 
+_BY_KEY = (
+    ("memory", MEMORY_FIGURES),
+    ("faithfulness", FAITHFULNESS_FIGURES),
+    ("reset", CAUSAL_FIGURES),
+    ("knockout", CAUSAL_FIGURES),
+)
+"""Figures of the results other than the main analysis's, by a key that these hold."""
+
+
+def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
+    """The figures that results hold the numbers for, by file name; functions of the results.
+
+    Results of the main analysis, of the memory analysis, of ``intervention_study`` or of
+    ``attribution_faithfulness``, live or from JSON. Raises ValueError for a dict that is none.
+    """
+    if "cross_text_analysis" in results:
+        figures = dict(CORRECTED_FIGURES)
+        if "attribution_faithfulness" in results["cross_text_analysis"]:
+            figures |= FAITHFULNESS_FIGURES
+    else:
+        found = next((figures for key, figures in _BY_KEY if key in results), None)
+        if found is None:
+            raise ValueError(
+                f"results hold the keys {sorted(results)}; figures are drawn of the results of the "
+                "main analysis, the memory analysis, intervention_study or attribution_faithfulness"
+            )
+        figures = dict(found)
+    return figures | (FINDING_FIGURES if results.get("findings") else {})
+
+
 def write_figures(
     results: Section,
     save_dir: StrPath,
@@ -284,7 +318,7 @@ def write_figures(
     formats: Sequence[str] = ("png",),
     figures: Mapping[str, Callable[..., Figure]] | None = None,
 ) -> list[Path]:
-    """Draw figures (default: CORRECTED_FIGURES) and write each in each format; returns the paths.
+    """Draw figures (default: `figures_of`) and write each in each format; returns the paths.
 
     A file is written whole or not at all. Raises ValueError for an unknown format and a folder that
     cannot be written. Cost: about half a second a figure.
@@ -293,11 +327,21 @@ def write_figures(
         validate_choice("format", name, FIGURE_FORMATS)
     folder = check_output_dir(save_dir)
     paths = []
-    for name, draw in (CORRECTED_FIGURES if figures is None else figures).items():
-        takes_tensors = len(inspect.signature(draw).parameters) > 1
-        figure = draw(results, tensors) if takes_tensors else draw(results)
+    for name, draw in (figures_of(results) if figures is None else figures).items():
+        figure = _drawn(draw, results, tensors)
         paths += [_write(figure, folder / f"{name}.{kind}", kind) for kind in formats]
     return paths
+
+
+def draw_figure(results: Section, name: str, tensors: Tensors | None = None) -> Figure:
+    """One of the figures of `figures_of`, by name; ValueError that lists the names for another."""
+    figures = figures_of(results)
+    return _drawn(figures[validate_choice("figure", name, figures)], results, tensors)
+
+
+def _drawn(draw: Callable[..., Figure], results: Section, tensors: Tensors | None) -> Figure:
+    takes_tensors = len(inspect.signature(draw).parameters) > 1
+    return draw(results, tensors) if takes_tensors else draw(results)
 
 
 @styled
@@ -308,7 +352,7 @@ def _write(figure: Figure, path: Path, kind: str) -> Path:
 
 
 def load_results(path: StrPath) -> tuple[dict[str, Any], Tensors]:
-    """Results of the main analysis from JSON, and the tensors beside it (none: an empty dict).
+    """Results of an analysis from JSON, and the tensors beside it (none: an empty dict).
 
     Raises ValueError for a file that is missing, not strict JSON, or of another schema version, and
     for tensors that cannot be read.
@@ -324,7 +368,7 @@ def load_results(path: StrPath) -> tuple[dict[str, Any], Tensors]:
     if str(version).partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
         raise ValueError(
             f"results file {str(path)!r} has schema_version {version!r}; this version draws "
-            f"{SCHEMA_VERSION!r}: run the main analysis again"
+            f"{SCHEMA_VERSION!r}: run the analysis again"
         )
     return results, _read_tensors(path.with_suffix(".safetensors"))
 
@@ -367,13 +411,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        description="Draw the figures of the main analysis from its results.",
+        description="Draw the figures of saved results: those of the main analysis, the memory "
+        "analysis, intervention_study or attribution_faithfulness.",
         epilog="example: python recursive_visualizer.py my_analysis/analysis_results.json "
         "--formats png,pdf",
     )
     parser.add_argument(
         "results", nargs="?", default=DEFAULT_RESULTS, metavar="RESULTS.json",
-        help=f"results of the main analysis (default: {DEFAULT_RESULTS})",
+        help=f"what one of the commands wrote (default: {DEFAULT_RESULTS})",
     )  # fmt: skip
     add_common_options(parser, "output_dir", "formats", "debug", "quiet")
     parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)

@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+import pandas as pd
 import safetensors.torch
 import torch
 from torch import Tensor, nn
@@ -213,6 +214,13 @@ def _csv_row(row: Mapping[str, Any], names: Sequence[str], index: int) -> list[A
         if isinstance(cell, (list, dict)):
             raise ValueError(f"row {index}, column {name!r} holds a collection, not a scalar")
     return cells
+
+
+def table_html(table: pd.DataFrame) -> str:
+    """A table as HTML for a notebook: escaped, without its index, `$` not taken for mathematics."""
+    return table.to_html(
+        index=False, na_rep="", border=0, classes=["tex2jax_ignore", "mathjax_ignore"]
+    )
 
 
 def write_tensors(path: StrPath, tensors: Mapping[str, Tensor]) -> Path:

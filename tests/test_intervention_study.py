@@ -265,7 +265,7 @@ def test_the_command_writes_what_it_prints(tiny_model_dir, tmp_path, capsys):
     assert main(options) == 0
     printed = capsys.readouterr().out
     result = read_json(out / "intervention_study.json")
-    assert sorted(result) == ["knockout", "provenance", "reset"]
+    assert sorted(result) == ["knockout", "provenance", "reset", "schema_version"]
     assert sorted(result["reset"]["layers"]) == ["layer_0", "layer_2"]
     with (out / "causal_memory.csv").open() as handle:
         rows = list(csv.DictReader(handle))

@@ -1,0 +1,116 @@
+"""Figure of the findings: each claim with its value beside its null or interval, and the verdict.
+
+Reads the rows that ``findings`` writes into the results; computes no statistic.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from drawing import PALETTE, drawable_text
+from figure_pages import page, styled
+from panel_primitives import NULL_COLOUR, Section, as_array, write_reason
+
+VERDICT_COLOURS = {
+    "supported": PALETTE[2],
+    "not supported": PALETTE[3],
+    "too little data": "0.45",
+}
+"""By verdict; the verdict is written beside the colour."""
+
+_MAX_ROWS = 20
+_TEXT_WIDTH = 62
+
+
+@styled
+def figure_findings(results: Section) -> Figure:
+    """Claims tried on the data: value, null or interval, the untrained twin, verdict."""
+    rows = results.get("findings", [])
+    shown = rows[:_MAX_ROWS]
+    figure, axes = page(
+        results,
+        "Findings",
+        "Point: what was measured, filled where the claim is supported. Grey: 95 % interval of the "
+        "null, the value where nothing ties the two sides. Line: 95 % interval of the value. "
+        "Diamond: an untrained model. Each row has a scale of its own. n is what the value rests "
+        "on." + (f" {len(shown)} of {len(rows)} findings are shown." if rows[_MAX_ROWS:] else ""),
+        [(2, 0.36)] * len(shown) or [(1, 0.6)],
+        {},
+    )
+    if not shown:
+        write_reason(axes[0][0], "no findings in these results")
+    for row, (left, right) in zip(shown, axes if shown else [], strict=True):
+        write_claim(row, left)
+        plot_finding(row, right)
+    return figure
+
+
+def write_claim(row: Section, ax: Axes) -> Axes:
+    """Claim, statistic, verdict and n of a finding as text in a panel without axes."""
+    ax.set_axis_off()
+    lines = textwrap.wrap(drawable_text(row["claim"]), _TEXT_WIDTH, max_lines=2, placeholder=" …")
+    verdict = f"{row['verdict']}, n = {row['n']} {row['unit']}"
+    for text, y, style in (
+        ("\n".join(lines), 0.95, {"fontweight": "bold"}),
+        (verdict, 0.0, {"color": VERDICT_COLOURS[row["verdict"]]}),
+    ):
+        ax.text(
+            0, y, text, transform=ax.transAxes, va="top" if y else "bottom", fontsize=6.5,
+            in_layout=False, parse_math=False, **style,
+        )  # fmt: skip
+    return ax
+
+
+def plot_finding(row: Section, ax: Axes) -> Axes:
+    """Value of a finding beside its null, its interval and the untrained twin's value."""
+    ax.set_ylim(-1, 1)
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    if row["value"] is None:
+        return _write_why(ax, row["reason"])
+    if row["null"] is not None:
+        low, high = row["null"]
+        ax.barh(0, high - low, 1.1, low, color=NULL_COLOUR, alpha=0.5, linewidth=0)
+        # A null of no width still has a place.
+        ax.vlines([low, high], -0.55, 0.55, color=NULL_COLOUR, linewidth=1.0)
+    if row["interval"] is not None:
+        ax.hlines(0, *row["interval"], color="0.2", linewidth=1.4)
+        ax.axvline(0, color="0.4", linewidth=0.6, linestyle=":")
+    if row.get("twin_value") is not None:
+        ax.plot(row["twin_value"], 0, "D", color="0.3", markerfacecolor="white", markersize=4)
+    colour = VERDICT_COLOURS[row["verdict"]]
+    face = colour if row["verdict"] == "supported" else "white"
+    ax.plot(row["value"], 0, "o", color=colour, markerfacecolor=face, markersize=5)
+    _widen(ax, row)
+    ax.locator_params(axis="x", nbins=6)
+    ax.set_xlabel(drawable_text(_shortened(row["statistic"])), fontsize=6, labelpad=1)
+    return ax
+
+
+def _widen(ax: Axes, row: Section) -> None:
+    """Room beside the outermost mark, so that none lies on the edge."""
+    given = [row["value"], row.get("twin_value"), *(row["null"] or ()), *(row["interval"] or ())]
+    ends = as_array([end for end in given if end is not None])
+    room = 0.12 * (ends.max() - ends.min()) or 0.5
+    ax.set_xlim(ends.min() - room, ends.max() + room)
+
+
+def _write_why(ax: Axes, reason: str) -> Axes:
+    ax.set_xticks([])
+    ax.spines["bottom"].set_visible(False)
+    lines: Sequence[str] = textwrap.wrap(drawable_text(reason), _TEXT_WIDTH, max_lines=2)
+    ax.text(0, 0.5, "\n".join(lines), transform=ax.transAxes, va="center", color="0.35",
+            fontsize=6.5, in_layout=False, parse_math=False)  # fmt: skip
+    return ax
+
+
+def _shortened(text: str, length: int = 70) -> str:
+    return text if len(text) <= length else f"{text[: length - 1]}…"
+
+
+FINDING_FIGURES = {"findings": figure_findings}
+"""By file name: functions of the results."""

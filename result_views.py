@@ -1,0 +1,154 @@
+"""Results of an analysis as a notebook shows them and as a run ends: tables read from the results.
+
+``Results`` is the result dict itself; what it adds is a view, from the live run or from its files
+alike: ``Results.open("corrected_mamba_analysis/analysis_results.json")``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from findings import Finding, number
+from memory_table import entry_at
+from recursive_visualizer import draw_figure, figures_of, load_results
+from utils import StrPath, table_html
+
+Row = Mapping[str, Any]
+
+_COLUMNS = {
+    "replay_error": ("ssm_components", "replay_error"),
+    "mean_delta": ("ssm_components", "delta", "mean"),
+    "median_half_life": ("ssm_components", "dynamics", "half_life", "median"),
+    "median_spectral_radius": ("ssm_components", "dynamics", "spectral_radius", "median"),
+    "mean_state_norm": ("ssm_components", "dynamics", "state_norm", "mean"),
+    "attention_entropy_share": ("attention_data", "statistics", "entropy_share", "mean"),
+    "attention_mean_distance": ("attention_data", "statistics", "mean_distance", "mean"),
+    "residual_norm": ("layer_activations", "residual_norm", "mean"),
+    "change_correlation": ("recursive_patterns", "change_correlation", "value"),
+    "change_null_low": ("recursive_patterns", "change_correlation", "null_low"),
+    "change_null_high": ("recursive_patterns", "change_correlation", "null_high"),
+}
+"""Columns of the main analysis's table: step, and the path within its section of a layer."""
+
+
+class Results(dict[str, Any]):
+    """A result dict, strict JSON, with its tensors; shown in a notebook as its tables."""
+
+    def __init__(self, results: Row, tensors: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(results)
+        self.tensors: Mapping[str, Tensor] = {} if tensors is None else tensors
+
+    @classmethod
+    def open(cls, path: StrPath) -> Results:
+        """The results of a JSON file, with the tensors beside it; ValueError as `load_results`."""
+        return cls(*load_results(path))
+
+    @property
+    def figure_names(self) -> list[str]:
+        """What `figure` can draw of these results."""
+        return list(figures_of(self))
+
+    def figure(self, name: str) -> Figure:
+        """One of the figures by name; raises ValueError, listing the names, for an unknown one."""
+        return draw_figure(self, name, self.tensors)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a layer (main analysis: a text and layer); None where a step gave no result."""
+        return pd.DataFrame(list(self.get("memory_by_layer", ())) or layer_rows(self))
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<p>{escape(line)}</p>" for line in check_lines(self))
+        findings = finding_frame(self)
+        tables = [frame for frame in (findings, self.to_dataframe()) if not frame.empty]
+        names = ", ".join(f"<code>{escape(name)}</code>" for name in self.figure_names)
+        shown = "".join(map(table_html, tables))
+        # The classes keep a notebook from reading $ as mathematics.
+        return (
+            f'<div class="tex2jax_ignore mathjax_ignore">{lines}{shown}'
+            f"<p>Figures, by <code>.figure(name)</code>: {names}</p></div>"
+        )
+
+
+def layer_rows(results: Row) -> list[dict[str, Any]]:
+    """Main numbers of every text and layer of the main analysis, one row each."""
+    return [
+        {"text": text, "layer": layer}
+        | {
+            name: entry_at(part["analysis"], step, f"layer_{layer}", *path)
+            for name, (step, *path) in _COLUMNS.items()
+        }
+        for text, part in results.get("individual_texts", {}).items()
+        for layer in results["analysis_metadata"]["layer_indices"]
+    ]
+
+
+def finding_frame(results: Row) -> pd.DataFrame:
+    """Claim, value, what it is compared with, n and verdict of every finding."""
+    return pd.DataFrame(_finding_cells(row) for row in results.get("findings", ()))
+
+
+def _finding_cells(row: Row) -> dict[str, str]:
+    finding = Finding.from_dict(row)
+    bounds = finding.null or finding.interval
+    kind = "null" if finding.null else "interval"
+    return {
+        "verdict": finding.verdict,
+        "claim": finding.claim,
+        "value": "" if finding.value is None else number(finding.value),
+        "beside": f"{kind} {number(bounds[0])} to {number(bounds[1])}" if bounds else "",
+        "n": f"{finding.n} {finding.unit}",
+    }
+
+
+def check_lines(results: Row) -> list[str]:
+    """What was analysed, whether the replay agrees, and every step without a result."""
+    check = results["self_check"]
+    texts = results["provenance"]["texts"].values()
+    layers = ", ".join(map(str, results["analysis_metadata"]["layer_indices"]))
+    seconds = results["provenance"]["run"].get("seconds")
+    lines = [
+        f"{len(texts)} text(s), {sum(text['num_tokens'] for text in texts)} tokens, "
+        f"layers {layers}" + (f", {seconds} s." if seconds is not None else "."),
+        _replay(check),
+    ]
+    return lines + [f"Without result: {place}: {why}" for place, why in _missing(check)]
+
+
+def _replay(check: Row) -> str:
+    if check["largest_replay_error"] is None:
+        return "No forward pass succeeded."
+    agrees = "within" if check["replay_agrees"] else "BEYOND"
+    return (
+        f"Largest replay error: {check['largest_replay_error']:.1e} ({agrees} the tolerance of "
+        f"{check['replay_tolerance']:.0e})."
+    )
+
+
+def _missing(check: Row) -> list[tuple[str, str]]:
+    """Place and reason of every step without a result, whether texts are told apart or not."""
+    found = []
+    for place, entry in check["without_result"].items():
+        direct = {"error", "skipped"} & set(entry)
+        named = {place: entry} if direct else {f"{place}.{step}": e for step, e in entry.items()}
+        found += [(name, _why(failure)) for name, failure in named.items()]
+    return found
+
+
+def _why(failure: Row) -> str:
+    error = failure.get("error")
+    return f"{error['type']}: {error['message']}" if error else f"skipped, {failure['skipped']}"
+
+
+def run_summary(results: Row, files: Sequence[str]) -> str:
+    """The end of a run for a terminal: check, findings with verdicts, and where the files are."""
+    frame = finding_frame(results)
+    parts = check_lines(results)
+    if not frame.empty:
+        parts += ["", frame.to_string(index=False, justify="left", max_colwidth=60), ""]
+    return "\n".join([*parts, *files])
