@@ -229,6 +229,7 @@ def plot_attention_map(
     values[np.triu_indices(len(values), 1)] = np.nan
     draw_heatmap(
         ax, values, diverging=True, xlabels=tokens, ylabels=tokens, limit=limit, title=title,
+        cbar_label="α",
     )  # fmt: skip
     ax.tick_params(labelsize=5.5)
     return ax
@@ -260,6 +261,7 @@ def plot_neuron_magnitude(sections: Sections, method: str, ax: Axes | None = Non
     for text, section in usable(sections).items():
         layers = layers_of(section[method]["rms"])
         draw_text_line(ax, [layer for layer, _ in layers], [rms for _, rms in layers], text)
+    ax.margins(y=0.1)
     ax.set_ylim(bottom=0)
     return end(ax, sections, drawn_layers(ax), "no activations")
 

@@ -21,16 +21,19 @@ from panel_primitives import (
     begin,
     cross_text_section,
     failure,
+    layer_ticks,
     write_reason,
 )
 
 RANDOM = "random"
 """The method that is the others' null."""
+METHOD_NAMES = {"mamba_lrp": "MambaLRP", "gradient_x_input": "gradient × input"}
+"""How methods are written, where that is not their name with spaces."""
 MAX_CURVES = 4
 """Methods whose curves are drawn: the best and random orders; more lines cannot be told apart."""
 
 _CAPTION = (
-    "Tokens are replaced in the order of their scores and the target is measured. ΔA^F: area under "
+    "Tokens are replaced in the order of their scores and the target is measured. ΔAᶠ: area under "
     "the curve with the least relevant tokens first minus that with the most relevant first; "
     "0 for a random order on average. Points: mean over texts; bars: 95 % bootstrap interval over "
     "texts (none for a single text); grey: the interval of random orders of the same texts. "
@@ -78,7 +81,7 @@ def figure_faithfulness(results: Section) -> Figure:
 
 def plot_delta_af(section: Section, ax: Axes | None = None) -> Axes:
     """ΔA^F by method, best on top, on the interval of random orders."""
-    ax = begin(ax, "ΔA^F, larger is better", _unit(section), "")
+    ax = begin(ax, "ΔAᶠ, larger is better", _unit(section), "")
     if (reason := failure(section)) is not None:
         return write_reason(ax, reason)
     names = _ranked(section)
@@ -87,8 +90,8 @@ def plot_delta_af(section: Section, ax: Axes | None = None) -> Axes:
 
 
 def plot_gain_over_random(section: Section, ax: Axes | None = None) -> Axes:
-    """ΔA^F minus that of rivals on the same text, by method; above 0 is better."""
-    ax = begin(ax, "ΔA^F minus a rival's, text by text", _unit(section), "")
+    """ΔAᶠ minus that of rivals on the same text, by method; above 0 is better."""
+    ax = begin(ax, "ΔAᶠ minus a rival's, text by text", _unit(section), "")
     if (reason := failure(section)) is not None:
         return write_reason(ax, reason)
     names = [name for name in _ranked(section) if name != RANDOM]
@@ -104,22 +107,20 @@ def plot_gain_over_random(section: Section, ax: Axes | None = None) -> Axes:
 
 def plot_curves(section: Section, ax: Axes | None = None) -> Axes:
     """The target while tokens are replaced: most relevant first solid, least relevant dashed."""
-    ax = begin(ax, "Target while tokens are replaced", "share of tokens replaced", _unit(section))
+    ax = begin(
+        ax, "Solid: most relevant first, dashed: least", "share of tokens replaced", _unit(section)
+    )
     if (reason := failure(section)) is not None:
         return write_reason(ax, reason)
     best = [name for name in _ranked(section) if name != RANDOM][: MAX_CURVES - 1]
-    for i, name in enumerate([*best, *([RANDOM] if RANDOM in section["methods"] else [])]):
-        method = section["methods"][name]
-        colour = "0.5" if name == RANDOM else PALETTE[i]
+    for name in [*best, *([RANDOM] if RANDOM in section["methods"] else [])]:
+        method, (colour, marker) = section["methods"][name], _style(section, name)
         for order, style in (("most_first", "-"), ("least_first", "--")):
-            label = name.replace("_", " ") if style == "-" else None
             ax.plot(
                 as_array(section["fractions"]), as_array(method[order]), style, color=colour,
-                marker=MARKERS[i], markersize=2, label=label,
+                marker=marker, markersize=2, label=_written(name) if style == "-" else None,
             )  # fmt: skip
-    ax.legend(loc="best", title="solid: most relevant first\ndashed: least relevant first",
-              title_fontsize=6)  # fmt: skip
-    return ax
+    return _legend_above(ax, 4)
 
 
 def plot_randomisation(section: Section, ax: Axes | None = None) -> Axes:
@@ -131,17 +132,16 @@ def plot_randomisation(section: Section, ax: Axes | None = None) -> Axes:
              if method["randomised"]}  # fmt: skip
     if not drawn:
         return write_reason(ax, "the randomisation test was not run")
-    for i, (name, steps) in enumerate(drawn.items()):
-        mean = as_array([step["mean"] for step in steps])
+    for name, steps in drawn.items():
+        mean, (colour, marker) = as_array([step["mean"] for step in steps]), _style(section, name)
         ax.plot(
-            np.arange(1, len(mean) + 1), mean, color=PALETTE[i % len(PALETTE)],
-            marker=MARKERS[i % len(MARKERS)], markevery=max(1, len(mean) // 8),
-            label=name.replace("_", " "),
+            np.arange(1, len(mean) + 1), mean, color=colour, marker=marker,
+            markevery=max(1, len(mean) // 8), label=_written(name),
         )  # fmt: skip
     ax.axhline(0, color="0.4", linewidth=0.6, zorder=0)
     ax.set_ylim(-1.05, 1.05)
-    ax.legend(loc="lower left", ncols=2)
-    return ax
+    layer_ticks(ax, range(1, 1 + max(map(len, drawn.values()))))
+    return _legend_above(ax, 3)
 
 
 def plot_agreement(section: Section, ax: Axes | None = None) -> Axes:
@@ -166,8 +166,8 @@ def plot_sufficiency(section: Section, ax: Axes | None = None) -> Axes:
     if (reason := failure(section)) is not None:
         return write_reason(ax, reason)
     labels = {
-        "comprehensiveness": "comprehensiveness (more is better)",
-        "sufficiency": "sufficiency (less is better)",
+        "comprehensiveness": "comprehensiveness (higher better)",
+        "sufficiency": "sufficiency (lower better)",
     }
     methods = section["methods"]
     groups = {
@@ -206,15 +206,32 @@ def _intervals(
         mean, low, high = _columns([rows[name] for name in names])
         ax.hlines(y, low, high, color=PALETTE[i], linewidth=1.2, alpha=0.7)
         ax.plot(mean, y, MARKERS[i], color=PALETTE[i], label=label or None)
-    ax.set_yticks(range(len(names)), [name.replace("_", " ") for name in names])
+    ax.set_yticks(range(len(names)), [_written(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
-    if len(groups) > 1:
-        ax.set_title(ax.get_title(), pad=15)
-        ax.legend(
-            loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(groups), borderaxespad=0.1,
-            handlelength=1.2, columnspacing=1.2,
-        )  # fmt: skip
+    return _legend_above(ax, len(groups)) if len(groups) > 1 else ax
+
+
+def _legend_above(ax: Axes, columns: int) -> Axes:
+    """A legend between title and axes, so that it hides nothing."""
+    rows = -(-len(ax.get_legend_handles_labels()[0]) // columns)
+    ax.set_title(ax.get_title(), pad=5 + 9 * rows)
+    ax.legend(
+        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, borderaxespad=0.1,
+        handlelength=1.6, columnspacing=1.2,
+    )  # fmt: skip
     return ax
+
+
+def _style(section: Section, name: str) -> tuple[str, str]:
+    """Colour and marker of a method, the same in every panel; random orders are grey."""
+    if name == RANDOM:
+        return "0.5", "."
+    i = [method for method in section["methods"] if method != RANDOM].index(name)
+    return PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+
+
+def _written(name: str) -> str:
+    return METHOD_NAMES.get(name, name.replace("_", " "))
 
 
 def _columns(rows: Sequence[Section | None]) -> list[np.ndarray]:

@@ -6,7 +6,6 @@ Reads the rows that ``findings`` writes into the results; computes no statistic.
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -23,7 +22,9 @@ VERDICT_COLOURS = {
 """By verdict; the verdict is written beside the colour."""
 
 _MAX_ROWS = 20
-_TEXT_WIDTH = 62
+_CLAIM_WIDTH = 62
+_TEXT_WIDTH = 72
+_LINE_POINTS = 8.2
 
 
 @styled
@@ -52,17 +53,25 @@ def figure_findings(results: Section) -> Figure:
 def write_claim(row: Section, ax: Axes) -> Axes:
     """Claim, statistic, verdict and n of a finding as text in a panel without axes."""
     ax.set_axis_off()
-    lines = textwrap.wrap(drawable_text(row["claim"]), _TEXT_WIDTH, max_lines=2, placeholder=" …")
+    claim = _wrapped(row["claim"], _CLAIM_WIDTH)
+    statistic = _wrapped(row["statistic"], _TEXT_WIDTH)
     verdict = f"{row['verdict']}, n = {row['n']} {row['unit']}"
-    for text, y, style in (
-        ("\n".join(lines), 0.95, {"fontweight": "bold"}),
-        (verdict, 0.0, {"color": VERDICT_COLOURS[row["verdict"]]}),
+    down = 6.0
+    for lines, style in (
+        (claim, {"fontweight": "bold"}),
+        (statistic, {"color": "0.35"}),
+        ([verdict], {"color": VERDICT_COLOURS[row["verdict"]]}),
     ):
-        ax.text(
-            0, y, text, transform=ax.transAxes, va="top" if y else "bottom", fontsize=6.5,
-            in_layout=False, parse_math=False, **style,
+        ax.annotate(
+            "\n".join(lines), (0, 1), (0, down), "axes fraction", "offset points", va="top",
+            fontsize=6.5, in_layout=False, parse_math=False, annotation_clip=False, **style,
         )  # fmt: skip
+        down -= _LINE_POINTS * len(lines)
     return ax
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(drawable_text(text), width, max_lines=2, placeholder=" …")
 
 
 def plot_finding(row: Section, ax: Axes) -> Axes:
@@ -87,7 +96,6 @@ def plot_finding(row: Section, ax: Axes) -> Axes:
     ax.plot(row["value"], 0, "o", color=colour, markerfacecolor=face, markersize=5)
     _widen(ax, row)
     ax.locator_params(axis="x", nbins=6)
-    ax.set_xlabel(drawable_text(_shortened(row["statistic"])), fontsize=6, labelpad=1)
     return ax
 
 
@@ -102,14 +110,10 @@ def _widen(ax: Axes, row: Section) -> None:
 def _write_why(ax: Axes, reason: str) -> Axes:
     ax.set_xticks([])
     ax.spines["bottom"].set_visible(False)
-    lines: Sequence[str] = textwrap.wrap(drawable_text(reason), _TEXT_WIDTH, max_lines=2)
-    ax.text(0, 0.5, "\n".join(lines), transform=ax.transAxes, va="center", color="0.35",
-            fontsize=6.5, in_layout=False, parse_math=False)  # fmt: skip
+    lines = "\n".join(_wrapped(reason, _TEXT_WIDTH))
+    ax.text(0, 0.5, lines, transform=ax.transAxes, va="center", color="0.35", fontsize=6.5,
+            in_layout=False, parse_math=False)  # fmt: skip
     return ax
-
-
-def _shortened(text: str, length: int = 70) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
 
 
 FINDING_FIGURES = {"findings": figure_findings}

@@ -81,7 +81,9 @@ def figure_cross_layer(results: Section) -> Figure:
     figure, axes = page(
         results, "Cross-layer correlations",
         "Pearson r of every pair of channels of successive layers: mean and largest |r|, and "
-        "debiased CKA. Grey: not compared. Nulls stand in the results.",
+        "debiased CKA. Below the diagonal: the value; above it, mirrored: the upper end of its "
+        "null by circular time shifts; a cross where the value does not exceed it. Grey: not "
+        "compared. Each panel has a scale of its own.",
         [(3, 1.3)] * 2, {},
     )  # fmt: skip
     for row, stream in zip(axes, ("residual", "mixer"), strict=True):
@@ -98,8 +100,10 @@ def figure_ssm_neurons(results: Section) -> Figure:
         results, "SSM and neurons",
         "Spearman. Left: mean over channels of |ρ| over tokens of Δ with |activation|, null of "
         "circular time shifts. Right: over channels, mean Δ with the neuron's change when the "
-        "decay alone is scaled, null of permutations. Below: over channels, importance by method.",
-        [(2, 1.2), (1, 2.2)], {},
+        "decay alone is scaled (its memory), null of permutations. Below: over channels, "
+        "importance by method with mean Δ, half-life and memory. Hollow points and crosses: within "
+        "the 95 % interval of the null.",
+        [(2, 1.2), (1, 1.6)], {},
     )  # fmt: skip
     path = ("observed", "mean_abs")
     panels.plot_tests_by_layer(delta, path, "Δ with activation", "mean |ρ|", axes[0][0])

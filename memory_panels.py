@@ -23,6 +23,7 @@ from panel_primitives import (
     layer_ticks,
     layers_of,
     log_axis,
+    mark_cells,
     name_layers,
     thin_ticks,
     write_reason,
@@ -31,6 +32,9 @@ from panel_primitives import (
 CAUSAL_KINDS = {"reset": "State reset", "knockout": "One source hidden"}
 """How the interventions on the state are written, by the name they have in the results."""
 
+_CORRELATES = {
+    "mean_delta": "mean Δ", "half_life": "half-life", "memory_sensitivity": "memory",
+}  # fmt: skip
 _STREAMS = {"residual": "residual stream", "mixer": "mixer output"}
 _STATISTICS = {"mean_abs": "Mean |r|", "max_abs": "Largest |r|", "cka": "CKA"}
 
@@ -138,7 +142,10 @@ def plot_kernel(section: Section, ax: Axes | None = None) -> Axes:
 def plot_pair_heatmap(
     section: Section, stream: str, statistic: str, ax: Axes | None = None
 ) -> Axes:
-    """A statistic of every pair of successive layers as cells of a layer x layer map."""
+    """A statistic of pairs of layers below the diagonal, the top of its null above it.
+
+    A cross marks a value that does not exceed its null.
+    """
     ax = begin(ax, f"{_STATISTICS[statistic]}, {_STREAMS[stream]}", "layer", "layer")
     if reason := failure(section):
         return write_reason(ax, reason)
@@ -146,19 +153,28 @@ def plot_pair_heatmap(
     layers = sorted({layer for pair in pairs for layer in pair["layers"]})
     matrix = np.full((len(layers), len(layers)), np.nan)
     for pair in pairs:
-        a, b = (layers.index(layer) for layer in pair["layers"])
-        value = pair[statistic]["value"]
-        matrix[a, b] = matrix[b, a] = np.nan if value is None else value
+        earlier, later = sorted(layers.index(layer) for layer in pair["layers"])
+        test = pair[statistic]
+        matrix[later, earlier], matrix[earlier, later] = as_array(
+            [test["value"], test["null_high"]]
+        )
     if not np.isfinite(matrix).any():
         return write_reason(ax, pairs[0]["reason"])
-    draw_heatmap(ax, matrix, diverging=True, limit=1.0, title=ax.get_title())
+    # |r| and CKA start at 0; a debiased CKA a little below it counts as 0.
+    draw_heatmap(
+        ax, matrix, diverging=False, limit=float(np.nanmax(matrix)) or None, title=ax.get_title()
+    )
+    mark_cells(ax, np.tril(matrix <= matrix.T), "white")
     labels = [str(layer) for layer in layers]
     thin_ticks(ax, "x", labels)
     return thin_ticks(ax, "y", labels)
 
 
 def plot_rank_correlations(section: Section, ax: Axes | None = None) -> Axes:
-    """Rank correlation over channels of each method's importance with delta and memory."""
+    """Rank correlation over channels of each method's importance with delta and memory.
+
+    A cross marks what lies within the null of permutations.
+    """
     ax = begin(ax, "Importance with Δ and memory", "", "layer")
     if reason := failure(section):
         return write_reason(ax, reason)
@@ -167,12 +183,19 @@ def plot_rank_correlations(section: Section, ax: Axes | None = None) -> Axes:
         (method, name) for method, part in layers[0][1].items() for name in part["correlations"]
     ]
     tests = [[part[m]["correlations"][name] for m, name in columns] for _, part in layers]
-    values = as_array([[test["value"] for test in row] for row in tests])
+    values, low, high = (
+        as_array([[test[key] for test in row] for row in tests])
+        for key in ("value", "null_low", "null_high")
+    )
     if not np.isfinite(values).any():
         return write_reason(ax, tests[0][0]["reason"])
     draw_heatmap(ax, values, diverging=True, limit=1.0, cbar_label="ρ", title=ax.get_title())
-    names = [f"{m.split('_')[0]}, {name.replace('_', ' ')}" for m, name in columns]
-    ax.set_xticks(range(len(names)), names, rotation=60, ha="right")
+    mark_cells(ax, (low <= values) & (values <= high))
+    names = [f"{_CORRELATES.get(name, name)}\n{method.split('_')[0]}" for method, name in columns]
+    ax.set_xticks(range(len(names)), names)
+    for i in range(1, len(columns)):
+        if columns[i][0] != columns[i - 1][0]:
+            ax.axvline(i - 0.5, color="white", linewidth=2.5)
     return thin_ticks(ax, "y", [str(layer) for layer, _ in layers])
 
 

@@ -17,10 +17,10 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from drawing import MARKERS, PALETTE, SEQUENTIAL_CMAP, drawable_text
+from drawing import MARKERS, PALETTE, drawable_text
 
 Section = Mapping[str, Any]
 """what a step left in the results"""
@@ -30,10 +30,14 @@ Sections = Mapping[str, Section]
 NULL_COLOUR = "0.6"
 MAX_TICKS = 13
 """More layers or pairs than this, and only every second, third, ... is labelled."""
-MAX_LEGEND_LAYERS = 6
+MAX_LEGEND_LAYERS = 3
 """More layers than this in colours are named by a colour bar."""
+# Hues, unlike those of the heat maps: a line has to be told from its neighbours and from grey.
+_LAYER_CMAP = "viridis"
 # The last tenth of the colour map, pale yellow, is hard to see on white.
-_LAYER_CMAP_END = 0.88
+_LAYER_CMAP_END = 0.9
+# More marks than this in a panel of tests, and those of different texts lie upon each other.
+_MAX_MARKS_ASIDE = 45
 # Without the palette's yellow, for the same reason.
 _TEXT_COLOURS = tuple(colour for colour in PALETTE if colour != "#F0E442")
 
@@ -244,12 +248,12 @@ def draw_tests(
     if all(test["value"] is None for test in given):
         reason = next((test["reason"] for test in given if test["reason"]), "undefined")
         return write_reason(ax, why_none(sections) or reason)
-    x = np.arange(len(labels))
-    for text, row in tests.items():
+    offsets, width, alpha = _beside_each_other(len(tests), len(labels))
+    for (text, row), offset in zip(tests.items(), offsets, strict=True):
+        x = np.arange(len(labels)) + offset
         names = ("value", "null_low", "null_high")
         value, low, high = (as_array([test[name] for test in row]) for name in names)
-        alpha = 0.7 / len(tests) ** 0.7
-        ax.bar(x, high - low, 0.8, low, color=NULL_COLOUR, alpha=alpha, linewidth=0, label="null")
+        ax.bar(x, high - low, width, low, color=NULL_COLOUR, alpha=alpha, linewidth=0, label="null")
         colour, marker = text_style(text)
         ax.plot(x, value, color=colour, linewidth=0.6, alpha=0.6)
         outside = (value > high) | ((value < low) & (not one_sided))
@@ -260,6 +264,15 @@ def draw_tests(
             )  # fmt: skip
     thin_ticks(ax, "x", labels)
     return ax
+
+
+def _beside_each_other(num_texts: int, num_labels: int) -> tuple[NDArray, float, float]:
+    """Offsets of the texts' marks, width and opacity of their bars: side by side where they fit,
+    else upon each other, where the darkest grey is common to most nulls."""
+    if num_texts * num_labels > _MAX_MARKS_ASIDE:
+        return np.zeros(num_texts), 0.8, 0.7 / num_texts**0.7
+    step = 0.8 / num_texts
+    return (np.arange(num_texts) - (num_texts - 1) / 2) * step, 0.85 * step, 0.55
 
 
 def draw_bars(
@@ -300,7 +313,7 @@ def draw_bars(
 
 def layer_colours(layers: Sequence[int]) -> dict[int, tuple[float, ...]]:
     """A colour for each layer, from dark (first) to light (last)."""
-    cmap = matplotlib.colormaps[SEQUENTIAL_CMAP]
+    cmap = matplotlib.colormaps[_LAYER_CMAP]
     shares = np.linspace(0, _LAYER_CMAP_END, max(2, len(layers)))
     return {layer: cmap(share) for layer, share in zip(layers, shares, strict=False)}
 
@@ -329,8 +342,9 @@ def log_axis(ax: Axes, name: str) -> Axes:
     low, high = axis.get_view_interval()
     if high < 100 * low:
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axis.set_major_formatter("{x:g}")
         axis.set_minor_formatter(NullFormatter())
+        small = LogFormatterSciNotation(labelOnlyBase=False, minor_thresholds=(99.0, 99.0))
+        axis.set_major_formatter(small if low < 1e-3 else "{x:g}")
     return ax
 
 
