@@ -11,7 +11,6 @@ from __future__ import annotations
 import functools
 import math
 import re
-import unicodedata
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
 # Seven markers against eight colours: 56 groups before a pair comes back.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-SEQUENTIAL_CMAP = "cividis"
+SEQUENTIAL_CMAP = "viridis"
 DIVERGING_CMAP = "RdBu_r"
 UNDEFINED_COLOUR = "0.8"
 
@@ -137,7 +136,7 @@ def token_ticks(ax: Axes, tokens: Sequence[str], axis: str = "x") -> Axes:
     inches = (extent.width if axis == "x" else extent.height) / ax.figure.dpi
     step = _tick_step(len(tokens), max(1, int(inches / 0.16)))
     positions = range(0, len(tokens), step)
-    cleaned = [drawable_text(clean_token(tokens[i])) for i in positions]
+    cleaned = [drawable_text(clean_token(tokens[i]), 20) for i in positions]
     labels = (
         cleaned
         if step == 1
@@ -167,17 +166,34 @@ def clean_token(token: str, max_length: int = 16) -> str:
     return text.replace("$", r"\$")
 
 
-def drawable_text(text: str) -> str:
-    """`text` with every character that the current fonts lack as "□", without mark or selector.
+def drawable_text(text: str, max_length: int | None = None) -> str:
+    """`text` with every character that the current fonts lack as its escape, such as "\\U0001f642".
 
-    Matplotlib would draw a box as well, and warn. The fonts are those of `font.family`.
+    Matplotlib would draw the same box for all of them, and warn. Which character it was can be read
+    off the escape; a box would show different texts as one. Longer than `max_length`, the result
+    ends in "…". The fonts are those of `font.family`.
     """
     known = _drawable_characters(tuple(_current_fonts()))
-    return "".join(
-        c if ord(c) in known else "\u25a1"
-        for c in text
-        if ord(c) in known or not unicodedata.category(c).startswith("M")
-    )
+    drawn = "".join(c if ord(c) in known else c.encode("unicode_escape").decode() for c in text)
+    if max_length is not None and len(drawn) > max_length:
+        return drawn[: max_length - 1] + "\u2026"
+    return drawn
+
+
+def font_families() -> list[str]:
+    """DejaVu Sans, which matplotlib brings, and what this machine has for other scripts."""
+    from matplotlib import font_manager
+
+    installed = {font.name for font in font_manager.fontManager.ttflist}
+    return ["DejaVu Sans", *(name for name in _FALLBACK_FONTS if name in installed)]
+
+
+_FALLBACK_FONTS = (
+    "Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC", "Microsoft YaHei",
+    "Noto Sans Devanagari", "Nirmala UI", "Noto Sans Bengali", "Noto Sans Tamil", "Noto Sans Thai",
+    "Noto Emoji", "Segoe UI Emoji", "Segoe UI Symbol", "Noto Sans Symbols 2", "Symbola",
+    "Arial Unicode MS",
+)  # fmt: skip
 
 
 def _current_fonts() -> list[str]:

@@ -19,12 +19,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from analysis_utils import clean_token
-from drawing import drawable_text
+from drawing import drawable_text, font_families
 from panel_primitives import Section, failure, text_style
 
 STYLE: dict[str, Any] = {
-    "font.family": ["DejaVu Sans"],
+    "font.family": font_families(),
     "font.size": 7,
     "axes.titlesize": 8,
     "axes.labelsize": 7,
@@ -121,10 +120,20 @@ def page(
 def _text_handle(results: Section, name: str) -> Line2D:
     """Entry of a text in the legend: its colour, number of tokens, and how it begins."""
     part = results["individual_texts"][name]
-    start = drawable_text(clean_token(" ".join(part["text"].split()), 36))
+    start = _beginning(part["text"])
     label = f"{name.replace('_', ' ')} (n = {len(part['tokens'])} tokens): {start}"
     colour, marker = text_style(name)
     return Line2D([], [], color=colour, marker=marker, label=label)
+
+
+def _beginning(text: str, length: int = 36) -> str:
+    """How a text begins, on one line, with nothing in it that matplotlib takes for mathematics."""
+    start = " ".join(text[: 4 * length].split())
+    printable = "".join(
+        c if c.isprintable() else c.encode("unicode_escape").decode() for c in start
+    )
+    # One more than is shown, so that a cut is marked where the whole text is longer.
+    return drawable_text(printable[: length + 1], length).replace("$", r"\$")
 
 
 def _origin(results: Section, sections: Mapping[str, Section]) -> str:

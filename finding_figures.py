@@ -101,7 +101,8 @@ def plot_finding(row: Section, ax: Axes) -> Axes:
 
 def _widen(ax: Axes, row: Section) -> None:
     """Room beside the outermost mark, so that none lies on the edge."""
-    given = [row["value"], row.get("twin_value"), *(row["null"] or ()), *(row["interval"] or ())]
+    interval = [0.0, *row["interval"]] if row["interval"] else []
+    given = [row["value"], row.get("twin_value"), *(row["null"] or ()), *interval]
     ends = as_array([end for end in given if end is not None])
     room = 0.12 * (ends.max() - ends.min()) or 0.5
     ax.set_xlim(ends.min() - room, ends.max() + room)

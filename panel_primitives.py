@@ -20,7 +20,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from drawing import MARKERS, PALETTE, drawable_text
+from drawing import MARKERS, PALETTE, SEQUENTIAL_CMAP, drawable_text
 
 Section = Mapping[str, Any]
 """what a step left in the results"""
@@ -32,8 +32,6 @@ MAX_TICKS = 13
 """More layers or pairs than this, and only every second, third, ... is labelled."""
 MAX_LEGEND_LAYERS = 3
 """More layers than this in colours are named by a colour bar."""
-# Hues, unlike those of the heat maps: a line has to be told from its neighbours and from grey.
-_LAYER_CMAP = "viridis"
 # The last tenth of the colour map, pale yellow, is hard to see on white.
 _LAYER_CMAP_END = 0.9
 # More marks than this in a panel of tests, and those of different texts lie upon each other.
@@ -313,7 +311,7 @@ def draw_bars(
 
 def layer_colours(layers: Sequence[int]) -> dict[int, tuple[float, ...]]:
     """A colour for each layer, from dark (first) to light (last)."""
-    cmap = matplotlib.colormaps[_LAYER_CMAP]
+    cmap = matplotlib.colormaps[SEQUENTIAL_CMAP]
     shares = np.linspace(0, _LAYER_CMAP_END, max(2, len(layers)))
     return {layer: cmap(share) for layer, share in zip(layers, shares, strict=False)}
 

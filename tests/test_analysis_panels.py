@@ -131,7 +131,7 @@ def test_attention_map_is_causal_and_symmetric_about_zero(ax):
     np.testing.assert_array_equal(drawn.filled(0), matrix)
     low, high = ax.images[0].get_clim()
     assert low == -high < 0
-    assert [label.get_text() for label in ax.get_xticklabels()] == [" the", r"\$x", "\u25a1"]
+    assert [label.get_text() for label in ax.get_xticklabels()] == [" the", r"\$x", r"\U0001f642"]
 
 
 def test_attention_map_of_zeros_has_a_scale(ax):

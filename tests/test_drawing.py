@@ -1,5 +1,6 @@
 """What stands on the axes: data, limits, labels and colours, never pixels."""
 
+import matplotlib
 import numpy as np
 import pytest
 from matplotlib.colors import to_hex
@@ -150,7 +151,13 @@ def test_token_ticks_of_nothing_and_of_an_unknown_axis(ax):
         drawing.token_ticks(ax, ["a"], "z")
 
 
-def test_characters_without_a_glyph_are_boxes_and_their_marks_vanish():
-    assert drawing.drawable_text("é α \u0645 x") == "é α \u0645 x"
-    assert drawing.drawable_text("a\U0001f642b") == "a\u25a1b"
-    assert drawing.drawable_text("\u0915\u093f") == "\u25a1"  # a letter and its vowel sign
+def test_characters_without_a_glyph_are_named_by_their_escapes():
+    with matplotlib.rc_context({"font.family": ["DejaVu Sans"]}):
+        assert drawing.drawable_text("é α \u0645 x") == "é α \u0645 x"
+        assert drawing.drawable_text("a\U0001f642b") == r"a\U0001f642b"
+        assert drawing.drawable_text("\u0915\u093f") == r"\u0915\u093f"  # with its vowel sign
+        assert drawing.drawable_text("\u0915" * 5, 9) == r"\u0915\u" + "\u2026"
+
+
+def test_the_first_font_is_the_one_that_matplotlib_brings():
+    assert drawing.font_families()[0] == "DejaVu Sans"

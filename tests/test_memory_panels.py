@@ -49,12 +49,18 @@ def test_curves_by_lag_with_all_layers_together(ax):
     np.testing.assert_array_equal(ax.lines[1].get_ydata(), [0.5, 0.4, 0.3])
 
 
-def test_pairs_stand_in_both_halves_of_the_map(ax):
-    pair = {"layers": [0, 3], "max_abs": null_test(0.7), "reason": None}
-    panels.plot_pair_heatmap({"mixer": {"layer_0_to_3": pair}}, "mixer", "max_abs", ax)
+def test_pairs_stand_below_the_diagonal_and_their_nulls_above_it(ax):
+    pairs = {
+        "layer_0_to_3": {"layers": [0, 3], "max_abs": null_test(0.7), "reason": None},
+        "layer_3_to_6": {"layers": [3, 6], "max_abs": null_test(0.4), "reason": None},
+    }
+    panels.plot_pair_heatmap({"mixer": pairs}, "mixer", "max_abs", ax)
     shown = ax.images[0].get_array()
-    assert shown[0, 1] == shown[1, 0] == 0.7
+    assert (shown[1, 0], shown[2, 1]) == (0.7, 0.4)
+    assert shown[0, 1] == shown[1, 2] == 0.5
     assert shown.mask[0, 0]
+    assert shown.mask[2, 0]
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[1, 2]])  # within its null
 
 
 def test_autocorrelation_lies_on_the_nulls_of_all_layers(ax):
