@@ -29,7 +29,7 @@ _LINE_POINTS = 8.2
 
 @styled
 def figure_findings(results: Section) -> Figure:
-    """Claims tried on the data: value, null or interval, the untrained twin, verdict."""
+    """Claims tried on the data: value, null or interval, the untrained twins, verdict."""
     rows = results.get("findings", [])
     shown = rows[:_MAX_ROWS]
     figure, axes = page(
@@ -37,8 +37,9 @@ def figure_findings(results: Section) -> Figure:
         "Findings",
         "Point: what was measured, filled where the claim is supported. Grey: 95 % interval of the "
         "null, the value where nothing ties the two sides. Line: 95 % interval of the value. "
-        "Diamond: an untrained model. Each row has a scale of its own. n is what the value rests "
-        "on." + (f" {len(shown)} of {len(rows)} findings are shown." if rows[_MAX_ROWS:] else ""),
+        "Diamonds: from the smallest to the largest of untrained models. Each row has a scale of "
+        "its own. n is what the value rests on."
+        + (f" {len(shown)} of {len(rows)} findings are shown." if rows[_MAX_ROWS:] else ""),
         [(2, 0.36)] * len(shown) or [(1, 0.6)],
         {},
     )
@@ -75,7 +76,7 @@ def _wrapped(text: str, width: int) -> list[str]:
 
 
 def plot_finding(row: Section, ax: Axes) -> Axes:
-    """Value of a finding beside its null, its interval and the untrained twin's value."""
+    """Value of a finding beside its null, its interval and those of untrained twins."""
     ax.set_ylim(-1, 1)
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
@@ -89,8 +90,9 @@ def plot_finding(row: Section, ax: Axes) -> Axes:
     if row["interval"] is not None:
         ax.hlines(0, *row["interval"], color="0.2", linewidth=1.4)
         ax.axvline(0, color="0.4", linewidth=0.6, linestyle=":")
-    if row.get("twin_value") is not None:
-        ax.plot(row["twin_value"], 0, "D", color="0.3", markerfacecolor="white", markersize=4)
+    if row["twins"] is not None:
+        twins = (row["twins"], (-0.72, -0.72))
+        ax.plot(*twins, "D-", color="0.3", markerfacecolor="white", markersize=3, linewidth=0.8)
     colour = VERDICT_COLOURS[row["verdict"]]
     face = colour if row["verdict"] == "supported" else "white"
     ax.plot(row["value"], 0, "o", color=colour, markerfacecolor=face, markersize=5)
@@ -102,7 +104,7 @@ def plot_finding(row: Section, ax: Axes) -> Axes:
 def _widen(ax: Axes, row: Section) -> None:
     """Room beside the outermost mark, so that none lies on the edge."""
     interval = [0.0, *row["interval"]] if row["interval"] else []
-    given = [row["value"], row.get("twin_value"), *(row["null"] or ()), *interval]
+    given = [row["value"], *(row["null"] or ()), *(row["twins"] or ()), *interval]
     ends = as_array([end for end in given if end is not None])
     room = 0.12 * (ends.max() - ends.min()) or 0.5
     ax.set_xlim(ends.min() - room, ends.max() + room)

@@ -8,16 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from html import escape
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 from torch import Tensor
 
-from findings import Finding, number
+from findings import Finding, compared, number
 from memory_table import entry_at
 from recursive_visualizer import draw_figure, figures_of, load_results
 from utils import StrPath, table_html
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Row = Mapping[str, Any]
 
@@ -89,20 +91,18 @@ def layer_rows(results: Row) -> list[dict[str, Any]]:
 
 
 def finding_frame(results: Row) -> pd.DataFrame:
-    """Claim, value, what it is compared with, n and verdict of every finding."""
+    """Verdict, claim, value and what it is compared with, of every finding."""
     return pd.DataFrame(_finding_cells(row) for row in results.get("findings", ()))
 
 
 def _finding_cells(row: Row) -> dict[str, str]:
     finding = Finding.from_dict(row)
-    bounds = finding.null or finding.interval
-    kind = "null" if finding.null else "interval"
+    known = finding.value is not None
     return {
         "verdict": finding.verdict,
         "claim": finding.claim,
-        "value": "" if finding.value is None else number(finding.value),
-        "beside": f"{kind} {number(bounds[0])} to {number(bounds[1])}" if bounds else "",
-        "n": f"{finding.n} {finding.unit}",
+        "value": number(finding.value) if known else "",
+        "compared with": compared(finding) if known else finding.reason or "",
     }
 
 
@@ -148,7 +148,16 @@ def _why(failure: Row) -> str:
 def run_summary(results: Row, files: Sequence[str]) -> str:
     """The end of a run for a terminal: check, findings with verdicts, and where the files are."""
     frame = finding_frame(results)
-    parts = check_lines(results)
-    if not frame.empty:
-        parts += ["", frame.to_string(index=False, justify="left", max_colwidth=60), ""]
-    return "\n".join([*parts, *files])
+    table = [] if frame.empty else ["", *text_table(frame), ""]
+    return "\n".join([*check_lines(results), *table, *files])
+
+
+def text_table(frame: pd.DataFrame, most: int = 62) -> list[str]:
+    """A table of strings as lines of text, columns aligned on the left, cells cut at `most`."""
+    rows = [list(frame.columns), *frame.to_numpy().tolist()]
+    cells = [[str(x) if len(str(x)) <= most else f"{str(x)[: most - 1]}…" for x in r] for r in rows]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    return [
+        "  ".join(x.ljust(width) for x, width in zip(row, widths, strict=True)).rstrip()
+        for row in cells
+    ]

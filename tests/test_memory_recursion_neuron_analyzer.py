@@ -122,7 +122,8 @@ def test_a_failed_step_leaves_the_rest_whole(monkeypatch, tmp_path):
     assert results["memory_by_layer"][0]["reset_kl"] > 0
     assert "no attention today" in analyzer.generate_comprehensive_report()
     analyzer.save_analysis_results(tmp_path)
-    assert len(analyzer.visualize_memory_recursion_effects(tmp_path)) == len(MEMORY_FIGURES)
+    figures = analyzer.visualize_memory_recursion_effects(tmp_path)
+    assert [path.stem for path in figures] == [*MEMORY_FIGURES, "findings"]
 
 
 def test_programming_errors_go_through(monkeypatch):
@@ -210,7 +211,7 @@ def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):
     names = {path.name for path in output.iterdir()}
     tables = {"memory_recursion_results.json", "memory_recursion_results.safetensors",
               "memory_by_layer.csv", "findings.csv", "memory_recursion_report.md"}  # fmt: skip
-    assert names == tables | {f"{name}.png" for name in MEMORY_FIGURES}
+    assert names == tables | {f"{name}.png" for name in (*MEMORY_FIGURES, "findings")}
     printed = capsys.readouterr().out
     error = float(printed.split("Largest replay error: ")[1].split()[0])
     assert math.isfinite(error)

@@ -1,0 +1,83 @@
+"""Figure of the findings: value, null, interval and verdict of each, from rows of results."""
+
+import numpy as np
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+import finding_figures as figures
+from findings import Finding
+
+
+def row(verdict="supported", **fields):
+    given = {
+        "claim": "Memory depends on the layer", "statistic": "share", "value": 0.75,
+        "interval": None, "null": (0.0, 0.25), "n": 4, "unit": "layers", "verdict": verdict,
+        "reason": None, "path": "memory.x",
+    }  # fmt: skip
+    return Finding(**{**given, **fields}).to_dict()
+
+
+UNDECIDED = {"value": None, "null": None, "reason": "3 positions; a difference needs 8"}
+
+
+@pytest.fixture
+def ax():
+    return Figure(figsize=(4, 1)).subplots()
+
+
+def test_a_supported_finding_is_a_filled_point_beside_its_null(ax):
+    figures.plot_finding(row(), ax)
+    (null,) = ax.patches
+    assert (null.get_x(), null.get_width()) == (0.0, 0.25)
+    point = ax.lines[-1]
+    np.testing.assert_array_equal(point.get_xydata(), [[0.75, 0]])
+    assert to_hex(point.get_markerfacecolor()) == to_hex(figures.VERDICT_COLOURS["supported"])
+    low, high = ax.get_xlim()
+    assert low < 0 < 0.75 < high
+
+
+def test_one_that_is_not_supported_is_hollow_on_its_interval_with_zero_in_sight(ax):
+    interval = {"null": None, "interval": (1.0, 3.0), "value": 2.0}
+    figures.plot_finding(row("not supported", **interval), ax)
+    assert to_hex(ax.lines[-1].get_markerfacecolor()) == "#ffffff"
+    np.testing.assert_array_equal(ax.collections[0].get_segments()[0][:, 0], [1, 3])
+    assert ax.get_xlim()[0] < 0
+
+
+def test_the_untrained_twins_are_diamonds_below(ax):
+    figures.plot_finding(row(twins=(0.25, 0.5), num_twins=3), ax)
+    twins = ax.lines[0]
+    np.testing.assert_array_equal(twins.get_xdata(), [0.25, 0.5])
+    assert np.all(np.asarray(twins.get_ydata()) < 0)
+    assert twins.get_marker() == "D"
+
+
+def test_too_little_data_gives_the_reason(ax):
+    figures.plot_finding(row("too little data", **UNDECIDED), ax)
+    assert ax.texts[0].get_text() == "3 positions; a difference needs 8"
+    assert not ax.lines
+
+
+def test_claim_statistic_and_verdict_are_written(ax):
+    figures.write_claim(row(claim="A $claim$ of " + "many words " * 40), ax)
+    claim, statistic, verdict = (text.get_text() for text in ax.texts)
+    assert claim.startswith("A $claim$ of many")
+    assert claim.endswith(" …")
+    assert len(claim.splitlines()) == 2
+    assert (statistic, verdict) == ("share", "supported, n = 4 layers")
+
+
+def test_a_row_a_finding_and_no_more_than_a_page():
+    results = {"findings": [row(), row("too little data", **UNDECIDED)]}
+    figure = figures.figure_findings(results)
+    assert len(figure.axes) == 4
+    many = figures.figure_findings({"findings": [row()] * 25})
+    assert len(many.axes) == 40
+    assert "20 of 25 findings are shown." in many.texts[-1].get_text().replace("\n", " ")
+    assert many.get_figheight() < 14
+
+
+def test_no_findings_are_said_to_be_none():
+    figure = figures.figure_findings({"findings": []})
+    assert "no findings" in figure.axes[0].texts[0].get_text()
