@@ -58,14 +58,14 @@ def write_claim(row: Section, ax: Axes) -> Axes:
     statistic = _wrapped(row["statistic"], _TEXT_WIDTH)
     verdict = f"{row['verdict']}, n = {row['n']} {row['unit']}"
     down = 6.0
-    for lines, style in (
-        (claim, {"fontweight": "bold"}),
-        (statistic, {"color": "0.35"}),
-        ([verdict], {"color": VERDICT_COLOURS[row["verdict"]]}),
+    for lines, weight, colour in (
+        (claim, "bold", "black"),
+        (statistic, "normal", "0.35"),
+        ([verdict], "normal", VERDICT_COLOURS[row["verdict"]]),
     ):
         ax.annotate(
             "\n".join(lines), (0, 1), (0, down), "axes fraction", "offset points", va="top",
-            fontsize=6.5, in_layout=False, parse_math=False, annotation_clip=False, **style,
+            fontsize=6.5, in_layout=False, parse_math=False, annotation_clip=False, fontweight=weight, color=colour,
         )  # fmt: skip
         down -= _LINE_POINTS * len(lines)
     return ax

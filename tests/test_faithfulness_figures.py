@@ -8,7 +8,7 @@ import faithfulness_figures as figures
 from faithfulness_figures import figure_faithfulness
 
 
-def estimate(mean, half=0.5):
+def estimate(mean: float, half: float | None = 0.5) -> dict:
     interval = (None, None) if half is None else (mean - half, mean + half)
     return {"mean": mean, "low": interval[0], "high": interval[1], "num_texts": 3}
 
