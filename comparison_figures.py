@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from analysis_utils import PALETTE, draw_heatmap
 from drawing import MARKERS
+from figure_pages import page, styled
 from panel_primitives import (
     Section,
     as_array,
@@ -22,7 +23,6 @@ from panel_primitives import (
     thin_ticks,
     write_reason,
 )
-from recursive_visualizer import _page, _styled
 
 _MEASURES = {
     "entropy_share": ("Entropy", "share of ln(t + 1)"),
@@ -32,7 +32,7 @@ _MEASURES = {
 _LINESTYLES = {"implicit": "-", "softmax": "--"}
 
 
-@_styled
+@styled
 def figure_comparison(results: Section) -> Figure:
     """Kernels of every model, measures by depth, and agreement and CKA of every two models."""
     unit, pairs = results["unit"], results["pairs"]
@@ -42,7 +42,7 @@ def figure_comparison(results: Section) -> Figure:
         "provenance": {"model": {"id": " and ".join(names)}},
         "individual_texts": {f"text_{i}": {"tokens": range(n)} for i, n in enumerate(counts)},
     }
-    figure, axes = _page(
+    figure, axes = page(
         origin,
         "Models side by side",
         "Implicit attention of SSMs (|α|, mean over channels; solid lines) and softmax attention "

@@ -65,7 +65,8 @@ def write_claim(row: Section, ax: Axes) -> Axes:
     ):
         ax.annotate(
             "\n".join(lines), (0, 1), (0, down), "axes fraction", "offset points", va="top",
-            fontsize=6.5, in_layout=False, parse_math=False, annotation_clip=False, fontweight=weight, color=colour,
+            fontsize=6.5, in_layout=False, parse_math=False, annotation_clip=False,
+            fontweight=weight, color=colour,
         )  # fmt: skip
         down -= _LINE_POINTS * len(lines)
     return ax

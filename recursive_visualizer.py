@@ -22,6 +22,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 import analysis_panels as panels
+from comparison_figures import COMPARISON_FIGURES
 from faithfulness_figures import FAITHFULNESS_FIGURES
 from figure_pages import page, styled
 from finding_figures import FINDING_FIGURES
@@ -285,6 +286,7 @@ _BY_KEY = (
     ("faithfulness", FAITHFULNESS_FIGURES),
     ("reset", CAUSAL_FIGURES),
     ("knockout", CAUSAL_FIGURES),
+    ("pairs", COMPARISON_FIGURES),
 )
 """Figures of the results other than the main analysis's, by a key that these hold."""
 
@@ -292,8 +294,9 @@ _BY_KEY = (
 def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
     """The figures that results hold the numbers for, by file name; functions of the results.
 
-    Results of the main analysis, of the memory analysis, of ``intervention_study`` or of
-    ``attribution_faithfulness``, live or from JSON. Raises ValueError for a dict that is none.
+    Results of the main analysis, of the memory analysis, of ``intervention_study``,
+    ``attribution_faithfulness`` or ``model_comparison``, live or from JSON. Raises ValueError for a
+    dict that is none.
     """
     if "cross_text_analysis" in results:
         figures = dict(CORRECTED_FIGURES)
@@ -304,7 +307,8 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
         if found is None:
             raise ValueError(
                 f"results hold the keys {sorted(results)}; figures are drawn of the results of the "
-                "main analysis, the memory analysis, intervention_study or attribution_faithfulness"
+                "main or memory analysis, intervention_study, attribution_faithfulness or "
+                "model_comparison"
             )
         figures = dict(found)
     return figures | (FINDING_FIGURES if results.get("findings") else {})
@@ -411,8 +415,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
-        description="Draw the figures of saved results: those of the main analysis, the memory "
-        "analysis, intervention_study or attribution_faithfulness.",
+        description="Draw the figures of saved results: those of the main or memory analysis, "
+        "intervention_study, attribution_faithfulness or model_comparison.",
         epilog="example: python recursive_visualizer.py my_analysis/analysis_results.json "
         "--formats png,pdf",
     )

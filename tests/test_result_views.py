@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from corrected_recursive_ssm_attention_analyzer import (
     CorrectedRecursiveSSMAttentionNeuronAnalyzer,
@@ -46,7 +47,9 @@ def data_of(figure: Figure) -> list[np.ndarray]:
         found += [
             np.ma.filled(np.ma.asarray(image.get_array(), float), np.nan) for image in ax.images
         ]
-        found += [np.array([p.get_window_extent().bounds for p in ax.patches], float)]
+        found += [
+            np.array([p.get_bbox().bounds for p in ax.patches if isinstance(p, Rectangle)], float)
+        ]
         found += [path.vertices for part in ax.collections for path in part.get_paths()]
         found += [np.ma.filled(part.get_offsets(), np.nan) for part in ax.collections]
     return found
