@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from itertools import combinations
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from selective_scan import selective_scan, selective_scan_chunk
 from ssm_component_extractor import SSMComponents
 from utils import validate_choice, validate_int
 
+T = TypeVar("T")
 Layers = int | Sequence[int]
 Rows = int | Sequence[int] | Tensor
 """A number for every row, or one for each row, (rows,)."""
@@ -42,6 +44,8 @@ class Change(NamedTuple):
     """(tensor, stages before it as they were in the end) -> tensor; not in place"""
     num_rows: int
     """rows that it is made for; 1 fits any number"""
+    hidden: tuple[tuple[int, int | None], ...] = ()
+    """(source, query) that each row hides; query None is every later token"""
 
 
 class LayerEdit:
@@ -53,13 +57,8 @@ class LayerEdit:
 
     def __init__(self, changes: Sequence[Change]) -> None:
         self.changes = tuple(changes)
-        counts = {change.num_rows for change in changes if change.num_rows > 1}
-        if len(counts) > 1:
-            raise ValueError(
-                f"the interventions in a layer are made for {sorted(counts)} rows; give each the "
-                "same number of tokens or neurons, or a single one"
-            )
-        self.num_rows = max(counts, default=1)
+        _check_hidden_once(self.changes)
+        self.num_rows = _common_rows(self.changes)
         # The scan's operands must have a row each; the neurons can branch after it.
         late = all(change.stage == "gated" for change in changes if change.num_rows > 1)
         self._branches_at = "gated" if late else EDITABLE[0]
@@ -101,7 +100,7 @@ def compose(*interventions: Mapping[int, LayerEdit]) -> Intervention:
         for layer in layers
     }
     composed = {layer: LayerEdit(of_layer) for layer, of_layer in changes.items()}
-    LayerEdit([change for of_layer in changes.values() for change in of_layer])  # rows must agree
+    _common_rows([change for of_layer in changes.values() for change in of_layer])
     return composed
 
 
@@ -161,9 +160,10 @@ def hide_source(source: Rows, layers: Layers, query: Rows | None = None) -> Inte
 
     For every t > s, or for t = ``query`` >= s alone. What the source gives through D, the
     convolution and its own residual stream stays, and so does what every other source gives. By a
-    second scan in which this source alone writes, so that alpha is never built; hide each source
-    once. Raises ValueError for a query before its source, and when the text runs for a token that
-    it does not have. Cost: one more scan, O(l H P N).
+    second scan in which this source alone writes, so that alpha is never built. Raises ValueError
+    for a query before its source; when the text runs, for a token that it does not have; and when
+    composed with a piece that hides the same source from the same query of a layer, for what it
+    gives would be taken out twice. Cost: one more scan, O(l H P N).
     """
     sources = _row_numbers("source", source)
     queries = None if query is None else _row_numbers("query", query)
@@ -182,8 +182,10 @@ def hide_source(source: Rows, layers: Layers, query: Rows | None = None) -> Inte
         alone = selective_scan(written, delta, A, B, C, carry=seen["carry"])
         return y - alone * _like(reads, y)
 
-    rows = len(sources) if queries is None else max(len(sources), len(queries))
-    return _in_layers(layers, Change("y", change, rows))
+    heard = [None] * len(sources) if queries is None else queries.tolist()
+    rows = max(len(sources), len(heard))
+    pairs = zip(_each_row(sources.tolist(), rows), _each_row(heard, rows), strict=True)
+    return _in_layers(layers, Change("y", change, rows, tuple(pairs)))
 
 
 def set_neuron(
@@ -255,6 +257,42 @@ def state_after(components: SSMComponents, token: int) -> Tensor:
     stop = validate_int("token", token, 0, length - 1) + 1
     u, delta, B, C = (getattr(components, name)[:, :stop] for name in ("u", "delta", "B", "C"))
     return selective_scan_chunk(u, delta, components.A, B, C)[1][0]
+
+
+def _common_rows(changes: Sequence[Change]) -> int:
+    """The number of rows that all of these changes fit."""
+    counts = {change.num_rows for change in changes if change.num_rows > 1}
+    if len(counts) > 1:
+        raise ValueError(
+            f"the interventions are made for {sorted(counts)} rows; give each the same number of "
+            "tokens or neurons, or a single one"
+        )
+    return max(counts, default=1)
+
+
+def _check_hidden_once(changes: Sequence[Change]) -> None:
+    """ValueError where two changes of a layer take the same out of the same query of a row."""
+    for one, other in combinations([change.hidden for change in changes if change.hidden], 2):
+        rows = max(len(one), len(other))
+        pairs = zip(_each_row(one, rows), _each_row(other, rows), strict=False)
+        if twice := next(((a, b) for a, b in pairs if _overlap(a, b)), None):
+            source = twice[0][0]
+            query = next((q for _, q in twice if q is not None), None)
+            heard = "later tokens" if query is None else f"token {query}"
+            raise ValueError(
+                f"source {source} is hidden twice from {heard} in a layer; hide it once"
+            )
+
+
+def _overlap(a: tuple[int, int | None], b: tuple[int, int | None]) -> bool:
+    """Whether two (source, query) have a query in common; None is every token after the source."""
+    queries = {query for _, query in (a, b)}
+    return a[0] == b[0] and (len(queries) == 1 or (None in queries and a[0] not in queries))
+
+
+def _each_row(values: Sequence[T], rows: int) -> Sequence[T]:
+    """One for each row; a single value holds for all."""
+    return list(values) * rows if len(values) == 1 else values
 
 
 def _in_layers(layers: Layers, *changes: Change) -> Intervention:

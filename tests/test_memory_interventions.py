@@ -118,6 +118,29 @@ def test_hiding_every_source_from_a_query_leaves_its_skip_connection():
     torch.testing.assert_close(hidden.y[0, 20], expected, rtol=0, atol=ROUNDING)
 
 
+def test_a_source_is_hidden_once_from_each_query():
+    model, ids = make_tiny_model(), tiny_ids()
+    for twice in (
+        (hide_source(5, 0), hide_source(5, 0)),
+        (hide_source(5, 0), hide_source([3, 5], 0)),
+        (hide_source(5, 0, 9), hide_source(5, 0, 9)),
+        (hide_source([4, 5], 0, 9), hide_source(5, 0)),
+    ):
+        with pytest.raises(ValueError, match="source 5 is hidden twice from .*hide it once"):
+            compose(*twice)
+    # Other layers, other rows, other queries, and the source's own token are something else.
+    for apart in (
+        (hide_source(5, 0), hide_source(5, 1)),
+        (hide_source([5, 6], 0), hide_source([6, 5], 0)),
+        (hide_source(5, 0, 9), hide_source(5, 0, 10)),
+        (hide_source(5, 0, 5), hide_source(5, 0)),
+    ):
+        assert logits_under(model, ids, compose(*apart)).isfinite().all()
+    later = compose(*(hide_source(5, LAYER, query) for query in range(6, 24)))
+    both = (replays(model, ids, edits)[LAYER].y for edits in (later, hide_source(5, LAYER)))
+    torch.testing.assert_close(*both, rtol=0, atol=ROUNDING)
+
+
 def test_scaled_and_frozen_delta():
     model, ids = make_tiny_model(), tiny_ids()
     clean = replays(model, ids)[LAYER]
