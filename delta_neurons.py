@@ -19,6 +19,7 @@ from scipy import stats
 from torch import Tensor
 
 from analysis_utils import (
+    Discoveries,
     FloatArray,
     benjamini_hochberg,
     pearson_p_values,
@@ -139,44 +140,32 @@ def delta_neuron_correlation(
     deltas, lengths = checked_deltas(texts)
     n = sum(lengths)
     counts = {"layer": layer, "num_tokens": n, "num_texts": len(lengths)}
-    activations = np.concatenate([np.abs(text.gated[0].double().numpy()) for text in texts])
-    ranks = [stats.rankdata(v, axis=0) for v in (np.concatenate(deltas), activations)]
-    (x, x_flat), (y, y_flat) = (unit_columns(v) for v in ranks)
-    varies = ~(x_flat | y_flat)
+    x, y, varies = _unit_ranks(deltas, texts)
     reason = why_too_few(lengths)
     if reason is None and not varies.any():
         reason = "in no channel do both delta and the activation vary"
     if reason is not None:
         test = undefined(reason, n)
+        nothing = dict.fromkeys(
+            ("rho", "adjusted_p", "significant_share", "significant_share_null")
+        )
         return DeltaNeuronCorrelation(
-            **counts, reason=reason, rho=None, adjusted_p=None, mean=test, mean_abs=test,
-            significant_share=None, significant_share_null=None, top_channels=(),
-        )  # fmt: skip
-    rho_x, rho_y = (autocorrelation_within_texts(v, lengths, max(lengths) // 4) for v in (x, y))
-    n_eff = effective_samples(rho_x, rho_y, n, pairs=False)
+            **counts, **nothing, reason=reason, mean=test, mean_abs=test, top_channels=()
+        )
     rho = _inner_products(x, y, varies)
-    p_values = pearson_p_values(rho, n_eff)
-    found = benjamini_hochberg(p_values, FALSE_DISCOVERY_RATE)
-    shifted = [
-        _inner_products(x, y[shifted_rows(lengths, shift)], varies)
-        for shift in draw_shifts(lengths, num_shifts, seed)
-    ]
-    shares = [
-        benjamini_hochberg(pearson_p_values(r, n_eff), FALSE_DISCOVERY_RATE).rejected[varies].mean()
-        for r in shifted
-    ]
+    shifts = draw_shifts(lengths, num_shifts, seed)
+    shifted = [_inner_products(x, y[shifted_rows(lengths, s)], varies) for s in shifts]
+    found, *shifted_found = _discoveries([rho, *shifted], x, y, lengths)
     strongest = np.argsort(-np.where(found.rejected, np.abs(rho), -1.0), kind="stable")
     return DeltaNeuronCorrelation(
         **counts,
         reason=None,
         rho=torch.from_numpy(rho).float(),
         adjusted_p=torch.from_numpy(found.adjusted),
-        mean=against_null(float(np.nanmean(rho)), [np.nanmean(r) for r in shifted], n),
-        mean_abs=against_null(
-            float(np.nanmean(np.abs(rho))), [np.nanmean(np.abs(r)) for r in shifted], n
-        ),
+        mean=_mean_against_null(rho, shifted, n),
+        mean_abs=_mean_against_null(np.abs(rho), [np.abs(r) for r in shifted], n),
         significant_share=float(found.rejected[varies].mean()),
-        significant_share_null=float(np.mean(shares)),
+        significant_share_null=float(np.mean([f.rejected[varies].mean() for f in shifted_found])),
         top_channels=tuple(strongest[: min(10, int(found.rejected.sum()))].tolist()),
     )
 
@@ -236,6 +225,35 @@ def checked_deltas(texts: Sequence[SSMComponents]) -> tuple[list[FloatArray], tu
             )
     deltas = [text.delta[0].double().numpy() for text in texts]
     return deltas, tuple(len(delta) for delta in deltas)
+
+
+def _unit_ranks(
+    deltas: Sequence[FloatArray], texts: Sequence[SSMComponents]
+) -> tuple[FloatArray, FloatArray, np.ndarray]:
+    """Ranks over tokens of delta and of |activation|, centred and of norm 1, each (n, d_inner), and
+    the channels in which both vary."""
+    activations = [np.abs(text.gated[0].double().numpy()) for text in texts]
+    ranks = [stats.rankdata(np.concatenate(v), axis=0) for v in (deltas, activations)]
+    (x, x_flat), (y, y_flat) = (unit_columns(v) for v in ranks)
+    return x, y, ~(x_flat | y_flat)
+
+
+def _discoveries(
+    correlations: Sequence[FloatArray], x: FloatArray, y: FloatArray, lengths: Sequence[int]
+) -> list[Discoveries]:
+    """Channels whose correlation is not 0, of each of several (d_inner,), at the sample size that
+    the autocorrelation of x and y leaves."""
+    rho_x, rho_y = (autocorrelation_within_texts(v, lengths, max(lengths) // 4) for v in (x, y))
+    n_eff = effective_samples(rho_x, rho_y, sum(lengths), pairs=False)
+    return [
+        benjamini_hochberg(pearson_p_values(rho, n_eff), FALSE_DISCOVERY_RATE)
+        for rho in correlations
+    ]
+
+
+def _mean_against_null(values: FloatArray, draws: Sequence[FloatArray], n: int) -> NullTest:
+    """Mean over channels, beside that of each draw."""
+    return against_null(float(np.nanmean(values)), [np.nanmean(draw) for draw in draws], n)
 
 
 def _inner_products(x: FloatArray, y: FloatArray, defined: np.ndarray) -> FloatArray:

@@ -15,7 +15,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from analysis_utils import pearson_p_values, spearman
-from mamba_mixers import Edit, MixerReplay, fast_scan
+from mamba_mixers import MixerReplay, fast_scan
+from memory_interventions import set_neuron
 from neuron_sets import NeuronSet
 from ssm_component_extractor import Capture, extracted_layer
 from targets import PinnedTarget, Target
@@ -108,14 +109,14 @@ def ablation_effects(
     """
     gated = extracted_layer(captured.components, layer, "capture").gated
     chosen = _checked_neurons(neurons, captured, gated)
-    means = gated[0].mean(0)
     with fast_scan(model):
         logits, pinned = _run(model, captured, target)
         baseline = pinned(logits).cpu()
-    batches = chosen.split(max(1, _TOKENS_PER_PASS // gated.shape[1]))
+    size = max(1, _TOKENS_PER_PASS // gated.shape[1])
+    batches = chosen.split(size) if len(chosen) else ()
     effects = [gated.new_empty(0)]
     for batch in progress(batches, desc=f"ablations in layer {layer}"):
-        with fast_scan(model, edits={layer: _ablation(batch, means[batch])}):
+        with fast_scan(model, edits=set_neuron(layer, batch[:, None], "mean")):
             logits, _ = _run(model, captured, target, pinned)
         effects.append(pinned(logits).cpu() - baseline)
     described = {**target.to_dict(), "token_id": int(pinned.token[0])}
@@ -209,18 +210,6 @@ def _run(
 def _on_graph(stage: str, x: Tensor) -> Tensor:
     """Make y and the neurons differentiable where no parameter is (a frozen model)."""
     return x if stage not in ("y", "gated") or x.requires_grad else x.requires_grad_()
-
-
-def _ablation(neurons: Tensor, means: Tensor) -> Edit:
-    def edit(stage: str, x: Tensor) -> Tensor:
-        if stage != "gated":
-            return x
-        variants = x.repeat(len(neurons), 1, 1)
-        rows = torch.arange(len(neurons))
-        variants[rows, :, neurons] = means.to(variants)[:, None]
-        return variants
-
-    return edit
 
 
 def _checked_neurons(neurons: Sequence[int], captured: Capture, gated: Tensor) -> Tensor:
