@@ -64,6 +64,10 @@ MIN_HISTORY = 16
 """Tokens that lie before the first position of a curve, where the text is long enough."""
 
 
+# Resamples of positions behind the interval of an agreement.
+_NUM_RESAMPLES = 500
+
+
 class Kind(NamedTuple):
     """One kind of causal memory."""
 
@@ -285,22 +289,40 @@ def mean_kernel(captures: Sequence[Capture], layer: int) -> Tensor:
     return torch.stack([kernel[:shortest] for kernel in kernels]).mean(0)
 
 
-def kernel_agreement(curve: CausalMemoryCurve, kernel: Tensor) -> dict[str, Any]:
+def kernel_agreement(curve: CausalMemoryCurve, kernel: Tensor, *, seed: int = 0) -> dict[str, Any]:
     """Spearman over the lags 1.. of a causal curve's mean KL and a memory kernel (lags,).
 
-    ``spearman`` in [-1, 1], or None with the ``reason``; ``num_lags`` compared. Both curves are
-    smooth over the lag, so that a p-value for independent lags would mean nothing: none is given.
+    ``spearman`` in [-1, 1], or None with the ``reason``; ``low``, ``high``: its 95 % interval by
+    resampling the positions of the curve, None for fewer than 2; ``num_lags`` compared. Both curves
+    are smooth over the lag, so that a p-value for independent lags would mean nothing: none is
+    given.
     """
     stop = min(curve.max_lag + 1, len(kernel))
-    causal, descriptive = curve.mean_kl[1:stop].double(), kernel[1:stop].double()
-    defined = causal.isfinite() & descriptive.isfinite()
-    number, rho = int(defined.sum()), math.nan
+    kl, descriptive = curve.kl[:, 1:stop].double(), kernel[1:stop].double()
+    defined = curve.mean_kl[1:stop].isfinite() & descriptive.isfinite()
+    kl, descriptive = kl[:, defined], descriptive[defined]
+    number, rho = len(descriptive), math.nan
     if number >= 3:
-        rho = spearman(causal[defined], descriptive[defined])
+        rho = spearman(kl.nanmean(0), descriptive)
     if math.isnan(rho):
         reason = "fewer than 3 lags" if number < 3 else "a curve is the same at every lag"
-        return {"spearman": None, "num_lags": number, "reason": reason}
-    return {"spearman": rho, "num_lags": number, "reason": None}
+        nothing = dict.fromkeys(("spearman", "low", "high"))
+        return {**nothing, "num_lags": number, "reason": reason}
+    low, high = _resampled_agreement(kl, descriptive, seed)
+    return {"spearman": rho, "low": low, "high": high, "num_lags": number, "reason": None}
+
+
+def _resampled_agreement(
+    kl: Tensor, kernel: Tensor, seed: int
+) -> tuple[float, float] | tuple[None, None]:
+    """95 % interval of the agreement over positions (rows of ``kl``)."""
+    if len(kl) < 2:
+        return None, None
+    rng = np.random.default_rng(seed)
+    draws = rng.integers(len(kl), size=(_NUM_RESAMPLES, len(kl)))
+    found = [spearman(kl[rows].nanmean(0), kernel) for rows in draws]
+    low, high = np.nanquantile(found, (0.025, 0.975))
+    return float(low), float(high)
 
 
 def compare_curves(

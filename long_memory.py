@@ -126,7 +126,8 @@ def read_stream(
     validate_int("kernel_every", kernel_every, 1)
     sums = {layer: _LayerSums() for layer in (model_layers(model, list(layers)) if layers else [])}
     memories: dict[int, MixerMemory] = {}
-    losses = []
+    # Made at once: small tensors kept among the large ones of each chunk scatter the heap.
+    loss = torch.empty(len(ids) - 1)
     with_kernel = True
 
     def observe(layer: int, replay: MixerReplay) -> None:
@@ -139,10 +140,11 @@ def read_stream(
             with_kernel = number % kernel_every == 0
             chunk = ids[start : start + chunk_size]
             logits = model(input_ids=chunk[None].to(model.device), use_cache=False).logits
-            losses.append(_losses(logits, ids[None, start + 1 : start + 1 + len(chunk)])[0])
+            following = ids[None, start + 1 : start + 1 + len(chunk)]
+            loss[start : start + following.shape[1]] = _losses(logits, following)[0]
     return Stream(
         chunk_size,
-        torch.cat(losses),
+        loss,
         {layer: part.result(chunk_size) for layer, part in sums.items()},
         memories,
     )

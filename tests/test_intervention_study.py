@@ -233,7 +233,21 @@ def test_an_agreement_that_is_undefined_says_why(kl, reason):
 def test_agreement_leaves_the_token_itself_out():
     kl = torch.tensor([[9.0, 4.0, 3.0, 2.0, 1.0]])
     same = kernel_agreement(curve_of(kl), torch.tensor([0.0, 0.4, 0.3, 0.2, 0.1]))
-    assert same == {"spearman": pytest.approx(1.0), "num_lags": 4, "reason": None}
+    assert same["spearman"] == pytest.approx(1.0)
+    # One position cannot be resampled.
+    assert (same["low"], same["high"], same["num_lags"], same["reason"]) == (None, None, 4, None)
+
+
+def test_an_agreement_has_an_interval_over_positions():
+    generator = torch.Generator().manual_seed(0)
+    kernel = torch.arange(12.0).neg().exp()
+    steady = kernel_agreement(curve_of(kernel.expand(6, -1).clone()), kernel)
+    assert (steady["low"], steady["high"]) == pytest.approx((1.0, 1.0))
+    noise = kernel_agreement(curve_of(torch.rand(6, 12, generator=generator)), kernel)
+    assert noise["low"] < noise["spearman"] < noise["high"]
+    assert noise["high"] - noise["low"] > 0.2
+    again = kernel_agreement(curve_of(torch.rand(6, 12, generator=generator)), kernel)
+    assert again != noise
 
 
 def test_bad_input_is_named():

@@ -1,0 +1,313 @@
+"""What a model's predictions owe to the first reading of a passage that is read again.
+
+Rows of a text: a passage, other tokens, the passage again. Interventions in the state, beside the
+same in an untrained twin:
+
+    knockout   single sources of the first reading are hidden from all later tokens. What a token of
+               the second reading needs is what followed its first occurrence, one token less than
+               the distance of the readings back (the lag; the convolution of the mixers spreads it
+               over four): KL there, beside the mean of the windows of lags of equal width around.
+    reset      all state is erased right after the first reading, in every layer. Cost: change of
+               the loss in the second reading. In rows that go on with fresh text instead of the
+               passage the same reset costs what memory is worth anyway; the rest is recall, and is
+               compared with the benefit, the loss of the first reading minus that of the second.
+
+On plain text: knockouts in each layer by the lag, beside the memory kernel, the mean of implicit
+attention by the lag, with their rank agreement.
+
+How to run (any plain text; the demo model is the default)::
+
+    python benchmarks/causal_memory.py treasure_island.txt --save
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+# The suite is flat: its folder has to be on the path when this file is run as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from analysis_utils import FloatArray, bootstrap_interval
+from benchmarks.repeated_passage import (
+    GAP,
+    NEIGHBOURS,
+    PASSAGE,
+    REACH,
+    SKIPPED,
+    repeated_rows,
+    untrained_twin,
+)
+from intervention_effects import intervention_effects
+from intervention_study import LayerLagMap, causal_memory_curve, layer_lag_map
+from long_memory import read_book
+from memory_interventions import reset_state
+from ssm_component_extractor import capture, model_layers
+from utils import (
+    DEMO_MODEL_PATH,
+    load_model,
+    load_tokenizer,
+    progress,
+    run_main,
+    validate_int,
+    write_atomically,
+)
+
+LAG = PASSAGE + GAP - 1  # tokens, from a query of the second reading to what it needs
+SECOND = slice(PASSAGE + GAP + SKIPPED - 1, 2 * PASSAGE + GAP - 1)  # queries of the second reading
+FIRST = slice(SKIPPED - 1, PASSAGE - 1)  # those of the first, of the same next tokens
+MIN_PEAK_LAG = 16  # shorter lags are what any text needs, and no recall
+PLAIN_LAG = 64  # largest lag on plain text
+PLAIN_LENGTH = 256  # tokens of a plain text
+RESULTS = Path(__file__).resolve().parent / "results" / "causal_memory.md"
+
+
+class Estimate(NamedTuple):
+    """A mean over rows with its 95 % bootstrap interval."""
+
+    mean: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
+
+
+class LagEffect(NamedTuple):
+    """Knockouts of single sources of the first reading, at the lag of the second."""
+
+    kl: Estimate
+    """nats, mean over the window of lags"""
+    gain: Estimate | None
+    """over the mean of the windows around; None where that is 0"""
+    peak: int
+    """lag of the largest mean KL, from MIN_PEAK_LAG on"""
+
+
+class ResetCost(NamedTuple):
+    """What erasing the state after the first reading costs; nats a token, means over rows."""
+
+    benefit: Estimate
+    """loss of the first reading minus that of the second"""
+    cost: Estimate
+    """change of the loss in the second reading"""
+    fresh: Estimate
+    """the same in rows that go on with fresh text"""
+    recall: Estimate
+    """cost minus fresh"""
+    share: float | None
+    """recall over benefit; None where there is no benefit (its interval reaches 0)"""
+
+
+def sources_of(count: int) -> list[int]:
+    """Sources spread over the first reading, whose queries in the second count."""
+    return np.unique(np.linspace(SKIPPED, PASSAGE - 1, count).round().astype(int)).tolist()
+
+
+def knockout_curves(model: PreTrainedModel, rows: Tensor, num_sources: int) -> dict[str, Tensor]:
+    """By layer, and "together": (rows, lags) mean KL over sources, every lag of a row."""
+    layers, sources = model_layers(model, "all"), sources_of(num_sources)
+    found: dict[str, list[Tensor]] = {}
+    for row in progress(rows, desc="knockouts"):
+        captured = capture(model, row[None], None, layers)
+        for name, chosen in [*((str(layer), [layer]) for layer in layers), ("together", layers)]:
+            curve = causal_memory_curve(
+                model, captured, chosen, sources, len(row) - 1, kind="knockout"
+            )
+            found.setdefault(name, []).append(curve.mean_kl)
+    return {name: torch.stack(curves) for name, curves in found.items()}
+
+
+def lag_effect(curves: Tensor) -> LagEffect:
+    """The effect at the true lag of curves (rows, lags)."""
+    at_lag = _window(curves, LAG)
+    offsets = [k * REACH for k in range(-NEIGHBOURS, NEIGHBOURS + 1) if k]
+    around = np.mean([_window(curves, LAG + offset) for offset in offsets], axis=0)
+    peak = MIN_PEAK_LAG + int(curves[:, MIN_PEAK_LAG:].nanmean(0).nan_to_num(nan=-1.0).argmax())
+    gain = estimate(at_lag / around) if around.all() else None
+    return LagEffect(estimate(at_lag), gain, peak)
+
+
+def _window(curves: Tensor, last: int) -> FloatArray:
+    """(rows,) mean over the lags up to ``last`` that the convolution spreads one over."""
+    return curves[:, last - REACH + 1 : last + 1].nanmean(1).double().numpy()
+
+
+def reset_cost(model: PreTrainedModel, rows: Tensor, fresh: Tensor) -> ResetCost:
+    """Cost of a reset after the first reading, in repeated rows and in rows of fresh text."""
+    layers = model_layers(model, "all")
+    edits = reset_state(PASSAGE, layers)
+    costs: dict[str, list[float]] = {"repeated": [], "fresh": []}
+    benefits = []
+    for row, other in progress(zip(rows, fresh, strict=True), desc="resets"):
+        for name, ids in (("repeated", row), ("fresh", other)):
+            captured = capture(model, ids[None], None, layers[:1])
+            change = intervention_effects(model, captured, edits).loss_change[0]
+            costs[name].append(float(change[SECOND].mean()))
+        losses = _losses(model, row)
+        benefits.append(float((losses[FIRST] - losses[SECOND]).mean()))
+    cost, plain, benefit = (np.array(x) for x in (costs["repeated"], costs["fresh"], benefits))
+    gained = estimate(benefit)
+    share = float((cost - plain).mean() / benefit.mean()) if gained.low > 0 else None
+    return ResetCost(gained, estimate(cost), estimate(plain), estimate(cost - plain), share)
+
+
+@torch.no_grad()
+def _losses(model: PreTrainedModel, row: Tensor) -> Tensor:
+    log_p = model(row[None, :-1], use_cache=False).logits[0].double().log_softmax(-1)
+    return -log_p.gather(1, row[1:, None])[:, 0]
+
+
+def fresh_rows(ids: Sequence[int], count: int) -> Tensor:
+    """Rows as long as those of ``repeated_rows``, from the same places, of text that goes on."""
+    length = 2 * PASSAGE + GAP
+    if len(ids) < count * length:
+        raise ValueError(
+            f"the text has {len(ids)} tokens; {count} passages need {count * length}. Give a "
+            "longer text or fewer --passages"
+        )
+    starts = np.linspace(0, len(ids) - length, count).astype(int)
+    return torch.tensor([list(ids[start : start + length]) for start in starts])
+
+
+def plain_map(model: PreTrainedModel, ids: Sequence[int], num_texts: int) -> LayerLagMap:
+    """Knockouts by layer and lag on plain text, 64 positions in all where the text allows."""
+    starts = np.linspace(0, max(0, len(ids) - PLAIN_LENGTH), num_texts).astype(int)
+    layers = model_layers(model, "all")
+    texts = [torch.tensor([list(ids[start : start + PLAIN_LENGTH])]) for start in starts]
+    captures = [capture(model, text, None, layers) for text in texts]
+    return layer_lag_map(
+        model, captures, layers, PLAIN_LAG, kind="knockout", num_positions=64 // num_texts
+    )
+
+
+def estimate(values: Iterable[float] | FloatArray) -> Estimate:
+    """Mean and 95 % bootstrap interval over rows."""
+    sample = np.asarray(list(values), dtype=float)
+    return Estimate(float(sample.mean()), *bootstrap_interval(sample))
+
+
+def lag_table(effects: Mapping[str, Mapping[str, LagEffect]]) -> list[str]:
+    """A row a layer: KL at the lag, against the windows around, and where the peak is."""
+    heads = [f"{name}: {what}" for name in effects for what in ("KL (nats)", "x around", "peak")]
+    lines = [f"| layer | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for layer in next(iter(effects.values())):
+        cells = [
+            cell
+            for by_layer in effects.values()
+            for effect in (by_layer[layer],)
+            for cell in (str(effect.kl), str(effect.gain or "0 around"), str(effect.peak))
+        ]
+        lines.append(f"| {layer} | {' | '.join(cells)} |")
+    return lines
+
+
+def reset_table(costs: Mapping[str, ResetCost]) -> list[str]:
+    """A row a model."""
+    lines = [
+        "| model | benefit | cost of the reset | cost in fresh text | recall lost | of benefit |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, cost in costs.items():
+        share = "no benefit" if cost.share is None else f"{cost.share:.0%}"
+        lines.append(f"| {name} | {' | '.join(map(str, cost[:4]))} | {share} |")
+    return lines
+
+
+def agreement_table(maps: Mapping[str, LayerLagMap]) -> list[str]:
+    """A row a layer: mean KL of the trained model by bin of lags, and agreements with kernels."""
+    trained = next(iter(maps.values()))
+    bins = [f"lag {b.first_lag} to {b.last_lag}" for b in trained.together.bins()]
+    heads = [*bins, *(f"{name}: agreement with the kernel" for name in maps)]
+    lines = [f"| layer | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for layer, curve in trained.by_layer.items():
+        cells = [f"{b.kl:.2g}" for b in curve.bins()]
+        cells += [_agreement(found.kernel_agreement[layer]) for found in maps.values()]
+        lines.append(f"| {layer} | {' | '.join(cells)} |")
+    return lines
+
+
+def _agreement(entry: Mapping[str, Any]) -> str:
+    if entry["spearman"] is None:
+        return entry["reason"]
+    if entry["low"] is None:
+        return f"{entry['spearman']:.2f}"
+    return f"{entry['spearman']:.2f} [{entry['low']:.2f}, {entry['high']:.2f}]"
+
+
+def report(
+    models: Mapping[str, PreTrainedModel], ids: Sequence[int], args: argparse.Namespace
+) -> str:
+    """All three measurements on every model, as Markdown."""
+    count = args.passages
+    rows, fresh = repeated_rows(ids, count), fresh_rows(ids, count)
+    curves = {name: knockout_curves(model, rows, args.sources) for name, model in models.items()}
+    effects = {
+        name: {layer: lag_effect(values) for layer, values in by_layer.items()}
+        for name, by_layer in curves.items()
+    }
+    costs = {name: reset_cost(model, rows, fresh) for name, model in models.items()}
+    maps = {name: plain_map(model, ids, args.texts) for name, model in models.items()}
+    lines = [
+        f"Passages of {PASSAGE} tokens read again after {GAP} other tokens, {count} of them; "
+        "intervals are 95 %, by resampling passages.",
+        "",
+        f"Knockouts of {len(sources_of(args.sources))} single sources of the first reading: KL on "
+        f"the lags {LAG - REACH + 1} to {LAG}, against the {2 * NEIGHBOURS} windows around, and "
+        f"the lag of the largest mean KL (from {MIN_PEAK_LAG} on).",
+        "",
+        *lag_table(effects),
+        "",
+        "Reset of the state in every layer right after the first reading; nats a token of the "
+        "second reading.",
+        "",
+        *reset_table(costs),
+        "",
+        f"Plain text, {args.texts} texts of {PLAIN_LENGTH} tokens: mean KL (nats) of hiding one "
+        "source in one layer, by lag, in the trained model, and Spearman over the lags with the "
+        "layer's memory kernel, with its interval by resampling positions.",
+        "",
+        *agreement_table(maps),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables, and with --save keep them under benchmarks/results."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("text", help="a plain text file that the model was not trained on")
+    parser.add_argument("--model", default=str(DEMO_MODEL_PATH))
+    parser.add_argument("--passages", type=int, default=16)
+    parser.add_argument("--sources", type=int, default=8, help="hidden in each passage, one by one")
+    parser.add_argument("--texts", type=int, default=2, help="plain texts (default: 2)")
+    parser.add_argument("--seed", type=int, default=0, help="of the twin's weights (default: 0)")
+    parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name}")
+    args = parser.parse_args(argv)
+    for name, least in (("passages", 2), ("sources", 1), ("texts", 1)):
+        validate_int(name, getattr(args, name), least)
+    model, tokenizer = load_model(args.model), load_tokenizer(args.model)
+    ids = tokenizer(read_book(args.text), verbose=False)["input_ids"]
+    models = {"trained": model, "untrained": untrained_twin(model, args.seed)}
+    text = report(models, ids, args)
+    print(text)
+    if args.save:
+        RESULTS.parent.mkdir(exist_ok=True)
+        with write_atomically(RESULTS) as handle:
+            handle.write(text)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

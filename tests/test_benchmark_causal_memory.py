@@ -1,0 +1,94 @@
+"""The benchmark of causal memory: it finds a planted recall, and none where nothing is recalled."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import make_tiny_model
+from hand_weighted import induction
+from torch import Tensor
+
+from benchmarks import causal_memory as benchmark
+from benchmarks.causal_memory import (
+    LAG,
+    PASSAGE,
+    Estimate,
+    fresh_rows,
+    knockout_curves,
+    lag_effect,
+    reset_cost,
+    sources_of,
+)
+from benchmarks.repeated_passage import repeated_rows
+from utils import EXAMPLE_TEXTS
+
+
+def rows_of(vocabulary: int, count: int = 3) -> tuple[Tensor, Tensor]:
+    """(repeated, fresh) rows of tokens at random."""
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(1, vocabulary, (3000,), generator=generator).tolist()
+    return repeated_rows(ids, count), fresh_rows(ids, count)
+
+
+def test_a_planted_recall_peaks_at_the_lag_and_is_lost_by_a_reset():
+    # Every token of a passage is another one: what follows it is known once it was read.
+    generator = torch.Generator().manual_seed(0)
+    orders = [torch.randperm(192, generator=generator) for _ in range(2)]
+    rows = torch.stack([torch.cat([order[:128], order[:PASSAGE]]) for order in orders])
+    fresh = torch.stack(orders)
+    model = induction(vocab_size=192, rate=0.001)
+    curves = knockout_curves(model, rows, 2)
+    assert list(curves) == ["0", "together"]
+    effect = lag_effect(curves["together"])
+    assert effect.peak == LAG
+    # A token occurs nowhere else: alpha is exactly 0 at every other lag.
+    assert effect.kl.low > 1e-3
+    assert effect.gain is None
+    cost = reset_cost(model, rows, fresh)
+    assert cost.benefit.low > 0.1
+    assert cost.share == pytest.approx(1.0, abs=0.01)
+    assert abs(cost.fresh.mean) < 1e-3
+
+
+def test_an_untrained_model_recalls_nothing():
+    rows, fresh = rows_of(60)
+    model = make_tiny_model()
+    cost = reset_cost(model, rows, fresh)
+    assert cost.share is None
+    assert abs(cost.recall.mean) < 1e-3
+    effect = lag_effect(knockout_curves(model, rows, 2)["together"])
+    assert effect.kl.mean < 1e-6
+
+
+def test_windows_are_of_equal_width_around_the_lag():
+    curves = torch.full((2, 192), 2.0)
+    curves[:, 124:128] = 6.0
+    curves[:, 0] = math.nan
+    effect = lag_effect(curves)
+    assert effect.kl == Estimate(6.0, 6.0, 6.0)
+    assert effect.gain == Estimate(3.0, 3.0, 3.0)
+    assert effect.peak == 124
+    assert str(effect.gain) == "3 [3, 3]"
+
+
+def test_sources_and_rows_lie_where_they_should():
+    assert sources_of(3) == [8, 36, 63]
+    repeated, fresh = rows_of(60, count=2)
+    assert repeated.shape == fresh.shape == (2, 192)
+    assert torch.equal(repeated[0, :128], fresh[0, :128])
+    assert torch.equal(repeated[:, 128:], repeated[:, :64])
+    with pytest.raises(ValueError, match="the text has 100 tokens; 2 passages need 384"):
+        fresh_rows(list(range(100)), 2)
+
+
+def test_the_benchmark_runs_on_a_text(tmp_path: Path, tiny_model_dir: Path, capsys, monkeypatch):
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(EXAMPLE_TEXTS))
+    monkeypatch.setattr(benchmark, "RESULTS", tmp_path / "results.md")
+    options = ["--model", str(tiny_model_dir), "--passages", "2", "--sources", "1", "--texts", "1"]
+    assert benchmark.main([str(book), *options, "--save"]) == 0
+    shown = capsys.readouterr().out
+    assert (tmp_path / "results.md").read_text() == shown[:-1]
+    for line in ("| together |", "| trained |", "| untrained |", "agreement with the kernel |"):
+        assert line in shown
