@@ -160,14 +160,33 @@ def _named(key_path: str) -> str:
 
 
 def write_json(path: StrPath, obj: Any) -> Path:
-    """Write `obj` as strict JSON (see `to_jsonable`), indented by one space, keys in their order.
+    """Write `obj` as strict JSON (see `to_jsonable`), keys in their order.
+    A list or dict of scalars takes one line.
 
     Nothing is written when `obj` cannot be: the conversion comes before the file.
     """
-    text = json.dumps(to_jsonable(obj), allow_nan=False, indent=1)
+    text = _json_text(to_jsonable(obj), "\n")
     with write_atomically(path) as handle:
         handle.write(text + "\n")
     return Path(path)
+
+
+def _json_text(obj: Any, newline: str) -> str:
+    """JSON indented by a space a level, with a list or dict of scalars on one line.
+
+    A number a line makes a file twice as large, and no easier to read. `newline` is the line break
+    at this level.
+    """
+    deeper = newline + " "
+    values = list(obj.values()) if isinstance(obj, dict) else obj if isinstance(obj, list) else []
+    if not any(isinstance(value, (dict, list)) for value in values):
+        return json.dumps(obj, allow_nan=False)
+    items = [_json_text(value, deeper) for value in values]
+    opening, closing = "[", "]"
+    if isinstance(obj, dict):
+        items = [f"{json.dumps(key)}: {item}" for key, item in zip(obj, items, strict=True)]
+        opening, closing = "{", "}"
+    return opening + deeper + ("," + deeper).join(items) + newline + closing
 
 
 def read_json(path: StrPath) -> Any:
