@@ -38,6 +38,9 @@ TOP_NEURONS = 20
 
 _CONTEXT_TOKENS = 8
 
+# Fields of a NeuronSet with one number a neuron, beside its importance.
+_STATISTICS = ("mean", "std", "maximum", "kurtosis", "within_text_share")
+
 
 @dataclass(frozen=True, eq=False)
 class NeuronSet:
@@ -62,6 +65,11 @@ class NeuronSet:
     """(d_inner, 2) text, and token within it, of the largest activation"""
     kurtosis: Tensor
     """(d_inner,) excess kurtosis, 0 for a Gaussian; nan for a constant neuron"""
+    within_text_share: Tensor
+    """(d_inner,) in [0, 1], share of the variance over tokens that the neuron keeps once each
+    text's mean is taken off: 1 where texts do not differ on average, 0 where it only tells texts
+    apart; by chance 1 - (texts - 1) / (tokens - 1) for independent tokens; nan for a single text
+    or a constant neuron"""
     input_ids: Tensor
     """(b, l) the tokens"""
     attention_mask: Tensor
@@ -78,7 +86,7 @@ class NeuronSet:
 
     def to_dict(self) -> dict:
         """Summaries, concentration and the most important neurons, for JSON."""
-        names = ("importance", "mean", "std", "maximum", "kurtosis")
+        names = ("importance", *_STATISTICS)
         top = self.to_dataframe().head(TOP_NEURONS)
         return {
             "method": self.method,
@@ -104,8 +112,7 @@ class NeuronSet:
         """One row a neuron, the most important first; undefined statistics are NaN."""
         order = self.ranking
         columns = {
-            name: getattr(self, name)[order].numpy()
-            for name in ("importance", "mean", "std", "maximum", "kurtosis")
+            name: getattr(self, name)[order].numpy() for name in ("importance", *_STATISTICS)
         }
         return pd.DataFrame(
             {
@@ -167,10 +174,23 @@ def neuron_set(
         maximum=maximum,
         maximum_at=torch.stack([text, position], dim=1),
         kurtosis=torch.from_numpy(kurtosis(values)).to(values),
+        within_text_share=_within_text_share(activations, keep),
         input_ids=input_ids,
         attention_mask=attention_mask,
         **details,
     )
+
+
+def _within_text_share(activations: Tensor, keep: Tensor) -> Tensor:
+    """Sum of squares around each text's own mean over that around the mean of all tokens."""
+    values = activations.double()
+    if len(values) == 1:
+        return torch.full_like(activations[0, 0], math.nan)
+    weight = keep.unsqueeze(-1).to(values)
+    own_mean = (values * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+    within = ((values - own_mean).square() * weight).sum((0, 1))
+    total = (values[keep] - values[keep].mean(0)).square().sum(0)
+    return torch.where(total > 0, within / total, math.nan).to(activations)
 
 
 def importance_concentration(importance: Tensor) -> dict:
@@ -199,7 +219,8 @@ class NeuronProfile:
     neuron: int
     """channel number"""
     statistics: dict
-    """importance, its rank from 1, mean, std, maximum, kurtosis; None where undefined"""
+    """importance, its rank from 1, mean, std, maximum, kurtosis and within_text_share as in
+    :class:`NeuronSet`; None where undefined"""
     top_tokens: list[dict]
     """the tokens with its largest |activation|: text, position, token, context before, value"""
     promoted: list[dict]
@@ -267,7 +288,7 @@ def neuron_behavior(
     logits = logit_directions @ out_weight[:, top]
     logits = logits - logits.mean(0)
     table = neurons.to_dataframe().head(len(top)).to_dict(orient="records")
-    names = ("importance", "rank", "mean", "std", "maximum", "kurtosis")
+    names = ("importance", "rank", *_STATISTICS)
     profiles = [
         NeuronProfile(
             neuron=int(neuron),

@@ -160,9 +160,9 @@ def _named(key_path: str) -> str:
 
 
 def write_json(path: StrPath, obj: Any) -> Path:
-    """Write `obj` as strict JSON (see `to_jsonable`), keys in their order.
-    A list or dict of scalars takes one line.
+    """Write `obj` as strict JSON (see `to_jsonable`), keys in their order, indented by one space.
 
+    A list or dict of scalars takes one line.
     Nothing is written when `obj` cannot be: the conversion comes before the file.
     """
     text = _json_text(to_jsonable(obj), "\n")

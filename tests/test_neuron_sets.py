@@ -57,6 +57,20 @@ def test_statistics_are_over_tokens_without_padding():
     assert torch.equal(found.activations[0, :2], torch.zeros(2, 4))
 
 
+def test_the_share_of_variance_kept_across_texts_in_closed_form():
+    activations = torch.zeros(2, 6, 4)
+    activations[0, :2] = 99.0  # padding
+    activations[0, 2:, 0], activations[1, :, 0] = 1.0, -1.0  # tells the texts apart, nothing else
+    activations[..., 1] = torch.tensor([1.0, -1.0]).repeat(3)  # the same in both texts
+    # 1, 1, 0, 0 against 0 (6 times): 4 * 0.25 within; 10 tokens of mean 0.2: 2 - 10 * 0.04 in all.
+    activations[0, 2:4, 2] = 1.0
+    found = make_set(activations).within_text_share
+    assert found[:3].tolist() == pytest.approx([0.0, 1.0, 1.0 / 1.6], abs=1e-7)
+    assert math.isnan(found[3])  # constant
+    alone = long_set(3, torch.randn(6, 4, generator=torch.Generator().manual_seed(0)))
+    assert bool(alone.within_text_share.isnan().all())
+
+
 def test_ranking_is_by_importance_with_ties_by_number():
     assert make_set().ranking.tolist() == [1, 3, 0, 2]
     table = make_set().to_dataframe()
