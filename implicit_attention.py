@@ -47,8 +47,8 @@ def implicit_attention(
     for row in range(batch):
         for start in range(0, len(chosen), _HEADS_PER_PASS):
             part = slice(start, start + _HEADS_PER_PASS)
-            pairs = _pairs(delta[row], A, B[row], C[row], chosen[part], group[part], dtype)
-            _add_causal_pairs(result[row, part], pairs, _product_by_head)
+            operands = delta[row], A, B[row], C[row], chosen[part], group[part], dtype
+            _add_causal_pairs(result[row, part], _pairs(*operands, by_head=True), _each_head)
     return result
 
 
@@ -84,16 +84,16 @@ def attention_map(
     B, C = with_groups(B), with_groups(C)
     dtype = compute_dtype(delta, A, B, C)
     batch, length, num_heads = delta.shape
-    heads = torch.arange(num_heads, device=delta.device)
-    group = heads // (num_heads // B.shape[2])
-    product = _product_of_magnitudes if absolute else _product_over_heads
+    group = torch.arange(num_heads, device=delta.device) // (num_heads // B.shape[2])
+    reduce = _sum_of_magnitudes if absolute else _sum
     result = delta.new_zeros(batch, length, length, dtype=dtype)
     for row in range(batch):
         query, query_scale = _unit_scale(query_weight, row, dtype)
         key, key_scale = _unit_scale(key_weight, row, dtype)
-        for part in heads.split(_HEADS_PER_PASS):
-            pairs = _pairs(delta[row], A, B[row], C[row], part, group[part], dtype, query, key)
-            _add_causal_pairs(result[row], pairs, product)
+        for start in range(0, num_heads, _HEADS_PER_PASS):
+            part = slice(start, start + _HEADS_PER_PASS)
+            operands = delta[row], A, B[row], C[row], part, group[part], dtype, query, key
+            _add_causal_pairs(result[row], _pairs(*operands, by_head=absolute), reduce)
         result[row] *= query_scale * key_scale
     return result if query_weight is not None else result.div_(num_heads)
 
@@ -142,51 +142,97 @@ def attention_row(
 
 
 class _Pairs(NamedTuple):
-    """Queries and keys of some heads on one text, and the decay that each token brings."""
+    """Queries and keys of some heads on one text, and the decay that each token brings.
 
-    query: Tensor  # (l, heads, N)
-    key: Tensor  # (l, heads, N)
-    decay: Tensor  # (l, heads, N or 1)
+    Of o and g one is the number of heads and the other 1: a product over (g, N) sums over heads
+    at once, or keeps them apart. Every product is then a batch of matrices without a copy.
+    """
+
+    own: Tensor  # (o, l) what a token takes from itself
+    query: Tensor  # (o, l, g, N) decayed by its own token
+    key: Tensor  # (o, l, g, N)
+    decay: Tensor  # (o, l, g, N or 1)
 
 
-def _pairs(delta, A, B, C, heads, group, dtype, query_weight=None, key_weight=None) -> _Pairs:
-    """Undecayed queries q_t C_t and keys k_s delta_s B_s of these heads on one text."""
-    step = delta[:, heads].to(dtype)
-    decay = _without_subnormals((step.unsqueeze(-1) * A[heads].to(dtype)).exp_())
-    query, key = C[:, group].to(dtype), B[:, group].to(dtype)
+def _pairs(
+    delta, A, B, C, heads, group, dtype, query_weight=None, key_weight=None, *, by_head
+) -> _Pairs:
+    """Queries q_t C_t exp(delta_t A) and keys k_s delta_s B_s of these heads on one text."""
+
+    def arranged(x: Tensor) -> Tensor:
+        """(l, heads, ...) as (o, l, g, ...)."""
+        return x.transpose(0, 1).unsqueeze(2) if by_head else x.unsqueeze(0)
+
+    def shared(x: Tensor) -> Tensor:
+        """B or C (l, G, N) as (o, l, g, N)."""
+        x = x.to(dtype)
+        return arranged(x.expand(-1, len(group), -1) if x.shape[1] == 1 else x[:, group])
+
+    # Contiguous, for what is made from it takes over the order in memory.
+    step = arranged(delta[:, heads].to(dtype)).contiguous()
+    decay = torch.exp(step.unsqueeze(-1) * arranged(A[heads].to(dtype).unsqueeze(0)))
+    _without_subnormals(decay)
+    own = step * arranged((B.to(dtype) * C.to(dtype)).sum(-1)[:, group])
+    query = decay * shared(C)
     if query_weight is not None:
-        query = query * query_weight[:, heads].unsqueeze(-1)
-    step = step if key_weight is None else step * key_weight[:, heads]
-    return _Pairs(query, key * step.unsqueeze(-1), decay)
+        weight = arranged(query_weight[:, heads])
+        own, query = own * weight, query.mul_(weight.unsqueeze(-1))
+    if key_weight is not None:
+        weight = arranged(key_weight[:, heads])
+        own, step = own * weight, step * weight
+    return _Pairs(own.sum(-1), query, step.unsqueeze(-1) * shared(B), decay)
 
 
-def _add_causal_pairs(
-    out: Tensor, pairs: _Pairs, product: Callable[[Tensor, Tensor], Tensor]
-) -> None:
-    """Add product(decayed queries, decayed keys) for all s <= t to ``out`` (..., l, l).
+def _add_causal_pairs(out: Tensor, pairs: _Pairs, reduce: Callable[[Tensor], Tensor]) -> None:
+    """Add the products of decayed queries and keys for all s <= t to ``out`` (..., l, l).
 
-    ``product`` takes (m, w, heads, N) queries and (m, v, heads, N) keys and returns (..., m, w, v).
+    ``reduce`` takes products (o, ...) and returns them without o, or with it as ``out`` has it.
     Works in place on the queries and keys.
     """
-    query, key, decay = pairs
-    length = query.shape[0]
-    own = product(query.unsqueeze(1), key.unsqueeze(1))[..., 0, 0]
-    out.diagonal(dim1=-2, dim2=-1).add_(own)
-    query.mul_(decay)
+    own, query, key, decay = pairs
+    length = query.shape[1]
+    out.diagonal(dim1=-2, dim2=-1).add_(reduce(own))
     width = 1
     while width < length:
         for start, stop, count in _mergers(length, width):
-            left_keys = key[start:stop].unflatten(0, (count, -1))[:, :width]
-            right_queries = query[start:stop].unflatten(0, (count, -1))[:, width:]
+            left_keys = key[:, start:stop].unflatten(1, (count, -1))[:, :, :width]
+            right_queries = query[:, start:stop].unflatten(1, (count, -1))[:, :, width:]
             target = _diagonal_blocks(out[..., start:stop, start:stop], count)
-            target[..., width:, :width].add_(product(right_queries, left_keys))
+            _add_products(target[..., width:, :width], right_queries, left_keys, reduce)
             first = start // width
             last = first + 2 * count
-            _damp(right_queries, decay[first:last:2].unsqueeze(1))
-            _damp(left_keys, decay[first + 1 : last : 2].unsqueeze(1))
-        merged = decay[0::2].clone()
-        decay = _without_subnormals(_times(merged, decay[1::2]))
+            _damp(right_queries, decay[:, first:last:2].unsqueeze(2))
+            _damp(left_keys, decay[:, first + 1 : last : 2].unsqueeze(2))
+        merged = decay[:, 0::2].clone()
+        decay = _without_subnormals(_times(merged, decay[:, 1::2]))
         width *= 2
+
+
+def _add_products(
+    target: Tensor, query: Tensor, key: Tensor, reduce: Callable[[Tensor], Tensor]
+) -> None:
+    """Add reduce(query key^T), (o, m, w, g, N) with (o, m, v, g, N), to ``target`` (..., m, w, v).
+
+    A few heads at a time where they are summed, so that their products stay in a cache.
+    """
+    query, key = query.flatten(3), key.flatten(3)
+    heads, count, width, _ = query.shape
+    step = heads if reduce is _each_head else max(1, _PRODUCT_FLOATS // (count * width * width))
+    for start in range(0, heads, step):
+        part = slice(start, start + step)
+        target.add_(reduce(torch.matmul(query[part], key[part].mT)))
+
+
+def _sum(by_head: Tensor) -> Tensor:
+    return by_head.sum(0)
+
+
+def _sum_of_magnitudes(by_head: Tensor) -> Tensor:
+    return by_head.abs_().sum(0)
+
+
+def _each_head(by_head: Tensor) -> Tensor:
+    return by_head
 
 
 def _mergers(length: int, width: int) -> list[tuple[int, int, int]]:
@@ -205,7 +251,7 @@ def _diagonal_blocks(x: Tensor, count: int) -> Tensor:
 
 def _times(merged: Tensor, right: Tensor) -> Tensor:
     """Multiply the decays of left segments by those of their right neighbours, if there."""
-    merged[: right.shape[0]].mul_(right)
+    merged[:, : right.shape[1]].mul_(right)
     return merged
 
 
@@ -231,27 +277,6 @@ def _unit_scale(weight: Tensor | None, row: int, dtype: torch.dtype):
     scale = weight[row].abs().max().to(dtype)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
     return weight[row].to(dtype) / scale, scale
-
-
-def _product_over_heads(query: Tensor, key: Tensor) -> Tensor:
-    """Sum over heads and states: (m, w, heads, N), (m, v, heads, N) -> (m, w, v)."""
-    return torch.bmm(query.flatten(2), key.flatten(2).mT)
-
-
-def _product_by_head(query: Tensor, key: Tensor) -> Tensor:
-    """Sum over states: (m, w, heads, N), (m, v, heads, N) -> (heads, m, w, v)."""
-    return torch.matmul(query.permute(2, 0, 1, 3), key.permute(2, 0, 3, 1))
-
-
-def _product_of_magnitudes(query: Tensor, key: Tensor) -> Tensor:
-    """Sum over heads of the magnitude of the sum over states, (m, w, v); a few heads at a time."""
-    count, width, heads, _ = query.shape
-    result = query.new_zeros(count, width, key.shape[1])
-    step = max(1, _PRODUCT_FLOATS // result.numel())
-    for start in range(0, heads, step):
-        part = slice(start, start + step)
-        result += _product_by_head(query[:, :, part], key[:, :, part]).abs_().sum(0)
-    return result
 
 
 def _chosen_heads(heads: Sequence[int], delta: Tensor) -> Tensor:
