@@ -88,16 +88,17 @@ def share_done(progress: Progress, tokens: int, minutes: float | None) -> float:
     return max(by_time, progress.tokens / tokens)
 
 
-def add_gradients(model: MambaForCausalLM, rows: np.ndarray) -> np.ndarray:
-    """Add the gradient of the mean loss on ``rows`` (rows, length + 1) to ``.grad``.
+def add_gradients(model: MambaForCausalLM, rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Add the gradient of mean(weights * loss) over the predictions to ``.grad``.
 
-    Returns the mean loss of each row (rows,), nats per token.
+    ``rows`` (rows, length + 1) are tokens, ``weights`` (rows, length) those of the predictions.
+    Returns the unweighted mean loss of each row (rows,), nats per token.
     """
     ids = torch.from_numpy(rows)
     logits = model(input_ids=ids[:, :-1], use_cache=False).logits
-    losses = torch.nn.functional.cross_entropy(logits.mT, ids[:, 1:], reduction="none").mean(dim=1)
-    losses.mean().backward()
-    return losses.detach().numpy()
+    losses = torch.nn.functional.cross_entropy(logits.mT, ids[:, 1:], reduction="none")
+    (torch.from_numpy(weights) * losses).mean().backward()
+    return losses.detach().mean(dim=1).numpy()
 
 
 @contextmanager
@@ -110,14 +111,14 @@ def training_scan(model: MambaForCausalLM, compiled: bool) -> Iterator[None]:
 def serve_gradients(
     model: MambaForCausalLM, grads: list[Tensor], pipe: Connection, compiled: bool = False
 ) -> None:
-    """Answer rows from the pipe with their loss, their gradient left in ``grads``, until None."""
+    """Answer rows and weights from the pipe with losses, gradients left in ``grads``; None ends."""
     for parameter, grad in zip(model.parameters(), grads, strict=True):
         parameter.grad = grad
     with training_scan(model, compiled):
-        while (rows := pipe.recv()) is not None:
+        while (part := pipe.recv()) is not None:
             for grad in grads:
                 grad.zero_()
-            pipe.send(add_gradients(model, rows))
+            pipe.send(add_gradients(model, *part))
 
 
 def _worker_main(
@@ -160,16 +161,20 @@ def train_step(
     model: MambaForCausalLM,
     optimizer: torch.optim.AdamW,
     rows: np.ndarray,
+    weights: np.ndarray,
     workers: Sequence[Worker] = (),
 ) -> np.ndarray:
     """One AdamW step on ``rows`` (rows, length + 1); the loss of each row before it (rows,).
 
+    What is minimised is the mean over the predictions weighted by ``weights`` (rows, length).
     Workers take equal parts of the rows. Raises ValueError when the loss is not finite.
     """
-    parts = np.split(rows, len(workers) + 1)
+    count = len(workers) + 1
+    weights = weights / weights.mean()
+    parts = list(zip(np.split(rows, count), np.split(weights, count), strict=True))
     for (pipe, _), part in zip(workers, parts[1:], strict=True):
         pipe.send(part)
-    losses = [add_gradients(model, parts[0])]
+    losses = [add_gradients(model, *parts[0])]
     sums = [p.grad for p in model.parameters() if p.grad is not None]
     for pipe, grads in workers:
         losses.append(pipe.recv())
@@ -179,7 +184,7 @@ def train_step(
     if not np.isfinite(row_losses).all():
         raise ValueError("the training loss is no longer finite; start again with a smaller --lr")
     for total in sums:
-        total.div_(len(parts))
+        total.div_(count)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
@@ -205,12 +210,12 @@ def train(
             rate = learning_rate(done, progress.step, args.lr, args.decay_share)
             for group in optimizer.param_groups:
                 group["lr"] = rate
-            rows, kinds = training_rows(
+            rows = training_rows(
                 stream, counts, progress.step, args.batch_tokens,
                 seed=args.seed, repeat_share=args.repeat_share,
             )  # fmt: skip
-            losses = train_step(model, optimizer, rows, workers)
-            progress.count(rows[:, 1:].size, losses, kinds)
+            losses = train_step(model, optimizer, rows.tokens, rows.weights, workers)
+            progress.count(rows.weights.size, losses, rows.kinds)
             now = time.monotonic()
             progress.seconds = now - started
             if now - reported > args.report_seconds:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -22,6 +23,8 @@ MADE_UP_TOKENS = (8, 48)  # shortest and longest made-up passage
 RAMP_TOKENS = 1_000_000  # the start of a run, in which there are more repeats and shorter gaps
 START_SHARE = 0.6  # share of the rows with repeats at the very start
 MADE_UP_SHARES = (0.7, 0.2)  # share of made-up rows among those, at the start and after it
+REREAD_TOKENS = 5_200_000  # from here on, with prose well known, later readings count for more
+REREAD_WEIGHT = 4.0  # weight in the loss of a token that is read again
 ROW_KINDS = ("prose", "repeats", "made_up")
 LONG_PARAGRAPH = 200  # characters from which on the same paragraph twice is no coincidence
 
@@ -99,6 +102,17 @@ def _epoch_order(windows: int, seed: int, epoch: int) -> tuple[int, np.ndarray]:
     return int(rng.integers(LONG_ROW)), rng.permutation(windows)
 
 
+class TrainingRows(NamedTuple):
+    """The rows of one step."""
+
+    tokens: np.ndarray
+    """(rows, length + 1)"""
+    kinds: np.ndarray
+    """(rows,) index into ``ROW_KINDS``"""
+    weights: np.ndarray
+    """(rows, length) float32, in the loss, of the token that is predicted"""
+
+
 def training_rows(
     stream: np.ndarray,
     counts: np.ndarray,
@@ -107,8 +121,8 @@ def training_rows(
     *,
     seed: int,
     repeat_share: float,
-) -> tuple[np.ndarray, np.ndarray]:
-    """The rows of one step (rows, length + 1), and the kind of each (rows,), in ``ROW_KINDS``.
+) -> TrainingRows:
+    """Rows of one step, their kinds, and weights of 1 but for tokens that are read again.
 
     ``stream`` (n,) are the tokens of the training texts, ``counts`` (vocabulary,) how often each
     occurs there.
@@ -134,14 +148,18 @@ def training_rows(
     length = LONG_ROW if rng.random() < LONG_SHARE else LONG_ROW // 2
     starts = [start + offset for start in starts for offset in range(0, LONG_ROW, length)]
     rows = np.stack([stream[start : start + length + 1] for start in starts])
-    ramp = min(1.0, step * batch_tokens / RAMP_TOKENS)
+    tokens_read = step * batch_tokens
+    ramp = min(1.0, tokens_read / RAMP_TOKENS)
+    weights = np.ones((len(rows), length), dtype=np.float32)
     kinds = rng.choice(3, size=len(rows), p=_kind_shares(repeat_share, ramp))
-    for row, kind in zip(rows, kinds, strict=True):
+    for row, row_weights, kind in zip(rows, weights, kinds, strict=True):
         if kind == ROW_KINDS.index("repeats"):
-            row[:] = repeat_passages(row, rng, ramp)
+            row[:], again = repeat_passages(row, rng, ramp)
+            if tokens_read >= REREAD_TOKENS:
+                row_weights[again[1:]] = REREAD_WEIGHT
         elif kind == ROW_KINDS.index("made_up"):
             row[:] = made_up_row(len(row), counts, rng)
-    return rows, kinds
+    return TrainingRows(rows, kinds, weights)
 
 
 def _kind_shares(repeat_share: float, ramp: float) -> list[float]:
@@ -167,15 +185,17 @@ def made_up_row(length: int, counts: np.ndarray, rng: np.random.Generator) -> np
     return np.resize(passage, length)
 
 
-def repeat_passages(row: np.ndarray, rng: np.random.Generator, ramp: float = 1.0) -> np.ndarray:
+def repeat_passages(
+    row: np.ndarray, rng: np.random.Generator, ramp: float = 1.0
+) -> tuple[np.ndarray, np.ndarray]:
     """A copy of ``row`` (l,) in which a passage is read again after a gap, and again, to the end.
 
     Up to 31 tokens as they are, a passage of 16 to 96 tokens, and then by turns a gap of 8 to 160
     tokens of the same text, short ones more often (uniform in their logarithm), and the passage.
     ``ramp`` in [0, 1] is for the start of a run: at 0 the passage has at most 32 tokens and there
-    is no gap, from there to 1 both grow.
+    is no gap, from there to 1 both grow. Also returns which tokens are read again (l,) bool.
     """
-    row = row.copy()
+    row, is_again = row.copy(), np.zeros(len(row), dtype=bool)
     shortest, longest = PASSAGE_TOKENS
     start = int(rng.integers(0, 32))
     longest = int(2 * shortest + ramp * (longest - 2 * shortest))
@@ -185,5 +205,6 @@ def repeat_passages(row: np.ndarray, rng: np.random.Generator, ramp: float = 1.0
     while again < len(row):
         again += int(ramp * np.exp(rng.uniform(*np.log(GAP_TOKENS))))
         row[again : again + length] = passage[: max(0, len(row) - again)]
+        is_again[again : again + length] = True
         again += length
-    return row
+    return row, is_again

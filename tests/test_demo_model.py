@@ -146,8 +146,8 @@ def test_the_model_recalls_passages_of_our_own_after_a_gap(demo):
             unrelated.append(control[-counted:].mean().item())
     # What was read changes the loss a little whatever it was: an early checkpoint's sums of first
     # and unrelated differ by 0.7 %. Memory of the passage is what goes beyond that.
-    assert sum(second) < 0.97 * sum(first)
-    assert sum(second) < 0.97 * sum(unrelated)
+    assert sum(second) < 0.85 * sum(first)
+    assert sum(second) < 0.85 * sum(unrelated)
     assert all(s < u for s, u in zip(second, unrelated, strict=True))
 
 
@@ -181,7 +181,7 @@ def test_the_log_agrees_with_itself():
     assert book["bits_per_character"] == pytest.approx(bits, rel=1e-12)  # float64 arithmetic
     assert repeats["ratio"] == repeats["second_reading"] / repeats["first_reading"]
     assert book["bits_per_character"] <= 2.2
-    assert repeats["second_reading"] < 0.97 * repeats["unrelated_reading"]
+    assert repeats["second_reading"] < 0.85 * repeats["unrelated_reading"]
     assert len(log["texts"]) == 12
     assert log["options"]["layers"] == 13
 
@@ -264,9 +264,10 @@ def test_evaluate_command(capsys, tiny_model_dir, tmp_path):
 # training_data.py
 
 
-def _readings(out: np.ndarray) -> tuple[int, list[int]]:
+def _readings(out: np.ndarray, is_again: np.ndarray) -> tuple[int, list[int]]:
     """Length of the passage and the gaps of a row that was `arange`; checks that it is repeats."""
     again = np.flatnonzero(out != np.arange(len(out)))
+    assert np.array_equal(np.flatnonzero(is_again), again)
     start = int(out[again[0]])
     length = next(n for n in range(1, len(out)) if again[0] + n == len(out) or
                   out[again[0] + n] != start + n)  # fmt: skip
@@ -288,7 +289,7 @@ def test_a_repeated_passage_is_a_repeat(ramp, longest, gap):
     row = np.arange(513)
     lengths, gaps = [], []
     for _ in range(300):
-        length, between = _readings(training_data.repeat_passages(row, rng, ramp))
+        length, between = _readings(*training_data.repeat_passages(row, rng, ramp))
         lengths.append(length)
         gaps += between
     assert np.array_equal(row, np.arange(513))  # the argument is left alone
@@ -303,7 +304,10 @@ def test_an_epoch_reads_every_window_once_with_labels_shifted_by_one():
     stream = np.arange(512 * 9 + 300)  # 9 whole windows and a rest: 8 a epoch with a free phase
     starts, lengths = [], set()
     for step in range(8):
-        rows, kinds = training_data.training_rows(stream, counts, step, 512, seed=3, repeat_share=0)
+        rows, kinds, weights = training_data.training_rows(
+            stream, counts, step, 512, seed=3, repeat_share=0
+        )
+        assert (weights == 1).all()
         assert not kinds.any()  # all prose
         assert (np.diff(rows, axis=1) == 1).all()
         assert rows[:, 1:].size == 512
@@ -312,16 +316,16 @@ def test_an_epoch_reads_every_window_once_with_labels_shifted_by_one():
     assert len({start % 512 for start in starts}) == 1
     assert np.array_equal(np.diff(sorted(starts)), np.full(7, 512))
     assert lengths == {257, 513}
-    later = training_data.training_rows(stream, counts, 8, 512, seed=3, repeat_share=0)[0][0, 0]
+    later = training_data.training_rows(stream, counts, 8, 512, seed=3, repeat_share=0).tokens[0, 0]
     assert later % 512 != starts[0] % 512  # the next epoch cuts elsewhere
 
 
 def test_rows_follow_from_seed_and_step():
     stream = np.random.default_rng(0).integers(1, 300, 6000)
     a, b, other_step, other_seed = (
-        training_data.training_rows(stream, np.ones(300), step, 1024, seed=seed, repeat_share=0.5)[
-            0
-        ]
+        training_data.training_rows(
+            stream, np.ones(300), step, 1024, seed=seed, repeat_share=0.5
+        ).tokens
         for step, seed in ((7, 1), (7, 1), (8, 1), (7, 2))
     )
     assert np.array_equal(a, b)
@@ -335,7 +339,7 @@ def test_rows_with_repeats_have_their_share():
 
     def shares(first_step):
         kinds = np.concatenate([
-            training_data.training_rows(stream, counts, step, 512, seed=0, repeat_share=0.25)[1]
+            training_data.training_rows(stream, counts, step, 512, seed=0, repeat_share=0.25).kinds
             for step in range(first_step, first_step + 600)
         ])  # fmt: skip
         return np.bincount(kinds, minlength=3) / len(kinds)
@@ -350,7 +354,7 @@ def test_rows_are_of_the_kind_they_are_said_to_be():
     stream = np.arange(1, 6001)
     found = set()
     for step in range(60):
-        rows, kinds = training_data.training_rows(
+        rows, kinds, _ = training_data.training_rows(
             stream, np.ones(6001), step, 512, seed=1, repeat_share=0.5
         )
         for row, kind in zip(rows, kinds, strict=True):
@@ -359,10 +363,26 @@ def test_rows_are_of_the_kind_they_are_said_to_be():
             follows = np.diff(row) == 1  # as in the stream, where every token occurs once
             assert follows.all() == (name == "prose")
             if name == "repeats":
-                _readings(row - row[0])
+                changed = row != row[0] + np.arange(len(row))
+                _readings(row - row[0], changed)
             if name == "made_up":
                 assert follows.mean() < 0.1
     assert found == set(training_data.ROW_KINDS)
+
+
+def test_what_is_read_again_weighs_more_once_prose_is_known():
+    stream = np.arange(1, 6001)
+    options = {"seed": 1, "repeat_share": 1.0}
+    first = training_data.REREAD_TOKENS // 512
+    for step in (first - 10, first + 10):
+        rows, kinds, weights = training_data.training_rows(
+            stream, np.ones(6001), step, 512, **options
+        )
+        again = rows[:, 1:] != rows[:, :1] + 1 + np.arange(rows.shape[1] - 1)
+        again &= (kinds == training_data.ROW_KINDS.index("repeats"))[:, None]
+        assert again.any()
+        heavy = training_data.REREAD_WEIGHT if step > first else 1.0
+        assert np.array_equal(weights, np.where(again, heavy, 1.0))
 
 
 def test_a_made_up_row_is_one_passage_over_and_over():
@@ -405,6 +425,7 @@ def test_a_held_out_paragraph_in_a_training_text_is_refused():
 # train.py
 
 ONES = np.ones((1, 9), dtype=np.int64)
+EVEN = np.ones((1, 8), dtype=np.float32)
 TINY = [
     *("--hidden-size", "16", "--layers", "2", "--vocab-size", "300", "--batch-tokens", "512"),
     *("--workers", "1", "--no-compile"),  # both take longer to start than these runs last
@@ -475,15 +496,16 @@ def test_what_is_written_loads_as_what_was_trained(texts, tmp_path, capsys):
 def test_training_lowers_the_loss():
     model = train.build_model(64, 16, 2, seed=0)
     optimizer = train.build_optimizer(model, 0.01, 0.1)
-    rows = np.resize(np.arange(1, 9), (2, 65))
+    rows, weights = np.resize(np.arange(1, 9), (2, 65)), np.ones((2, 64), dtype=np.float32)
     with fast_scan(model):
-        losses = [train.train_step(model, optimizer, rows).mean() for _ in range(30)]
+        losses = [train.train_step(model, optimizer, rows, weights).mean() for _ in range(30)]
     assert losses[0] == pytest.approx(math.log(64), rel=0.1)  # fresh weights know nothing
     assert losses[-1] < 0.5 * losses[0]
 
 
 def test_workers_take_the_step_of_one_process():
-    rows = np.random.default_rng(0).integers(0, 64, (4, 33))
+    rng = np.random.default_rng(0)
+    rows, weights = rng.integers(0, 64, (4, 33)), rng.uniform(1, 4, (4, 32)).astype(np.float32)
     models = [train.build_model(64, 16, 2, seed=0) for _ in range(3)]
     optimizers = [train.build_optimizer(model, 0.01, 0.1) for model in models[:2]]
     grads = [torch.zeros_like(parameter) for parameter in models[2].parameters()]
@@ -492,8 +514,8 @@ def test_workers_take_the_step_of_one_process():
     worker.start()
     try:
         with fast_scan(models[0]), fast_scan(models[1]):
-            alone = train.train_step(models[0], optimizers[0], rows)
-            shared = train.train_step(models[1], optimizers[1], rows, [(ours, grads)])
+            alone = train.train_step(models[0], optimizers[0], rows, weights)
+            shared = train.train_step(models[1], optimizers[1], rows, weights, [(ours, grads)])
     finally:
         ours.send(None)
         worker.join()
@@ -503,13 +525,26 @@ def test_workers_take_the_step_of_one_process():
         assert (one - two).abs().mean() < 1e-4
 
 
+def test_a_weight_multiplies_the_gradient_of_its_prediction():
+    model = train.build_model(64, 16, 1, seed=0)
+    rows = np.random.default_rng(0).integers(0, 64, (1, 5))
+    gradients = []
+    for weights in ([[0, 0, 0, 1]], [[1, 1, 1, 0]], [[1, 1, 1, 4]]):
+        model.zero_grad()
+        train.add_gradients(model, rows, np.array(weights, dtype=np.float32))
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    one, others, both = gradients
+    # Float32 sums of four losses.
+    torch.testing.assert_close(both, others + 4 * one, rtol=1e-4, atol=1e-7)
+
+
 def test_a_loss_that_is_not_finite_ends_training():
     model = train.build_model(64, 16, 1, seed=0)
     with torch.no_grad():
         model.backbone.norm_f.weight.fill_(math.inf)
     optimizer = train.build_optimizer(model, 0.01, 0.1)
     with pytest.raises(ValueError, match="no longer finite; start again with a smaller --lr"):
-        train.train_step(model, optimizer, ONES)
+        train.train_step(model, optimizer, ONES, EVEN)
 
 
 def test_weight_decay_is_for_matrices_only():
@@ -603,7 +638,7 @@ def test_a_failed_checkpoint_leaves_the_earlier_one(monkeypatch, tmp_path):
     model = train.build_model(64, 16, 1, seed=0)
     optimizer = train.build_optimizer(model, 0.01, 0.1)
     with fast_scan(model):
-        train.train_step(model, optimizer, ONES)
+        train.train_step(model, optimizer, ONES, EVEN)
     path = tmp_path / "checkpoint.safetensors"
     checkpoint.save_checkpoint(path, model, optimizer, checkpoint.Progress(step=1), "run")
     before = path.read_bytes()
