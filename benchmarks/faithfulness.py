@@ -1,0 +1,192 @@
+"""Which attributions and which neuron rankings say what a model uses? On passages of a book.
+
+Attributions to input tokens are tried by perturbation (``attribution_faithfulness``), neuron
+methods by ablating random neurons of every layer (``neuron_effects``). Passages of equal length,
+spread evenly over the text, each from the start of a token to its end.
+
+How to run (any plain text that the model was not trained on; the demo model is the default)::
+
+    python benchmarks/faithfulness.py treasure_island.txt --save
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+# The suite is flat: its folder has to be on the path when this file is run as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from analysis_utils import bootstrap_interval
+from attention_neurons import NEURON_METHODS, attention_data, layer_parameters
+from attribution_faithfulness import FaithfulnessTable, faithfulness_table
+from neuron_effects import ablation_check
+from ssm_component_extractor import capture_texts, model_layers
+from targets import resolve_target
+from utils import (
+    DEMO_MODEL_PATH,
+    EncodedText,
+    encode_texts,
+    load_model,
+    load_tokenizer,
+    progress,
+    run_main,
+    validate_int,
+    write_atomically,
+    write_json,
+)
+
+RESULTS = Path(__file__).resolve().parent / "results" / "faithfulness.md"
+
+Estimates = dict[str, dict[int, tuple[float, float, float]]]
+"""By method, by layer: mean over texts, and its 95 % interval."""
+
+
+def passages(
+    text: str, tokenizer: PreTrainedTokenizerBase, count: int, length: int
+) -> list[EncodedText]:
+    """``count`` passages of about ``length`` tokens, spread evenly over the text."""
+    offsets = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
+    if len(offsets) < count * length:
+        raise ValueError(
+            f"the text has {len(offsets)} tokens; {count} passages of {length} need "
+            f"{count * length}. Give a longer text, or fewer or shorter passages"
+        )
+    starts = np.linspace(0, len(offsets) - length, count).astype(int)
+    pieces = [text[offsets[i][0] : offsets[i + length - 1][1]] for i in starts]
+    # A passage's first word may be cut into more tokens by itself than it is inside the text.
+    return encode_texts(tokenizer, pieces, 2 * length)
+
+
+def neuron_agreement(
+    model: PreTrainedModel, encoded: Sequence[EncodedText], num_neurons: int, seed: int
+) -> Estimates:
+    """Spearman of each neuron method's importance with |ablation effect|, by layer."""
+    layers, target = model_layers(model, "all"), resolve_target()
+    parameters = layer_parameters(model, layers)
+    found: dict[str, dict[int, list[float]]] = {}
+    for text in progress(encoded, desc="texts"):
+        (captured,) = capture_texts(model, [text], layers)
+        data = attention_data(captured, parameters)
+        sets = {name: make(data, model, target) for name, make in NEURON_METHODS.items()}
+        checked = ablation_check(model, captured, sets, target, num_neurons, seed=seed)
+        for layer, check in checked.items():
+            for method, agreement in check["agreement"].items():
+                if agreement["spearman"] is not None:
+                    by_layer = found.setdefault(method, {})
+                    by_layer.setdefault(layer, []).append(agreement["spearman"])
+    return {
+        method: {layer: _estimate(values) for layer, values in by_layer.items()}
+        for method, by_layer in found.items()
+    }
+
+
+def _estimate(values: Sequence[float]) -> tuple[float, float, float]:
+    low, high = bootstrap_interval(values)
+    return float(np.mean(values)), low, high
+
+
+def attribution_table(table: FaithfulnessTable) -> str:
+    """Markdown: a row a method, the best first."""
+    columns = {
+        "method": lambda row: row["method"],
+        "ΔA^F": lambda row: _interval(row, "delta_af"),
+        "over random": lambda row: _interval(row, "delta_af_over_random"),
+        "over recency": lambda row: _interval(row, "delta_af_over_recency"),
+        "over rollout": lambda row: _interval(row, "delta_af_over_rollout"),
+        "compr.": lambda row: f"{row['comprehensiveness']:.2f}",
+        "suff.": lambda row: f"{row['sufficiency']:.2f}",
+        "Spearman with occlusion": lambda row: _interval(row, "spearman_occlusion"),
+        "conservation error, largest": lambda row: _number(row["conservation_error_max"], ".1e"),
+        "Spearman, all layers randomised": lambda row: _number(
+            row["spearman_all_layers_randomised"], ".2f"
+        ),
+    }
+    cells = [{name: cell(row) for name, cell in columns.items()} for row in table.rows()]
+    return _markdown(pd.DataFrame(cells))
+
+
+def neuron_table(estimates: Estimates) -> str:
+    """Markdown: a row a layer, a column a neuron method."""
+    methods = list(estimates)
+    rows = [
+        {"layer": layer}
+        | {
+            name: _bracketed(*estimates[name][layer])
+            for name in methods
+            if layer in estimates[name]
+        }
+        for layer in sorted(estimates[methods[0]])
+    ]
+    return _markdown(pd.DataFrame(rows).fillna(""))
+
+
+def _markdown(frame: pd.DataFrame) -> str:
+    rows = [list(map(str, frame.columns)), ["---"] * len(frame.columns)]
+    rows += [list(map(str, row)) for row in frame.itertuples(index=False)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _interval(row: Mapping, name: str) -> str:
+    if row[name] is None:
+        return ""
+    return _bracketed(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+
+def _bracketed(value: float, low: float, high: float) -> str:
+    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+
+
+def _number(value: float | None, form: str) -> str:
+    return "" if value is None else format(value, form)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print both tables, and with --save keep them under benchmarks/results."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("text", help="a plain text file that the model was not trained on")
+    parser.add_argument("--model", default=str(DEMO_MODEL_PATH))
+    parser.add_argument("--texts", type=int, default=100, help="passages for the attributions")
+    parser.add_argument("--tokens", type=int, default=64, help="tokens of a passage")
+    parser.add_argument("--neuron-texts", type=int, default=12, help="passages for the neurons")
+    parser.add_argument("--neurons", type=int, default=32, help="neurons ablated a layer and text")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name} and a JSON")
+    args = parser.parse_args(argv)
+    count, length = validate_int("texts", args.texts, 2), validate_int("tokens", args.tokens, 8)
+    validate_int("neuron-texts", args.neuron_texts, 2, count)
+    model, tokenizer = load_model(args.model), load_tokenizer(args.model)
+    encoded = passages(Path(args.text).read_text(encoding="utf-8"), tokenizer, count, length)
+    table = faithfulness_table(model, tokenizer, encoded, seed=args.seed)
+    chosen = encoded[:: count // args.neuron_texts][: args.neuron_texts]
+    neurons = neuron_agreement(model, chosen, validate_int("neurons", args.neurons, 3), args.seed)
+    report = (
+        f"{count} passages of about {length} tokens; target: the logit of the model's own most "
+        f"likely next token; a token is replaced by {table.baseline}; {table.num_random} random "
+        "orders a passage; 95 % intervals by resampling passages.\n\n"
+        f"{attribution_table(table)}\n\n"
+        f"Spearman of a neuron method's importance with the effect of setting a neuron to its "
+        f"mean: {args.neurons} random neurons of each layer, {args.neuron_texts} passages; target: "
+        f"log-probability of that token.\n\n{neuron_table(neurons)}\n"
+    )
+    print(report)
+    if args.save:
+        RESULTS.parent.mkdir(exist_ok=True)
+        with write_atomically(RESULTS) as handle:
+            handle.write(f"# Faithfulness\n\n`python benchmarks/faithfulness.py BOOK`\n\n{report}")
+        write_json(RESULTS.with_suffix(".json"), {"attributions": table.to_dict()})
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,169 @@
+"""The main analysis and its parts at the size of a real study: time, and memory above the model.
+
+mamba-130m's shape with random weights, which is what speed and memory depend on; the tokenizer is
+the demo model's. Four figures, each from a process of its own:
+
+- the whole analysis of one text, figures and files included, after loading, in stock forward passes
+- peak memory above the model of the same with two texts, the default batch
+- peak memory of a layer's mean map, and of that of magnitudes, for a long text
+
+How to run::
+
+    python benchmarks/whole_run.py --save        # about two minutes on two cores
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import NamedTuple
+
+# The suite is flat: its folder has to be on the path when this file is run as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.other_ways import random_operands
+from benchmarks.speed import Bench, Row, Sizes, machine_facts, our_map, table
+from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
+from utils import DEMO_MODEL_PATH, MemoryTracker, load_tokenizer, run_main, write_atomically
+
+RESULTS = Path(__file__).resolve().parent / "results" / "whole_run.md"
+SMOKE = Sizes(32, 4, 16, 4, 2048)
+LONG = 8  # a long text is this many times as long
+
+
+class Figure(NamedTuple):
+    """What one process measured, and the bound that was aimed at."""
+
+    work: str
+    measure: Callable[[Sizes], tuple[float, float | None]]
+    """the figure, and what it is to be divided by for the goal"""
+    unit: str
+    goal: float
+    unit_of_goal: str
+
+
+def texts(count: int, length: int) -> list[str]:
+    """``count`` texts of at least ``length`` tokens from Python's own documentation."""
+    return ["\n".join(list(topics.values())[i::count])[: 8 * length] for i in range(count)]
+
+
+def analyzer(sizes: Sizes) -> CorrectedRecursiveSSMAttentionNeuronAnalyzer:
+    """The analyzer with its defaults on a random model."""
+    tokenizer = load_tokenizer(DEMO_MODEL_PATH)
+    return CorrectedRecursiveSSMAttentionNeuronAnalyzer(
+        Bench(sizes, 1).model, max_sequence_length=sizes.length, tokenizer=tokenizer
+    )
+
+
+def whole_analysis(sizes: Sizes) -> tuple[float, float | None]:
+    """Seconds of the analysis of one text with its figures and files; those of a stock forward."""
+    ours, bench = analyzer(sizes), Bench(sizes, 3)
+    (stock,) = bench.times(lambda: bench.stock_forward(sizes.length))
+    start = time.perf_counter()
+    analyse_and_write(ours, 1)
+    return time.perf_counter() - start, stock
+
+
+def memory_above_model(sizes: Sizes) -> tuple[float, float | None]:
+    """Peak memory of two texts' analysis above what the loaded model takes, GB."""
+    ours = analyzer(sizes)
+    Bench(sizes, 1).stock_forward(2)  # loads the libraries' code
+    tracker = MemoryTracker()
+    analyse_and_write(ours, 2)
+    return _grown(tracker), None
+
+
+def map_memory(sizes: Sizes, absolute: bool) -> tuple[float, float | None]:
+    """Peak memory of one layer's map of a long text, above its operands, GB."""
+    length = LONG * sizes.length
+    operands = random_operands(length, sizes.d_inner, sizes.d_state)
+    our_map(random_operands(2, sizes.d_inner, sizes.d_state), absolute)
+    tracker = MemoryTracker()
+    our_map(operands, absolute)
+    return _grown(tracker), None
+
+
+def analyse_and_write(ours: CorrectedRecursiveSSMAttentionNeuronAnalyzer, count: int) -> None:
+    """What the main command does after loading."""
+    with tempfile.TemporaryDirectory() as folder:
+        ours.analyze_recursive_ssm_attention_effects(texts(count, ours.max_sequence_length))
+        ours.visualize_analysis_results(folder)
+        ours.save_analysis_results(Path(folder) / "analysis_results.json")
+
+
+def _grown(tracker: MemoryTracker) -> float:
+    stats = tracker.stats()
+    if stats["reason"] or not tracker.peak_is_since_reset:
+        raise OSError(f"the peak memory cannot be measured here: {stats['reason'] or 'no reset'}")
+    return stats["peak_memory_usage"] - stats["baseline_memory_usage"]
+
+
+FIGURES = {
+    "analysis": Figure("analysis of a text, with figures and files", whole_analysis, "s", 4, "F"),
+    "memory": Figure(
+        "memory above the model, 2 texts", memory_above_model, "GB", 0.6, "GB"
+    ),
+    "mean_map": Figure(
+        "memory of a mean map, long text", lambda sizes: map_memory(sizes, False), "GB", 4, "GB"
+    ),
+    "absolute_map": Figure(
+        "memory of a map of magnitudes, long text",
+        lambda sizes: map_memory(sizes, True), "GB", 4, "GB",
+    ),
+}  # fmt: skip
+
+
+def measured(name: str, smoke: bool) -> Row:
+    """One figure, from a fresh process."""
+    figure = FIGURES[name]
+    command = [sys.executable, str(Path(__file__).resolve()), "--measure", name]
+    command += ["--smoke"] if smoke else []
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise OSError(f"measuring {name} failed: {done.stderr.strip()}")
+    ours, *other = (float(value) for value in done.stdout.split())
+    unit = ours / other[0] if other else ours
+    stock = other[0] if other else None
+    return Row(
+        figure.work, ours, stock, "stock forward, F", figure.unit, unit,
+        figure.unit_of_goal, figure.goal,
+    )  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table; ``--save`` writes it with the machine's facts."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes: does every row run?")
+    parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name}")
+    parser.add_argument("--measure", choices=FIGURES, help="print one figure, in this process")
+    args = parser.parse_args(argv)
+    sizes = SMOKE if args.smoke else Sizes()
+    if args.measure:
+        ours, other = FIGURES[args.measure].measure(sizes)
+        print(ours, *([] if other is None else [other]))
+        return 0
+    if args.smoke and args.save:
+        raise ValueError("--smoke and --save are both given: tiny sizes are no result to keep")
+    rows = [measured(name, args.smoke) for name in FIGURES]
+    long = f"A long text has {LONG * sizes.length} tokens; a map is of one layer."
+    report = f"{machine_facts(sizes, 1)}\n\n{long}\n\n{table(rows)}\n"
+    print(report)
+    if args.save:
+        RESULTS.parent.mkdir(exist_ok=True)
+        with write_atomically(RESULTS) as file:
+            file.write(f"# Whole runs\n\n`python benchmarks/whole_run.py`\n\n{report}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
