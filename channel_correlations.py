@@ -41,6 +41,7 @@ from time_shift_nulls import (
     smallest_shift,
     undefined,
     why_too_few,
+    why_too_slow,
 )
 
 FALSE_DISCOVERY_RATE = 0.05
@@ -70,13 +71,20 @@ class TopPair(NamedTuple):
     """samples behind r after correction for autocorrelation, of n tokens"""
     adjusted_p: float
     """Benjamini-Hochberg adjusted over all pairs of channels"""
+    num_texts_agreeing: int | None = None
+    """texts whose part of r has r's sign; None where texts were not told apart"""
+    leading_text: int | None = None
+    """number of the text with the largest part of r"""
+    leading_share: float | None = None
+    """its part over r: near 1, the pair rests on one text; above 1, others pull against it"""
 
 
 @dataclass(frozen=True, eq=False)
 class CrossLayerCorrelation:
     """Correlation of every pair of channels of two layers over pooled tokens.
 
-    With too few tokens for a claim, `enough_tokens` is False and every statistic None.
+    With too few tokens for a claim, or too slow ones, `enough_tokens` is False and every statistic
+    None.
     """
 
     layers: tuple[int, int]
@@ -165,6 +173,9 @@ def cross_layer_correlation(
         reason = "no channel of one of the layers varies over the tokens"
     if reason is not None:
         return CrossLayerCorrelation(**head, **_no_claim(reason, n))
+    n_eff = _effective_samples(x, y, lengths)
+    if reason := why_too_slow(n_eff, lengths):
+        return CrossLayerCorrelation(**head, **_no_claim(reason, n))
     shifts = draw_shifts(lengths, num_shifts, seed)
     r = np.clip(x.units.T @ y.units, -1.0, 1.0)
     return CrossLayerCorrelation(
@@ -173,7 +184,7 @@ def cross_layer_correlation(
         reason=None,
         mean_abs_without_first_tokens=_mean_abs_without_first(first, second),
         same_channel_mean_abs=_same_channel_mean_abs(r, x.channels, y.channels),
-        **_significance(r, x, y, lengths, shifts),
+        **_significance(r, n_eff, x, y, lengths, shifts),
         **_against_shifts(r, x, y, lengths, shifts),
         **_lagged(x, y, lengths),
     )
@@ -218,24 +229,35 @@ def _same_channel_mean_abs(r: FloatArray, a: IntArray, b: IntArray) -> float | N
     return float(np.abs(r[rows, columns]).mean()) if len(rows) else None
 
 
-def _significance(
-    r: FloatArray, x: _Columns, y: _Columns, lengths: tuple[int, ...], shifts: IntArray
-) -> dict[str, Any]:
-    n, max_lag = sum(lengths), max(lengths) // 4
+def _effective_samples(x: _Columns, y: _Columns, lengths: tuple[int, ...]) -> FloatArray:
+    max_lag = max(lengths) // 4
     rho_x, rho_y = (autocorrelation_within_texts(c.units, lengths, max_lag) for c in (x, y))
-    n_eff = effective_samples(rho_x, rho_y, n, pairs=True)
+    return effective_samples(rho_x, rho_y, sum(lengths), pairs=True)
+
+
+def _significance(
+    r: FloatArray,
+    n_eff: FloatArray,
+    x: _Columns,
+    y: _Columns,
+    lengths: tuple[int, ...],
+    shifts: IntArray,
+) -> dict[str, Any]:
     adjusted = benjamini_hochberg(pearson_p_values(r, n_eff), FALSE_DISCOVERY_RATE).adjusted
     shifted = (y.units[shifted_rows(lengths, shift)] for shift in shifts[:_NUM_CALIBRATIONS])
-    by_chance = [_share_rejected(np.clip(x.units.T @ y, -1.0, 1.0), n_eff) for y in shifted]
+    by_chance = [share_rejected(np.clip(x.units.T @ y, -1.0, 1.0), n_eff) for y in shifted]
     return {
         "significant_share": float((adjusted <= FALSE_DISCOVERY_RATE).mean()),
         "significant_share_null": float(np.mean(by_chance)),
         "median_effective_samples": float(np.median(n_eff)),
-        "top_pairs": _top_pairs(r, n_eff, adjusted, x.channels, y.channels),
+        "top_pairs": tuple(
+            _with_texts(pair, x, y, lengths)
+            for pair in top_pairs(r, n_eff, adjusted, x.channels, y.channels)
+        ),
     }
 
 
-def _share_rejected(r: FloatArray, n_eff: FloatArray) -> float:
+def share_rejected(r: FloatArray, n_eff: FloatArray) -> float:
     """Share of pairs rejected at the false discovery rate, without the p-values of hopeless pairs.
 
     A pair whose p exceeds the rate cannot be rejected, and |t| <= 1.95 means p > 0.05 at any number
@@ -248,9 +270,10 @@ def _share_rejected(r: FloatArray, n_eff: FloatArray) -> float:
     return float(benjamini_hochberg(p_values, FALSE_DISCOVERY_RATE).rejected.mean())
 
 
-def _top_pairs(
+def top_pairs(
     r: FloatArray, n_eff: FloatArray, adjusted: FloatArray, a: IntArray, b: IntArray
 ) -> tuple[TopPair, ...]:
+    """The pairs of largest |r| (p, q), descending; a and b are the channels' numbers."""
     magnitudes = np.abs(r).ravel()
     count = min(_NUM_TOP_PAIRS, magnitudes.size)
     largest = np.argpartition(magnitudes, -count)[-count:]
@@ -259,6 +282,18 @@ def _top_pairs(
     return tuple(
         TopPair(int(a[i]), int(b[j]), float(r[i, j]), float(n_eff[i, j]), float(adjusted[i, j]))
         for i, j in zip(rows, columns, strict=True)
+    )
+
+
+def _with_texts(pair: TopPair, x: _Columns, y: _Columns, lengths: tuple[int, ...]) -> TopPair:
+    """The pair with the texts that it rests on: r is the sum of their parts."""
+    i, j = np.searchsorted(x.channels, pair.channel_a), np.searchsorted(y.channels, pair.channel_b)
+    starts = np.cumsum([0, *lengths[:-1]])
+    parts = np.add.reduceat(x.units[:, i] * y.units[:, j], starts) / pair.r
+    return pair._replace(
+        num_texts_agreeing=int((parts > 0).sum()),
+        leading_text=int(parts.argmax()),
+        leading_share=float(parts.max()),
     )
 
 

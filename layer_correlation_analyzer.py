@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,6 +40,7 @@ from ssm_component_extractor import (
     captures_of,
     job_from_options,
 )
+from streamed_correlations import StreamedCorrelation, StreamedCorrelations
 from time_shift_nulls import (
     NUM_SHIFTS,
     MeanAutocorrelation,
@@ -189,6 +190,34 @@ def cross_layer_correlations(
         )
         for a, b in pairs
     }
+
+
+def stream_cross_layer_correlations(
+    batches: Iterable[Capture],
+    layer_pairs: Sequence[tuple[int, int]],
+    *,
+    stream: str = "residual",
+    num_shifts: int = NUM_SHIFTS,
+    seed: int = 0,
+) -> dict[str, StreamedCorrelation]:
+    """Correlations of pairs of layers over any number of texts, of which none is kept.
+
+    ``batches`` may be a generator that runs the model: each capture is let go after its sums have
+    been taken, so that memory does not grow with the tokens. See `streamed_correlations` for how
+    the nulls are drawn. Raises ValueError as `cross_layer_correlations`.
+    """
+    sums: StreamedCorrelations | None = None
+    for captured in batches:
+        if sums is None:
+            pairs = _checked_pairs(layer_pairs, captured.layers)
+            layers = sorted({*sum(pairs, ())})
+            sums = StreamedCorrelations(pairs, stream=stream, num_shifts=num_shifts, seed=seed)
+        pooled = {layer: pooled_activations([captured], layer, stream) for layer in layers}
+        values = {layer: torch.from_numpy(part.values) for layer, part in pooled.items()}
+        sums.update(values, pooled[layers[0]].lengths)
+    if sums is None:
+        raise ValueError("batches is empty; pass at least one capture")
+    return sums.results()
 
 
 def recursive_patterns(

@@ -30,6 +30,8 @@ from utils import validate_int
 
 MIN_TOKENS = 40
 """Fewer pooled tokens than this, and nothing is claimed."""
+MIN_EFFECTIVE = 40
+"""Fewer effective samples a text than this, and slow series allow no null of time shifts."""
 MIN_SHIFTS = 20
 """Fewer distinct shifts than this, and there is no null."""
 NUM_SHIFTS = 39
@@ -124,6 +126,24 @@ def why_too_few(lengths: Sequence[int]) -> str | None:
     if (available := count_shifts(lengths)) < MIN_SHIFTS:
         return f"{available} distinct time shifts; a null needs at least {MIN_SHIFTS}"
     return None
+
+
+def why_too_slow(n_eff: Values, lengths: Sequence[int]) -> str | None:
+    """Why series of this effective sample size are too slow for a null of shifts, or None.
+
+    `n_eff`: effective samples of the pooled tokens, of which the median counts. A series that
+    drifts through its whole text has no ends that meet: shifted circularly it gets a jump that the
+    data lack, and slow series agree more often than their shifts. From MIN_EFFECTIVE effective
+    samples a text the shifts hold their 5 % (see the calibration under benchmarks); a series whose
+    tokens are nearly independent, n_eff > 3 n / 4, has nothing to drift.
+    """
+    n, typical = sum(lengths), float(np.nanmedian(as_float64(n_eff)))
+    if typical > 0.75 * n or typical >= MIN_EFFECTIVE * len(lengths):
+        return None
+    return (
+        f"{n} tokens of {len(lengths)} text(s) that change so slowly that they are worth "
+        f"{typical:.0f}; a null of time shifts needs {MIN_EFFECTIVE} a text"
+    )
 
 
 def draw_shifts(lengths: Sequence[int], count: int = NUM_SHIFTS, seed: int = 0) -> IntArray:
@@ -281,8 +301,9 @@ def spearman_shift_test(
 ) -> NullTest:
     """Spearman correlation of two pooled series (n,) against circular shifts of y within texts.
 
-    Undefined, with the reason, for fewer than MIN_TOKENS tokens or MIN_SHIFTS shifts and where a
-    side is constant. Cost: two sorts and num_shifts inner products. Source: [3].
+    Undefined, with the reason, for fewer than MIN_TOKENS tokens or MIN_SHIFTS shifts, where a side
+    is constant, and for series too slow for shifts (`why_too_slow`). Cost: two sorts and num_shifts
+    inner products. Source: [3].
     """
     n = sum(lengths)
     if reason := why_too_few(lengths):
@@ -292,6 +313,9 @@ def spearman_shift_test(
     )
     if constant.any():
         return undefined("one of the two series is constant", n)
+    rho = autocorrelation_within_texts(ranks, lengths, max(lengths) // 4)
+    if reason := why_too_slow(effective_samples(rho[:, :1], rho[:, 1:], n, pairs=False), lengths):
+        return undefined(reason, n)
     shifts = draw_shifts(lengths, num_shifts, seed)
     draws = [ranks[:, 0] @ ranks[shifted_rows(lengths, shift), 1] for shift in shifts]
     return against_null(float(ranks[:, 0] @ ranks[:, 1]), np.array(draws), n)

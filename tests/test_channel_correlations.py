@@ -115,16 +115,35 @@ def test_noise_gives_no_finding():
 
 
 def test_slow_noise_gives_no_finding_where_an_uncorrected_test_does():
-    x, y = ar1(0.95, 400, 30, seed=40), ar1(0.95, 400, 30, seed=41)
+    x, y = ar1(0.95, 1200, 30, seed=40), ar1(0.95, 1200, 30, seed=41)
     result = correlate(x, y)
-    uncorrected = pearson_p_values(pearson_matrix(x, y), 400.0)
+    uncorrected = pearson_p_values(pearson_matrix(x, y), 1200.0)
     assert (uncorrected < 0.05).mean() > 0.5  # independent, yet "significant"
     assert known(result.significant_share) <= 0.05
     assert known(result.significant_share_null) <= 0.05
     assert result.mean_abs.outside_null is False
     assert result.cka.outside_null is False
-    # n (1 - phi^2) / (1 + phi^2) = 20.5 for AR(1); estimated within a factor of two.
-    assert 10 < known(result.median_effective_samples) < 41
+    # n (1 - phi^2) / (1 + phi^2) = 61.5 for AR(1); estimated within a factor of two.
+    assert 31 < known(result.median_effective_samples) < 123
+
+
+def test_series_too_slow_for_their_text_claim_nothing():
+    # 100 tokens worth 5: a text that drifts from end to end has no null of shifts.
+    result = correlate(ar1(0.95, 100, 10, seed=42), ar1(0.95, 100, 10, seed=43))
+    assert result.enough_tokens is False
+    assert "100 tokens of 1 text(s) that change so slowly" in known(result.reason)
+    assert result.max_abs.reason == result.reason
+
+
+def test_top_pairs_name_the_texts_they_rest_on():
+    x, y = ar1(0, 300, 3, 44), ar1(0, 300, 3, 45)
+    y[100:200, 1] = 3.0 * x[100:200, 0]  # tied in the second text alone
+    y[:, 2] = -x[:, 2]  # in all three
+    pairs = {(p.channel_a, p.channel_b): p for p in correlate(x, y, (100, 100, 100)).top_pairs}
+    assert pairs[2, 2].num_texts_agreeing == 3
+    assert known(pairs[2, 2].leading_share) < 0.5
+    assert pairs[0, 1].leading_text == 1
+    assert known(pairs[0, 1].leading_share) > 0.8
 
 
 def test_too_few_tokens_claim_nothing():
@@ -179,6 +198,7 @@ def test_results_are_seeded_and_strict_json():
     first, again = correlate(x, y, seed=1).to_dict(), correlate(x, y, seed=1).to_dict()
     assert json.dumps(first, allow_nan=False) == json.dumps(again, allow_nan=False)
     assert first["top_pairs"][0].keys() == {
-        "channel_a", "channel_b", "r", "effective_samples", "adjusted_p"
+        "channel_a", "channel_b", "r", "effective_samples", "adjusted_p",
+        "num_texts_agreeing", "leading_text", "leading_share",
     }  # fmt: skip
     assert correlate(x, y, seed=2).to_dict()["mean"]["null_mean"] != first["mean"]["null_mean"]

@@ -17,6 +17,7 @@ from layer_correlation_analyzer import (
     pooled_activations,
     recursive_patterns,
     ssm_attention_correlations,
+    stream_cross_layer_correlations,
     summarise_activations,
 )
 from selective_scan import attention_map
@@ -146,6 +147,21 @@ def test_other_bad_input_is_named(captures, analyzer):
     for method in (analyzer.compute_cross_layer_correlations, analyzer.analyze_recursive_patterns):
         with pytest.raises(RuntimeError, match="call extract_layer_activations"):
             method(*((0,) if method == analyzer.analyze_recursive_patterns else ()))
+
+
+def test_a_stream_of_captures_gives_what_they_give_together(captures):
+    together = cross_layer_correlations(captures, [(0, 2)], stream="mixer")["layer_0_to_2"]
+    streamed = stream_cross_layer_correlations(iter(captures), [(0, 2)], stream="mixer")
+    found = streamed["layer_0_to_2"]
+    assert (found.num_tokens, found.num_segments, found.stream) == (180, 3, "mixer")
+    assert found.shares_residual is False
+    # Sums of 180 float32 products against float64.
+    assert found.values["mean_abs"] == pytest.approx(together.mean_abs.value, abs=1e-5)
+    assert found.values["cka"] == pytest.approx(together.cka.value, abs=1e-4)
+    with pytest.raises(ValueError, match="batches is empty"):
+        stream_cross_layer_correlations([], [(0, 2)])
+    with pytest.raises(ValueError, match=r"names \[1\]"):
+        stream_cross_layer_correlations(captures, [(0, 1)])
 
 
 def naive_changes(x):

@@ -1,0 +1,448 @@
+"""Correlation of layers over a stream of tokens: sums a batch, memory that no token adds to.
+
+For every pair of layers the sums X^T Y of its channels are kept, with two columns more: the squared
+norm of each token, and 1. Means, variances, Pearson's r of every pair of channels, and debiased
+linear CKA follow from them at the end, so that memory depends on d_model^2 and the number of pairs,
+and time on matrix products alone.
+
+How nulls go with a stream: a circular time-shift needs both ends of what it shifts, so that every
+text (or segment of a long text) is shifted within itself, by its own seeded shift for each draw;
+the sums of a draw accumulate over the stream as those of the data do, for shifts keep the sums of
+each side. Draws cost as much as the data: where a layer has more than `num_sampled` channels, the
+null and the lags are those of a seeded sample of them, the same in every batch, and the value
+tested is that of the sample too; the values over all channels stand beside.
+
+References:
+  [1] Chan, Golub & LeVeque 1983, Algorithms for computing the sample variance (shifted data)
+  [2] Kornblith et al. 2019; Song et al. 2012, eq. 5: see `channel_correlations`
+
+Shapes: n tokens of a batch with texts of `lengths`; p and q channels of two layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from analysis_utils import FloatArray, benjamini_hochberg, lagged_products, pearson_p_values
+from channel_correlations import FALSE_DISCOVERY_RATE, TopPair, share_rejected, top_pairs
+from time_shift_nulls import (
+    MAX_LAG,
+    NUM_SHIFTS,
+    NullTest,
+    against_null,
+    effective_samples,
+    fields_to_dict,
+    shifted_rows,
+    smallest_shift,
+    undefined,
+    why_too_few,
+    why_too_slow,
+)
+from utils import validate_int
+
+NUM_SAMPLED = 128
+"""Channels of a layer whose time-shifts are drawn."""
+AUTOCORRELATION_LAGS = 64
+"""Lags that correct the sample size, tokens; a quarter of a shorter text."""
+
+TESTED = ("mean", "mean_abs", "max_abs", "best_match", "cka")
+# Shifts whose columns stand side by side in one matrix product.
+_SHIFTS_AT_ONCE = 8
+_NUM_CALIBRATIONS = 3
+
+
+@dataclass(frozen=True, eq=False)
+class StreamedCorrelation:
+    """Correlation of two layers over all tokens of a stream; None where undefined."""
+
+    layers: tuple[int, int]
+    """(a, b)"""
+    stream: str
+    """what was correlated"""
+    shares_residual: bool
+    """True for the residual stream: b's activations contain a's"""
+    num_tokens: int
+    num_segments: int
+    """texts or segments, each shifted within itself"""
+    num_channels: tuple[int, int]
+    """channels of a and b that vary"""
+    enough_tokens: bool
+    reason: str | None
+    """why nothing is claimed"""
+    values: dict[str, float | None]
+    """over all pairs of channels: mean of r, of |r|, largest |r|, mean over b's channels of the
+    largest |r| with any of a, and debiased linear CKA; keys TESTED"""
+    num_sampled: tuple[int, int]
+    """channels of a and b behind `tests` and `lagged_mean_abs`"""
+    tests: dict[str, NullTest]
+    """the same quantities over the sampled channels; null: circular time-shifts"""
+    significant_share: float | None
+    """share of all pairs with r != 0 at a false discovery rate of 5 %, by the effective sample
+    size"""
+    significant_share_null: float | None
+    """the same of the sampled channels under time-shifts, mean of three"""
+    median_effective_samples: float | None
+    top_pairs: tuple[TopPair, ...]
+    """of largest |r|, descending"""
+    lags: tuple[int, ...]
+    """tokens by which b is taken later than a, circularly within each segment"""
+    lagged_mean_abs: tuple[float, ...]
+    """mean |r| of the sampled channels at each lag"""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON."""
+        return fields_to_dict(self)
+
+
+class StreamedCorrelations:
+    """Correlations of pairs of layers, accumulated batch by batch.
+
+    Memory: for each pair p q + (num_shifts + 17) num_sampled^2 sums, for each layer p^2, in
+    float64, and some copies of one batch. Cost a batch: for each pair one (p, n) x (n, q) product
+    and num_shifts + 17 of the sampled channels, in float32; for each layer one (p, n) x (n, p)
+    product and a Fourier transform. Sums within a batch are float32 on data centred and scaled by
+    the first batch [1]: give batches of one to a few thousand tokens.
+    """
+
+    def __init__(
+        self,
+        layer_pairs: Sequence[tuple[int, int]],
+        *,
+        stream: str = "residual",
+        num_shifts: int = NUM_SHIFTS,
+        num_sampled: int = NUM_SAMPLED,
+        seed: int = 0,
+    ) -> None:
+        if not layer_pairs or len(set(layer_pairs)) < len(layer_pairs):
+            raise ValueError(f"layer_pairs is {layer_pairs!r}; name each pair once, at least one")
+        self.pairs = [(int(a), int(b)) for a, b in layer_pairs]
+        self.stream = stream
+        self.num_shifts = validate_int("num_shifts", num_shifts, 20)
+        self.num_sampled = validate_int("num_sampled", num_sampled, 1)
+        self.rng = np.random.default_rng(seed)
+        self.lengths: list[int] = []
+        self._layers: dict[int, _LayerSums] = {}
+        self._sums: dict[tuple[int, int], _PairSums] = {}
+
+    def update(self, values: Mapping[int, Tensor], lengths: Sequence[int]) -> None:
+        """Add a batch: by layer (n, channels), the tokens of one text after those of another.
+
+        ``lengths``: tokens of each text, or of each segment of a long text; they sum to n. Raises
+        ValueError for a layer that is missing, has other tokens or other channels than before.
+        """
+        needed = sorted({layer for pair in self.pairs for layer in pair})
+        self._check(values, lengths, needed)
+        shifts = self._draw(lengths)
+        batch = {layer: self._layer(layer, values[layer]) for layer in needed}
+        columns = {layer: sums.update(values[layer], lengths) for layer, sums in batch.items()}
+        for a, b in self.pairs:
+            if (a, b) not in self._sums:
+                self._sums[a, b] = _PairSums(batch[a], batch[b], len(shifts))
+            self._sums[a, b].update(columns[a], columns[b], shifts)
+        self.lengths += lengths
+
+    def results(self) -> dict[str, StreamedCorrelation]:
+        """The correlations so far, by "layer_a_to_b"; RuntimeError before any batch."""
+        if not self.lengths:
+            raise RuntimeError("nothing has been streamed yet: call update(...) first")
+        return {f"layer_{a}_to_{b}": self._result((a, b), self._sums[a, b]) for a, b in self.pairs}
+
+    def _result(self, pair: tuple[int, int], sums: _PairSums) -> StreamedCorrelation:
+        a, b = (self._layers[layer] for layer in pair)
+        reason = why_too_few(self.lengths)
+        if reason is None and not (a.varies.any() and b.varies.any()):
+            reason = "no channel of one of the layers varies over the tokens"
+        n = sum(self.lengths)
+        n_eff = None if reason else sums.effective_samples(self.lengths)
+        reason = reason or why_too_slow(n_eff, self.lengths)
+        found = sums.undefined(reason, n) if reason else sums.statistics(n_eff, self.lengths)
+        return StreamedCorrelation(
+            layers=pair,
+            stream=self.stream,
+            shares_residual=self.stream == "residual",
+            num_tokens=n,
+            num_segments=len(self.lengths),
+            num_channels=(int(a.varies.sum()), int(b.varies.sum())),
+            enough_tokens=reason is None,
+            reason=reason,
+            **found,
+        )
+
+    def _layer(self, layer: int, values: Tensor) -> _LayerSums:
+        if layer not in self._layers:
+            width = values.shape[1]
+            chosen = self.rng.permutation(width)[: min(width, self.num_sampled)]
+            self._layers[layer] = _LayerSums(values, np.sort(chosen))
+        return self._layers[layer]
+
+    def _draw(self, lengths: Sequence[int]) -> list[np.ndarray]:
+        """Row orders of the null's draws, then those of lags -MAX_LAG to MAX_LAG."""
+        ranges = [(smallest_shift(length), length - smallest_shift(length)) for length in lengths]
+        draws = [
+            [int(self.rng.integers(a, b + 1)) if a <= b else 0 for a, b in ranges]
+            for _ in range(self.num_shifts)
+        ]
+        lags = [[-lag] * len(lengths) for lag in range(-MAX_LAG, MAX_LAG + 1)]
+        return [shifted_rows(lengths, shift) for shift in [*draws, *lags]]
+
+    def _check(
+        self, values: Mapping[int, Tensor], lengths: Sequence[int], needed: Sequence[int]
+    ) -> None:
+        if missing := sorted(set(needed) - set(values)):
+            raise ValueError(f"values lacks layers {missing}; it must hold {list(needed)}")
+        if not lengths or min(lengths) < 1:
+            raise ValueError(f"lengths is {list(lengths)}; every text has at least one token")
+        for layer in needed:
+            shape, known = tuple(values[layer].shape), self._layers.get(layer)
+            width = known.width if known else shape[-1]
+            if shape != (sum(lengths), width):
+                raise ValueError(
+                    f"values of layer {layer} have shape {shape}; expected "
+                    f"{(sum(lengths), width)}: a row for each token of lengths"
+                )
+            if not bool(torch.isfinite(values[layer]).all()):
+                raise ValueError(f"values of layer {layer} hold nan or infinite entries")
+
+
+class _Columns(NamedTuple):
+    """A batch of one layer: (n, p + 2) scaled channels, squared norm and 1; of all, of some."""
+
+    every: Tensor
+    sampled: Tensor
+
+
+class _LayerSums:
+    """Sums of one layer with itself."""
+
+    def __init__(self, first: Tensor, sampled: np.ndarray) -> None:
+        self.width, self.sampled = first.shape[1], torch.from_numpy(sampled)
+        exact = first.double()
+        self.offset = exact.mean(dim=0)
+        spread = (exact - self.offset).square().mean(dim=0).sqrt()
+        self.scale = torch.where(spread > 0, spread, torch.ones_like(spread))
+        # Scales of the squared norms, of all channels and of those sampled.
+        self.norms = self.width, len(sampled)
+        size = self.width + 2
+        self.own = np.zeros((size, size))
+        self.own_sampled = np.zeros((len(sampled) + 2,) * 2)
+        self.low = torch.full((self.width,), torch.inf)
+        self.high = -self.low
+        self.lagged = np.zeros((AUTOCORRELATION_LAGS + 1, self.width))
+        self.ends = np.zeros((AUTOCORRELATION_LAGS + 1, self.width))
+        self.counts = np.zeros(AUTOCORRELATION_LAGS + 1)
+
+    @property
+    def varies(self) -> np.ndarray:
+        """(channels,) whether a channel has taken two values."""
+        return (self.low < self.high).numpy()
+
+    def update(self, values: Tensor, lengths: Sequence[int]) -> _Columns:
+        scaled = ((values - self.offset.to(values)) / self.scale.to(values)).float()
+        self.low = torch.minimum(self.low, values.amin(dim=0))
+        self.high = torch.maximum(self.high, values.amax(dim=0))
+        some = scaled[:, self.sampled]
+        columns = _Columns(
+            self._with_norms(scaled, self.scale, self.norms[0]),
+            self._with_norms(some, self.scale[self.sampled], self.norms[1]),
+        )
+        for own, part in zip((self.own, self.own_sampled), columns, strict=True):
+            own += part.numpy().T @ part.numpy()  # half the work of a general product: one array
+        self._add_lags(scaled.numpy(), lengths)
+        return columns
+
+    @staticmethod
+    def _with_norms(scaled: Tensor, scale: Tensor, width: int) -> Tensor:
+        relative = (scale / scale.max()).float()
+        norms = (scaled * relative).square().sum(dim=1, keepdim=True) / width
+        return torch.cat([scaled, norms, torch.ones_like(norms)], dim=1)
+
+    def _add_lags(self, scaled: np.ndarray, lengths: Sequence[int]) -> None:
+        for part in np.split(scaled, np.cumsum(lengths)[:-1]):
+            length = len(part)
+            reach = min(AUTOCORRELATION_LAGS, length - 1)
+            self.lagged[: reach + 1] += lagged_products(part.T, reach).T
+            heads = np.cumsum(part[:reach], axis=0, dtype=np.float64)
+            tails = np.cumsum(part[::-1][:reach], axis=0, dtype=np.float64)
+            self.ends[: reach + 1] += 2.0 * part.sum(axis=0, dtype=np.float64)
+            self.ends[1 : reach + 1] -= heads + tails
+            self.counts[: reach + 1] += length - np.arange(reach + 1)
+
+    def autocorrelation(self, max_lag: int) -> FloatArray:
+        """(max_lag + 1, channels that vary), as `time_shift_nulls.autocorrelation_within_texts`."""
+        varies, lags = self.varies, slice(0, max_lag + 1)
+        mean = (self.own[:-2, -1] / self.own[-1, -1])[varies]
+        sums = self.lagged[lags, varies] - mean * self.ends[lags, varies]
+        return (sums + self.counts[lags, None] * mean**2) / np.square(self.deviations()[varies])
+
+    def deviations(self) -> FloatArray:
+        """(channels,) square root of the centred sum of squares, of the scaled channels."""
+        return _deviations(self.own)
+
+    def norm_weights(self, own: FloatArray, some: bool) -> FloatArray:
+        """Weights (p + 2,) of a row's columns that give its squared norm about the mean.
+
+        |z - m|^2 = |z|^2 - 2 m.z + |m|^2, z the channels about the offset in units of the largest
+        scale.
+        """
+        scale = self.scale[self.sampled] if some else self.scale
+        relative = (scale / scale.max()).numpy()
+        mean = relative * own[:-2, -1] / own[-1, -1]
+        width = self.norms[1] if some else self.norms[0]
+        return np.concatenate([-2.0 * mean * relative, [width, float(mean @ mean)]])
+
+    def weights(self, some: bool) -> FloatArray:
+        """(p,) scale of each channel in units of the largest."""
+        scale = self.scale[self.sampled] if some else self.scale
+        return (scale / scale.max()).numpy()
+
+
+class _PairSums:
+    """Sums of two layers: of the data, and of the sampled channels for each shift and lag."""
+
+    def __init__(self, first: _LayerSums, second: _LayerSums, num_orders: int) -> None:
+        self.first, self.second = first, second
+        self.every = np.zeros((first.width + 2, second.width + 2))
+        p, q = len(first.sampled) + 2, len(second.sampled) + 2
+        self.sampled = np.zeros((p, q))
+        self.shifted = np.zeros((num_orders, p, q))
+
+    def update(self, a: _Columns, b: _Columns, orders: Sequence[np.ndarray]) -> None:
+        self.every += (a.every.mT @ b.every).numpy()
+        self.sampled += (a.sampled.mT @ b.sampled).numpy()
+        transposed = a.sampled.mT.contiguous()
+        for start in range(0, len(orders), _SHIFTS_AT_ONCE):
+            rows = torch.from_numpy(np.stack(orders[start : start + _SHIFTS_AT_ONCE], axis=1))
+            product = transposed @ b.sampled[rows].flatten(1)
+            stacked = product.unflatten(1, (rows.shape[1], -1)).transpose(0, 1)
+            self.shifted[start : start + rows.shape[1]] += stacked.numpy()
+
+    def effective_samples(self, lengths: Sequence[int]) -> FloatArray:
+        """(p, q) of the channels that vary: see `time_shift_nulls.effective_samples`."""
+        lags = min(AUTOCORRELATION_LAGS, max(lengths) // 4)
+        rho_x, rho_y = (side.autocorrelation(lags) for side in (self.first, self.second))
+        return effective_samples(rho_x, rho_y, sum(lengths), pairs=True)
+
+    def statistics(self, n_eff: FloatArray, lengths: Sequence[int]) -> dict[str, Any]:
+        """The fields of `StreamedCorrelation` that the sums decide."""
+        a, b = self.first, self.second
+        rows, columns = np.flatnonzero(a.varies), np.flatnonzero(b.varies)
+        r = _correlations(self.every, a.own, b.own)[np.ix_(rows, columns)]
+        adjusted = benjamini_hochberg(pearson_p_values(r, n_eff), FALSE_DISCOVERY_RATE).adjusted
+        return {
+            "values": dict(zip(TESTED, [*_summary(r), self._cka(self.every, False)], strict=True)),
+            "significant_share": float((adjusted <= FALSE_DISCOVERY_RATE).mean()),
+            "median_effective_samples": float(np.median(n_eff)),
+            "top_pairs": top_pairs(r, n_eff, adjusted, rows, columns),
+            **self._against_shifts(n_eff, lengths),
+        }
+
+    def _against_shifts(self, n_eff: FloatArray, lengths: Sequence[int]) -> dict[str, Any]:
+        """The tests of the sampled channels; ``n_eff`` of all channels that vary."""
+        n = sum(lengths)
+        sides = self.first, self.second
+        chosen = [side.sampled.numpy() for side in sides]
+        varies = [side.varies[numbers] for side, numbers in zip(sides, chosen, strict=True)]
+        if not (varies[0].any() and varies[1].any()):
+            return self.untested("none of the sampled channels of a layer varies", n)
+        some = np.ix_(*varies)
+        # Among the channels that vary, the sampled ones.
+        places = [
+            np.searchsorted(np.flatnonzero(side.varies), numbers[kept])
+            for side, numbers, kept in zip(sides, chosen, varies, strict=True)
+        ]
+        samples = n_eff[np.ix_(*places)]
+        own = self.first.own_sampled, self.second.own_sampled
+        num_draws = len(self.shifted) - (2 * MAX_LAG + 1)
+
+        def r_of(sums: FloatArray) -> FloatArray:
+            return _correlations(sums, *own)[some]
+
+        draws = np.array(
+            [[*_summary(r_of(s)), self._cka(s, True)] for s in self.shifted[:num_draws]]
+        )
+        values = [*_summary(r_of(self.sampled)), self._cka(self.sampled, True)]
+        tests = [against_null(v, drawn, n) for v, drawn in zip(values, draws.T, strict=True)]
+        by_chance = [share_rejected(r_of(s), samples) for s in self.shifted[:_NUM_CALIBRATIONS]]
+        reach = min(MAX_LAG, min(smallest_shift(length) for length in lengths) - 1)
+        lagged = self.shifted[num_draws:][MAX_LAG - reach : MAX_LAG + reach + 1]
+        return {
+            "num_sampled": tuple(int(v.sum()) for v in varies),
+            "tests": dict(zip(TESTED, tests, strict=True)),
+            "significant_share_null": float(np.mean(by_chance)),
+            "lags": tuple(range(-reach, reach + 1)),
+            "lagged_mean_abs": tuple(float(np.abs(r_of(s)).mean()) for s in lagged),
+        }
+
+    def _cka(self, sums: FloatArray, some: bool) -> float:
+        a, b = self.first, self.second
+        own = (a.own_sampled, b.own_sampled) if some else (a.own, b.own)
+        x, y = a.norm_weights(own[0], some), b.norm_weights(own[1], some)
+        scales = a.weights(some), b.weights(some)
+        cross = _hsic(sums, x, y, *scales)
+        selves = (
+            _hsic(own[0], x, x, scales[0], scales[0]),
+            _hsic(own[1], y, y, scales[1], scales[1]),
+        )
+        if min(selves) <= 0:
+            return np.nan
+        return float(np.clip(cross / np.sqrt(selves[0] * selves[1]), -1.0, 1.0))
+
+    def undefined(self, reason: str, n: int) -> dict[str, Any]:
+        """The same fields when nothing is claimed."""
+        return {
+            "values": dict.fromkeys(TESTED),
+            "significant_share": None,
+            "median_effective_samples": None,
+            "top_pairs": (),
+            **self.untested(reason, n),
+        }
+
+    def untested(self, reason: str, n: int) -> dict[str, Any]:
+        """The fields of the sampled channels when there is nothing to draw."""
+        return {
+            "num_sampled": (len(self.first.sampled), len(self.second.sampled)),
+            "tests": dict.fromkeys(TESTED, undefined(reason, n)),
+            "significant_share_null": None,
+            "lags": (),
+            "lagged_mean_abs": (),
+        }
+
+
+def _deviations(own: FloatArray) -> FloatArray:
+    squares = np.diag(own)[:-2] - np.square(own[:-2, -1]) / own[-1, -1]
+    return np.sqrt(np.maximum(squares, 0.0))
+
+
+def _centred(sums: FloatArray) -> FloatArray:
+    """(p, q) centred sums of products: the last row and column are the sums of each side."""
+    return sums[:-2, :-2] - np.outer(sums[:-2, -1], sums[-1, :-2]) / sums[-1, -1]
+
+
+def _correlations(sums: FloatArray, own_a: FloatArray, own_b: FloatArray) -> FloatArray:
+    """Pearson's r (p, q); 0 in channels that do not vary, which callers leave out."""
+    scale = np.outer(_deviations(own_a), _deviations(own_b))
+    r = np.divide(_centred(sums), scale, out=np.zeros_like(scale), where=scale > 0)
+    return np.clip(r, -1.0, 1.0)
+
+
+def _summary(r: FloatArray) -> list[float]:
+    """The quantities of TESTED but the last."""
+    best = np.abs(r).max(axis=0)
+    return [float(x) for x in (r.mean(), np.abs(r).mean(), best.max(), best.mean())]
+
+
+def _hsic(
+    sums: FloatArray, x: FloatArray, y: FloatArray, scale_x: FloatArray, scale_y: FloatArray
+) -> float:
+    """Unbiased HSIC [2] times a factor of n alone, from the sums of augmented columns."""
+    n = sums[-1, -1]
+    energy = np.square(scale_x[:, None] * _centred(sums) * scale_y).sum()
+    diagonal = x @ sums @ y
+    traces = (x @ sums[:, -1]) * (sums[-1, :] @ y)
+    return float(energy - n / (n - 2) * diagonal + traces / ((n - 1) * (n - 2)))

@@ -1,0 +1,190 @@
+"""Correlations over a stream against those of the same tokens at hand, naive loops, and plants."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from channel_correlations import PooledActivations, cross_layer_correlation
+from streamed_correlations import TESTED, StreamedCorrelations
+
+LENGTHS = (90, 60, 75)
+TOKENS = 225
+
+
+def ar1(phi, n, channels, seed):
+    """Stationary AR(1) series (n, channels)."""
+    x = np.random.default_rng(seed).standard_normal((n, channels))
+    for t in range(1, n):
+        x[t] += phi * x[t - 1]
+    return x
+
+
+def layers(seed=0, n=TOKENS, p=7, q=5):
+    """Two layers that share something, with channels of unlike means and scales."""
+    x, noise = ar1(0.3, n, p, seed), ar1(0.2, n, q, seed + 1)
+    y = noise + 0.5 * np.roll(x, 2, axis=0)[:, :q]
+    return x * np.logspace(-2, 2, p) + 5.0, y * 3.0 - 20.0
+
+
+def streamed(x, y, batches, **options):
+    """The result after these batches of text lengths."""
+    sums = StreamedCorrelations([(0, 1)], **options)
+    start = 0
+    for lengths in batches:
+        rows = slice(start, start + sum(lengths))
+        sums.update({0: torch.from_numpy(x[rows]), 1: torch.from_numpy(y[rows])}, list(lengths))
+        start += sum(lengths)
+    assert start == len(x)
+    return sums.results()["layer_0_to_1"]
+
+
+def at_hand(x, y, lengths=LENGTHS):
+    return cross_layer_correlation(PooledActivations(x, lengths), PooledActivations(y, lengths))
+
+
+@pytest.mark.parametrize("batches", [[LENGTHS], [[n] for n in LENGTHS], [LENGTHS[:2], LENGTHS[2:]]])
+def test_a_stream_gives_what_its_tokens_give_at_hand(batches):
+    x, y = layers()
+    found, expected = streamed(x, y, batches), at_hand(x, y)
+    # Sums of 225 products in float32 round at 1e-6; CKA subtracts sums of like size.
+    for name, tolerance in (("mean", 1e-6), ("mean_abs", 1e-6), ("max_abs", 1e-6),
+                            ("best_match", 1e-6), ("cka", 1e-5)):  # fmt: skip
+        test = getattr(expected, name)
+        assert found.values[name] == pytest.approx(test.value, abs=tolerance), name
+        assert found.tests[name].value == pytest.approx(test.value, abs=tolerance), name
+    assert found.significant_share == pytest.approx(expected.significant_share)
+    assert found.median_effective_samples == pytest.approx(
+        expected.median_effective_samples, rel=1e-5
+    )
+    for mine, theirs in zip(found.top_pairs, expected.top_pairs, strict=True):
+        assert mine[:2] == theirs[:2]
+        assert mine[2:4] == pytest.approx(theirs[2:4], rel=1e-5)
+    assert found.lags == expected.lags
+    np.testing.assert_allclose(found.lagged_mean_abs, expected.lagged_mean_abs, atol=1e-6)
+    assert (found.num_tokens, found.num_segments) == (225, 3)
+
+
+def test_batches_of_another_cut_give_the_same():
+    x, y = layers(3)
+    one, three = streamed(x, y, [LENGTHS]), streamed(x, y, [[n] for n in LENGTHS])
+    # The same draws: shifts come text by text only where each batch is one text, so that nulls
+    # differ; the data do not.
+    for name in TESTED:
+        assert one.values[name] == pytest.approx(three.values[name], abs=1e-5)
+
+
+def test_draws_of_the_null_are_texts_rolled_by_themselves():
+    x, y = layers(4)
+    found = streamed(x, y, [LENGTHS], num_shifts=20, seed=5)
+    rng = np.random.default_rng(5)
+    draws = []
+    for _ in range(20):
+        shifts = [int(rng.integers(9, length - 9 + 1)) for length in LENGTHS]
+        parts = np.split(y, np.cumsum(LENGTHS)[:-1])
+        rolled = np.concatenate([np.roll(p, s, axis=0) for p, s in zip(parts, shifts, strict=True)])
+        r = np.array([[np.corrcoef(a, b)[0, 1] for b in rolled.T] for a in x.T])
+        draws.append([r.mean(), np.abs(r).mean(), np.abs(r).max(), np.abs(r).max(axis=0).mean()])
+    means = np.mean(draws, axis=0)
+    for name, mean in zip(TESTED, means, strict=False):
+        assert found.tests[name].null_mean == pytest.approx(mean, abs=1e-5), name
+
+
+def test_some_channels_stand_for_all_in_the_null_alone():
+    x, y = layers(6, p=12, q=9)
+    every, some = streamed(x, y, [LENGTHS]), streamed(x, y, [LENGTHS], num_sampled=4)
+    assert (every.num_sampled, some.num_sampled) == ((12, 9), (4, 4))
+    assert some.num_channels == (12, 9)
+    assert some.values == every.values
+    assert some.significant_share == every.significant_share
+    assert some.tests["mean_abs"].value != every.tests["mean_abs"].value
+
+
+def test_what_follows_by_two_tokens_peaks_at_lag_two_and_is_found():
+    x = ar1(0.0, 400, 6, seed=7)
+    result = streamed(x, np.roll(x, 2, axis=0) + 0.1 * ar1(0, 400, 6, 8), [[200], [200]])
+    assert result.lags[int(np.argmax(result.lagged_mean_abs))] == 2
+    y = x + ar1(0.0, 400, 6, seed=9)
+    tied = streamed(x, y, [[200], [200]])
+    assert tied.tests["best_match"].outside_null is True
+    assert tied.values["cka"] > 0.4
+
+
+def test_slow_noise_gives_no_finding():
+    found = [
+        streamed(ar1(0.9, 1200, 20, 2 * s), ar1(0.9, 1200, 20, 2 * s + 1), [[600], [600]])
+        for s in range(10, 20)
+    ]
+    # 10 tests at 5 %: 3 or more outside happen for 1 % of seed sets; this is not one.
+    for name in TESTED:
+        assert sum(result.tests[name].outside_null for result in found) <= 2, name
+    assert sum(result.significant_share > 0 for result in found) <= 2
+
+
+def test_series_too_slow_for_their_texts_claim_nothing():
+    x, y = ar1(0.95, 300, 5, seed=30), ar1(0.95, 300, 5, seed=31)
+    result = streamed(x, y, [[100]] * 3)
+    assert result.reason is not None
+    assert "change so slowly" in result.reason
+    assert (
+        result.reason.split("are worth")[0]
+        == at_hand(x, y, (100,) * 3).reason.split("are worth")[0]
+    )
+
+
+def test_a_large_mean_and_a_late_change_of_scale_do_no_harm():
+    x, y = layers(10)
+    x[150:] *= 30.0
+    found, expected = streamed(x + 1e4, y, [[n] for n in LENGTHS]), at_hand(x + 1e4, y)
+    assert found.values["mean_abs"] == pytest.approx(expected.mean_abs.value, abs=1e-5)
+    assert found.values["cka"] == pytest.approx(expected.cka.value, abs=1e-4)
+
+
+def test_channels_without_variance_are_left_out():
+    x, y = layers(11)
+    x[:, 2] = 4.0
+    found, expected = streamed(x, y, [[n] for n in LENGTHS]), at_hand(x, y)
+    assert found.num_channels == (6, 5)
+    assert found.values["mean_abs"] == pytest.approx(expected.mean_abs.value, abs=1e-6)
+    assert found.values["cka"] == pytest.approx(expected.cka.value, abs=1e-5)
+    flat = streamed(np.ones_like(x), y, [LENGTHS])
+    assert flat.reason == "no channel of one of the layers varies over the tokens"
+    assert flat.values["cka"] is None
+
+
+def test_too_few_tokens_claim_nothing():
+    x, y = layers(12, n=30)
+    result = streamed(x, y, [[30]])
+    assert (result.enough_tokens, result.reason) == (False, "30 tokens; a claim needs at least 40")
+    assert json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_results_are_strict_json_and_seeded():
+    x, y = layers(13)
+    first, again = (streamed(x, y, [LENGTHS], seed=1).to_dict() for _ in range(2))
+    assert json.dumps(first, allow_nan=False) == json.dumps(again, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("values", "lengths", "message"),
+    [
+        ({0: torch.ones(5, 2)}, [5], r"values lacks layers \[1\]"),
+        ({0: torch.ones(5, 2), 1: torch.ones(4, 2)}, [5], r"layer 1 have shape \(4, 2\)"),
+        ({0: torch.ones(5, 3), 1: torch.ones(5, 2)}, [5], r"layer 0 have shape \(5, 3\)"),
+        ({0: torch.ones(5, 2), 1: torch.full((5, 2), torch.nan)}, [5], "nan or infinite"),
+        ({0: torch.ones(5, 2), 1: torch.ones(5, 2)}, [5, 0], "at least one token"),
+    ],
+)
+def test_bad_batches_are_refused(values, lengths, message):
+    sums = StreamedCorrelations([(0, 1)])
+    sums.update({0: torch.ones(6, 2), 1: torch.ones(6, 2)}, [6])
+    with pytest.raises(ValueError, match=message):
+        sums.update(values, lengths)
+
+
+def test_bad_use_is_named():
+    with pytest.raises(ValueError, match="name each pair once"):
+        StreamedCorrelations([])
+    with pytest.raises(RuntimeError, match="call update"):
+        StreamedCorrelations([(0, 1)]).results()
