@@ -159,9 +159,7 @@ class StreamedCorrelations:
         if reason is None and not (a.varies.any() and b.varies.any()):
             reason = "no channel of one of the layers varies over the tokens"
         n = sum(self.lengths)
-        n_eff = None if reason else sums.effective_samples(self.lengths)
-        reason = reason or why_too_slow(n_eff, self.lengths)
-        found = sums.undefined(reason, n) if reason else sums.statistics(n_eff, self.lengths)
+        found = sums.undefined(reason, n) if reason else sums.statistics(self.lengths)
         return StreamedCorrelation(
             layers=pair,
             stream=self.stream,
@@ -169,8 +167,6 @@ class StreamedCorrelations:
             num_tokens=n,
             num_segments=len(self.lengths),
             num_channels=(int(a.varies.sum()), int(b.varies.sum())),
-            enough_tokens=reason is None,
-            reason=reason,
             **found,
         )
 
@@ -328,13 +324,18 @@ class _PairSums:
         rho_x, rho_y = (side.autocorrelation(lags) for side in (self.first, self.second))
         return effective_samples(rho_x, rho_y, sum(lengths), pairs=True)
 
-    def statistics(self, n_eff: FloatArray, lengths: Sequence[int]) -> dict[str, Any]:
+    def statistics(self, lengths: Sequence[int]) -> dict[str, Any]:
         """The fields of `StreamedCorrelation` that the sums decide."""
         a, b = self.first, self.second
+        n_eff = self.effective_samples(lengths)
+        if reason := why_too_slow(n_eff, lengths):
+            return self.undefined(reason, sum(lengths))
         rows, columns = np.flatnonzero(a.varies), np.flatnonzero(b.varies)
         r = _correlations(self.every, a.own, b.own)[np.ix_(rows, columns)]
         adjusted = benjamini_hochberg(pearson_p_values(r, n_eff), FALSE_DISCOVERY_RATE).adjusted
         return {
+            "enough_tokens": True,
+            "reason": None,
             "values": dict(zip(TESTED, [*_summary(r), self._cka(self.every, False)], strict=True)),
             "significant_share": float((adjusted <= FALSE_DISCOVERY_RATE).mean()),
             "median_effective_samples": float(np.median(n_eff)),
@@ -396,6 +397,8 @@ class _PairSums:
     def undefined(self, reason: str, n: int) -> dict[str, Any]:
         """The same fields when nothing is claimed."""
         return {
+            "enough_tokens": False,
+            "reason": reason,
             "values": dict.fromkeys(TESTED),
             "significant_share": None,
             "median_effective_samples": None,
