@@ -31,8 +31,8 @@ from time_shift_nulls import IntArray, against_null, as_float64
 
 MAX_WINDOW = 64
 """Largest lag of the windowed agreement; at most a quarter of the text."""
-# A rank correlation of fewer sources than this says nothing.
-_MIN_SOURCES = 3
+MIN_SOURCES = 3
+"""A rank correlation of fewer sources than this says nothing, and the query is left out."""
 
 
 class RankedRows(NamedTuple):
@@ -41,7 +41,7 @@ class RankedRows(NamedTuple):
     values: NDArray[np.float32]
     """(p, entries) the rows one after the other; zero where a row is undefined"""
     defined: NDArray[np.float32]
-    """(p, rows) 1 where the row has at least 3 sources that are not all equal"""
+    """(p, rows) 1 where the row has MIN_SOURCES that are not all equal"""
 
 
 def causal_ranks(maps: Sequence[Values]) -> RankedRows:
@@ -157,8 +157,8 @@ def with_null(
     ``values``: (p, q) for each text; ``draws``: (m, p, q) for each text, the j-th draw of every
     text being one draw of the null; none with the ``reason`` why there is no null. Both are
     averaged over texts. Keys: ``value``, ``text_std``, ``null_mean``, ``null_low``, ``null_high``
-    and ``p_value`` as in `time_shift_nulls.NullTest`, ``n`` (tokens), ``num_texts``, ``num_draws``,
-    ``reason``.
+    and ``p_value`` as in `time_shift_nulls.NullTest`, ``n`` (samples), ``num_texts``,
+    ``num_draws``, ``reason``.
     """
     mean, spread = over_texts(values)
     drawn = np.array([over_texts(draw)[0] for draw in zip(*draws, strict=True)])
@@ -201,7 +201,7 @@ def _unit_ranks(ranks: FloatArray, given: NDArray[np.bool_], sizes: IntArray) ->
     # Ties share their mean rank, so that the mean of a row is that of 1..size.
     centred = np.where(given, ranks - (sizes[:, None] + 1) / 2, 0.0)
     norms = np.linalg.norm(centred, axis=1)
-    ordered = (norms > 0) & (sizes >= _MIN_SOURCES)
+    ordered = (norms > 0) & (sizes >= MIN_SOURCES)
     return np.where(ordered, 1.0 / np.where(norms > 0, norms, 1.0), 0.0)[:, None] * centred
 
 

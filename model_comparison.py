@@ -45,7 +45,14 @@ from comparison_readings import (
 )
 from comparison_report import TABLE_COLUMNS, comparison_rows, comparison_section
 from findings import Finding, exceeds_null, undecided
-from layer_likeness import best_match, over_texts, plain, with_null
+from layer_likeness import (
+    MIN_SOURCES,
+    best_match,
+    over_texts,
+    plain,
+    window_size,
+    with_null,
+)
 from recursive_visualizer import write_figures
 from shared_pieces import Pieces, shared_pieces
 from time_shift_nulls import MIN_TOKENS, NullTest, against_null, undefined
@@ -127,6 +134,8 @@ def compare_models(
     encoded = {
         one.name: encode_texts(one.tokenizer, given, one.max_tokens) for one in subjects
     }  # fmt: skip
+    for subject in subjects:
+        _check_vocabulary(subject, encoded[subject.name])
     pieces = [
         shared_pieces({name: encodings[index] for name, encodings in encoded.items()}, index)
         for index in range(len(given))
@@ -139,6 +148,17 @@ def compare_models(
     ]
     compared = _Comparison(subjects, encoded, pieces, shifts, found, twins)
     return _results(compared, seed, command)
+
+
+def _check_vocabulary(subject: Subject, encoded: Sequence[EncodedText]) -> None:
+    """Raise ValueError for token ids that the model does not have: another model's tokenizer."""
+    size = subject.model.config.vocab_size
+    for index, text in enumerate(encoded):
+        if max(text.input_ids) >= size:
+            raise ValueError(
+                f"text {index} has the token id {max(text.input_ids)} for {subject.name}, which "
+                f"knows 0 to {size - 1}; pass the tokenizer that belongs to this model"
+            )
 
 
 def findings_on(
@@ -320,7 +340,8 @@ def _uniform(counts: Sequence[int]) -> dict[str, Any]:
 
 def _pair(pair: tuple[str, str], values: PairValues, compared: _Comparison) -> dict[str, Any]:
     by_name = {one.name: one for one in compared.subjects}
-    n, reason = sum(compared.num_pieces), compared.shifts.reason
+    lengths, reason = compared.num_pieces, compared.shifts.reason
+    queries = sum(length - window_size(length) for length in lengths)
     causal, spread = over_texts(values.causal)
     other = over_texts(values.other_text)[0] if values.other_text else np.full_like(causal, np.nan)
     return {
@@ -332,15 +353,15 @@ def _pair(pair: tuple[str, str], values: PairValues, compared: _Comparison) -> d
                 "text_std": plain(spread),
                 "lag_only": plain(over_texts(values.lag_only)[0]),
                 "other_text": plain(other),
-                "n": n,
+                "n": sum(max(0, length - MIN_SOURCES + 1) for length in lengths),
                 "num_texts": len(values.causal),
                 "num_other_texts": len(values.other_text),
             },
-            "windowed": with_null(values.windowed, values.windowed_draws, n, reason),
+            "windowed": with_null(values.windowed, values.windowed_draws, queries, reason),
         },
         "cka": {
             "layers": [by_name[name].layers for name in pair],
-            **with_null(values.cka, values.cka_draws, n, reason),
+            **with_null(values.cka, values.cka_draws, sum(lengths), reason),
         },
     }
 

@@ -50,6 +50,9 @@ def test_results_are_strict_json_with_both_kinds_of_attention():
     assert pair["agreement"]["causal"]["num_other_texts"] == 1
     tokens = [text["num_pieces"] for text in results["texts"]]
     assert pair["cka"]["n"] == sum(tokens)
+    # Queries with three sources or more; and those behind a window of a quarter of the text.
+    assert pair["agreement"]["causal"]["n"] == sum(tokens) - 4
+    assert pair["agreement"]["windowed"]["n"] == sum(n - n // 4 for n in tokens)
     for text, given in zip(results["texts"], TEXTS, strict=True):
         assert text["text"] == given
         assert text["num_characters_read"] == len(given)
@@ -85,6 +88,22 @@ def test_random_weights_beside_their_twins_claim_nothing():
         assert row["n"] == results["texts"][0]["num_pieces"]
     entropy = results["attention"]["GPTNeoXForCausalLM"]["layer_0.softmax"]["entropy_share"]
     assert entropy["untrained"]["num_draws"] == ENOUGH_TWINS
+
+
+def test_planted_agreement_is_found():
+    """Two induction heads that forget at different rates attend to the same tokens."""
+    slow, fast = (hand_weighted.induction(VOCAB_SIZE, rate) for rate in (0.02, 0.2))
+    results = compared(slow, fast, texts=TEXTS[:1], num_twins=ENOUGH_TWINS)
+    attention, _ = results["findings"]
+    assert attention["verdict"] == SUPPORTED
+    assert attention["value"] > max(attention["null"][1], attention["twins"][1])
+    assert (attention["num_twins"], attention["reason"]) == (ENOUGH_TWINS, None)
+    (pair,) = results["pairs"]
+    windowed = pair["agreement"]["windowed"]
+    assert windowed["value"][0][0] > windowed["null_high"][0][0]
+    # The lag alone orders less of what they attend to.
+    causal = pair["agreement"]["causal"]
+    assert causal["lag_only"][0][0] < causal["value"][0][0]
 
 
 def pair_values(agreement: float, cka: float, null: float = 0.1) -> PairValues:
@@ -200,6 +219,11 @@ def test_bad_arguments_are_refused():
         compared(*two, num_twins=-1)
     with pytest.raises(ValueError, match="texts is empty"):
         compared(*two, texts=[])
+    words = Tokenizer(models.WordLevel({"A": 0, "tide": 70}, unk_token="tide"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    foreign = PreTrainedTokenizerFast(tokenizer_object=words)
+    with pytest.raises(ValueError, match="token id 70 for GPTNeoXForCausalLM, which knows 0 to 63"):
+        compared(*two, tokenizers=[TOKENIZER, foreign], texts=["A tide pool"])
     with pytest.raises(ValueError, match="layer 3 is out of range"):
         compared(*two, layer_indices=[3])
 
