@@ -37,20 +37,15 @@ def figure_comparison(results: Section) -> Figure:
     """Kernels of every model, measures by depth, and agreement and CKA of every two models."""
     unit, pairs = results["unit"], results["pairs"]
     names = list(results["models"])
-    counts = [text["num_pieces"] for text in results["texts"]]
-    origin = {
-        "provenance": {"model": {"id": " and ".join(names)}},
-        "individual_texts": {f"text_{i}": {"tokens": range(n)} for i, n in enumerate(counts)},
-    }
     figure, axes = page(
-        origin,
+        results,
         "Models side by side",
         "Implicit attention of SSMs (|α|, mean over channels; solid lines) and softmax attention "
         "(mean over heads; dashed), every row divided by its sum; means over texts, bars of one "
         "standard deviation over them. Black: attention spread evenly over the past. Agreement: "
         "Spearman over the lags of a window, mean over queries; CKA: debiased, of the residual "
         "stream. Crosses: not above the null of time shifts, 95 % interval of a single pair."
-        + ("" if unit == "tokens" else " Tokens of the table: pieces that all tokenizers share."),
+        + ("" if unit == "tokens" else " Tokens are here the pieces that all tokenizers share."),
         [(len(names), 1.2), (len(_MEASURES), 1.2), *[(2, 1.6)] * len(pairs)],
         {},
     )

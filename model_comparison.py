@@ -29,7 +29,6 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis_results import REPLAY_TOLERANCE
 from analysis_utils import FloatArray
-from comparison_figures import COMPARISON_FIGURES
 from comparison_readings import (
     MEASURES,
     Measured,
@@ -259,7 +258,7 @@ def _results(compared: _Comparison, seed: int, command: Sequence[str] | None) ->
         "self_check": _self_check(compared),
     }
     results["table"] = comparison_rows(results)
-    return to_jsonable(results | {"provenance": _provenance(subjects, seed, command)})
+    return to_jsonable(results | {"provenance": _provenance(compared, seed, command)})
 
 
 def _are_tokens(pieces: Sequence[Mapping[str, Pieces]]) -> bool:
@@ -378,23 +377,25 @@ def _self_check(compared: _Comparison) -> dict[str, Any]:
     }
 
 
-def _provenance(
-    subjects: Sequence[Subject], seed: int, command: Sequence[str] | None
-) -> dict[str, Any]:
-    """The provenance of the first model, with what is particular to each under ``models``."""
+def _provenance(compared: _Comparison, seed: int, command: Sequence[str] | None) -> dict[str, Any]:
+    """As of any result, with what is particular to each model under ``models``."""
+    subjects = compared.subjects
     origins = {one.name: provenance(one.model, command=command, seed=seed) for one in subjects}
     own = ("model", "dtype", "device")
-    common = {
-        key: value for key, value in next(iter(origins.values())).items() if key not in own
-    }  # fmt: skip
-    models = {name: {key: origin[key] for key in own} for name, origin in origins.items()}
-    return common | {"models": models}
+    models = {name: {key: origin.pop(key) for key in own} for name, origin in origins.items()}
+    texts = {f"text_{i}": {"num_tokens": count} for i, count in enumerate(compared.num_pieces)}
+    return {
+        **next(iter(origins.values())),
+        "model": {"id": " and ".join(models)},
+        "models": models,
+        "texts": texts,
+    }
 
 
 def write_comparison(
     results: Mapping[str, Any], folder: StrPath, formats: Sequence[str] = ("png",)
 ) -> list[Path]:
-    """Write ``model_comparison.json``, ``.csv`` (a row a layer), ``.md`` and the figure."""
+    """Write ``model_comparison.json``, ``.csv`` (a row a layer), ``.md``, and the figures."""
     target = check_output_dir(folder)
     paths = [
         write_json(target / "model_comparison.json", results),
@@ -403,8 +404,7 @@ def write_comparison(
     report = target / "model_comparison.md"
     with write_atomically(report) as handle:
         handle.write(comparison_section(results))
-    return [*paths, report, *write_figures(results, target, formats=formats,
-                                           figures=COMPARISON_FIGURES)]  # fmt: skip
+    return [*paths, report, *write_figures(results, target, formats=formats)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

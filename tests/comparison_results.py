@@ -33,6 +33,10 @@ def comparison() -> dict[str, Any]:
     """A Mamba of two layers beside a hybrid of two: layer 0 attends, layer 1 does not."""
     results: dict[str, Any] = {
         "unit": "tokens",
+        "provenance": {
+            "model": {"id": "a and b"},
+            "texts": {"text_0": {"num_tokens": 20}, "text_1": {"num_tokens": 30}},
+        },
         "models": {
             "a": {"class": "A", "num_layers": 2, "layers": [0, 1],
                   "sites": ["layer_0.implicit", "layer_1.implicit"]},

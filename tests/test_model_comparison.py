@@ -93,7 +93,7 @@ def test_random_weights_beside_their_twins_claim_nothing():
 def test_planted_agreement_is_found():
     """Two induction heads that forget at different rates attend to the same tokens."""
     slow, fast = (hand_weighted.induction(VOCAB_SIZE, rate) for rate in (0.02, 0.2))
-    results = compared(slow, fast, texts=TEXTS[:1], num_twins=ENOUGH_TWINS)
+    results = compared(slow, fast, texts=[TEXTS[0][:80]], num_twins=ENOUGH_TWINS)
     attention, _ = results["findings"]
     assert attention["verdict"] == SUPPORTED
     assert attention["value"] > max(attention["null"][1], attention["twins"][1])
@@ -245,8 +245,8 @@ def test_the_command_writes_results_table_report_and_figure(
     assert main(arguments) == 0
     assert "too little data: Attention of tiny_model and tiny_neox" in capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == [
-        f"model_comparison.{kind}" for kind in ("csv", "json", "md", "png")
-    ]
+        "findings.png", *(f"model_comparison.{kind}" for kind in ("csv", "json", "md", "png"))
+    ]  # fmt: skip
     results = read_json(out / "model_comparison.json")
     assert list(results["models"]) == ["tiny_model", "tiny_neox"]
     assert results["provenance"]["command"][0] == "model_comparison.py"
@@ -257,7 +257,7 @@ def test_the_command_writes_results_table_report_and_figure(
 
 def test_one_model_is_compared_with_an_untrained_twin(tiny_model_dir, tmp_path, capsys):
     arguments = ["--model", str(tiny_model_dir), "--text", TEXTS[0], "--layers", "0,-1", "--quiet",
-                 "--output-dir", str(tmp_path)]  # fmt: skip
+                 "--formats", "svg", "--output-dir", str(tmp_path)]  # fmt: skip
     assert main(arguments) == 0
     assert "compared with an untrained twin of itself" in capsys.readouterr().out
     results = read_json(tmp_path / "model_comparison.json")
@@ -276,7 +276,8 @@ def test_a_replay_that_does_not_agree_is_an_exit_status(
         model_comparison.REPLAY_TOLERANCE, 0.0
     ))  # fmt: skip
     arguments = ["--model", str(tiny_model_dir), "--model", str(neox_dir), "--text", TEXTS[0],
-                 "--quiet", "--output-dir", str(tmp_path)]  # fmt: skip
+                 "--quiet", "--layers", "0", "--formats", "svg",
+                 "--output-dir", str(tmp_path)]  # fmt: skip
     assert main(arguments) == 1
     assert "**beyond** the tolerance" in (tmp_path / "model_comparison.md").read_text()
 
@@ -284,5 +285,5 @@ def test_a_replay_that_does_not_agree_is_an_exit_status(
 def test_files_may_be_written_again_elsewhere(tmp_path):
     results = compared(make_tiny_model(), make_tiny_neox(), layer_indices=[0, 1])
     paths = write_comparison(results, tmp_path, ["svg"])
-    assert [path.suffix for path in paths] == [".json", ".csv", ".md", ".svg"]
+    assert [path.suffix for path in paths] == [".json", ".csv", ".md", ".svg", ".svg"]
     assert read_json(paths[0]) == results
