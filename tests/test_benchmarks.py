@@ -1,13 +1,16 @@
 """The benchmarks compare ways that give the same numbers, and tell whether a goal is met."""
 
 import re
+from functools import partial
 
 import pytest
 import torch
 
 from analysis_utils import relative_error
-from benchmarks import other_ways, speed
+from attribution_faithfulness import faithfulness_table
+from benchmarks import faithfulness, other_ways, speed, whole_run
 from benchmarks.speed import MEASURED, ROWS, SMOKE, Bench, Row, Sizes, main, table
+from utils import DEMO_MODEL_PATH, load_tokenizer
 
 OPERANDS = other_ways.random_operands(12, 6, 4)
 
@@ -131,3 +134,43 @@ def test_an_unknown_row_is_answered_with_the_known_ones(capsys):
     assert main(["--smoke", "--rows", "everything"]) == 2
     error = capsys.readouterr().err
     assert all(name in error for name in ROWS)
+
+
+def test_every_figure_of_a_whole_run_is_measured(monkeypatch, capsys):
+    monkeypatch.setattr(whole_run, "SMOKE", SMOKE._replace(length=16, vocabulary=2048))
+    written = []
+    monkeypatch.setattr(whole_run, "analyse_and_write", lambda ours, count: written.append(count))
+    for name in whole_run.FIGURES:
+        assert whole_run.main(["--smoke", "--measure", name]) == 0
+        figures = [float(figure) for figure in capsys.readouterr().out.split()[-2:]]
+        assert all(figure >= 0 for figure in figures)
+    assert written == [1, 2]
+    assert whole_run.main(["--smoke", "--save"]) == 2
+    assert "tiny sizes are no result" in capsys.readouterr().err
+
+
+def test_passages_are_spread_over_the_text():
+    tokenizer = load_tokenizer(DEMO_MODEL_PATH)
+    text = " ".join(f"word {i} of a long text." for i in range(200))
+    cut = faithfulness.passages(text, tokenizer, 5, 20)
+    assert cut[0].text == text[: len(cut[0].text)]
+    assert text.endswith(cut[-1].text)
+    # A number that is cut in two by a passage's edge may take more tokens by itself.
+    assert all(20 <= len(one.input_ids) <= 22 for one in cut)
+    with pytest.raises(ValueError, match="passages of 2000 need 10000. Give a longer text"):
+        faithfulness.passages(text, tokenizer, 5, 2000)
+
+
+def test_faithfulness_tables(tiny_model_dir, tmp_path, capsys, monkeypatch):
+    few = partial(faithfulness_table, methods=["mamba_lrp", "occlusion", "rollout"])
+    monkeypatch.setattr(faithfulness, "faithfulness_table", few)
+    path = tmp_path / "text.txt"
+    path.write_text("the state forgets what it has read before. " * 20, encoding="utf-8")
+    options = ["--model", str(tiny_model_dir), "--texts", "2", "--tokens", "8"]
+    assert faithfulness.main([str(path), *options, "--neuron-texts", "2", "--neurons", "4"]) == 0
+    out = capsys.readouterr().out
+    for method in ("mamba_lrp", "occlusion", "random"):
+        assert re.search(rf"^\| {method} \| -?\d+\.\d\d \[", out, re.MULTILINE)
+    assert "| layer | attention_weighted | gradient_guided | rollout |" in out
+    assert faithfulness.main([str(path), *options, "--neuron-texts", "9"]) == 2
+    assert "neuron-texts" in capsys.readouterr().err
