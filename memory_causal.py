@@ -6,11 +6,15 @@ are there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
+from analysis_utils import bootstrap_interval
+from intervention_effects import NeuronInterventions, neuron_interventions
 from intervention_study import (
     KINDS,
     MIN_HISTORY,
@@ -23,6 +27,7 @@ from intervention_study import (
     spread_positions,
 )
 from ssm_component_extractor import Capture
+from time_shift_nulls import NullTest, spearman_permutation_test
 from utils import finite_or_none
 
 MIN_CAUSAL_TOKENS = 16
@@ -39,6 +44,8 @@ class Measured(NamedTuple):
     layers: Sequence[int]
     num_positions: int
     seed: int
+    num_random: int
+    """random other positions for each position"""
 
 
 def causal_memory(
@@ -47,24 +54,110 @@ def causal_memory(
     layers: Sequence[int],
     num_positions: int,
     seed: int = 0,
+    *,
+    num_random: int = 1,
 ) -> dict[str, Any]:
     """JSON of both kinds: each layer alone, all together, and all at random other positions.
 
     ``captures``: one text each, without padding; those of fewer than MIN_CAUSAL_TOKENS tokens are
-    left out, and with none left there is only a ``reason``. Cost: that of two `layer_lag_map`, and
-    one more row a position and kind.
+    left out, and with none left there is only a ``reason``. Each position has ``num_random`` random
+    others, as far as the texts hold them. Cost: that of two `layer_lag_map`, and ``num_random``
+    more rows a position and kind.
     """
-    lengths = [captured.input_ids.shape[1] for captured in captures]
-    chosen = [i for i, length in enumerate(lengths) if length >= MIN_CAUSAL_TOKENS]
+    chosen, max_lag = long_enough(captures)
     if not chosen:
         return {"reason": f"no text has {MIN_CAUSAL_TOKENS} tokens"}
-    max_lag = min(MAX_CAUSAL_LAG, min(lengths[i] for i in chosen) // 2 - 1)
-    measured = Measured(model, captures, layers, num_positions, seed)
+    measured = Measured(model, captures, layers, num_positions, seed, num_random)
     return {
         "texts": [f"text_{i}" for i in chosen],
         "max_lag": max_lag,
         **{kind: _causal(measured, chosen, max_lag, kind) for kind in KINDS},
     }
+
+
+def long_enough(captures: Sequence[Capture]) -> tuple[list[int], int]:
+    """Numbers of the texts that are long enough for a causal curve, and its largest lag."""
+    lengths = [captured.input_ids.shape[1] for captured in captures]
+    chosen = [i for i, length in enumerate(lengths) if length >= MIN_CAUSAL_TOKENS]
+    shortest = min((lengths[i] for i in chosen), default=0)
+    return chosen, min(MAX_CAUSAL_LAG, shortest // 2 - 1)
+
+
+def knockouts_by_layer(
+    model: PreTrainedModel, captures: Sequence[Capture], layers: Sequence[int], num_positions: int
+) -> dict[str, Any]:
+    """JSON of single sources hidden in each layer alone, of `causal_memory`'s positions: its
+    ``knockout.layers``, without the rest. Cost: one row a position and layer.
+    """
+    chosen, max_lag = long_enough(captures)
+    result = {}
+    for layer in layers if chosen else ():
+        curves = []
+        for i in chosen:
+            where = spread_positions(captures[i].input_ids.shape[1], num_positions, max_lag)
+            curves.append(
+                causal_memory_curve(
+                    model, captures[i], layer, where, max_lag, kind="knockout", text=i
+                )
+            )
+        curve = pooled_curve(curves)
+        places = [list(place) for place in curve.positions]
+        result[f"layer_{layer}"] = {"positions": places, **by_position(curve)}
+    return {"knockout": {"layers": result}} if chosen else {}
+
+
+def delta_at_sources(
+    knockouts: Mapping[str, Any], deltas: Sequence[Tensor], seed: int = 0
+) -> NullTest:
+    """Spearman over sources of their delta with the KL when they are hidden in that layer alone.
+
+    ``knockouts``: one layer's part of `causal_memory`, ``deltas`` (l, d_inner) of each text there.
+    Delta at a token is the mean over channels of ln delta. Null: permutations of the sources.
+    """
+    opened = [float(deltas[text][token].double().log().mean()) for text, token in
+              knockouts["positions"]]  # fmt: skip
+    pairs = [(x, kl) for x, kl in zip(opened, knockouts["kl"], strict=True) if kl is not None]
+    x, y = torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).T
+    return spearman_permutation_test(x, y, seed=seed)
+
+
+def neurons_beside_random(
+    model: PreTrainedModel,
+    captures: Sequence[Capture],
+    layer: int,
+    neurons: Sequence[int],
+    num_random: int,
+    seed: int = 0,
+) -> dict[str, Any]:
+    """KL when single neurons are set to their mean, beside random neurons of the same norm.
+
+    ``kl``, ``random_kl``: means over neurons, texts and tokens, nats; ``excess``: their difference
+    with its 95 % bootstrap interval (``low``, ``high``) over neurons, each the mean over texts;
+    None for one neuron. Cost: see :func:`intervention_effects.neuron_interventions`, on each text.
+    """
+    found = [
+        neuron_interventions(
+            model, one, layer, neurons, value="mean", num_random=num_random, seed=seed
+        )
+        for one in captures
+    ]
+    kl, random_kl = (torch.stack(x).mean(0) for x in zip(*map(_both, found), strict=True))
+    excess = (kl - random_kl).numpy()
+    low, high = bootstrap_interval(excess, seed=seed) if len(excess) > 1 else (None, None)
+    return {
+        "neurons": list(neurons),
+        "num_random": num_random,
+        "num_texts": len(captures),
+        "kl": float(kl.mean()),
+        "random_kl": float(random_kl.mean()),
+        "excess_by_neuron": excess.tolist(),
+        "excess": {"value": float(excess.mean()), "low": low, "high": high},
+    }
+
+
+def _both(found: NeuronInterventions) -> tuple[Tensor, Tensor]:
+    """(k,) KL of the neurons and mean KL of the random ones of each."""
+    return found.kl, found.random_kl.mean(1)
 
 
 def _causal(measured: Measured, chosen: Sequence[int], max_lag: int, kind: str) -> dict[str, Any]:
@@ -112,7 +205,7 @@ def _beside_random(
             continue
         places = random_positions(
             length,
-            min(len(used), free),
+            min(measured.num_random * len(used), free),
             curve.max_lag,
             exclude=used,
             seed=measured.seed,

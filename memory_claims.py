@@ -125,6 +125,7 @@ def position_values(
 def _delta_claims(sections: Mapping[str, Any], layers: Sequence[int]) -> list[Finding]:
     delta = _by_layer(_section(sections, "delta_neurons"), layers)
     ablation = _by_layer(_section(sections, "ablation_memory"), layers)
+    causes = _by_layer(_section(sections, "delta_causes"), layers)
     return [
         above_null(
             "Delta goes with the activity of neurons",
@@ -145,6 +146,13 @@ def _delta_claims(sections: Mapping[str, Any], layers: Sequence[int]) -> list[Fi
             "neurons",
             {name: part.get("mean_delta") for name, part in ablation.items()},
             "memory.ablation_memory.*.mean_delta",
+        ),
+        above_null(
+            "Tokens of larger delta leave more in memory",
+            "rho over tokens of mean ln delta with the KL when the token is hidden from all later "
+            "ones in that layer; null: permuted tokens",
+            {name: part.get("delta_at_sources") for name, part in causes.items()},
+            "memory.delta_causes.*.delta_at_sources",
         ),
     ]
 

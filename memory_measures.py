@@ -25,7 +25,7 @@ from delta_extraction import DeltaMemory, delta_memory, gate_tokens, layer_compo
 from delta_neurons import DeltaSensitivity, delta_neuron_correlation, delta_sensitivity
 from layer_correlation_analyzer import STREAMS, cross_layer_correlations, recursive_patterns
 from mamba_mixers import MixerParameters
-from memory_causal import causal_memory
+from memory_causal import causal_memory, delta_at_sources, neurons_beside_random
 from neuron_effects import ablation_check
 from neuron_sets import NeuronSet
 from ssm_component_extractor import Capture, RecursiveDynamics, SSMComponents, recursive_dynamics
@@ -34,6 +34,8 @@ from time_shift_nulls import NullTest, spearman_permutation_test
 from utils import finite_or_none
 
 NUM_TOP_NEURONS = 10
+NUM_CAUSAL_NEURONS = 8
+"""Most important neurons of a layer that are set to their mean one by one."""
 
 _KERNEL_LAGS = 64
 
@@ -50,6 +52,10 @@ class MemorySettings:
     """tokens of each text at which memory is taken away"""
     num_ablations: int = 16
     """random neurons of each layer that are ablated, the same in every text"""
+    num_random: int = 2
+    """random tokens, and random neurons of the same norm, for each one whose effect is measured"""
+    num_twins: int = 5
+    """untrained twins that the claims are tried on too"""
     command: Sequence[str] | None = None
     """command line, for the provenance"""
 
@@ -333,8 +339,47 @@ def causal_step(inputs: MemoryInputs) -> dict[str, Any]:
     """Effect of resetting the state and of hiding sources: see `memory_causal`."""
     settings = inputs.settings
     return causal_memory(
-        inputs.model, inputs.captures, settings.layers, settings.num_positions, settings.seed
+        inputs.model,
+        inputs.captures,
+        settings.layers,
+        settings.num_positions,
+        settings.seed,
+        num_random=settings.num_random,
     )
+
+
+def delta_causes_step(
+    inputs: MemoryInputs, causal: Mapping[str, Any]
+) -> dict[int, dict[str, NullTest]]:
+    """Whether tokens of larger delta leave more in a layer's memory: see `delta_at_sources`."""
+    layers = causal.get("knockout", {}).get("layers", {})
+    return {
+        layer: {
+            "delta_at_sources": delta_at_sources(
+                layers[f"layer_{layer}"],
+                [parts.delta[0] for parts in inputs.components(layer)],
+                inputs.settings.seed,
+            )
+        }
+        for layer in inputs.settings.layers
+        if f"layer_{layer}" in layers
+    }
+
+
+def neuron_causes_step(inputs: MemoryInputs, neurons: TextNeurons) -> dict[int, dict[str, Any]]:
+    """The neurons that the gradient-guided method ranks first, beside random ones of their norm."""
+    settings = inputs.settings
+    return {
+        layer: neurons_beside_random(
+            inputs.model,
+            inputs.captures,
+            layer,
+            _ranked(neurons.importance("gradient_guided", layer))[:NUM_CAUSAL_NEURONS],
+            settings.num_random,
+            settings.seed,
+        )
+        for layer in settings.layers
+    }
 
 
 MEMORY_STEPS = (
@@ -353,6 +398,8 @@ MEMORY_STEPS = (
         needs=("delta", "delta_neurons", "neurons", "neuron_ablation"),
     ),
     Step("causal_memory", causal_step),
+    Step("delta_causes", delta_causes_step, needs=("causal_memory",)),
+    Step("neuron_causes", neuron_causes_step, needs=("neurons",)),
 )
 
 
@@ -411,7 +458,7 @@ def _neuron_summary(found: NeuronSet) -> dict[str, Any]:
 
 
 def _join(importance: Tensor, memory: Mapping[str, Tensor], seed: int) -> dict[str, Any]:
-    top = importance.argsort(descending=True, stable=True)[:NUM_TOP_NEURONS].tolist()
+    top = _ranked(importance)[:NUM_TOP_NEURONS]
     return {
         "correlations": {name: rank_test(importance, x, seed) for name, x in memory.items()},
         "top_neurons": [
@@ -423,6 +470,10 @@ def _join(importance: Tensor, memory: Mapping[str, Tensor], seed: int) -> dict[s
             for neuron in top
         ],
     }
+
+
+def _ranked(importance: Tensor) -> list[int]:
+    return importance.argsort(descending=True, stable=True).tolist()
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

@@ -25,10 +25,12 @@ from analysis_steps import StepOutcomes, run_steps
 from attention_neurons import NEURON_METHODS, layer_parameters
 from delta_extraction import token_pieces
 from findings import Finding
+from key_findings import beside_twins
 from memory_claims import claims_on
 from memory_measures import MEMORY_STEPS, MemoryInputs, MemorySettings, channel_tensors
 from memory_report import memory_report
 from memory_table import memory_by_layer
+from memory_twins import TwinFindings, twin_findings
 from recursive_visualizer import write_figures
 from result_views import Results, run_summary
 from ssm_component_extractor import (
@@ -95,7 +97,8 @@ def analyze_memory(
     parameters = layer_parameters(model, settings.layers)
     inputs = MemoryInputs(model, captures, pieces, parameters, settings)
     outcomes = run_steps(MEMORY_STEPS, inputs)
-    results = _results(inputs, encoded, outcomes)
+    twins = twin_findings(inputs, encoded, padding_id(tokenizer))
+    results = _results(inputs, encoded, outcomes, twins)
     results["provenance"]["run"]["seconds"] = round(time.perf_counter() - started, 3)
     return MemoryAnalysis(to_jsonable(results), channel_tensors(inputs, outcomes.results))
 
@@ -116,7 +119,9 @@ class MemoryRecursionNeuronAnalyzer:
     """Memory of a Mamba's states over texts, its causal effect, its neurons, and a report of both.
 
     ``num_positions`` tokens of each text at which memory is taken away, ``num_ablations`` random
-    neurons of each layer that are ablated (at least 3): both cost forward passes.
+    neurons of each layer that are ablated (at least 3), ``num_random`` random tokens and random
+    neurons of the same norm that each effect is compared with, ``num_twins`` untrained twins that
+    claims have to exceed (0: none): all cost forward passes.
     """
 
     def __init__(
@@ -130,6 +135,8 @@ class MemoryRecursionNeuronAnalyzer:
         seed: int = 0,
         num_positions: int = 16,
         num_ablations: int = 16,
+        num_random: int = 2,
+        num_twins: int = 5,
     ) -> None:
         self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
         self.max_sequence_length = validate_int("max_sequence_length", max_sequence_length, 2)
@@ -137,6 +144,8 @@ class MemoryRecursionNeuronAnalyzer:
         self.seed = seed
         self.num_positions = validate_int("num_positions", num_positions, 1)
         self.num_ablations = validate_int("num_ablations", num_ablations, 3)
+        self.num_random = validate_int("num_random", num_random, 1)
+        self.num_twins = validate_int("num_twins", num_twins, 0)
 
     def analyze_memory_recursion_effects(
         self, texts: str | Sequence[str], layer_indices: Sequence[int] | str | None = None
@@ -151,7 +160,13 @@ class MemoryRecursionNeuronAnalyzer:
         tokenizer = require_tokenizer(self.model, self.tokenizer)
         encoded = encode_texts(tokenizer, checked, self.max_sequence_length)
         settings = MemorySettings(
-            layers, self.batch_size, self.seed, self.num_positions, self.num_ablations
+            layers,
+            self.batch_size,
+            self.seed,
+            self.num_positions,
+            self.num_ablations,
+            self.num_random,
+            self.num_twins,
         )
         self.analysis_ = analyze_memory(self.model, encoded, tokenizer, settings)
         return Results(self.analysis_.results, self.analysis_.tensors)
@@ -183,12 +198,16 @@ class MemoryRecursionNeuronAnalyzer:
 
 
 def _results(
-    inputs: MemoryInputs, encoded: Sequence[EncodedText], outcomes: StepOutcomes
+    inputs: MemoryInputs,
+    encoded: Sequence[EncodedText],
+    outcomes: StepOutcomes,
+    twins: Sequence[TwinFindings],
 ) -> dict[str, Any]:
     settings = inputs.settings
     sections = step_sections(outcomes, MEMORY_STEPS)
     num_tokens = sum(len(text.input_ids) for text in encoded)
-    findings = claims_on(sections, settings.layers, num_tokens, settings.seed)
+    alone = claims_on(sections, settings.layers, num_tokens, settings.seed)
+    findings = beside_twins(alone, [twin.findings for twin in twins])
     return {
         "schema_version": SCHEMA_VERSION,
         "analysis_metadata": {
@@ -197,10 +216,19 @@ def _results(
             "num_tokens": num_tokens,
             "num_positions": settings.num_positions,
             "num_ablations": settings.num_ablations,
+            "num_random": settings.num_random,
+            "num_twins": settings.num_twins,
             "neuron_methods": list(NEURON_METHODS),
         },
         "self_check": _self_check(inputs, outcomes),
         "findings": [finding.to_dict() for finding in findings],
+        "untrained_twins": {
+            "seeds": [twin.seed for twin in twins],
+            "values": {
+                finding.claim: [twin.findings[i].value for twin in twins]
+                for i, finding in enumerate(findings)
+            },
+        },
         "memory_by_layer": memory_by_layer(sections, settings.layers),
         "individual_texts": {
             f"text_{i}": {"text": text.text, "tokens": text.tokens}
@@ -267,10 +295,20 @@ def _command(argv: list[str]) -> int:
         "--ablate", type=int, default=16, metavar="N",
         help="random neurons of each layer that are ablated, at least 3 (default: 16)",
     )  # fmt: skip
+    parser.add_argument(
+        "--num-random", type=int, default=2, metavar="N",
+        help="random tokens, and random neurons of the same norm, that each effect is compared "
+        "with (default: 2)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--twins", type=int, default=5, metavar="N",
+        help="untrained models of the same configuration that claims have to exceed; 0: none "
+        "(default: 5)",
+    )  # fmt: skip
     parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
     args = parser.parse_args(argv)
-    validate_int("num-positions", args.num_positions, 1)
-    validate_int("ablate", args.ablate, 3)
+    for name, least in (("num_positions", 1), ("ablate", 3), ("num_random", 1), ("twins", 0)):
+        validate_int(name.replace("_", "-"), getattr(args, name), least)
     if not args.quiet and Path(args.model) == DEMO_MODEL_PATH:
         print("Model: the bundled demo model (pass --model for another)")
     if not args.quiet and not (args.text or args.texts_file):
@@ -278,8 +316,9 @@ def _command(argv: list[str]) -> int:
     job = job_from_options(args)
     command = ["python", "run_memory_recursion_analysis.py", *argv]
     settings = MemorySettings(
-        job.layers, args.batch_size, args.seed, args.num_positions, args.ablate, command
-    )
+        job.layers, args.batch_size, args.seed, args.num_positions, args.ablate,
+        args.num_random, args.twins, command,
+    )  # fmt: skip
     analysis = analyze_memory(job.model, job.encoded, job.tokenizer, settings)
     path = write_memory_analysis(analysis, job.output_dir)
     report = job.output_dir / "memory_recursion_report.md"

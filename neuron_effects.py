@@ -151,11 +151,15 @@ def choose_for_ablation(
     sets: Sequence[NeuronSet], num_random: int, num_top: int = 0, seed: int = 0
 ) -> list[int]:
     """Channel numbers to ablate: a random sample, then each set's most important not in it."""
-    count = len(sets[0].importance)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(count, generator=generator)[:num_random].tolist()
+    chosen = random_neurons(len(sets[0].importance), num_random, seed)
     tops = [neuron for neurons in sets for neuron in neurons.ranking[:num_top].tolist()]
     return list(dict.fromkeys(chosen + tops))
+
+
+def random_neurons(count: int, num_random: int, seed: int = 0) -> list[int]:
+    """``num_random`` of ``count`` channel numbers at random, all of them if there are fewer."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randperm(count, generator=generator)[:num_random].tolist()
 
 
 def ablation_check(

@@ -1,0 +1,139 @@
+"""What the memory claims' statistics are in untrained twins: what needs no training at all.
+
+A twin has the model's configuration and fresh weights (`untrained_twin`). It reads the same texts,
+and is measured at the same positions and on the same neurons; of the steps of ``memory_measures``
+only what the claims read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from analysis_results import step_sections
+from analysis_steps import Step, run_steps
+from attention_maps import mean_map
+from attention_measures import memory_kernel
+from findings import Finding
+from layer_correlation_analyzer import cross_layer_correlations, recursive_patterns
+from memory_causal import knockouts_by_layer
+from memory_claims import claims_on
+from memory_measures import (
+    MemoryInputs,
+    delta_causes_step,
+    delta_neurons_step,
+    mean_effects,
+    rank_test,
+)
+from neuron_effects import ablation_effects, random_neurons
+from ssm_component_extractor import capture_texts
+from targets import resolve_target
+from untrained_twin import twin_seeds, untrained_twin
+from utils import EncodedText, progress, to_jsonable
+
+
+@dataclass(frozen=True)
+class TwinFindings:
+    """The memory claims tried on one untrained twin."""
+
+    seed: int
+    """of its weights"""
+    findings: list[Finding]
+    """in the order of the model's"""
+
+
+def twin_findings(
+    inputs: MemoryInputs, encoded: Sequence[EncodedText], pad_token_id: int
+) -> list[TwinFindings]:
+    """The claims on ``settings.num_twins`` twins of the model that was analysed.
+
+    Cost of each: a forward pass a batch, and for each ablated neuron and each position the layers
+    from the one changed on.
+    """
+    seeds = twin_seeds(inputs.settings.num_twins, inputs.settings.seed)
+    return [
+        TwinFindings(seed, _findings(inputs, encoded, pad_token_id, seed))
+        for seed in progress(seeds, desc="untrained twins")
+    ]
+
+
+def claims_measured(inputs: MemoryInputs) -> list[Finding]:
+    """The memory claims on a model, from the steps that they need alone."""
+    sections = to_jsonable(step_sections(run_steps(CLAIM_STEPS, inputs), CLAIM_STEPS))
+    num_tokens = sum(captured.input_ids.shape[1] for captured in inputs.captures)
+    return claims_on(sections, inputs.settings.layers, num_tokens, inputs.settings.seed)
+
+
+def _findings(
+    inputs: MemoryInputs, encoded: Sequence[EncodedText], pad_token_id: int, seed: int
+) -> list[Finding]:
+    twin = untrained_twin(inputs.model, seed)
+    layers, batch_size = inputs.settings.layers, inputs.settings.batch_size
+    captures = capture_texts(
+        twin, encoded, layers, batch_size=batch_size, pad_token_id=pad_token_id
+    )
+    return claims_measured(replace(inputs, model=twin, captures=captures, parameters={}))
+
+
+def _kernel_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
+    """Mean lag of each layer's memory kernel on each text."""
+    result = {}
+    for layer in inputs.settings.layers:
+        lags = [
+            memory_kernel(mean_map(parts, absolute=True), parts.attention_mask).mean_lag[0]
+            for parts in inputs.components(layer)
+        ]
+        result[layer] = {"by_text": {f"text_{i}": {"mean_lag": x} for i, x in enumerate(lags)}}
+    return result
+
+
+def _recursion_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
+    seed = inputs.settings.seed
+    return {
+        layer: {"mixer": recursive_patterns(inputs.captures, layer, stream="mixer", seed=seed)}
+        for layer in inputs.settings.layers
+    }
+
+
+def _cross_layer_step(inputs: MemoryInputs) -> dict[str, Any]:
+    if len(inputs.settings.layers) < 2:
+        return {"reason": "needs at least two layers"}
+    seed = inputs.settings.seed
+    return {"mixer": cross_layer_correlations(inputs.captures, stream="mixer", seed=seed)}
+
+
+def _ablation_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
+    """Effect of random neurons, mean over texts, with their mean delta."""
+    settings, target = inputs.settings, resolve_target()
+    result = {}
+    for layer in settings.layers:
+        deltas = torch.cat([parts.delta[0] for parts in inputs.components(layer)]).double()
+        chosen = random_neurons(deltas.shape[1], settings.num_ablations, settings.seed)
+        by_text = {
+            f"text_{i}": ablation_effects(inputs.model, one, layer, chosen, target).to_dict()
+            for i, one in enumerate(inputs.captures)
+        }
+        ids, effects = mean_effects(by_text)
+        result[layer] = {"mean_delta": rank_test(effects, deltas.mean(0)[ids], settings.seed)}
+    return result
+
+
+def _causal_step(inputs: MemoryInputs) -> dict[str, Any]:
+    settings = inputs.settings
+    return knockouts_by_layer(
+        inputs.model, inputs.captures, settings.layers, settings.num_positions
+    )
+
+
+CLAIM_STEPS = (
+    Step("delta_neurons", delta_neurons_step),
+    Step("memory_kernel", _kernel_step),
+    Step("recursive_patterns", _recursion_step),
+    Step("cross_layer_correlations", _cross_layer_step),
+    Step("ablation_memory", _ablation_step),
+    Step("causal_memory", _causal_step),
+    Step("delta_causes", delta_causes_step, needs=("causal_memory",)),
+)
