@@ -50,6 +50,7 @@ Interval = tuple[float, float]
 _PAIRS = ("interval", "null", "twins")
 _OPENINGS = {SUPPORTED: "Found", NOT_SUPPORTED: "Not found", TOO_LITTLE: "Undecided"}
 _TAIL = 0.025
+_TWIN_LEVEL = 0.995
 _NUM_PERMUTATIONS = 999
 
 
@@ -93,6 +94,8 @@ class Finding:
     """smallest and largest value of the same statistic in untrained twins; None without any"""
     num_twins: int = 0
     """untrained twins whose value is defined"""
+    twin_bound: float | None = None
+    """what a supported value exceeds: see `beside`"""
     twins_supported: int = 0
     """of them, those in which the rule holds: there the claim needs no training"""
 
@@ -132,8 +135,10 @@ class Finding:
         """This finding with the values of untrained twins, which a supported one has to exceed.
 
         Among m twins and a model that is none the better for its training, each is the largest
-        with probability 1 / (m + 1): with 19 twins and more, a verdict of "supported" is false
-        at most 5 % of the time; with fewer it is the weaker comparison that their number says.
+        with probability 1 / (m + 1): too often for a list of claims and a few twins. So from two
+        twins on the value has to exceed their prediction bound too, which another twin exceeds with
+        probability 0.5 % if their values are normal: mean + t s sqrt(1 + 1/m), s their standard
+        deviation and t the 99.5 % quantile of Student's distribution with m - 1 degrees of freedom.
         Raises ValueError for a twin's finding of another claim.
         """
         if other := {twin.claim for twin in twins} - {self.claim}:
@@ -141,16 +146,26 @@ class Finding:
         values = [twin.value for twin in twins if twin.value is not None]
         if not values:
             return self
-        low, high = min(values), max(values)
-        holds = self.verdict == SUPPORTED and self.value is not None and self.value > high
+        bound = _twin_bound(values)
+        holds = self.verdict == SUPPORTED and self.value is not None and self.value > bound
         return replace(
             self,
             verdict=self.verdict if holds or self.verdict == TOO_LITTLE else NOT_SUPPORTED,
-            rule=f"{self.rule}; and above every untrained twin",
-            twins=(low, high),
+            rule=f"{self.rule}; and above what untrained twins let expect of another one",
+            twins=(min(values), max(values)),
+            twin_bound=bound,
             num_twins=len(values),
             twins_supported=sum(twin.verdict == SUPPORTED for twin in twins),
         )
+
+
+def _twin_bound(values: Sequence[float]) -> float:
+    """What the value of another twin exceeds 1 time in 200, and what none of these does."""
+    m = len(values)
+    if m < 2:
+        return max(values)
+    spread = float(np.std(values, ddof=1)) * math.sqrt(1 + 1 / m)
+    return max(*values, float(np.mean(values)) + float(stats.t.ppf(_TWIN_LEVEL, m - 1)) * spread)
 
 
 def sentence(finding: Finding) -> str:
@@ -172,7 +187,8 @@ def compared(finding: Finding) -> str:
     ]
     if finding.twins is not None:
         low, high = map(number, finding.twins)
-        parts.append(f"{finding.num_twins} untrained: {low} to {high}")
+        beyond = "" if finding.twin_bound is None else f", bound {number(finding.twin_bound)}"
+        parts.append(f"{finding.num_twins} untrained: {low} to {high}{beyond}")
     if finding.hits is not None:
         parts.append(f"in {finding.hits} of {finding.n} {finding.unit}")
     else:

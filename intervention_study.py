@@ -19,22 +19,25 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import torch
-from scipy import stats
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from analysis_utils import FloatArray, bootstrap_interval, spearman
 from attention_maps import mean_map
 from attention_measures import memory_kernel
+from causal_curves import (
+    KINDS,
+    CausalMemoryCurve,
+    kernel_agreement,
+    pooled_curve,
+)
 from intervention_effects import batched_effects
-from memory_interventions import Intervention, hide_source, reset_state
 from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
@@ -45,7 +48,6 @@ from ssm_component_extractor import (
 from utils import (
     SCHEMA_VERSION,
     add_common_options,
-    finite_or_none,
     progress,
     provenance,
     run_main,
@@ -62,84 +64,6 @@ if TYPE_CHECKING:
 NUM_POSITIONS = 32
 MIN_HISTORY = 16
 """Tokens that lie before the first position of a curve, where the text is long enough."""
-
-
-# Resamples of positions behind the interval of an agreement.
-_NUM_RESAMPLES = 500
-
-
-class Kind(NamedTuple):
-    """One kind of causal memory."""
-
-    intervention: Callable[[Tensor, Sequence[int]], Intervention]
-    """(one token a row, layers) -> intervention"""
-    first_lag: int
-    """smallest lag at which it can have an effect"""
-
-
-KINDS: dict[str, Kind] = {"reset": Kind(reset_state, 0), "knockout": Kind(hide_source, 1)}
-
-
-class LagBin(NamedTuple):
-    """A curve over some lags: means over positions of each position's mean over the lags."""
-
-    first_lag: int
-    last_lag: int
-    """tokens, both ends in the bin"""
-    num_positions: int
-    """positions with a token at such a lag"""
-    kl: float | None
-    kl_low: float | None
-    kl_high: float | None
-    """nats; 95 % bootstrap interval over positions, None for fewer than 2 of them"""
-    loss_change: float | None
-    loss_low: float | None
-    loss_high: float | None
-    """nats, likewise"""
-
-
-@dataclass(frozen=True, eq=False)
-class CausalMemoryCurve:
-    """Effect of the same intervention at several positions, by the lag after it."""
-
-    kind: str
-    """key of ``KINDS``"""
-    layers: tuple[int, ...]
-    """layers in which the state was intervened in, together"""
-    positions: tuple[tuple[int, int], ...]
-    """(text, token) of each intervention"""
-    kl: Tensor
-    """(positions, max_lag + 1) nats, >= 0; nan beyond the text's end and below the kind's first
-    lag"""
-    loss_change: Tensor
-    """(positions, max_lag + 1) nats; nan too where there is no next token"""
-
-    @property
-    def max_lag(self) -> int:
-        """Largest lag, in tokens."""
-        return self.kl.shape[1] - 1
-
-    @property
-    def mean_kl(self) -> Tensor:
-        """(max_lag + 1,) mean over the positions that have a token at the lag; nan without one."""
-        return self.kl.nanmean(0)
-
-    def bins(self, seed: int = 0) -> list[LagBin]:
-        """The curve over ``lag_bins``, with intervals over positions; seeded."""
-        return [
-            _lag_bin(self, first, last, seed)
-            for first, last in lag_bins(KINDS[self.kind].first_lag, self.max_lag)
-        ]
-
-    def to_dict(self, seed: int = 0) -> dict[str, Any]:
-        """Bins and the mean at every lag, for JSON."""
-        return {
-            "kind": self.kind,
-            "layers": list(self.layers),
-            "positions": [list(place) for place in self.positions],
-            "bins": [entry._asdict() for entry in self.bins(seed)],
-            "mean_kl": [finite_or_none(x) for x in self.mean_kl.tolist()],
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,21 +148,6 @@ def causal_memory_curve(
     return CausalMemoryCurve(kind, tuple(chosen), tuple((text, j) for j in places), *curves)
 
 
-def pooled_curve(curves: Sequence[CausalMemoryCurve]) -> CausalMemoryCurve:
-    """The positions of several curves of one kind, the same layers and lags, in one curve."""
-    if len({(curve.kind, curve.layers, curve.max_lag) for curve in curves}) != 1:
-        raise ValueError(
-            "curves must be at least one, all of one kind, the same layers and max_lag"
-        )
-    return CausalMemoryCurve(
-        curves[0].kind,
-        curves[0].layers,
-        tuple(place for curve in curves for place in curve.positions),
-        torch.cat([curve.kl for curve in curves]),
-        torch.cat([curve.loss_change for curve in curves]),
-    )
-
-
 def layer_lag_map(
     model: PreTrainedModel,
     captures: Sequence[Capture],
@@ -289,72 +198,6 @@ def mean_kernel(captures: Sequence[Capture], layer: int) -> Tensor:
     return torch.stack([kernel[:shortest] for kernel in kernels]).mean(0)
 
 
-def kernel_agreement(curve: CausalMemoryCurve, kernel: Tensor, *, seed: int = 0) -> dict[str, Any]:
-    """Spearman over the lags 1.. of a causal curve's mean KL and a memory kernel (lags,).
-
-    ``spearman`` in [-1, 1], or None with the ``reason``; ``low``, ``high``: its 95 % interval by
-    resampling the positions of the curve, None for fewer than 2; ``num_lags`` compared. Both curves
-    are smooth over the lag, so that a p-value for independent lags would mean nothing: none is
-    given.
-    """
-    stop = min(curve.max_lag + 1, len(kernel))
-    kl, descriptive = curve.kl[:, 1:stop].double(), kernel[1:stop].double()
-    defined = curve.mean_kl[1:stop].isfinite() & descriptive.isfinite()
-    kl, descriptive = kl[:, defined], descriptive[defined]
-    number, rho = len(descriptive), math.nan
-    if number >= 3:
-        rho = spearman(kl.nanmean(0), descriptive)
-    if math.isnan(rho):
-        reason = "fewer than 3 lags" if number < 3 else "a curve is the same at every lag"
-        nothing = dict.fromkeys(("spearman", "low", "high"))
-        return {**nothing, "num_lags": number, "reason": reason}
-    low, high = _resampled_agreement(kl, descriptive, seed)
-    return {"spearman": rho, "low": low, "high": high, "num_lags": number, "reason": None}
-
-
-def _resampled_agreement(
-    kl: Tensor, kernel: Tensor, seed: int
-) -> tuple[float, float] | tuple[None, None]:
-    """95 % interval of the agreement over positions (rows of ``kl``)."""
-    if len(kl) < 2:
-        return None, None
-    rng = np.random.default_rng(seed)
-    draws = rng.integers(len(kl), size=(_NUM_RESAMPLES, len(kl)))
-    found = [spearman(kl[rows].nanmean(0), kernel) for rows in draws]
-    low, high = np.nanquantile(found, (0.025, 0.975))
-    return float(low), float(high)
-
-
-def compare_curves(
-    curve: CausalMemoryCurve, baseline: CausalMemoryCurve, *, seed: int = 0
-) -> list[dict[str, Any]]:
-    """KL of a curve beside that at other positions, by bin of lags, with a permutation test.
-
-    ``difference`` in nats, mean minus baseline mean; ``p_value`` two-sided, positions exchanged
-    between the two at random 999 times; None with the ``reason`` for fewer than 2 positions.
-    Raises ValueError for curves of another kind, layers or max_lag.
-    """
-    pooled_curve([curve, baseline])  # refuses curves that do not compare
-    return [
-        {"first_lag": first, "last_lag": last, **_permutation_test(a, b, seed)}
-        for first, last in lag_bins(KINDS[curve.kind].first_lag, curve.max_lag)
-        for a, b in [(_bin_means(curve.kl, first, last), _bin_means(baseline.kl, first, last))]
-    ]
-
-
-def lag_bins(first_lag: int, max_lag: int) -> list[tuple[int, int]]:
-    """Lags in bins that double: (0, 0), (1, 1), (2, 2), (3, 4), (5, 8), ... up to ``max_lag``."""
-    lasts = [0, 1]
-    while lasts[-1] < max_lag:
-        lasts.append(2 * lasts[-1])
-    firsts = [0, *(last + 1 for last in lasts[:-1])]
-    return [
-        (first, min(last, max_lag))
-        for first, last in zip(firsts, lasts, strict=True)
-        if first_lag <= first
-    ]
-
-
 def spread_positions(length: int, count: int, max_lag: int) -> list[int]:
     """At most ``count`` evenly spaced tokens of a text with every lag up to ``max_lag`` after them
     and a next token there, and with ``MIN_HISTORY`` tokens, or all that allows, before them.
@@ -395,47 +238,6 @@ def _by_lag(values: Tensor, places: Sequence[int], max_lag: int, first_lag: int)
         after = values[row, place + first_lag : place + max_lag + 1]
         result[row, first_lag : first_lag + len(after)] = after
     return result
-
-
-def _bin_means(values: Tensor, first: int, last: int) -> FloatArray:
-    """Mean over the lags of a bin at each position that has one."""
-    means = values[:, first : last + 1].nanmean(1)
-    return means[means.isfinite()].numpy()
-
-
-def _lag_bin(curve: CausalMemoryCurve, first: int, last: int, seed: int) -> LagBin:
-    kl = _bin_means(curve.kl, first, last)
-    loss = _bin_means(curve.loss_change, first, last)
-    return LagBin(first, last, len(kl), *_with_interval(kl, seed), *_with_interval(loss, seed))
-
-
-def _with_interval(values: FloatArray, seed: int) -> tuple[float | None, ...]:
-    """Mean and its 95 % bootstrap interval."""
-    if len(values) < 2:
-        return (float(values[0]) if len(values) else None), None, None
-    return float(values.mean()), *bootstrap_interval(values, seed=seed)
-
-
-def _permutation_test(a: FloatArray, b: FloatArray, seed: int) -> dict[str, Any]:
-    counts = {"num_positions": len(a), "num_baseline": len(b)}
-    if min(len(a), len(b)) < 2:
-        nothing = dict.fromkeys(("kl", "baseline_kl", "difference", "p_value"))
-        return {**counts, **nothing, "reason": "fewer than 2 positions on a side"}
-
-    def difference(x: FloatArray, y: FloatArray, axis: int) -> FloatArray:
-        return x.mean(axis) - y.mean(axis)
-
-    test = stats.permutation_test(
-        (a, b), difference, n_resamples=999, rng=np.random.default_rng(seed), vectorized=True
-    )
-    return {
-        **counts,
-        "kl": float(a.mean()),
-        "baseline_kl": float(b.mean()),
-        "difference": float(test.statistic),
-        "p_value": float(test.pvalue),
-        "reason": None,
-    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,15 +14,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from analysis_utils import bootstrap_interval
+from causal_curves import KINDS, CausalMemoryCurve, compare_curves, pooled_curve
 from intervention_effects import NeuronInterventions, neuron_interventions
 from intervention_study import (
-    KINDS,
     MIN_HISTORY,
-    CausalMemoryCurve,
     causal_memory_curve,
-    compare_curves,
     layer_lag_map,
-    pooled_curve,
     random_positions,
     spread_positions,
 )

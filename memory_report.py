@@ -104,9 +104,8 @@ def _each_layer(results: Row) -> list[str]:
     lines = []
     for row in results["memory_by_layer"]:
         key = f"layer_{row['layer']}"
-        sentences = [_delta(row), _saturation(row, sections.get("state", {}).get(key))]
-        sentences += [_recursion(sections.get("recursive_patterns", {}).get(key))]
-        sentences += [_neurons(sections.get("neuron_memory", {}).get(key))]
+        parts = {name: sections.get(name, {}).get(key) for name in _SENTENCES}
+        sentences = [_delta(row), *(write(parts[name]) for name, write in _SENTENCES.items())]
         lines.append(f"- Layer {row['layer']}: {' '.join(s for s in sentences if s)}")
     return [*lines, ""]
 
@@ -114,19 +113,35 @@ def _each_layer(results: Row) -> list[str]:
 def _delta(row: Row) -> str:
     if row["delta_activation"] is None:
         return ""
+    tests = [
+        {"value": row[name], **{f"null_{end}": row[f"{name}_{end}"] for end in ("low", "high")}}
+        for name in ("delta_activation", "delta_memory")
+    ]
     return (
-        f"mean |ρ| of Δ with activation {number(row['delta_activation'])} (null "
-        f"{number(row['delta_activation_low'])} to {number(row['delta_activation_high'])}); ρ of "
-        f"mean Δ with what a neuron owes its memory {_tested(row, 'delta_memory')}."
+        f"Mean |ρ| of Δ with activation over tokens {_tested(tests[0])}; ρ over channels of mean Δ "
+        f"with what a neuron owes its memory {_tested(tests[1])}."
     )
 
 
-def _tested(row: Row, name: str) -> str:
-    low, high = (number(row[f"{name}_{end}"]) for end in ("low", "high"))
-    return f"{number(row[name])} (null {low} to {high})"
+def _tested(test: Row) -> str:
+    """A value beside its null, and whether it lies within."""
+    if test["value"] is None or test["null_low"] is None:
+        return f"undefined ({test.get('reason') or 'no null'})"
+    low, high = test["null_low"], test["null_high"]
+    within = ": not found" if low <= test["value"] <= high else ""
+    return f"{number(test['value'])} (null {number(low)} to {number(high)}{within})"
 
 
-def _saturation(row: Row, texts: Row | None) -> str:
+def _delta_causes(part: Row | None) -> str:
+    if not part:
+        return ""
+    return (
+        "ρ over tokens of Δ with the KL when the token is hidden from later ones "
+        f"{_tested(part['delta_at_sources'])}."
+    )
+
+
+def _saturation(texts: Row | None) -> str:
     ratios = [
         part["last_over_first"]
         for part in (texts or {}).values()
@@ -134,9 +149,11 @@ def _saturation(row: Row, texts: Row | None) -> str:
     ]
     if not ratios:
         return ""
+    within = " (not found to grow)" if min(ratios) <= 1 else ""
     return (
-        f"The state's norm in the last quarter of a text is {number(row['state_last_over_first'])} "
-        f"times that in the first (texts: {number(min(ratios))} to {number(max(ratios))})."
+        "The state's norm in the last quarter of a text, over that in the first: "
+        f"{number(min(ratios))} to {number(max(ratios))} in {len(ratios)} text(s), 1 without "
+        f"growth{within}."
     )
 
 
@@ -144,29 +161,52 @@ def _recursion(patterns: Row | None) -> str:
     series = (patterns or {}).get("mixer", {}).get("autocorrelation")
     if not series or not series["lags"]:
         return ""
-    null = f"null {number(series['null_low'][0])} to {number(series['null_high'][0])}"
+    first = {
+        "value": series["mean"][0],
+        "null_low": series["null_low"][0],
+        "null_high": series["null_high"][0],
+    }
     time = series["memory_time"]
     ends = (
         f"it meets its null at lag {time}"
         if time is not None
         else f"it stays above its null up to lag {series['lags'][-1]}"
     )
-    return f"Autocorrelation at lag 1 {number(series['mean'][0])} ({null}); {ends}."
+    return f"Autocorrelation of the mixer's output at lag 1 {_tested(first)}; {ends}."
 
 
 def _neurons(methods: Row | None) -> str:
-    tests = [
-        (method.replace("_", "-"), part["correlations"]["memory_sensitivity"])
+    given = [
+        f"{method.replace('_', '-')} {_tested(part['correlations']['memory_sensitivity'])}"
         for method, part in (methods or {}).items()
         if isinstance(part, Mapping) and "correlations" in part
     ]
-    given = [
-        f"{name} {number(test['value'])} (null {number(test['null_low'])} to "
-        f"{number(test['null_high'])})"
-        for name, test in tests
-        if test["value"] is not None
-    ]
     return f"ρ of importance with memory sensitivity: {', '.join(given)}." if given else ""
+
+
+def _neuron_causes(part: Row | None) -> str:
+    if not part or "excess" not in part:
+        return ""
+    excess = part["excess"]
+    ends = "no interval for one neuron"
+    if excess["low"] is not None:
+        within = ": not found" if excess["low"] <= 0 <= excess["high"] else ""
+        ends = f"interval {number(excess['low'])} to {number(excess['high'])}{within}"
+    return (
+        f"Setting one of the {len(part['neurons'])} neurons that the gradient-guided method ranks "
+        f"first to its mean costs {number(part['kl'])} nats of KL a token, a random neuron of the "
+        f"same norm {number(part['random_kl'])}; difference {number(excess['value'])} ({ends})."
+    )
+
+
+_SENTENCES: Mapping[str, Callable[[Row | None], str]] = {
+    "delta_causes": _delta_causes,
+    "state": _saturation,
+    "recursive_patterns": _recursion,
+    "neuron_memory": _neurons,
+    "neuron_causes": _neuron_causes,
+}
+"""By step: the sentence that one layer's part of it becomes."""
 
 
 def _causal(section: Row) -> list[str]:
@@ -183,16 +223,25 @@ def _curves(title: str, part: Row) -> list[str]:
     together = part["together"]
     head = f"{title}, all layers together, {len(together['positions'])} positions:"
     lines = [head, "", *_bin_table(together["bins"], _random(part["random_positions"]))]
-    for name, agreement in part["kernel_agreement"].items():
-        layer = name.removeprefix("layer_")
-        rho = agreement["spearman"]
-        said = (
-            f"rank agreement with the memory kernel {number(rho)} over {agreement['num_lags']} lags"
-            if rho is not None
-            else f"no agreement with the memory kernel is defined: {agreement['reason']}"
-        )
-        lines.append(f"- Layer {layer} alone: {said}.")
+    agreements = part["kernel_agreement"].items()
+    lines += [
+        f"- Layer {name.removeprefix('layer_')} alone: {_agreement(a)}" for name, a in agreements
+    ]
     return [*lines, ""]
+
+
+def _agreement(agreement: Row) -> str:
+    rho = agreement["spearman"]
+    if rho is None:
+        return f"no agreement with the memory kernel is defined: {agreement['reason']}."
+    ends = "no interval for one position"
+    if agreement["low"] is not None:
+        within = ": not found" if agreement["low"] <= 0 <= agreement["high"] else ""
+        ends = f"interval {number(agreement['low'])} to {number(agreement['high'])}{within}"
+    return (
+        f"rank agreement with the memory kernel over {agreement['num_lags']} lags {number(rho)} "
+        f"({ends}); with a curve that only falls {number(agreement['falling'])}."
+    )
 
 
 def _random(part: Row) -> Callable[[int], tuple[str, str]]:

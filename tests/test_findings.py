@@ -55,7 +55,8 @@ def test_a_sentence_carries_its_number_and_its_bounds():
     refused = replace(FINDING, verdict=NOT_SUPPORTED, interval=None, null=(0.1, 0.2))
     assert sentence(refused).startswith("Not found: Memory is long. Mean lag, tokens: 0.123 (null ")
     beside = refused.beside([replace(FINDING, value=v) for v in (0.5, 0.2)])
-    assert compared(beside) == "null 0.1 to 0.2; 2 untrained: 0.2 to 0.5; n = 7 texts"
+    # mean 0.35, s 0.2121, t 63.66 at one degree of freedom: 0.35 + 63.66 * 0.2121 * sqrt(1.5).
+    assert compared(beside) == "null 0.1 to 0.2; 2 untrained: 0.2 to 0.5, bound 16.9; n = 7 texts"
     assert compared(replace(refused, hits=3)) == "null 0.1 to 0.2; in 3 of 7 texts"
     open_ = undecided("Memory is long", "mean lag", "texts", "2 texts", "p")
     assert sentence(open_) == "Undecided: Memory is long. 2 texts."
@@ -117,6 +118,21 @@ def test_what_an_untrained_twin_reaches_too_is_not_supported():
     open_ = undecided(FINDING.claim, "s", "texts", "why", "p")
     assert FINDING.beside([open_]) == FINDING  # no value to compare with
     assert open_.beside([above]).verdict == TOO_LITTLE
+
+
+def test_few_twins_have_a_bound_that_another_twin_seldom_exceeds():
+    rng = np.random.default_rng(0)
+    supported = 0
+    for _ in range(2000):
+        value, *twins = rng.normal(size=6).tolist()
+        found = replace(FINDING, value=value).beside([replace(FINDING, value=v) for v in twins])
+        assert found.twin_bound is not None
+        assert found.twin_bound > max(twins)
+        supported += found.verdict == SUPPORTED
+    # 10 of 2,000 expected; 25 would be five standard deviations off. Above the maximum: 333.
+    assert supported < 25
+    far = replace(FINDING, value=20.0).beside([replace(FINDING, value=v) for v in (1.0, 2.0, 3.0)])
+    assert far.verdict == SUPPORTED
 
 
 def test_a_trend_over_layers():

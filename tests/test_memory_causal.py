@@ -6,8 +6,15 @@ import pytest
 import torch
 from conftest import make_tiny_model
 
-from intervention_study import CausalMemoryCurve
-from memory_causal import by_position, causal_memory
+from causal_curves import CausalMemoryCurve
+from intervention_effects import neuron_interventions
+from memory_causal import (
+    by_position,
+    causal_memory,
+    delta_at_sources,
+    knockouts_by_layer,
+    neurons_beside_random,
+)
 from ssm_component_extractor import capture
 
 
@@ -50,3 +57,55 @@ def test_positions_agree_with_the_curve_and_random_ones_stand_beside():
     assert [entry["first_lag"] for entry in beside["bins"]] == [
         entry["first_lag"] for entry in found["together"]["bins"]
     ]
+
+
+def test_knockouts_by_layer_are_those_of_the_whole():
+    model = make_tiny_model()
+    captures = [text_of(model, 5), text_of(model, 40), text_of(model, 50, seed=1)]
+    whole = causal_memory(model, captures, [0, 2], num_positions=3)["knockout"]["layers"]
+    found = knockouts_by_layer(model, captures, [0, 2], 3)["knockout"]["layers"]
+    for name, part in found.items():
+        for field in ("positions", "kl", "late_share"):
+            assert part[field] == whole[name][field]
+    assert knockouts_by_layer(model, captures[:1], [0], 3) == {}
+
+
+def test_tokens_of_larger_delta_that_leave_more_are_found():
+    generator = torch.Generator().manual_seed(0)
+    deltas = [torch.rand(30, 4, generator=generator) + 0.1 for _ in range(2)]
+    places = [[text, token] for text in (0, 1) for token in range(30)]
+    size = [float(deltas[text][token].log().mean()) for text, token in places]
+    tied = delta_at_sources({"positions": places, "kl": [x**3 for x in size]}, deltas)
+    assert tied.value == pytest.approx(1.0)
+    assert tied.null_high < 0.5
+    noise = torch.rand(60, generator=generator).tolist()
+    assert delta_at_sources({"positions": places, "kl": noise}, deltas).outside_null is False
+    few = delta_at_sources({"positions": places[:3], "kl": [1.0, None, 2.0]}, deltas)
+    assert few.value is None
+    assert few.reason.startswith("2 samples")
+
+
+def test_neurons_beside_random_ones_are_means_over_texts():
+    model = make_tiny_model()
+    captures = [text_of(model, 30), text_of(model, 40, seed=1)]
+    found = neurons_beside_random(model, captures, 2, [3, 9, 20], 2)
+    alone = [
+        neuron_interventions(model, one, 2, [3, 9, 20], value="mean", num_random=2)
+        for one in captures
+    ]
+    kl = torch.stack([one.kl for one in alone])
+    random_kl = torch.stack([one.random_kl for one in alone])
+    assert found["kl"] == pytest.approx(float(kl.mean()))
+    assert found["random_kl"] == pytest.approx(float(random_kl.mean()))
+    excess = found["excess"]
+    assert excess["value"] == pytest.approx(found["kl"] - found["random_kl"])
+    assert excess["low"] <= excess["value"] <= excess["high"]
+    single = neurons_beside_random(model, captures, 2, [3], 2)
+    assert (single["excess"]["low"], single["num_texts"]) == (None, 2)
+
+
+def test_more_random_positions_on_demand():
+    model = make_tiny_model()
+    texts = [text_of(model, 60)]
+    found = causal_memory(model, texts, [0], num_positions=2, num_random=3)["knockout"]
+    assert found["random_positions"]["num_positions"] == 6

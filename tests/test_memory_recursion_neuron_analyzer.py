@@ -25,7 +25,7 @@ STEPS = [step.name for step in MEMORY_STEPS]
 
 
 def make_analyzer(**options):
-    given = {"num_positions": 4, "num_ablations": 8, **options}
+    given = {"num_positions": 4, "num_ablations": 8, "num_random": 1, "num_twins": 0, **options}
     return MemoryRecursionNeuronAnalyzer(
         make_tiny_model(), tokenizer=make_tiny_tokenizer(), **given
     )
@@ -197,7 +197,7 @@ def test_bad_input_is_refused(texts, layers, message):
         make_analyzer().analyze_memory_recursion_effects(texts, layers)
 
 
-@pytest.mark.parametrize("option", ["num_positions", "num_ablations", "batch_size"])
+@pytest.mark.parametrize("option", ["num_positions", "num_ablations", "num_random", "batch_size"])
 def test_options_are_checked_when_the_analyzer_is_made(option):
     with pytest.raises(ValueError, match=option):
         make_analyzer(**{option: 0})
@@ -206,7 +206,7 @@ def test_options_are_checked_when_the_analyzer_is_made(option):
 def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):
     output = tmp_path / "out"
     arguments = ["--model", str(tiny_model_dir), "--text", TEXTS[0], "--output-dir", str(output)]
-    options = ["--layers", "0,2", "--num-positions", "2", "--ablate", "8"]
+    options = ["--layers", "0,2", "--num-positions", "2", "--ablate", "8", "--twins", "1"]
     assert main([*arguments, *options]) == 0
     names = {path.name for path in output.iterdir()}
     tables = {"memory_recursion_results.json", "memory_recursion_results.safetensors",
@@ -221,7 +221,7 @@ def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):
 def test_command_ends_with_1_when_a_step_failed(tiny_model_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "MEMORY_STEPS", with_failing("neurons", AnalysisError("none")))
     arguments = ["--model", str(tiny_model_dir), "--text", TEXTS[0], "--layers", "0"]
-    more = ["--num-positions", "2", "--output-dir", str(tmp_path), "--quiet"]
+    more = ["--num-positions", "2", "--twins", "0", "--output-dir", str(tmp_path), "--quiet"]
     assert main([*arguments, *more]) == 1
     assert "Without result: neurons" in capsys.readouterr().out
     assert (tmp_path / "memory_recursion_results.json").exists()
@@ -234,6 +234,8 @@ def test_command_ends_with_1_when_a_step_failed(tiny_model_dir, tmp_path, monkey
         (["--layers", "99"], "99"),
         (["--ablate", "2"], "ablate"),
         (["--num-positions", "0"], "num-positions"),
+        (["--num-random", "0"], "num-random"),
+        (["--twins", "-1"], "twins"),
     ],
 )
 def test_bad_arguments_end_with_2(tiny_model_dir, tmp_path, arguments, message, capsys):

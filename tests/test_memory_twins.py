@@ -1,0 +1,72 @@
+"""Claims beside untrained twins: on weights that learned nothing, nothing learned is claimed."""
+
+import pytest
+import torch
+from conftest import make_tiny_model, make_tiny_tokenizer
+
+from findings import SUPPORTED
+from key_findings import beside_twins
+from memory_measures import MEMORY_STEPS, MemoryInputs, MemorySettings
+from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer
+from memory_twins import CLAIM_STEPS, claims_measured, twin_findings
+from ssm_component_extractor import capture_texts
+from untrained_twin import untrained_twin
+from utils import encode_texts
+
+TEXTS = [
+    "the cat sat on the mat and the dog sat on the log, while the cat saw the dog",
+    "rain in the morning, sun at noon, and rain again in the evening; so it goes, rain and sun",
+]
+LAYERS = [0, 1, 2, 3]
+ENCODED = encode_texts(make_tiny_tokenizer(), TEXTS, 512)
+
+
+def inputs_of(model, **options) -> MemoryInputs:
+    settings = MemorySettings(LAYERS, num_positions=6, num_ablations=8, **options)
+    return MemoryInputs(model, capture_texts(model, ENCODED, LAYERS), [], {}, settings)
+
+
+def test_on_untrained_weights_no_claim_is_supported():
+    base = make_tiny_model()
+    twins = [twin.findings for twin in twin_findings(inputs_of(base, num_twins=6), ENCODED, 0)]
+    alone, beside = [], []
+    for seed in range(5):
+        found = claims_measured(inputs_of(untrained_twin(base, seed)))
+        alone += [row.claim for row in found if row.verdict == SUPPORTED]
+        beside += [row.claim for row in beside_twins(found, twins) if row.verdict == SUPPORTED]
+    assert beside == []
+    # Their nulls alone do not say so: what architecture and texts give is above chance too.
+    assert len(alone) >= 10
+
+
+def test_claims_measured_alone_are_those_of_the_whole_analysis():
+    model = make_tiny_model()
+    analyzer = MemoryRecursionNeuronAnalyzer(
+        model, tokenizer=make_tiny_tokenizer(), num_positions=6, num_ablations=8, num_random=1,
+        num_twins=1,
+    )  # fmt: skip
+    results = analyzer.analyze_memory_recursion_effects(TEXTS, LAYERS)
+    found = claims_measured(inputs_of(model))
+    assert [row.claim for row in found] == [row["claim"] for row in results["findings"]]
+    for ours, theirs in zip(found, results["findings"], strict=True):
+        # Texts run alone or in a padded batch: float32 rounding, in small effects too.
+        assert (ours.value is None) == (theirs["value"] is None)
+        if ours.value is not None:
+            assert ours.value == pytest.approx(theirs["value"], rel=1e-3, abs=1e-8), ours.claim
+    twin = results["untrained_twins"]
+    assert twin["seeds"] == [1000]
+    assert twin["values"][found[0].claim] == [results["findings"][0]["twins"][0]]
+    assert "1 untrained: " in analyzer.generate_comprehensive_report()
+
+
+def test_twins_are_seeded_and_leave_the_random_state_as_it_is():
+    inputs = inputs_of(make_tiny_model(), num_twins=1)
+    state = torch.get_rng_state()
+    first, again = (twin_findings(inputs, ENCODED, 0) for _ in range(2))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert first == again
+    assert twin_findings(inputs_of(make_tiny_model(), num_twins=0), ENCODED, 0) == []
+
+
+def test_the_steps_for_claims_are_steps_of_the_analysis():
+    assert {step.name for step in CLAIM_STEPS} <= {step.name for step in MEMORY_STEPS}
