@@ -5,7 +5,9 @@ Reads the rows that ``findings`` writes into the results; computes no statistic.
 
 from __future__ import annotations
 
+import functools
 import textwrap
+from collections.abc import Callable
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -21,26 +23,30 @@ VERDICT_COLOURS = {
 }
 """By verdict; the verdict is written beside the colour."""
 
-_MAX_ROWS = 20
+ROWS_PER_PAGE = 17
+"""Findings of a page."""
 _CLAIM_WIDTH = 62
 _TEXT_WIDTH = 72
 _LINE_POINTS = 8.2
 
 
 @styled
-def figure_findings(results: Section) -> Figure:
-    """Claims tried on the data: value, null or interval, the untrained twins, verdict."""
+def figure_findings(results: Section, *, first: int = 0) -> Figure:
+    """Claims tried on the data: value, null or interval, the untrained twins, verdict.
+
+    As many as a page holds, from number ``first`` on.
+    """
     rows = results.get("findings", [])
-    shown = rows[:_MAX_ROWS]
+    shown = rows[first : first + ROWS_PER_PAGE]
+    part = f"{first + 1} to {first + len(shown)} of {len(rows)}" if len(shown) < len(rows) else ""
     figure, axes = page(
         results,
-        "Findings",
+        f"Findings {part}".rstrip(),
         "Point: what was measured, filled where the claim is supported. Grey: 95 % interval of the "
         "null, the value where nothing ties the two sides. Line: 95 % interval of the value. "
         "Diamonds: from the smallest to the largest of untrained models. Each row has a scale of "
-        "its own. n is what the value rests on."
-        + (f" {len(shown)} of {len(rows)} findings are shown." if rows[_MAX_ROWS:] else ""),
-        [(2, 0.36)] * len(shown) or [(1, 0.6)],
+        "its own. n is what the value rests on.",
+        [(2, 0.34)] * len(shown) or [(1, 0.6)],
         {},
     )
     if not shown:
@@ -49,6 +55,15 @@ def figure_findings(results: Section) -> Figure:
         write_claim(row, left)
         plot_finding(row, right)
     return figure
+
+
+def finding_figures(results: Section) -> dict[str, Callable[..., Figure]]:
+    """The pages of findings by file name, functions of the results; none without findings."""
+    starts = range(0, len(results.get("findings", ())), ROWS_PER_PAGE)
+    return {
+        f"findings_{i + 1}" if i else "findings": functools.partial(figure_findings, first=start)
+        for i, start in enumerate(starts)
+    }
 
 
 def write_claim(row: Section, ax: Axes) -> Axes:
@@ -97,6 +112,9 @@ def plot_finding(row: Section, ax: Axes) -> Axes:
     colour = VERDICT_COLOURS[row["verdict"]]
     face = colour if row["verdict"] == "supported" else "white"
     ax.plot(row["value"], 0, "o", color=colour, markerfacecolor=face, markersize=5)
+    if row["null"] is row["interval"] is row["twins"] is None:
+        ax.set_xticks([row["value"]], [f"{row['value']:.3g}"])
+        return ax
     _widen(ax, row)
     ax.locator_params(axis="x", nbins=6)
     return ax
@@ -118,7 +136,3 @@ def _write_why(ax: Axes, reason: str) -> Axes:
     ax.text(0, 0.5, lines, transform=ax.transAxes, va="center", color="0.35", fontsize=6.5,
             in_layout=False, parse_math=False)  # fmt: skip
     return ax
-
-
-FINDING_FIGURES = {"findings": figure_findings}
-"""By file name: functions of the results."""

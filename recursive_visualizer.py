@@ -25,7 +25,7 @@ import analysis_panels as panels
 from comparison_figures import COMPARISON_FIGURES
 from faithfulness_figures import FAITHFULNESS_FIGURES
 from figure_pages import page, styled
-from finding_figures import FINDING_FIGURES
+from finding_figures import finding_figures
 from memory_figures import CAUSAL_FIGURES, MEMORY_FIGURES
 from panel_primitives import (
     Section,
@@ -311,7 +311,7 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
                 "model_comparison"
             )
         figures = dict(found)
-    return figures | (FINDING_FIGURES if results.get("findings") else {})
+    return figures | finding_figures(results)
 
 
 def write_figures(

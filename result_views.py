@@ -64,6 +64,10 @@ class Results(dict[str, Any]):
         """One row a layer (main analysis: a text and layer); None where a step gave no result."""
         return pd.DataFrame(list(self.get("memory_by_layer", ())) or layer_rows(self))
 
+    def __repr__(self) -> str:
+        """The end of a run in place of megabytes of numbers; `dict(results)` shows those."""
+        return run_summary(self, [f"Figures, by .figure(name): {', '.join(self.figure_names)}"])
+
     def _repr_html_(self) -> str:
         lines = "".join(f"<p>{escape(line)}</p>" for line in check_lines(self))
         findings = finding_frame(self)

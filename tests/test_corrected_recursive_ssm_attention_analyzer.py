@@ -266,8 +266,8 @@ def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):
     names = {path.name for path in output.iterdir()}
     assert {"analysis_results.json", "analysis_results.safetensors"} <= names
     assert "analysis_results_neurons.csv" in names
-    assert sum(name.endswith(".png") for name in names) == 7
-    assert sum(name.endswith(".svg") for name in names) == 7
+    assert sum(name.endswith(".png") for name in names) == 8
+    assert sum(name.endswith(".svg") for name in names) == 8
     printed = capsys.readouterr().out
     assert "Largest replay error" in printed
     error = float(printed.split("Largest replay error: ")[1].split()[0])

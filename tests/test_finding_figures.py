@@ -68,14 +68,24 @@ def test_claim_statistic_and_verdict_are_written(ax):
     assert (statistic, verdict) == ("share", "supported, n = 4 layers")
 
 
-def test_a_row_a_finding_and_no_more_than_a_page():
+def test_a_value_that_is_compared_with_nothing_is_written_out(ax):
+    figures.plot_finding(row(value=256.0, null=None), ax)
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["256"]
+
+
+def test_a_row_a_finding_and_as_many_pages_as_it_takes():
     results = {"findings": [row(), row("too little data", **UNDECIDED)]}
-    figure = figures.figure_findings(results)
-    assert len(figure.axes) == 4
-    many = figures.figure_findings({"findings": [row()] * 25})
-    assert len(many.axes) == 40
-    assert "20 of 25 findings are shown." in many.texts[-1].get_text().replace("\n", " ")
-    assert many.get_figheight() < 14
+    assert list(figures.finding_figures(results)) == ["findings"]
+    assert len(figures.figure_findings(results).axes) == 4
+    many = {"findings": [row(value=i) for i in range(figures.ROWS_PER_PAGE + 3)]}
+    pages = {name: draw(many) for name, draw in figures.finding_figures(many).items()}
+    assert list(pages) == ["findings", "findings_2"]
+    second = pages["findings_2"]
+    assert second.get_suptitle() == "Findings 18 to 20 of 20"
+    values = [ax.lines[-1].get_xdata() for ax in second.axes if ax.lines]
+    np.testing.assert_array_equal(np.concatenate(values), [17, 18, 19])
+    assert pages["findings"].get_figheight() < 11.7  # A4
+    assert figures.finding_figures({}) == {}
 
 
 def test_no_findings_are_said_to_be_none():

@@ -76,6 +76,13 @@ def test_a_notebook_shows_the_same_tables_of_both(runs, name):
     assert all(f"<code>{figure}</code>" in live._repr_html_() for figure in live.figure_names)
 
 
+def test_printed_results_are_a_page_and_not_megabytes(runs):
+    for live, _ in runs.values():
+        assert len(repr(live).splitlines()) < 60
+        assert "Largest replay error" in repr(live)
+        assert live.figure_names[0] in repr(live)
+
+
 def test_results_are_the_dict_that_json_holds(runs):
     live, opened = runs["main"]
     assert json.loads(json.dumps(live)) == opened
