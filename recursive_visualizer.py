@@ -344,7 +344,7 @@ def draw_figure(results: Section, name: str, tensors: Tensors | None = None) -> 
 
 
 def _drawn(draw: Callable[..., Figure], results: Section, tensors: Tensors | None) -> Figure:
-    takes_tensors = len(inspect.signature(draw).parameters) > 1
+    takes_tensors = "tensors" in inspect.signature(draw).parameters
     return draw(results, tensors) if takes_tensors else draw(results)
 
 
