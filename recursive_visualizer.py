@@ -26,6 +26,7 @@ from comparison_figures import COMPARISON_FIGURES
 from faithfulness_figures import FAITHFULNESS_FIGURES
 from figure_pages import page, styled
 from finding_figures import finding_figures
+from long_memory_figures import LONG_MEMORY_FIGURES
 from memory_figures import CAUSAL_FIGURES, MEMORY_FIGURES
 from panel_primitives import (
     Section,
@@ -287,6 +288,7 @@ _BY_KEY = (
     ("reset", CAUSAL_FIGURES),
     ("knockout", CAUSAL_FIGURES),
     ("pairs", COMPARISON_FIGURES),
+    ("readings", LONG_MEMORY_FIGURES),
 )
 """Figures of the results other than the main analysis's, by a key that these hold."""
 
@@ -295,8 +297,8 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
     """The figures that results hold the numbers for, by file name; functions of the results.
 
     Results of the main analysis, of the memory analysis, of ``intervention_study``,
-    ``attribution_faithfulness`` or ``model_comparison``, live or from JSON. Raises ValueError for a
-    dict that is none.
+    ``attribution_faithfulness``, ``model_comparison`` or ``long_memory``, live or from JSON. Raises
+    ValueError for a dict that is none.
     """
     if "cross_text_analysis" in results:
         figures = dict(CORRECTED_FIGURES)
@@ -307,8 +309,8 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
         if found is None:
             raise ValueError(
                 f"results hold the keys {sorted(results)}; figures are drawn of the results of the "
-                "main or memory analysis, intervention_study, attribution_faithfulness or "
-                "model_comparison"
+                "main or memory analysis, intervention_study, attribution_faithfulness, "
+                "model_comparison or long_memory"
             )
         figures = dict(found)
     return figures | finding_figures(results)
@@ -416,7 +418,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(
         description="Draw the figures of saved results: those of the main or memory analysis, "
-        "intervention_study, attribution_faithfulness or model_comparison.",
+        "intervention_study, attribution_faithfulness, model_comparison or long_memory.",
         epilog="example: python recursive_visualizer.py my_analysis/analysis_results.json "
         "--formats png,pdf",
     )

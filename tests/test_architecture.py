@@ -37,8 +37,8 @@ LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 PLUMBING = {"utils", "analysis_inputs", "memory_tracker", "result_files"}
 DRAWING = {
     "analysis_panels", "analysis_utils", "comparison_figures", "drawing", "faithfulness_figures",
-    "figure_pages", "finding_figures", "memory_figures", "memory_panels", "neuron_figures",
-    "panel_primitives", "recursive_visualizer",
+    "figure_pages", "finding_figures", "long_memory_figures", "memory_figures", "memory_panels",
+    "neuron_figures", "panel_primitives", "recursive_visualizer",
 }  # fmt: skip
 
 # Functions in which a command talks to the terminal.

@@ -1,0 +1,113 @@
+"""Figure of a long text read as one stream: what memory beyond a window is worth, and the state.
+
+Reads what ``long_memory`` writes; computes no statistic.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from drawing import MARKERS, PALETTE
+from figure_pages import page, styled
+from panel_primitives import (
+    Section,
+    as_array,
+    begin,
+    layer_colours,
+    layers_of,
+    log_axis,
+    name_layers,
+    write_reason,
+)
+
+STREAM = "stream"
+"""The reading that the others are compared with."""
+
+
+@styled
+def figure_long_memory(results: Section) -> Figure:
+    """Readings beside the stream, loss by context and along the text, norm of the state."""
+    figure, axes = page(
+        results,
+        "A long text as one stream",
+        f"{results['num_tokens'] - 1} tokens, each predicted once in every reading: from all of "
+        "the text before it (stream), or from a window that starts from an empty memory. "
+        "Differences: loss minus that of the stream, above 0 where memory beyond the window "
+        f"helps; bars: 95 % interval by resampling blocks of {results['block']} tokens. By "
+        "context: each point of the stream holds tokens of its own, few of them at the left. "
+        "Along the text: means of the same blocks.",
+        [(2, 1.3)] * 2,
+        {},
+    )
+    plot_differences(results, axes[0][0])
+    plot_by_context(results, axes[0][1])
+    plot_along(results, axes[1][0])
+    plot_state_norm(results, axes[1][1])
+    return figure
+
+
+def plot_differences(results: Section, ax: Axes | None = None) -> Axes:
+    """Loss of each reading minus that of the stream, with its interval."""
+    ax = begin(ax, "Loss minus that of the stream", "nats a token", "")
+    rows = [row for row in results["readings"] if row["reading"] != STREAM]
+    if not any(row["difference"] is not None for row in rows):
+        return write_reason(ax, rows[0]["reason"] if rows else "no windows shorter than the text")
+    value, low, high = (
+        as_array([row[name] for row in rows]) for name in ("difference", "low", "high")
+    )
+    for i, (x, left, right) in enumerate(zip(value, low, high, strict=True)):
+        colour, marker = _style(results, rows[i]["reading"])
+        ax.hlines(i, left, right, color=colour, linewidth=1.2)
+        ax.plot([x], [i], marker, color=colour)
+    ax.axvline(0, color="0.4", linewidth=0.6, zorder=0)
+    ax.set_yticks(range(len(rows)), [row["reading"] for row in rows])
+    ax.set_ylim(len(rows) - 0.5, -0.5)
+    ax.locator_params(axis="x", nbins=5)
+    return ax
+
+
+def plot_by_context(results: Section, ax: Axes | None = None) -> Axes:
+    """Mean loss by the number of tokens that a token is predicted from."""
+    ax = begin(ax, "Loss by context", "tokens of context", "nats a token")
+    for name, rows in results["by_context"].items():
+        colour, marker = _style(results, name)
+        x = [np.sqrt(row["first"] * row["last"]) for row in rows]
+        y = as_array([row["loss"] for row in rows])
+        ax.plot(x, y, color=colour, marker=marker, label=name)
+    ax.legend(loc="best")
+    return log_axis(ax, "x")
+
+
+def plot_along(results: Section, ax: Axes | None = None) -> Axes:
+    """Mean loss of each block of tokens, a line a reading."""
+    ax = begin(ax, "Loss along the text", "token", "nats a token")
+    for name, losses in results["along"].items():
+        x = (np.arange(len(losses)) + 0.5) * results["block"]
+        ax.plot(x, as_array(losses), color=_style(results, name)[0], label=name)
+    return ax
+
+
+def plot_state_norm(results: Section, ax: Axes | None = None) -> Axes:
+    """Norm of the state by chunk, a line a layer."""
+    ax = begin(ax, "Norm of the state", "token", "L2 norm, mean over a chunk")
+    layers = layers_of(results["layers"])
+    if not layers:
+        return write_reason(ax, "no layers were measured")
+    colours = layer_colours([layer for layer, _ in layers])
+    for layer, part in layers:
+        x = (np.arange(len(part["state_norm"])) + 0.5) * results["chunk_size"]
+        ax.plot(x, as_array(part["state_norm"]), color=colours[layer], linewidth=0.8)
+    log_axis(ax, "y")
+    return name_layers(ax, list(colours))
+
+
+def _style(results: Section, name: str) -> tuple[str, str]:
+    """Colour and marker of a reading, the same in every panel."""
+    i = list(results["by_context"]).index(name)
+    return ("black" if name == STREAM else PALETTE[i - 1]), MARKERS[i % len(MARKERS)]
+
+
+LONG_MEMORY_FIGURES = {"long_memory": figure_long_memory}
+"""By file name: functions of the results."""
