@@ -1,0 +1,116 @@
+"""The findings that analyses of this kind report, recomputed on passages of a book.
+
+The main analysis of a model on passages spread over a plain text, and of untrained twins on the
+same passages: each claim with its number, its null, the twins' range and the verdict. The text is
+read and not kept: the table holds numbers only.
+
+How to run (any plain text that the model was not trained on; the demo model is the default)::
+
+    python benchmarks/key_findings.py treasure_island.txt --save
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+# The suite is flat: its folder has to be on the path when this file is run as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from analysis_results import Settings
+from corrected_recursive_ssm_attention_analyzer import analyze
+from findings import Finding, compared, number
+from ssm_component_extractor import model_layers
+from untrained_twin import ENOUGH_TWINS
+from utils import (
+    DEMO_MODEL_PATH,
+    EncodedText,
+    encode_texts,
+    load_model,
+    load_tokenizer,
+    run_main,
+    validate_int,
+    write_atomically,
+)
+
+RESULTS = Path(__file__).resolve().parent / "results" / "key_findings.md"
+
+
+def passages(
+    tokenizer: PreTrainedTokenizerBase, text: str, count: int, length: int
+) -> list[EncodedText]:
+    """``count`` passages of about ``length`` tokens, spread evenly over the text.
+
+    Raises ValueError for a text with fewer than count * length tokens.
+    """
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    if len(ids) < count * length:
+        raise ValueError(
+            f"the text has {len(ids)} tokens; {count} passages of {length} need {count * length}. "
+            "Give a longer text, or fewer --passages or --tokens"
+        )
+    starts = np.linspace(0, len(ids) - length, count).astype(int)
+    texts = [str(tokenizer.decode(ids[start : start + length])) for start in starts]
+    # Cut in the middle of a word, a passage may have a token more when it is read again.
+    return encode_texts(tokenizer, texts, length)
+
+
+def table(findings: Sequence[Finding]) -> str:
+    """Markdown: a row a finding."""
+    lines = ["| claim | measured | value | compared with | verdict |", "|---|---|---|---|---|"]
+    for row in findings:
+        measured = row.statistic.replace("|", "\\|")
+        value = number(row.value) if row.value is not None else ""
+        against = compared(row) if row.value is not None else row.reason
+        lines.append(f"| {row.claim} | {measured} | {value} | {against} | {row.verdict} |")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the table, and with --save keep it under benchmarks/results."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("text", help="a plain text file that the model was not trained on")
+    parser.add_argument("--model", default=str(DEMO_MODEL_PATH))
+    parser.add_argument("--passages", type=int, default=10)
+    parser.add_argument("--tokens", type=int, default=160, help="of a passage (default: 160)")
+    parser.add_argument("--layers", default=None, help="as in the main analysis")
+    parser.add_argument("--twins", type=int, default=ENOUGH_TWINS, help="untrained (default: 19)")
+    parser.add_argument("--ablate", type=int, default=12, help="random neurons of each layer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name}")
+    args = parser.parse_args(argv)
+    count, length = (validate_int(n, getattr(args, n), 2) for n in ("passages", "tokens"))
+    twins, ablations = (validate_int(n, getattr(args, n), 0) for n in ("twins", "ablate"))
+    model, tokenizer = load_model(args.model), load_tokenizer(args.model)
+    layers = model_layers(model, _layers(args.layers))
+    encoded = passages(tokenizer, Path(args.text).read_text(encoding="utf-8"), count, length)
+    settings = Settings(layers, seed=args.seed, num_ablations=ablations, num_twins=twins)
+    results = analyze(model, encoded, tokenizer, settings).results
+    findings = [Finding.from_dict(row) for row in results["findings"]]
+    report = (
+        f"{count} passages of {length} tokens, layers {layers}; {twins} untrained twins, which a "
+        f"supported claim has to exceed.\n\n{table(findings)}\n"
+    )
+    print(report)
+    if args.save:
+        RESULTS.parent.mkdir(exist_ok=True)
+        with write_atomically(RESULTS) as handle:
+            handle.write(report)
+    return 0
+
+
+def _layers(option: str | None) -> list[int] | str | None:
+    return option if option in (None, "all") else [int(part) for part in option.split(",")]
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
