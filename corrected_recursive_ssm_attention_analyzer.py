@@ -54,7 +54,6 @@ from key_findings import key_findings
 from layer_correlation_analyzer import (
     cross_layer_correlations,
     recursive_patterns,
-    ssm_attention_correlations,
     summarise_activations,
 )
 from mamba_mixers import MixerParameters
@@ -62,6 +61,7 @@ from neuron_effects import ablation_check
 from neuron_sets import NeuronSet, neuron_evolution
 from recursive_visualizer import figure_state_vs_activation_change, write_figures
 from result_views import Results, run_summary
+from ssm_attention import ssm_attention_correlations
 from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,

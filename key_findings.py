@@ -94,6 +94,13 @@ _ABOVE_NULL = (
         _TEXT_LAYERS,
     ),
     (
+        "SSM components go with attention: half-life",
+        "rho over channels of half-life with the mean distance of a channel's attention; null: "
+        "permuted channels",
+        f"{_TEXT}.ssm_attention_correlations.*.channels.half_life_distance",
+        _TEXT_LAYERS,
+    ),
+    (
         "Where the state changes much, the activations do too",
         "rho over tokens of the change of the state with that of the residual stream; null: time "
         "shifts",

@@ -1,10 +1,10 @@
 """How layers are tied to each other and to their own past: correlations, each beside its null.
 
-Three analyses of captured texts. Across layers: Pearson correlation of every pair of channels of
+Two analyses of captured texts. Across layers: Pearson correlation of every pair of channels of
 two layers, and linear CKA (`channel_correlations`). Within a layer: autocorrelation over time, and
-how far the state and the activations move from token to token. Within a mixer: how delta, B and C
-go with its implicit attention. Every number stands beside what circular time-shifts, shuffles or
-permutations of the same data give; with too few tokens it is None, with the reason.
+how far the state and the activations move from token to token. Every number stands beside what
+circular time-shifts or shuffles of the same data give; with too few tokens it is None, with the
+reason.
 
 Shapes: n pooled tokens of all texts; d_model channels. Letters: the glossary of `selective_scan`.
 From a shell: ``python layer_correlation_analyzer.py --text "some text" --layers 0,3``.
@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis_utils import FloatArray, Values, participation_ratio, summarise
+from analysis_utils import FloatArray, participation_ratio, summarise
 from channel_correlations import (
     CrossLayerCorrelation,
     PooledActivations,
@@ -35,7 +35,6 @@ from channel_correlations import (
 from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
-    SSMComponents,
     capture_for,
     captures_of,
     job_from_options,
@@ -45,10 +44,8 @@ from time_shift_nulls import (
     NUM_SHIFTS,
     MeanAutocorrelation,
     NullTest,
-    as_float64,
     fields_to_dict,
     mean_autocorrelation,
-    spearman_permutation_test,
     spearman_shift_test,
     undefined,
 )
@@ -72,8 +69,6 @@ STREAMS = {
 _MAX_RECURSION_LAG = 32
 # Tokens whose states are differenced at once.
 _STEP_BLOCK = 64
-# Tokens over which attention is summed, at most a quarter of the text.
-_HORIZON = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,31 +93,6 @@ class RecursivePatterns:
     def to_dict(self) -> dict[str, Any]:
         """Strict JSON."""
         return fields_to_dict(self)
-
-
-@dataclass(frozen=True, eq=False)
-class SSMAttentionCorrelations:
-    """How a mixer's delta, B and C go with its implicit attention, one text, Spearman each.
-
-    Attention is |alpha| summed over a window of `horizon` tokens, the same for every token, so that
-    no correlation comes from early tokens having more queries. alpha contains delta, B and C as
-    factors: these numbers say how much of the attention each accounts for, not that it causes more.
-    """
-
-    horizon: int
-    """tokens of the window, the token itself left out"""
-    tokens: dict[str, NullTest]
-    """by pair of quantities, over tokens; null: circular time-shifts"""
-    channels: dict[str, NullTest]
-    """by pair of quantities, over channels; null: permutations; empty without the arrays"""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Strict JSON."""
-        return {
-            "horizon": self.horizon,
-            "tokens": {name: test.to_dict() for name, test in self.tokens.items()},
-            "channels": {name: test.to_dict() for name, test in self.channels.items()},
-        }
 
 
 def pooled_activations(
@@ -250,59 +220,6 @@ def recursive_patterns(
     )
 
 
-def ssm_attention_correlations(
-    components: SSMComponents,
-    absolute_map: Values,
-    *,
-    channel_strength: Values | None = None,
-    channel_distance: Values | None = None,
-    seed: int = 0,
-) -> SSMAttentionCorrelations:
-    """Spearman correlations of one text's delta, B and C with its implicit attention.
-
-    `absolute_map` (l, l): |alpha| averaged over channels, row t over sources s <= t
-    (`selective_scan.attention_map(..., absolute=True)`). Over tokens, with sums over the `horizon`
-    tokens after a source (`received`) or before a query (`paid`), and the mean distance of these:
-    mean delta with received, paid and distance; |B| with received; |C| with paid. Over channels,
-    where the arrays (d_inner,) are given: half-life (of the slowest state at the mean delta) and
-    mean delta with the attention's strength and mean distance in each channel.
-
-    Raises ValueError for more than one text, padding, or a map of another shape or with negative
-    or non-finite entries. Cost: O(l * horizon) and the draws.
-    """
-    weights = _checked_map(components, absolute_map)
-    length = len(weights)
-    horizon = min(_HORIZON, length // 4)
-    received, paid, distance = _windowed_attention(weights, horizon)
-    sources, queries = slice(0, length - horizon), slice(horizon, length)
-    delta = components.delta[0].double().numpy()
-    token_delta = delta.mean(axis=1)
-    b_norm, c_norm = (x[0].double().norm(dim=1).numpy() for x in (components.B, components.C))
-    series = {
-        "delta_received": (token_delta[sources], received),
-        "delta_paid": (token_delta[queries], paid),
-        "delta_distance": (token_delta[queries], distance),
-        "B_norm_received": (b_norm[sources], received),
-        "C_norm_paid": (c_norm[queries], paid),
-    }
-    slowest = components.A.double().abs().min(dim=1).values.numpy()
-    by_channel = {"half_life": math.log(2) / (delta.mean(axis=0) * slowest),
-                  "delta": delta.mean(axis=0)}  # fmt: skip
-    given = {"strength": channel_strength, "distance": channel_distance}
-    return SSMAttentionCorrelations(
-        horizon=horizon,
-        tokens={name: _token_test(x, y, seed) for name, (x, y) in series.items()},
-        channels={
-            f"{name}_{other}": spearman_permutation_test(
-                values, _per_channel(other, array, len(values)), seed=seed
-            )
-            for name, values in by_channel.items()
-            for other, array in given.items()
-            if array is not None
-        },
-    )
-
-
 class LayerCorrelationAnalyzer:
     """Correlations across layers and recursive patterns within them, for one text or a batch."""
 
@@ -408,56 +325,9 @@ def _change_correlation(
 ) -> NullTest:
     state, activation = np.concatenate(state_change), np.concatenate(activation_change)
     lengths = [len(part) for part in state_change if len(part)]
-    return _token_test(state, activation, seed, lengths)
-
-
-def _token_test(
-    x: FloatArray, y: FloatArray, seed: int, lengths: Sequence[int] | None = None
-) -> NullTest:
-    if not (np.isfinite(x).all() and np.isfinite(y).all()):
-        return undefined("a text's values are all zero, so that they have no scale", len(x))
-    return spearman_shift_test(x, y, lengths or [len(x)], seed=seed)
-
-
-def _checked_map(components: SSMComponents, absolute_map: Values) -> FloatArray:
-    if components.delta.shape[0] != 1 or not bool(components.attention_mask.all()):
-        raise ValueError(
-            f"components holds {components.delta.shape[0]} texts or padding; pass one text without "
-            "padding: components.text(row)"
-        )
-    weights, length = as_float64(absolute_map), components.delta.shape[1]
-    if weights.shape != (length, length):
-        raise ValueError(
-            f"absolute_map has shape {weights.shape}; it must be {(length, length)} for this text"
-        )
-    if not np.isfinite(weights).all() or weights.min() < 0:
-        raise ValueError("absolute_map holds negative or non-finite entries; pass the mean |alpha|")
-    return weights
-
-
-def _per_channel(name: str, array: Values, d_inner: int) -> FloatArray:
-    values = as_float64(array)
-    if values.shape != (d_inner,):
-        raise ValueError(f"channel_{name} has shape {values.shape}; it must be ({d_inner},)")
-    return values
-
-
-def _windowed_attention(
-    weights: FloatArray, horizon: int
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Attention received from the next, and paid to the last, `horizon` tokens; its distance.
-
-    received[s] = sum_{k=1}^{horizon} weights[s + k, s] for s < l - horizon; paid[t] = sum_k
-    weights[t, t - k] and distance[t] = sum_k k weights[t, t - k] / paid[t] for t >= horizon.
-    """
-    count = len(weights) - horizon
-    received, paid, moment = np.zeros(count), np.zeros(count), np.zeros(count)
-    for k in range(1, horizon + 1):
-        diagonal = np.diagonal(weights, -k)
-        received += diagonal[:count]
-        paid += diagonal[horizon - k :]
-        moment += k * diagonal[horizon - k :]
-    return received, paid, np.divide(moment, paid, where=paid > 0, out=np.full(count, math.nan))
+    if not (np.isfinite(state).all() and np.isfinite(activation).all()):
+        return undefined("a text's values are all zero, so that they have no scale", len(state))
+    return spearman_shift_test(state, activation, lengths or [len(state)], seed=seed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

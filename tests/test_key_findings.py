@@ -32,6 +32,7 @@ PLANTED = {
     "Delta goes with the attention a token receives",
     "SSM components go with attention: B",
     "SSM components go with attention: C",
+    "SSM components go with attention: half-life",
     "Where the state changes much, the activations do too",
     "Connections between layers are sparse",
     "Information flows selectively between layers: sparse but strong",
@@ -117,7 +118,10 @@ def text_results(drawn):
         ),
         "recursive_patterns": each(lambda *_: drawn.patterns()),
         "ssm_attention_correlations": each(
-            lambda *_: {"tokens": {name: drawn.tied() for name in SERIES}}
+            lambda *_: {
+                "tokens": {name: drawn.tied() for name in SERIES},
+                "channels": {"half_life_distance": drawn.tied()},
+            }
         ),
         "neuron_evolution": {
             "attention_weighted": {"rms": each(lambda layer, _: drawn.by_layer(layer))}
@@ -171,7 +175,7 @@ def test_noise_supports_nothing_that_could_be_learned(noise):
         findings = [f for f in findings if f.claim != "Delta varies over time: memory is dynamic"]
         supported += [f.claim for f in findings if f.verdict == SUPPORTED]
         tried += len(findings)
-    assert tried == 4 * 25
+    assert tried == 4 * 26
     # At 5 % each: more than this happen with a probability of 0.1 %.
     assert len(supported) <= binom.ppf(0.999, tried, 0.05)
 

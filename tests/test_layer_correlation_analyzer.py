@@ -1,4 +1,4 @@
-"""Layer activations, recursive patterns and SSM-attention correlations against loops and plants."""
+"""Layer activations and recursive patterns against loops and plants."""
 
 import json
 import math
@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 
 from layer_correlation_analyzer import (
     LayerCorrelationAnalyzer,
@@ -16,12 +15,10 @@ from layer_correlation_analyzer import (
     main,
     pooled_activations,
     recursive_patterns,
-    ssm_attention_correlations,
     stream_cross_layer_correlations,
     summarise_activations,
 )
-from selective_scan import attention_map
-from ssm_component_extractor import SSMComponents, capture, capture_texts
+from ssm_component_extractor import capture, capture_texts
 from utils import EXAMPLE_TEXTS, encode_texts
 
 
@@ -40,32 +37,6 @@ def captures(tiny_model, tiny_tokenizer):
 @pytest.fixture
 def analyzer(tiny_model, tiny_tokenizer):
     return LayerCorrelationAnalyzer(tiny_model, tokenizer=tiny_tokenizer)
-
-
-def components(length=80, d_inner=12, d_state=2, seed=0, **changes):
-    """Random components of one text; delta constant and the same in every channel."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator)
-
-    shape = (1, length, d_inner)
-    fields = {
-        "A": -torch.rand(d_inner, d_state, generator=generator) - 0.5,
-        "B": draw(1, length, d_state),
-        "C": draw(1, length, d_state),
-        "D": torch.ones(d_inner),
-        "delta": torch.full(shape, 0.1),
-        **{name: draw(*shape) for name in ("u", "gate", "y", "gated", "conv_input")},
-        "mixer_output": draw(1, length, 6),
-        "attention_mask": torch.ones(1, length),
-        "replay_errors": (0.0,),
-    }
-    return SSMComponents(**{**fields, **changes})
-
-
-def absolute_map(parts):
-    return attention_map(parts.delta, parts.A, parts.B, parts.C, absolute=True)[0]
 
 
 def test_pooled_activations_hold_every_token_once_and_no_padding(tiny_model, captures):
@@ -219,82 +190,6 @@ def test_the_summary_of_activations_is_that_of_the_tensors(captures):
     share = float((added.norm(dim=1) / residual.norm(dim=1)).mean())
     assert summary["mixer_share"]["mean"] == pytest.approx(share)
     assert 1 <= summary["participation_ratio"] <= 32
-
-
-def test_windowed_attention_equals_the_loop():
-    parts = components(length=80, delta=0.05 + 0.2 * torch.rand(1, 80, 12))
-    weights = absolute_map(parts).double().numpy()
-    horizon, count = 20, 60
-    result = ssm_attention_correlations(parts, weights)
-    assert result.horizon == horizon
-    received = [sum(weights[s + k, s] for k in range(1, horizon + 1)) for s in range(count)]
-    paid = [sum(weights[t, t - k] for k in range(1, horizon + 1)) for t in range(horizon, 80)]
-    moments = [
-        sum(k * weights[t, t - k] for k in range(1, horizon + 1)) for t in range(horizon, 80)
-    ]
-    delta = parts.delta[0].double().mean(dim=1).numpy()
-    norms = parts.B[0].double().norm(dim=1).numpy(), parts.C[0].double().norm(dim=1).numpy()
-    expected = {
-        "delta_received": (delta[:count], received),
-        "delta_paid": (delta[horizon:], paid),
-        "delta_distance": (delta[horizon:], np.array(moments) / paid),
-        "B_norm_received": (norms[0][:count], received),
-        "C_norm_paid": (norms[1][horizon:], paid),
-    }
-    for name, (x, y) in expected.items():
-        assert result.tokens[name].value == pytest.approx(known(spearmanr(x, y))[0], abs=1e-9)
-        assert result.tokens[name].n == count
-
-
-def test_planted_writes_are_what_attention_follows():
-    B = torch.ones(1, 120, 2) * torch.logspace(-1, 1, 120)[torch.randperm(
-        120, generator=torch.Generator().manual_seed(2)
-    )][None, :, None]  # fmt: skip
-    parts = components(length=120, B=B, C=torch.ones(1, 120, 2))
-    result = ssm_attention_correlations(parts, absolute_map(parts))
-    # With delta and C constant, |alpha| to any later token is |B_s| times a factor of the lag.
-    assert result.tokens["B_norm_received"].value == pytest.approx(1.0)
-    assert result.tokens["B_norm_received"].outside_null is True
-    for name in ("delta_received", "delta_paid", "delta_distance", "C_norm_paid"):
-        assert result.tokens[name].reason == "one of the two series is constant"
-
-
-def test_channels_that_forget_slowly_attend_further():
-    parts = components(d_inner=40)
-    slowest = parts.A.abs().min(dim=1).values
-    distance = 1 / slowest
-    result = ssm_attention_correlations(
-        parts, absolute_map(parts), channel_distance=distance, channel_strength=torch.ones(40)
-    )
-    assert result.channels["half_life_distance"].value == pytest.approx(1.0)
-    assert result.channels["half_life_distance"].outside_null is True
-    assert result.channels["half_life_strength"].value is None
-    assert set(result.channels) == {
-        "half_life_strength", "half_life_distance", "delta_strength", "delta_distance"
-    }  # fmt: skip
-    assert json.dumps(result.to_dict(), allow_nan=False)
-
-
-def test_a_short_text_claims_nothing():
-    parts = components(length=20)
-    tests = ssm_attention_correlations(parts, absolute_map(parts)).tokens.values()
-    assert {test.reason for test in tests} == {"15 tokens; a claim needs at least 40"}
-    single = components(length=1)
-    assert ssm_attention_correlations(single, absolute_map(single)).horizon == 0
-
-
-def test_a_map_that_does_not_fit_is_refused():
-    parts = components(length=10)
-    weights = absolute_map(parts)
-    with pytest.raises(ValueError, match=r"shape \(9, 9\); it must be \(10, 10\)"):
-        ssm_attention_correlations(parts, weights[:9, :9])
-    with pytest.raises(ValueError, match="negative or non-finite"):
-        ssm_attention_correlations(parts, -weights)
-    with pytest.raises(ValueError, match=r"channel_distance has shape \(3,\)"):
-        ssm_attention_correlations(parts, weights, channel_distance=[1.0, 2.0, 3.0])
-    padded = components(length=10, attention_mask=torch.tensor([[0.0] + [1.0] * 9]))
-    with pytest.raises(ValueError, match="pass one text without padding"):
-        ssm_attention_correlations(padded, weights)
 
 
 def test_the_command_writes_its_files(tiny_model_dir, tmp_path, capsys):
