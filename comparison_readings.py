@@ -35,6 +35,7 @@ from layer_likeness import (
     cka,
     first_rows,
     lag_profile,
+    over_texts,
     unit_grams,
     window_ranks,
     window_size,
@@ -109,7 +110,7 @@ class PairValues:
     causal: list[FloatArray] = field(default_factory=list)
     """agreement over all sources of each query; rows and columns are sites"""
     lag_only: list[FloatArray] = field(default_factory=list)
-    """the same where one side is its own mean at each lag; mean over which of the two"""
+    """the same where one side is its own ``lag_profile``; mean over which of the two"""
     other_text: list[FloatArray] = field(default_factory=list)
     """the same with the second model's map of the text before; none for the first text"""
     windowed: list[FloatArray] = field(default_factory=list)
@@ -345,8 +346,8 @@ def _features(reading: Reading) -> _Features:
 def _compare(a: _Features, b: _Features, values: PairValues, shifts: Shifts, text: int) -> None:
     """Add one text's comparisons to ``values``."""
     values.causal.append(agreement(a.causal, b.causal))
-    by_lag = agreement(a.lag_only, b.causal), agreement(a.causal, b.lag_only)
-    values.lag_only.append((by_lag[0] + by_lag[1]) / 2)
+    by_lag = [agreement(a.lag_only, b.causal), agreement(a.causal, b.lag_only)]
+    values.lag_only.append(over_texts(by_lag)[0])  # the mean of those that are defined
     values.windowed.append(agreement(a.windowed, b.windowed))
     values.cka.append(cka(a.grams, b.grams))
     if shifts.queries is not None and shifts.tokens is not None:

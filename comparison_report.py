@@ -234,7 +234,8 @@ def _notes(results: Row) -> list[str]:
     return [
         f"Distances and lags are in {unit}; ± is the standard deviation over texts. Agreement is "
         "the rank correlation of what a query takes from its sources, averaged over queries. From "
-        "the lag alone: one of the two maps replaced by its own mean at each lag. With another "
+        "the lag alone: one of the two maps replaced by its own mean over queries at each lag, "
+        "relative to attention spread evenly. With another "
         "text: the second model's map is of another text, which keeps what position and distance "
         "give. Windowed: over the same lags for every query; its null, 95 % interval, gives each "
         "query another's attention by lag. The null of CKA shifts the tokens of one side. Of each "

@@ -87,11 +87,20 @@ def window_ranks(maps: Sequence[Values]) -> RankedRows:
     return _ranked([row.ravel() for row in rows], [np.any(row, axis=1) for row in rows])
 
 
-def lag_profile(weights: Values) -> FloatArray:
-    """A causal map (l, l) that depends on the lag alone: its mean over queries at each lag."""
-    values = as_float64(weights)
+def lag_profile(shares: Values) -> FloatArray:
+    """A causal map (l, l) that depends on the lag alone: mean over queries at each lag k of
+    (t + 1) shares[t, t - k].
+
+    ``shares`` have rows that sum to 1. Relative to attention spread evenly, 1 / (t + 1), they are
+    comparable across queries: without that, short lags would gain from early queries, whose few
+    sources have large shares. Differences below 1e-5 are rounding, and made equal.
+    """
+    values = as_float64(shares)
     length = len(values)
-    profile = np.array([np.diagonal(values, -k).mean() for k in range(length)])
+    relative = values * np.arange(1, length + 1)[:, None]
+    profile = np.array([np.diagonal(relative, -k).mean() for k in range(length)])
+    mantissa, exponent = np.frexp(profile)
+    profile = np.ldexp(np.round(mantissa, 5), exponent)
     lags = np.subtract.outer(np.arange(length), np.arange(length))
     return np.where(lags >= 0, profile[np.abs(lags)], 0.0)
 

@@ -80,12 +80,22 @@ def test_windows_have_a_largest_size():
     assert window_size(1000) == MAX_WINDOW
 
 
-def test_lag_profile_is_the_mean_along_each_diagonal():
-    found = lag_profile(MAPS_A[0])
-    for t in range(LENGTH):
-        for s in range(LENGTH):
-            expected = np.mean(np.diagonal(MAPS_A[0], s - t)) if s <= t else 0.0
-            assert found[t, s] == pytest.approx(expected, abs=1e-15)
+def test_lag_profile_is_the_mean_along_each_diagonal_relative_to_even_attention():
+    shares = MAPS_A[0] / MAPS_A[0].sum(1, keepdims=True)
+    found = lag_profile(shares)
+    for k in range(LENGTH):
+        expected = np.mean([(t + 1) * shares[t, t - k] for t in range(k, LENGTH)])
+        # Rounded to five digits.
+        assert np.diagonal(found, -k) == pytest.approx(expected, rel=2e-5)
+        assert len(set(np.diagonal(found, -k))) == 1
+    assert not np.triu(found, 1).any()
+
+
+def test_attention_spread_evenly_has_no_lag_profile():
+    even = np.tri(LENGTH) / np.arange(1, LENGTH + 1)[:, None]
+    assert set(lag_profile(even)[-1]) == {1.0}
+    # 1 / (t + 1) in float32 is not quite that.
+    assert len(set(lag_profile(even.astype(np.float32))[-1])) == 1
 
 
 def test_shifted_queries_keep_what_the_lag_gives_and_break_the_rest():
