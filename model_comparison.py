@@ -186,7 +186,7 @@ def findings_on(
     ]
 
 
-_RULE = "above its null, and above every untrained twin"
+_RULE = "above its null; and above what untrained twins let expect of another one"
 
 
 def _likenesses(pair: tuple[str, str], place: int, values: PairValues) -> list[Finding]:
