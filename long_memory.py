@@ -30,6 +30,7 @@ from transformers import PreTrainedModel
 from analysis_utils import bootstrap_interval, summarise
 from attention_measures import MemoryKernel, kernel_of_means
 from mamba_mixers import MixerMemory, MixerReplay, fast_scan
+from recursive_visualizer import write_figures
 from selective_scan import attention_map, scan_hidden_states
 from ssm_component_extractor import encode_inputs, model_layers
 from utils import (
@@ -390,7 +391,16 @@ def _command(argv: list[str]) -> int:
     )
     parser.add_argument("book", help="a plain text file, read as one text")
     add_common_options(
-        parser, "model", "layers", "device", "dtype", "output_dir", "seed", "debug", "quiet"
+        parser,
+        "model",
+        "layers",
+        "device",
+        "dtype",
+        "output_dir",
+        "formats",
+        "seed",
+        "debug",
+        "quiet",
     )
     parser.add_argument("--max-tokens", type=int, metavar="N", help="read no more than these")
     parser.add_argument(
@@ -417,8 +427,9 @@ def _command(argv: list[str]) -> int:
     results["provenance"] = provenance(model, command=command, seed=args.seed)
     path = write_json(folder / "long_memory.json", results)
     write_csv(folder / "readings.csv", results["readings"])
+    write_figures(results, folder, formats=args.formats)
     print("\n".join(readings_table(results["readings"])))
-    print(f"Wrote {path} and readings.csv beside it.")
+    print(f"Wrote {path}, readings.csv and the figure beside it.")
     return 0
 
 

@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from long_memory import BLOCK, WINDOWS, long_memory, parse_widths, read_book, read_stream
 from long_memory import readings_table as table
 from memory_tracker import MemoryTracker
+from recursive_visualizer import write_figures
 from ssm_component_extractor import model_layers
 from utils import (
     DEMO_MODEL_PATH,
@@ -33,7 +34,6 @@ from utils import (
     run_main,
     validate_int,
     write_atomically,
-    write_json,
 )
 
 MAX_TOKENS = 65536
@@ -183,7 +183,7 @@ def _save(results: Mapping[str, Any], text: str) -> None:
     RESULTS.parent.mkdir(exist_ok=True)
     with write_atomically(RESULTS) as handle:
         handle.write(text)
-    write_json(RESULTS.with_suffix(".json"), results)
+    write_figures(results, RESULTS.parent)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ def test_the_benchmark_runs_on_a_book(tmp_path: Path, tiny_model_dir: Path, caps
     options = ["--model", str(tiny_model_dir), "--windows", "16", "--lengths", "", "--save"]
     assert benchmark.main([str(book), *options]) == 0
     assert saved.read_text() == capsys.readouterr().out[:-1]
-    assert saved.with_suffix(".json").exists()
+    assert saved.with_suffix(".png").exists()
 
 
 def test_peak_memory_is_measured_in_a_process_of_its_own(tiny_model_dir: Path, monkeypatch):

@@ -11,6 +11,7 @@ from conftest import make_tiny_model
 from torch import Tensor
 from transformers import MambaForCausalLM
 
+from attention_maps import mean_map
 from causal_curves import CausalMemoryCurve, compare_curves, kernel_agreement, pooled_curve
 from intervention_effects import intervention_effects
 from intervention_study import (
@@ -224,3 +225,36 @@ def test_the_command_writes_what_it_prints(tiny_model_dir, tmp_path, capsys):
     assert float(row["kl"]) == first
     assert main([*options, "--max-lag", "500"]) == 2
     assert "max_lag is 500; a text of" in capsys.readouterr().err
+
+
+def test_a_reset_token_cuts_survival_attention_and_causal_effect_together():
+    """At token 5 delta is above 60, 0.01 elsewhere: what came before is gone by e^-60."""
+    built = hand_weighted.HandWeighted(6, 6, d_state=1)
+    built.channel(0, range(6)).channel(1, [5])
+    built.reads(B={(0, 0): 1.0, (0, 1): -1.0}, C={(0, 0): 1.0}).decay([1.0], 0.01, boost={1: 70.0})
+    model = writing(built, strength=50.0)
+    place, source = 20, 8
+    ids = torch.ones(1, 40, dtype=torch.long)
+    ids[0, place] = 5
+    captured = capture(model, ids, None, [0])
+    parts = captured.components[0]
+    steps = parts.delta[0].double().cumsum(0)[:, 0]
+    survival = torch.exp((steps - steps[source]) * parts.A[0, 0].double())
+    attention = mean_map(parts, absolute=True)[0][:, source]
+    effect = causal_memory_curve(model, captured, 0, [source], 31, kind="knockout").kl[0]
+    for name, curve, exact in (
+        ("survival", survival, 0.0),
+        ("attention", attention, 0.0),
+        # By lag: index source + k is k tokens on. A KL of equal distributions rounds to 1e-16.
+        ("effect", torch.cat([torch.full((source,), math.nan), effect]), 1e-15),
+    ):
+        before, after = curve[source + 1 : place], curve[place:]
+        assert float(after.max()) <= max(exact, 1e-20), name
+        # Up to the cut it is there: e^-0.11 of the state, and a KL far above rounding.
+        assert float(before.min()) > 1e-6, name
+    assert float(survival[place - 1]) == pytest.approx(math.exp(-0.01 * 11), rel=1e-3)
+    reset = causal_memory_curve(model, captured, 0, [place + 1], 5, kind="reset").kl[0]
+    inside = causal_memory_curve(model, captured, 0, [place], 5, kind="reset").kl[0]
+    # Resetting the state where the token has done so already changes nothing.
+    assert float(inside.max()) <= 1e-15
+    assert float(reset[0]) <= 1e-15  # the token itself writes nothing

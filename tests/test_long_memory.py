@@ -245,5 +245,6 @@ def test_the_command_reads_a_book(tmp_path: Path, tiny_model_dir: Path, capsys):
     assert len(results["layers"]["layer_2"]["state_norm"]) == 6
     json.dumps(results, allow_nan=False)
     assert (folder / "readings.csv").read_text().startswith("reading,")
+    assert (folder / "long_memory.png").exists()
     assert "| stream |" in capsys.readouterr().out
     assert main([str(tmp_path / "none.txt"), "--output-dir", str(folder)]) == 2
