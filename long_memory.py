@@ -429,7 +429,7 @@ def _command(argv: list[str]) -> int:
     write_csv(folder / "readings.csv", results["readings"])
     write_figures(results, folder, formats=args.formats)
     print("\n".join(readings_table(results["readings"])))
-    print(f"Wrote {path}, readings.csv and the figure beside it.")
+    print(f"Wrote {path}, readings.csv and its figure beside it.")
     return 0
 
 
