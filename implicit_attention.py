@@ -65,9 +65,10 @@ def attention_map(
 ) -> Tensor:
     """Map R[t, s] = sum over heads of q_t[h] alpha[h, t, s] k_s[h], without building any alpha.
 
-    ``query_weight`` q and ``key_weight`` k are (b, l, H); None means 1 / H for the query and 1 for
-    the key, which gives the mean of alpha over heads. ``absolute`` sums |q alpha k| instead.
-    Returns (b, l, l), zero for s > t.
+    ``query_weight`` q and ``key_weight`` k are (b, l, H), or both (b, l, d_inner) for heads of
+    several channels: the sum is then over channels, each with the alpha of its head. None means
+    1 / H (1 / d_inner) for the query and 1 for the key, which gives the mean of alpha.
+    ``absolute`` sums |q alpha k| instead. Returns (b, l, l), zero for s > t.
 
     How: neighbouring segments of the text are merged into ever longer ones. Queries carry the
     decay since the start of their segment and keys that to the end of theirs, both at most 1, so
@@ -76,8 +77,8 @@ def attention_map(
     Decays below 2e-19 count as 0, or subnormal numbers would slow a CPU tenfold.
 
     Raises ValueError where shapes do not fit each other.
-    Cost: l^2 H N multiply-adds, and about 2 l H N log2(l) multiplications; memory
-    O(l) for each of the heads handled at a time, and the result.
+    Cost: l^2 H N multiply-adds (l^2 H (N + P) for weights of channels), and about 2 l H N log2(l)
+    multiplications; memory O(l) for each of the heads handled at a time, and the result.
     """
     check_parameters(delta, A, B, C)
     check_weights(delta, query_weight=query_weight, key_weight=key_weight)
@@ -88,14 +89,14 @@ def attention_map(
     reduce = _sum_of_magnitudes if absolute else _sum
     result = delta.new_zeros(batch, length, length, dtype=dtype)
     for row in range(batch):
-        query, query_scale = _unit_scale(query_weight, row, dtype)
-        key, key_scale = _unit_scale(key_weight, row, dtype)
+        weights = _Weights.of_text(row, num_heads, dtype, absolute, query_weight, key_weight)
+        by_head = absolute or weights.of_channels
         for start in range(0, num_heads, _HEADS_PER_PASS):
             part = slice(start, start + _HEADS_PER_PASS)
-            operands = delta[row], A, B[row], C[row], part, group[part], dtype, query, key
-            _add_causal_pairs(result[row], _pairs(*operands, by_head=absolute), reduce)
-        result[row] *= query_scale * key_scale
-    return result if query_weight is not None else result.div_(num_heads)
+            operands = delta[row], A, B[row], C[row], part, group[part], dtype, weights
+            _add_causal_pairs(result[row], _pairs(*operands, by_head=by_head), reduce)
+        result[row] *= weights.scale
+    return result
 
 
 @torch.no_grad()
@@ -124,21 +125,70 @@ def attention_row(
     B, C = with_groups(B), with_groups(C)
     dtype = compute_dtype(delta, A, B, C)
     repeat = num_heads // B.shape[2]
-    weight = delta.new_full((batch, num_heads), 1 / num_heads, dtype=dtype)
-    weight = weight if query_weight is None else query_weight[:, query].to(dtype)
-    q = C[:, query].to(dtype).repeat_interleave(repeat, dim=1) * weight.unsqueeze(-1)
+    q = C[:, query].to(dtype).repeat_interleave(repeat, dim=1)
     rate, row = A.to(dtype), delta.new_zeros(batch, length, dtype=dtype)
     # Float64 for the sum and its difference: the exponential would amplify a float32 error.
     steps = delta[:, : query + 1].double()
     since = (steps.flip(1).cumsum(1).flip(1) - steps).to(dtype)
+    weight = _row_weights(query, num_heads, dtype, query_weight, key_weight, absolute)
     for start in range(0, query + 1, _BLOCK):
         block = slice(start, min(start + _BLOCK, query + 1))
         decayed = torch.exp(since[:, block, :, None] * rate) * q.unsqueeze(1)
         keys = B[:, block].to(dtype).repeat_interleave(repeat, dim=2)
         by_head = (decayed * keys).sum(-1) * delta[:, block].to(dtype)
-        by_head = by_head if key_weight is None else by_head * key_weight[:, block].to(dtype)
-        row[:, block] = (by_head.abs() if absolute else by_head).sum(-1)
+        by_head = by_head.abs() if absolute else by_head
+        row[:, block] = (by_head * weight(block)).sum(-1)
     return row
+
+
+def _row_weights(
+    query: int,
+    num_heads: int,
+    dtype: torch.dtype,
+    query_weight: Tensor | None,
+    key_weight: Tensor | None,
+    absolute: bool,
+) -> Callable[[slice], Tensor | float]:
+    """A function from sources to sum over the channels of a head of q_t k_s, (b, sources, H)."""
+
+    def by_channel(weight: Tensor) -> Tensor:
+        weight = weight.to(dtype).unflatten(-1, (num_heads, -1))
+        return weight.abs() if absolute else weight
+
+    q = None if query_weight is None else by_channel(query_weight[:, query, None])
+
+    def of_sources(block: slice) -> Tensor | float:
+        if key_weight is None:
+            return 1 / num_heads if q is None else q.sum(-1)
+        k = by_channel(key_weight[:, block])
+        return k.mean(-1) / num_heads if q is None else (q * k).sum(-1)
+
+    return of_sources
+
+
+class _Weights(NamedTuple):
+    """One text's weights of queries and keys at unit scale: of heads, of channels, or none."""
+
+    query: Tensor | None  # (l, H), or (l, H, P) of channels
+    key: Tensor | None  # as the query's
+    of_channels: bool
+    scale: Tensor | float  # what the map has to be multiplied by
+
+    @classmethod
+    def of_text(cls, row, num_heads, dtype, absolute, query_weight, key_weight) -> _Weights:
+        """Magnitudes where ``absolute``; channels are summed where one side alone has weights."""
+        query, query_scale = _unit_scale(query_weight, row, num_heads, dtype)
+        key, key_scale = _unit_scale(key_weight, row, num_heads, dtype)
+        query, key = (x.abs() if absolute and x is not None else x for x in (query, key))
+        scale = query_scale * key_scale
+        if query is None:
+            scale = scale / num_heads / (1 if key is None else key.shape[-1])
+        elif key is not None and key.shape[-1] > 1:
+            return cls(query, key, True, scale)
+        query, key = (
+            x if x is None else x[..., 0] if x.shape[-1] == 1 else x.sum(-1) for x in (query, key)
+        )
+        return cls(query, key, False, scale)
 
 
 class _Pairs(NamedTuple):
@@ -152,10 +202,11 @@ class _Pairs(NamedTuple):
     query: Tensor  # (o, l, g, N) decayed by its own token
     key: Tensor  # (o, l, g, N)
     decay: Tensor  # (o, l, g, N or 1)
+    channels: tuple[Tensor, ...] = ()  # none, or weights of queries and of keys, (o, l, P)
 
 
 def _pairs(
-    delta, A, B, C, heads, group, dtype, query_weight=None, key_weight=None, *, by_head
+    delta, A, B, C, heads, group, dtype, weights: _Weights | None = None, *, by_head
 ) -> _Pairs:
     """Queries q_t C_t exp(delta_t A) and keys k_s delta_s B_s of these heads on one text."""
 
@@ -174,11 +225,16 @@ def _pairs(
     _without_subnormals(decay)
     own = step * arranged((B.to(dtype) * C.to(dtype)).sum(-1)[:, group])
     query = decay * shared(C)
-    if query_weight is not None:
-        weight = arranged(query_weight[:, heads])
+    q, k = (None, None) if weights is None else (weights.query, weights.key)
+    if weights is not None and weights.of_channels:
+        channels = tuple(x[:, heads].transpose(0, 1) for x in (q, k))
+        own = own * (channels[0] * channels[1]).sum(-1, keepdim=True)
+        return _Pairs(own.sum(-1), query, step.unsqueeze(-1) * shared(B), decay, channels)
+    if q is not None:
+        weight = arranged(q[:, heads])
         own, query = own * weight, query.mul_(weight.unsqueeze(-1))
-    if key_weight is not None:
-        weight = arranged(key_weight[:, heads])
+    if k is not None:
+        weight = arranged(k[:, heads])
         own, step = own * weight, step * weight
     return _Pairs(own.sum(-1), query, step.unsqueeze(-1) * shared(B), decay)
 
@@ -189,16 +245,19 @@ def _add_causal_pairs(out: Tensor, pairs: _Pairs, reduce: Callable[[Tensor], Ten
     ``reduce`` takes products (o, ...) and returns them without o, or with it as ``out`` has it.
     Works in place on the queries and keys.
     """
-    own, query, key, decay = pairs
+    own, query, key, decay, channels = pairs
     length = query.shape[1]
     out.diagonal(dim1=-2, dim2=-1).add_(reduce(own))
     width = 1
     while width < length:
         for start, stop, count in _mergers(length, width):
-            left_keys = key[:, start:stop].unflatten(1, (count, -1))[:, :, :width]
-            right_queries = query[:, start:stop].unflatten(1, (count, -1))[:, :, width:]
+            halves = (slice(width, None), slice(None, width))
+            right_queries, left_keys, *weights = (
+                x[:, start:stop].unflatten(1, (count, -1))[:, :, half]
+                for x, half in zip((query, key, *channels), halves * 2, strict=False)
+            )
             target = _diagonal_blocks(out[..., start:stop, start:stop], count)
-            _add_products(target[..., width:, :width], right_queries, left_keys, reduce)
+            _add_products(target[..., width:, :width], right_queries, left_keys, weights, reduce)
             first = start // width
             last = first + 2 * count
             _damp(right_queries, decay[:, first:last:2].unsqueeze(2))
@@ -209,10 +268,15 @@ def _add_causal_pairs(out: Tensor, pairs: _Pairs, reduce: Callable[[Tensor], Ten
 
 
 def _add_products(
-    target: Tensor, query: Tensor, key: Tensor, reduce: Callable[[Tensor], Tensor]
+    target: Tensor,
+    query: Tensor,
+    key: Tensor,
+    weights: list[Tensor],
+    reduce: Callable[[Tensor], Tensor],
 ) -> None:
     """Add reduce(query key^T), (o, m, w, g, N) with (o, m, v, g, N), to ``target`` (..., m, w, v).
 
+    ``weights`` of channels, (o, m, w, P) and (o, m, v, P), multiply each head's by their product.
     A few heads at a time where they are summed, so that their products stay in a cache.
     """
     query, key = query.flatten(3), key.flatten(3)
@@ -220,7 +284,10 @@ def _add_products(
     step = heads if reduce is _each_head else max(1, _PRODUCT_FLOATS // (count * width * width))
     for start in range(0, heads, step):
         part = slice(start, start + step)
-        target.add_(reduce(torch.matmul(query[part], key[part].mT)))
+        by_head = torch.matmul(query[part], key[part].mT)
+        if weights:
+            by_head *= torch.matmul(weights[0][part], weights[1][part].mT)
+        target.add_(reduce(by_head))
 
 
 def _sum(by_head: Tensor) -> Tensor:
@@ -267,8 +334,8 @@ def _without_subnormals(x: Tensor) -> Tensor:
     return torch.ops.aten.hardshrink.out(x, smallest, out=x)
 
 
-def _unit_scale(weight: Tensor | None, row: int, dtype: torch.dtype):
-    """One text's weights divided by their largest magnitude, and that magnitude.
+def _unit_scale(weight: Tensor | None, row: int, num_heads: int, dtype: torch.dtype):
+    """One text's weights (l, H, P) divided by their largest magnitude, and that magnitude.
 
     Gradients as weights may be of any size; at unit scale the cut-off for decays suits them.
     """
@@ -276,7 +343,7 @@ def _unit_scale(weight: Tensor | None, row: int, dtype: torch.dtype):
         return None, 1.0
     scale = weight[row].abs().max().to(dtype)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return weight[row].to(dtype) / scale, scale
+    return weight[row].to(dtype).unflatten(-1, (num_heads, -1)) / scale, scale
 
 
 def _chosen_heads(heads: Sequence[int], delta: Tensor) -> Tensor:

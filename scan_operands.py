@@ -10,44 +10,58 @@ from torch import Tensor
 
 
 def check_operands(u, delta, A, B, C=None, initial_state=None) -> bool:
-    """Raise ValueError unless the shapes fit each other; True for the Mamba-1 shapes of [1]."""
-    is_mamba1 = u.dim() == 3
-    if not is_mamba1 and u.dim() != 4:
+    """Raise ValueError unless the shapes fit each other; True when u is flat, (b, l, d_inner)."""
+    is_flat = u.dim() == 3
+    if not is_flat and u.dim() != 4:
         raise ValueError(f"u must be (b, l, H, P) or (b, l, d_inner), got shape {tuple(u.shape)}")
     check_parameters(delta, A, B, C)
-    if delta.shape != u.shape[:3]:
+    fits = _holds_heads(u, delta) if is_flat else delta.shape == u.shape[:3]
+    if not fits:
+        wanted = f"H a divisor of {u.shape[2]}" if is_flat else f"H = {u.shape[2]}"
         raise ValueError(
-            f"delta must be (b, l, H) = {tuple(u.shape[:3])} to fit u, got {tuple(delta.shape)}"
+            f"delta must be (b, l, H) to fit u, with b, l = {tuple(u.shape[:2])} and {wanted}; "
+            f"got {tuple(delta.shape)}"
         )
     if u.shape[1] == 0:
         raise ValueError("u has no tokens: its second dimension is 0")
     if initial_state is not None:
-        batch, _, heads = delta.shape
-        width = () if is_mamba1 else (u.shape[3],)
-        expected = (batch, heads, *width, B.shape[-1])
+        expected = (u.shape[0], *u.shape[2:], B.shape[-1])
         if tuple(initial_state.shape) != expected:
             raise ValueError(
                 f"initial_state must be {expected} to fit u and B, got {tuple(initial_state.shape)}"
             )
-    return is_mamba1
+    return is_flat
 
 
-def check_skip(D: Tensor | None, u: Tensor) -> None:
+def check_skip(D: Tensor | None, u: Tensor, heads: int) -> None:
     """Raise ValueError unless D fits u; broadcasting would accept shapes that mean nothing."""
-    heads = tuple(u.shape[2:3])
-    allowed = (heads,) if u.dim() == 3 else (heads, tuple(u.shape[2:]))
+    allowed = dict.fromkeys([(heads,), tuple(u.shape[2:])])
     if D is not None and tuple(D.shape) not in allowed:
         expected = " or ".join(map(str, allowed))
         raise ValueError(f"D must be {expected} to fit u, got {tuple(D.shape)}")
 
 
 def check_weights(delta: Tensor, **weights: Tensor | None) -> None:
-    """Raise ValueError unless every weight of queries or keys has the shape of delta."""
+    """Raise ValueError unless the weights of queries and keys are all (b, l, H) or (b, l, H P)."""
+    widths = set()
     for name, weight in weights.items():
-        if weight is not None and weight.shape != delta.shape:
+        if weight is None:
+            continue
+        if weight.dim() != 3 or not _holds_heads(weight, delta):
             raise ValueError(
-                f"{name} must be (b, l, H) = {tuple(delta.shape)}, got {tuple(weight.shape)}"
+                f"{name} must be (b, l, H) = {tuple(delta.shape)}, or (b, l, d_inner) with d_inner "
+                f"a multiple of H; got {tuple(weight.shape)}"
             )
+        widths.add(weight.shape[2])
+    if len(widths) > 1:
+        raise ValueError(
+            f"{' and '.join(weights)} must have one width, got {' and '.join(map(str, widths))}"
+        )
+
+
+def _holds_heads(x: Tensor, delta: Tensor) -> bool:
+    """Whether x (b, l, d_inner) has the tokens of delta (b, l, H) and equally wide heads."""
+    return x.shape[:2] == delta.shape[:2] and x.shape[2] > 0 and x.shape[2] % delta.shape[2] == 0
 
 
 def check_parameters(delta, A, B, C=None) -> None:

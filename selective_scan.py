@@ -20,13 +20,14 @@ u        (b, l, H, P)     input of the SSM (after convolution and SiLU)
 delta    (b, l, H)        step size, after softplus (and clamp, where the family has one)
 A        (H, N) or (H, 1) continuous-time decay rate, negative
 B, C     (b, l, G, N)     input and output projections of the state
-D        (H,) or (H, P)   skip connection
+D        (H,) or (H, P)   skip connection; beside a flat u (H,) or (d_inner,)
 h        (b, l, H, P, N)  state after each token
 y        (b, l, H, P)     output of the scan
 alpha    (b, H, l, l)     implicit attention: y_t - D u_t = sum over s <= t of alpha[t, s] u_s
 
-Every function also takes the shapes of [1] for Mamba-1, u (b, l, d_inner) and B, C (b, l, N), and
-then returns y as (b, l, d_inner) and h as (b, l, d_inner, N).
+Every function also takes u as one row of channels, (b, l, d_inner) with d_inner = H P, head j being
+channels j P to (j + 1) P - 1, and then returns y as (b, l, d_inner) and h as (b, l, d_inner, N). B
+and C of a single group may be (b, l, N). Both together are the shapes of [1] for Mamba-1.
 
 The recurrence is that of [1], eq. 2, with the simplified discretisation B_bar = delta B that all
 released models use:
@@ -118,10 +119,10 @@ def selective_scan_chunk(
     """As :func:`selective_scan`, for one chunk of a longer text: (y, state after the last token).
 
     ``initial_state`` is h before the chunk, as the chunk before returned it: (b, H, P, N), or for
-    Mamba-1 (b, d_inner, N); None means zero. Chunks then give what the whole text gives.
+    a flat u (b, d_inner, N); None means zero. Chunks then give what the whole text gives.
     """
-    is_mamba1 = check_operands(u, delta, A, B, C, initial_state)
-    check_skip(D, u)
+    is_flat = check_operands(u, delta, A, B, C, initial_state)
+    check_skip(D, u, delta.shape[2])
     dtype = compute_dtype(u, delta, A, B, C)
     if carry is not None and carry.shape != u.shape[:2]:
         raise ValueError(f"carry must be (b, l) = {tuple(u.shape[:2])}, got {tuple(carry.shape)}")
@@ -133,9 +134,8 @@ def selective_scan_chunk(
     y, final = scan.apply(*tensors, _grouped_state(initial_state, operands), carry)
     y = y.transpose(0, 1).reshape(u.shape)
     if D is not None:
-        skip = D.unsqueeze(-1) if D.dim() == 1 and not is_mamba1 else D
-        y = y + skip.to(dtype) * u
-    return y, _ungrouped_state(final, is_mamba1)
+        y = y + _skip_weights(D, u).to(dtype) * u
+    return y, _ungrouped_state(final, is_flat)
 
 
 @torch.no_grad()
@@ -144,11 +144,11 @@ def scan_hidden_states(
 ) -> Tensor:
     """State h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t after every token.
 
-    Returns (b, l, H, P, N), or (b, l, d_inner, N) for Mamba-1 shapes; detached. ``initial_state``
+    Returns (b, l, H, P, N), or (b, l, d_inner, N) for a flat u; detached. ``initial_state``
     as in :func:`selective_scan`. Raises ValueError where shapes do not fit each other.
     Cost: O(b l H P N) time; memory is the result and one block of decays.
     """
-    is_mamba1 = check_operands(u, delta, A, B, None, initial_state)
+    is_flat = check_operands(u, delta, A, B, None, initial_state)
     dtype = compute_dtype(u, delta, A, B)
     operands = _group(u, delta, A, B, None, dtype)
     h = _grouped_state(initial_state, operands)
@@ -160,8 +160,7 @@ def scan_hidden_states(
         block = slice(start, min(start + _BLOCK, length))
         _fill_states(by_time[block], _decay(operands, block), operands, block, h)
         h = by_time[block.stop - 1]
-    result = result.flatten(2, 3)
-    return result.squeeze(3) if is_mamba1 else result
+    return result.flatten(2, 4) if is_flat else result.flatten(2, 3)
 
 
 class _Replacement(NamedTuple):
@@ -304,7 +303,7 @@ def _group(u, delta, A, B, C, dtype, carry=None) -> _Grouped:
     """Put time first and split the heads into groups (views wherever torch allows)."""
     B, C = with_groups(B), None if C is None else with_groups(C)
     groups = B.shape[2]
-    u = u.unsqueeze(-1) if u.dim() == 3 else u
+    u = u.unflatten(2, (delta.shape[2], -1)) if u.dim() == 3 else u
     return _Grouped(
         u.to(dtype).transpose(0, 1).unflatten(2, (groups, -1)),
         delta.to(dtype).transpose(0, 1).unflatten(2, (groups, -1)),
@@ -324,7 +323,13 @@ def _grouped_state(state: Tensor | None, operands: _Grouped) -> Tensor:
     return state.to(operands.u.dtype).reshape(shape)
 
 
-def _ungrouped_state(h: Tensor, is_mamba1: bool) -> Tensor:
-    """(b, G, R, P, N) as (b, H, P, N), or (b, d_inner, N) for Mamba-1."""
-    h = h.flatten(1, 2)
-    return h.squeeze(2) if is_mamba1 else h
+def _ungrouped_state(h: Tensor, is_flat: bool) -> Tensor:
+    """(b, G, R, P, N) as (b, H, P, N), or as (b, d_inner, N)."""
+    return h.flatten(1, 3) if is_flat else h.flatten(1, 2)
+
+
+def _skip_weights(D: Tensor, u: Tensor) -> Tensor:
+    """D with the channel axes of u: one number a head is that of each of its channels."""
+    if u.dim() == 3:
+        return D.repeat_interleave(u.shape[2] // len(D))
+    return D.unsqueeze(-1) if D.dim() == 1 else D

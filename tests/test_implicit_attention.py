@@ -56,6 +56,30 @@ def test_maps_and_their_rows_are_those_of_the_loop(shape, dtype, weights, absolu
 
 
 @pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("weights", ["query", "key", "both"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights_of_channels_are_summed_within_their_head(dtype, weights, absolute):
+    for length in (1, 17, 33):
+        operands = make_operands("groups", length, dtype=dtype)
+        parameters, width = without(operands, "u", "D"), operands["u"].shape[3]
+        generator = torch.Generator().manual_seed(2)
+        size = operands["u"].flatten(2).shape
+        query, key = torch.randn(2, *size, generator=generator, dtype=dtype)
+        options = {
+            "query_weight": query if weights in ("query", "both") else None,
+            "key_weight": key if weights in ("key", "both") else None,
+            "absolute": absolute,
+        }
+        # The twin: every channel a head of its own, with the alpha of its head.
+        alpha = reference.implicit_attention(**parameters).repeat_interleave(width, dim=1)
+        expected = reference.attention_map(alpha, **options)
+        assert relative_error(attention_map(**parameters, **options), expected) <= BOUND[dtype]
+        for token in {0, length // 2, -1}:
+            row = attention_row(**parameters, query=token, **options)
+            assert relative_error(row, expected[:, token]) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("absolute", [False, True])
 @pytest.mark.parametrize("length", LENGTHS)
 def test_maps_at_every_length(length, absolute):
     parameters = without(make_operands("groups", length), "u", "D")

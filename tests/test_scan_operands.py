@@ -19,7 +19,11 @@ BAD_SCANS = [
     ({"u": torch.zeros(2, 4)}, r"u must be \(b, l, H, P\) or \(b, l, d_inner\).*\(2, 4\)"),
     ({"delta": torch.zeros(2, 4)}, r"delta must be \(b, l, H\), got shape \(2, 4\)"),
     ({"delta": torch.zeros(2, 4, 5)}, r"A must be \(5, 5\) or \(5, 1\) to fit delta and B"),
-    ({"u": torch.zeros(2, 5, 6, 3)}, r"delta must be \(b, l, H\) = \(2, 5, 6\) to fit u"),
+    (
+        {"u": torch.zeros(2, 5, 6, 3)},
+        r"delta must be \(b, l, H\) to fit u, with b, l = \(2, 5\) and H = 6",
+    ),
+    ({"u": torch.zeros(2, 4, 20)}, r"to fit u, with b, l = \(2, 4\) and H a divisor of 20"),
     ({"A": torch.zeros(6)}, r"A must be \(6, 5\) or \(6, 1\).*got \(6,\)"),
     ({"A": torch.zeros(6, 4)}, r"A must be \(6, 5\) or \(6, 1\).*got \(6, 4\)"),
     ({"B": torch.zeros(2, 3, 3, 5)}, r"B must be \(b, l, N\) or.*b, l = 2, 4, got \(2, 3, 3, 5\)"),
@@ -71,12 +75,20 @@ def test_an_initial_state_of_another_shape_is_refused(length):
 @pytest.mark.parametrize("name", ["query_weight", "key_weight"])
 def test_weights_of_another_shape_are_refused(name):
     parameters = without(make_operands("groups", 4), "u", "D")
-    for wrong in (torch.ones(2, 4, 1), torch.ones(2, 4)):
+    for wrong in (torch.ones(2, 4, 1), torch.ones(2, 4), torch.ones(2, 4, 16)):
         weights: dict[str, Any] = {name: wrong}
-        with pytest.raises(ValueError, match=rf"{name} must be \(b, l, H\) = \(2, 4, 6\), got"):
+        with pytest.raises(ValueError, match=rf"{name} must be \(b, l, H\) = \(2, 4, 6\), or"):
             attention_map(**parameters, **weights)
-        with pytest.raises(ValueError, match=rf"{name} must be \(b, l, H\) = \(2, 4, 6\), got"):
+        with pytest.raises(ValueError, match=rf"{name} must be \(b, l, H\) = \(2, 4, 6\), or"):
             attention_row(**parameters, query=1, **weights)
+
+
+def test_weights_of_queries_and_of_keys_have_one_width():
+    parameters = without(make_operands("groups", 4), "u", "D")
+    with pytest.raises(ValueError, match="query_weight and key_weight must have one width"):
+        attention_map(
+            **parameters, query_weight=torch.ones(2, 4, 6), key_weight=torch.ones(2, 4, 18)
+        )
 
 
 @pytest.mark.parametrize("function", [implicit_attention, attention_map])

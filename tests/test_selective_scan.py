@@ -58,6 +58,24 @@ def test_mamba1_shapes_come_back_as_they_went_in(length, dtype):
     assert relative_error(states, h.squeeze(-2)) <= BOUND[dtype]
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_flat_u_is_its_heads_side_by_side(shape, dtype):
+    operands = make_operands(shape, 33, dtype=dtype)
+    flat = operands | {"u": operands["u"].flatten(2)}
+    state = initial_state_for(operands)
+    y, final = selective_scan_chunk(**operands, initial_state=state)
+    y_flat, final_flat = selective_scan_chunk(**flat, initial_state=state.flatten(1, 2))
+    # The same operations on the same numbers.
+    assert torch.equal(y_flat, y.flatten(2))
+    assert torch.equal(final_flat, final.flatten(1, 2))
+    h = scan_hidden_states(**without(operands, "C", "D"))
+    h_flat = scan_hidden_states(**without(flat, "C", "D"))
+    assert torch.equal(h_flat, h.flatten(2, 3))
+    by_channel = flat | {"D": flat["D"].repeat_interleave(operands["u"].shape[3])}
+    assert torch.equal(selective_scan(**by_channel), selective_scan(**flat))
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("border", [1, 15, 16, 17, 32])
 def test_chunks_give_what_the_whole_gives(shape, border):
