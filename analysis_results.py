@@ -160,7 +160,7 @@ def text_tensors(
     attention: AttentionData | None,
     neurons: dict[str, dict[int, NeuronSet]] | None,
 ) -> dict[str, Tensor]:
-    """``layer_3.delta`` (l, d_inner), ``.gated``, attention maps (l, l), importance (d_inner,)."""
+    """``layer_3.delta`` (l, H), ``.gated``, attention maps (l, l), importance (d_inner,)."""
     tensors = {}
     for layer, parts in captured.components.items():
         tensors[f"layer_{layer}.delta"] = parts.delta[0]

@@ -9,8 +9,14 @@ SiLU, SiLU(p) = p sigmoid(p), x the convolution's input and z the gate,
 
     gated_t = SiLU(z_t) sum_j (alpha[t, j] + D [t = j]) sigmoid(p_j) (sum_i w_i x_{j-i} + b)
 
-so that per head gated = M x + c, M[t, s] = SiLU(z_t) sum_i (alpha[t, s+i] + D [t = s+i])
-sigmoid(p_{s+i}) w_i, with c the part of the convolution's bias b.
+so that per channel gated = M x + c, M[t, s] = SiLU(z_t) sum_i (alpha[t, s+i] + D [t = s+i])
+sigmoid(p_{s+i}) w_i, with c the part of the convolution's bias b. In Mamba-2 B and C pass a
+convolution of their own, which is part of alpha, and the gated norm follows: its weight over the
+token's root mean square multiplies SiLU(z_t). That is the exact linearisation at the data, the
+root mean square being held: rows still sum to the gated output, but on other data it is another.
+
+Maps of heads sum over their channels: in Mamba-1 a head is a channel, in Mamba-2 the P channels of
+a head share its alpha. Weights are (b, l, H), or (b, l, d_inner) where channels differ.
 
 Functions take ``SSMComponents`` of one text or of a left-padded batch; rows and columns of padding
 are zero in maps. ``attention_measures`` measures what a map says. Letters are those of
@@ -58,7 +64,7 @@ class MixerMap(NamedTuple):
 
 
 class _MixerOperator(NamedTuple):
-    """Some heads' map from x to the output before the gate, split by lag at the number of taps.
+    """Some channels' map from x to the output before the gate, split by lag at the number of taps.
 
     Up to lag taps - 1: the entries themselves. From there on, x_s has passed the convolution: what
     it left in the state after token s + taps - 1 is one key, which decays like any other.
@@ -94,8 +100,9 @@ def mean_map(components: SSMComponents, *, absolute: bool = False) -> Tensor:
 def contribution_map(components: SSMComponents, grad_y: Tensor) -> Tensor:
     """First-order contribution of source s to a scalar f through query t: (b, l, l).
 
-    R[t, s] = sum_h (df/dy_t)[h] alpha[h, t, s] u_s[h], ``grad_y`` (b, l, H) being df/dy. Row t sums
-    to sum_h (df/dy_t)[h] (y_t - D u_t)[h] exactly. Raises ValueError for another shape of grad_y.
+    R[t, s] = sum_c (df/dy_t)[c] alpha[h(c), t, s] u_s[c] over channels c and their heads h(c),
+    ``grad_y`` (b, l, d_inner) being df/dy. Row t sums to sum_c (df/dy_t)[c] (y_t - D u_t)[c]
+    exactly. Raises ValueError for another shape of grad_y.
     """
     return attention_map(*_parameters(components), query_weight=grad_y, key_weight=components.u)
 
@@ -103,13 +110,14 @@ def contribution_map(components: SSMComponents, grad_y: Tensor) -> Tensor:
 def direction_map(components: SSMComponents, out_weight: Tensor, direction: Tensor) -> Tensor:
     """Contribution of source s through query t along a direction of the residual stream: (b, l, l).
 
-    R[t, s] = sum_h w[h] SiLU(z_t)[h] alpha[h, t, s] u_s[h] with w = W_out^T direction; row t sums
-    to direction . W_out(SiLU(z_t) (y_t - D u_t)). ``out_weight`` (d_model, H) as in
+    R[t, s] = sum_c w[c] g_t[c] alpha[h(c), t, s] u_s[c] with w = W_out^T direction and g the
+    components' ``gating``, SiLU(z) and in Mamba-2 the norm's factor; row t sums to
+    direction . W_out(g_t (y_t - D u_t)). ``out_weight`` (d_model, d_inner) as in
     :class:`mamba_mixers.MixerParameters`, ``direction`` (d_model,), say of :func:`token_direction`.
     Exact for what this layer writes into the residual stream; what later layers make of it, and
     the final norm's division by the size of the stream, a factor for each token, are left out.
     """
-    query_weight = F.silu(components.gate) * _channel_direction(out_weight, direction)
+    query_weight = components.gating * _channel_direction(out_weight, direction)
     return attention_map(
         *_parameters(components), query_weight=query_weight, key_weight=components.u
     )
@@ -137,14 +145,15 @@ def full_mixer_map(
     key_weight: Tensor | None = None,
     absolute: bool = False,
 ) -> MixerMap:
-    """Map of the whole mixer between in_proj and out_proj, exactly: sum_h q_t M[h, t, s] k_s.
+    """Map of the whole mixer between in_proj and out_proj, exactly: sum_c q_t M[c, t, s] k_s.
 
-    M of the module's docstring; ``query_weight`` and ``key_weight`` (b, l, H) are for the gated
-    output and for ``conv_input``; None means 1 / H and 1, the mean over heads. With any q and with
-    k = conv_input, row t of ``tokens`` plus ``bias`` sums to sum_h q_t[h] gated_t[h].
-    ``absolute`` sums magnitudes over heads, in ``bias`` too.
+    M of the module's docstring; ``query_weight`` and ``key_weight`` (b, l, d_inner) are for the
+    gated output and for ``conv_input``; None means 1 / d_inner and 1, the mean over channels. With
+    any q and with k = conv_input, row t of ``tokens`` plus ``bias`` sums to
+    sum_c q_t[c] gated_t[c]. ``absolute`` sums magnitudes over channels, in ``bias`` too.
     Raises ValueError for weights of another shape, and for a mixer whose activation is not SiLU.
-    Cost: one :func:`selective_scan.attention_map` (not one a tap), and O(b l H N K).
+    Cost: one :func:`selective_scan.attention_map` (not one a tap) with every
+    channel a head of its own, and O(b l d_inner N K).
     """
     batch, length, _ = components.delta.shape
     tokens = components.delta.new_zeros(batch, length, length)
@@ -201,19 +210,22 @@ def head_maps(components: SSMComponents, heads: Sequence[int] | None = None) -> 
     Raises ValueError for a head that does not exist, and for a result above MAX_HEAD_MAPS_GB,
     saying how large it would be and what to ask for instead. Cost: 4 l^2 bytes a head.
     """
-    return implicit_attention(*_parameters(components), heads=_chosen_heads(components, heads))
+    return implicit_attention(
+        *_parameters(components), heads=_chosen_heads(components, heads, components.delta.shape[2])
+    )
 
 
 def full_mixer_head_maps(
     components: SSMComponents, parameters: MixerParameters, heads: Sequence[int] | None = None
 ) -> MixerMap:
-    """M and c of the module's docstring for chosen heads: gated = M conv_input + c per head.
+    """M and c of the module's docstring for chosen channels: gated = M conv_input + c for each.
 
-    ``tokens`` is (b, heads, l, l), ``bias`` (b, heads, l). Raises ValueError as :func:`head_maps`.
+    ``heads`` numbers channels, which in Mamba-1 are the heads; ``tokens`` is (b, channels, l, l),
+    ``bias`` (b, channels, l). Raises ValueError as :func:`head_maps`.
     """
-    chosen = _chosen_heads(components, heads)
+    chosen = _chosen_heads(components, heads, components.u.shape[2])
     operator = _mixer_operator(components, parameters, torch.tensor(chosen))
-    gate = F.silu(components.gate[..., chosen]).movedim(2, 1)
+    gate = components.gating[..., chosen].movedim(2, 1)
     tokens = operator.far(implicit_attention)
     for lag, entries in enumerate(operator.near):
         tokens.diagonal(-lag, 2, 3).copy_(entries.movedim(2, 1)[..., lag:])
@@ -303,16 +315,17 @@ def _operators(
     query_weight: Tensor | None,
     key_weight: Tensor | None,
 ) -> Iterator[tuple[_MixerOperator, Tensor, Tensor]]:
-    """The operator, the query weight times the gate, and the key weight, some heads at a time."""
-    shape = components.delta.shape
+    """The operator, the query weight times the gating, and the key weight, by some channels."""
+    shape = components.u.shape
     for name, weight in (("query_weight", query_weight), ("key_weight", key_weight)):
         if weight is not None and weight.shape != shape:
             raise ValueError(
-                f"{name} must be (b, l, H) = {tuple(shape)}, got {tuple(weight.shape)}"
+                f"{name} must be (b, l, d_inner) = {tuple(shape)}, got {tuple(weight.shape)}"
             )
     mask = components.attention_mask.to(components.delta).unsqueeze(-1)
+    gating = components.gating
     for heads in torch.arange(shape[2]).split(_HEADS_PER_PASS):
-        gate = F.silu(components.gate[..., heads])
+        gate = gating[..., heads]
         query = gate / shape[2] if query_weight is None else gate * query_weight[..., heads]
         key = (mask if key_weight is None else key_weight[..., heads]).expand_as(gate)
         yield _mixer_operator(components, parameters, heads), query, key
@@ -322,9 +335,10 @@ def _mixer_operator(
     components: SSMComponents, parameters: MixerParameters, heads: Tensor
 ) -> _MixerOperator:
     """Follow x_s through the taps: the state that it leaves and what each query reads of it."""
-    length, num_heads = components.delta.shape[1:]
-    delta, A, D = components.delta[..., heads], components.A[heads], components.D[heads]
-    B, C = (_by_head(x, heads, num_heads) for x in (components.B, components.C))
+    length, d_inner = components.u.shape[1:]
+    head = heads // components.head_width
+    delta, A, D = components.delta[..., head], components.A[head], components.D[head]
+    B, C = (_by_head(x, heads, d_inner) for x in (components.B, components.C))
     gain = _convolution_gain(components, parameters, heads)
     b_conv = 0.0 if parameters.conv_bias is None else parameters.conv_bias[heads]
     bias = selective_scan(gain * b_conv, delta, A, B, C, D)
@@ -374,9 +388,11 @@ def _delayed(x: Tensor, lag: int) -> Tensor:
     return F.pad(x, (0, 0, lag, 0))[:, : x.shape[1]]
 
 
-def _chosen_heads(components: SSMComponents, heads: Sequence[int] | None) -> list[int]:
+def _chosen_heads(
+    components: SSMComponents, heads: Sequence[int] | None, num_heads: int
+) -> list[int]:
     """Head numbers, checked, of which the maps are small enough to hold."""
-    batch, length, num_heads = components.delta.shape
+    batch, length, _ = components.delta.shape
     numbers = range(num_heads) if heads is None else heads
     chosen = [validate_int("heads", head, 0, num_heads - 1) for head in numbers]
     if not chosen:

@@ -26,7 +26,7 @@ CONVOLUTION_REACH = 4
 """Tokens, the query included, that count as recent in :func:`query_statistics`."""
 
 # Heads whose states are held at once: bounds memory, not the result.
-_HEADS_PER_PASS = 128
+_CHANNELS_PER_PASS = 128
 
 
 def row_shares(absolute_map: Tensor) -> Tensor:
@@ -188,13 +188,13 @@ def _first_lag(passed: Tensor, share: float) -> float:
 
 
 def _state_gram(components: SSMComponents) -> Tensor:
-    """Inner products of the states of every two tokens, (b, l, l), some heads at a time."""
-    batch, length, num_heads = components.delta.shape
+    """Inner products of the states of every two tokens, (b, l, l), some channels at a time."""
+    batch, length, d_inner = components.u.shape
     gram = components.delta.new_zeros(batch, length, length)
-    for heads in torch.arange(num_heads).split(_HEADS_PER_PASS):
-        B = components.B
-        B = B if B.dim() == 3 else B[:, :, heads // (num_heads // B.shape[2])]
-        u, delta, A = components.u[:, :, heads], components.delta[..., heads], components.A[heads]
+    for channels in torch.arange(d_inner).split(_CHANNELS_PER_PASS):
+        B, heads = components.B, channels // components.head_width
+        B = B if B.dim() == 3 else B[:, :, channels // (d_inner // B.shape[2])]
+        u, delta, A = components.u[..., channels], components.delta[..., heads], components.A[heads]
         h = scan_hidden_states(u, delta, A, B).flatten(2)
         gram.baddbmm_(h, h.mT)
     return gram

@@ -375,7 +375,7 @@ def _gathered(
 
 def _rollout_step(data: AttentionData, layer: int) -> Tensor:
     """w A_hat + (1 - w) I of one layer, (b, l, l)."""
-    mixed = data.captured.components[layer].mixer_output.norm(dim=-1)
+    mixed = data.captured.components[layer].written.norm(dim=-1)
     kept = data.captured.block_inputs[layer].norm(dim=-1)
     total = mixed + kept
     weight = torch.where(total > 0, mixed / total.clamp_min(1e-38), 0.0).unsqueeze(-1)

@@ -7,8 +7,9 @@ the activation of each neuron; and the change of each neuron when delta is reall
 
 Reference: Gu & Dao 2023, Mamba, sections 3.2 and 3.5.1 (delta as a generalised gate).
 
-Neurons are the d_inner channels at out_proj's input, y * SiLU(gate). Tokens of all texts are
-pooled, padding left out. Letters: the glossary of `selective_scan`.
+Each head has one delta: in Mamba-1 every channel is a head, in Mamba-2 the channels of a head share
+its delta. Neurons are the d_inner channels at out_proj's input. Tokens of all texts are pooled,
+padding left out. Letters: the glossary of `selective_scan`.
 From a shell: ``python delta_extraction.py --text "some text" --layers 0,3``.
 """
 
@@ -133,9 +134,9 @@ class DeltaMemory:
     autocorrelation: MeanAutocorrelation
     """of delta over time, mean over channels, beside that of shuffled tokens"""
     half_life: Tensor
-    """(d_inner, d_state) ln 2 / (mean_t delta_tc |A_cn|), tokens, > 0"""
+    """(H, d_state), in Mamba-2 (H, 1): ln 2 / (mean_t delta_th |A_hn|), tokens, > 0"""
     channel_half_life: Tensor
-    """(d_inner,) half-life of the channel's slowest state, tokens"""
+    """(H,) half-life of the slowest state of each head, in Mamba-1 of each channel, tokens"""
     lags: tuple[int, ...]
     """tokens, at which survival is measured"""
     survival: tuple[float, ...]
@@ -216,7 +217,7 @@ def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 
     """Memory of one layer under its own delta, over one or more texts (b = 1, no padding).
 
     Raises ValueError for no texts or padding. Cost: one exponential a token, state and lag, at
-    most 9 lags; memory O(tokens * d_inner) beyond the components.
+    most 9 lags; memory O(tokens * H) beyond the components.
     """
     deltas, lengths = checked_deltas(texts)
     A, pooled = texts[0].A.double(), np.concatenate(deltas)
@@ -330,7 +331,7 @@ class DeltaExtractor:
     def extract_deltas(
         self, layer_indices: Sequence[int] | str | None, input_text: str | Sequence[str]
     ) -> dict[int, Tensor]:
-        """Delta (b, l, d_inner) after softplus, by layer; several texts are left padded.
+        """Delta (b, l, H) after softplus, by layer; several texts are left padded.
 
         Entries at padding mean nothing; the other methods leave them out. Raises ValueError for a
         bad layer or text.
@@ -378,7 +379,7 @@ class DeltaExtractor:
 
 
 def _survival(sums: list[FloatArray], A: Tensor, lag: int) -> FloatArray:
-    """Mean over tokens and states of exp(A (S_t - S_{t-lag})), for each channel (d_inner,).
+    """Mean over tokens and states of exp(A (S_t - S_{t-lag})), for each head (H,).
 
     The differences are taken in float64; their exponential in float32 is exact to 1e-6.
     """
@@ -386,7 +387,7 @@ def _survival(sums: list[FloatArray], A: Tensor, lag: int) -> FloatArray:
 
 
 def _mean_decay(steps: list[FloatArray], A: Tensor) -> FloatArray:
-    """Mean over tokens and states of exp(A step), for each channel; steps (l, d_inner)."""
+    """Mean over tokens and states of exp(A step), for each head; steps (l, H)."""
     pooled = torch.from_numpy(np.concatenate(steps)).float()
     by_state = [(pooled * rate).exp_().mean(dim=0) for rate in A.float().unbind(dim=1)]
     return torch.stack(by_state).double().mean(dim=0).numpy()

@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from scipy import stats
 from torch import Tensor
 
@@ -132,15 +131,17 @@ def delta_neuron_correlation(
     num_shifts: int = NUM_SHIFTS,
     seed: int = 0,
 ) -> DeltaNeuronCorrelation:
-    """Spearman correlation of delta with |y SiLU(gate)| over pooled tokens, in each channel.
+    """Spearman correlation of delta with |neuron| over pooled tokens, in each channel.
+
+    A neuron's delta is that of its head.
 
     Undefined, with the reason, for fewer tokens than a claim needs. Raises ValueError as
     `delta_memory`. Cost: 2 d_inner sorts, and for each shift d_inner inner products.
     """
-    deltas, lengths = checked_deltas(texts)
+    _, lengths = checked_deltas(texts)
     n = sum(lengths)
     counts = {"layer": layer, "num_tokens": n, "num_texts": len(lengths)}
-    x, y, varies = _unit_ranks(deltas, texts)
+    x, y, varies = _unit_ranks(texts)
     reason = why_too_few(lengths)
     if reason is None and not varies.any():
         reason = "in no channel do both delta and the activation vary"
@@ -181,7 +182,8 @@ def delta_sensitivity(
     """Change of every neuron when delta is multiplied by `factor` and the scan is run again.
 
     u, B, C and the gate stay as they are: they do not depend on delta within the layer, so this is
-    exactly what the model's mixer would compute. Raises ValueError as `delta_memory`, for a factor
+    exactly what the model's mixer would compute; where Mamba-2's norm follows, the token's root
+    mean square is held at what it is. Raises ValueError as `delta_memory`, for a factor
     that is not positive or is 1, for top_k < 1 and an unknown rank_by. Cost: three scans a text.
     """
     _, lengths = checked_deltas(texts)
@@ -196,7 +198,7 @@ def delta_sensitivity(
     ranked = total if rank_by == "sensitivity" else memory
     order = torch.argsort(ranked.nan_to_num(nan=-1.0), descending=True, stable=True)
     defined = ~total.isnan()
-    mean_delta = torch.cat([text.delta[0] for text in texts]).double().mean(0)
+    mean_delta = torch.cat([text.channel_delta[0] for text in texts]).double().mean(0)
     agreement = (
         finite_or_none(spearman(total[defined], mean_delta[defined])) if defined.any() else None
     )
@@ -214,7 +216,7 @@ def delta_sensitivity(
 
 
 def checked_deltas(texts: Sequence[SSMComponents]) -> tuple[list[FloatArray], tuple[int, ...]]:
-    """Delta (l, d_inner) of each text, and their numbers of tokens."""
+    """Delta (l, H) of each text, and their numbers of tokens."""
     if not texts:
         raise ValueError("texts is empty; pass the components of at least one text")
     for text in texts:
@@ -228,10 +230,11 @@ def checked_deltas(texts: Sequence[SSMComponents]) -> tuple[list[FloatArray], tu
 
 
 def _unit_ranks(
-    deltas: Sequence[FloatArray], texts: Sequence[SSMComponents]
+    texts: Sequence[SSMComponents],
 ) -> tuple[FloatArray, FloatArray, np.ndarray]:
-    """Ranks over tokens of delta and of |activation|, centred and of norm 1, each (n, d_inner), and
-    the channels in which both vary."""
+    """Ranks over tokens of the channel's delta and of |activation|, centred and of norm 1, each
+    (n, d_inner), and the channels in which both vary."""
+    deltas = [text.channel_delta[0].double().numpy() for text in texts]
     activations = [np.abs(text.gated[0].double().numpy()) for text in texts]
     ranks = [stats.rankdata(np.concatenate(v), axis=0) for v in (deltas, activations)]
     (x, x_flat), (y, y_flat) = (unit_columns(v) for v in ranks)
@@ -261,7 +264,7 @@ def _inner_products(x: FloatArray, y: FloatArray, defined: np.ndarray) -> FloatA
 
 
 def _squared_changes(text: SSMComponents, factor: float) -> Tensor:
-    """Sum over tokens of the squared change of y SiLU(gate) when delta is scaled, (2, d_inner).
+    """Sum over tokens of the squared change of the neurons when delta is scaled, (2, d_inner).
 
     First as it is; then with u divided by the factor, so that delta B u stays and only the decay
     changes. D u is the same before and after and cancels.
@@ -271,4 +274,4 @@ def _squared_changes(text: SSMComponents, factor: float) -> Tensor:
         selective_scan(u, text.delta * factor, text.A, text.B, text.C) - before
         for u in (text.u, text.u / factor)
     ]
-    return (torch.cat(changes) * F.silu(text.gate)).double().square().sum(dim=1)
+    return (torch.cat(changes) * text.gating).double().square().sum(dim=1)

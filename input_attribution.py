@@ -264,7 +264,7 @@ def _rollout(explained: Explained) -> Scores:
     row = _read_positions(explained)
     for layer in reversed(captured.layers):
         parts = captured.components[layer]
-        output = parts.mixer_output.norm(dim=-1)
+        output = parts.written.norm(dim=-1)
         share = (output / (output + captured.block_inputs[layer].norm(dim=-1)))[0].double()
         alpha = attention_map(parts.delta, parts.A, parts.B, parts.C, absolute=True)[0]
         row = (row * share) @ _row_stochastic(alpha.double()) + row * (1 - share)
@@ -288,11 +288,12 @@ def _hidden_attention(explained: Explained) -> Scores:
 
 
 def _gradient_rollout(explained: Explained) -> Scores:
-    """Rollout of I + mean over heads of the positive part of alpha * df/dalpha [5, 3].
+    """Rollout of I + mean over channels of the positive part of alpha * df/dalpha [5, 3].
 
-    df/dalpha[h, t, s] = df/dy_t[h] u_s[h] by the scan's own gradient, so that the map is the
-    positive part of the first-order contribution of s through t to f. Scores are >= 0; the
-    position's own identity is left in. Cost: one backward pass and two maps in every layer.
+    df/dalpha[c, t, s] = df/dy_t[c] u_s[c], each channel having the alpha of its head, by the scan's
+    own gradient, so that the map is the positive part of the first-order contribution of s through
+    t to f. Scores are >= 0; the position's own identity is left in. Cost: one backward pass and two
+    maps in every layer.
     """
     replays: dict[int, MixerReplay] = {}
     x = explained.embeddings.clone().requires_grad_()
@@ -308,7 +309,7 @@ def _gradient_rollout(explained: Explained) -> Scores:
             )[0]
             for absolute in (False, True)
         )  # fmt: skip
-        positive = (signed + magnitude).double().cpu() / (2 * replay.A.shape[0])
+        positive = (signed + magnitude).double().cpu() / (2 * replay.y.shape[2])
         row = row + row @ positive
     return Scores(row)
 

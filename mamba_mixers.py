@@ -1,21 +1,11 @@
-"""All that the suite knows of ``transformers``' Mamba code: find the mixers, replay them, run them.
+"""All that the suite does with ``transformers``' Mamba models: find the mixers, record, run them.
 
 A mixer is replayed: from the input that it received in a forward pass, its own modules and the
 suite's own scan, its intermediate quantities are computed again (u, delta, B, C, gate, y), and the
 output that follows from them is compared with the output that the mixer really gave. Hooks inside
 a mixer would not do: on current ``transformers`` those on ``conv1d`` and ``dt_proj`` never fire.
 
-``FAMILIES`` is the table of model families; a family is a row of it. Names used by
-``transformers`` and the suite's (see the glossary of ``selective_scan``):
-
-    in_proj       hidden states -> [conv_input | gate], each (b, l, d_inner)
-    conv1d, act   causal depthwise convolution and SiLU: conv_input -> u
-    x_proj        u -> [dt (dt_rank) | B (N) | C (N)]
-    dt_proj       dt -> softplus -> delta (b, l, d_inner)
-    A_log, D      A = -exp(A_log); D
-    out_proj      y * SiLU(gate) -> the mixer's output (b, l, d_model)
-
-Checked against transformers 5.23.
+What is particular to a model family is in ``mixer_families``, the replay in ``mixer_replay``.
 """
 
 from __future__ import annotations
@@ -28,115 +18,54 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from selective_scan import selective_scan_chunk
+from mixer_families import FAMILIES, MixerFamily, at_least_float32, family_of
+from mixer_replay import (
+    EDITABLE,
+    GRADIENT,
+    LRP,
+    Edit,
+    MixerMemory,
+    MixerReplay,
+    Rules,
+    compute_replay,
+)
 from utils import forward_hooks
 
-Edit = Callable[[str, Tensor], Tensor]
-Observer = Callable[[int, "MixerReplay"], None]
+__all__ = [
+    "EDITABLE",
+    "FAMILIES",
+    "GRADIENT",
+    "LRP",
+    "Edit",
+    "LayerRecord",
+    "MixerFamily",
+    "MixerMemory",
+    "MixerParameters",
+    "MixerReplay",
+    "MixerSite",
+    "Rules",
+    "UnsupportedModelError",
+    "bias_parameters",
+    "fast_scan",
+    "find_mixers",
+    "forward_from",
+    "logit_directions",
+    "mixer_parameters",
+    "num_layers",
+    "record_layers",
+    "replay_mixer",
+]
 
-FINAL_NORMS = ("norm_f",)
+Observer = Callable[[int, MixerReplay], None]
+
+FINAL_NORMS = ("norm_f", "final_layernorm", "norm")
 """Names of the norm between the last layer and the unembedding."""
-
-EDITABLE = ("u", "A", "B", "C", "delta", "carry", "y", "gated")
-"""Stages, in the order in which an edit is called on them. ``carry`` (b, l) is 1 everywhere
-and scales the state that a token takes over from the one before: 0 resets the memory there."""
-
-
-class Rules(NamedTuple):
-    """How gradients pass the non-linear operations of a model; the values stay what they are.
-
-    The default is the plain gradient. ``LRP`` is that of layer-wise relevance propagation.
-    """
-
-    elementwise: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = lambda f, x: f(x)
-    """an activation f, or a norm that scales its input x elementwise, applied to x"""
-    product: Callable[[Tensor, Tensor], Tensor] = torch.mul
-    """the gate: y times the activated z"""
-    coefficient: Callable[[Tensor], Tensor] = lambda x: x
-    """delta, B and C, on which the scan's decay, write and read-out depend"""
-
-
-def _ratio_rule(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    """f(x) as x times the constant f(x) / x: SiLU with sigma(x) held, a norm with 1 / rms held."""
-    with torch.no_grad():
-        ratio = torch.where(x == 0, 0.0, f(x) / x)
-    return x * ratio
-
-
-def _half_rule(x: Tensor, y: Tensor) -> Tensor:
-    """x y with each factor's gradient halved: without that a product counts its relevance twice."""
-    product = x * y
-    return 0.5 * product + 0.5 * product.detach()
-
-
-GRADIENT = Rules()
-LRP = Rules(_ratio_rule, _half_rule, Tensor.detach)
-"""MambaLRP (Jafari et al. 2024, arXiv 2406.07592, section 4): under it the model is, as autograd
-sees it, linear in its embeddings and biases, so that input times gradient conserves relevance."""
 
 
 class UnsupportedModelError(ValueError):
     """The model has no selective SSM mixer of a family in ``FAMILIES``."""
-
-
-class MixerMemory(NamedTuple):
-    """All that a mixer knows of the tokens before: from it, what follows is exactly the same."""
-
-    conv_input: Tensor
-    """(b, K - 1, d_inner) the convolution's inputs at the last tokens, the last one last; zeros
-    before the text"""
-    state: Tensor
-    """(b, d_inner, N) h after the last token"""
-
-
-@dataclass(frozen=True, eq=False)
-class MixerReplay:
-    """The quantities inside one mixer for one batch, in the order in which they are computed.
-
-    Shapes are those of Mamba-1 in ``selective_scan``'s glossary. Attached to the autograd graph
-    when gradients are enabled.
-    """
-
-    conv_input: Tensor
-    """(b, l, d_inner) first half of in_proj's output, before the convolution"""
-    gate: Tensor
-    """(b, l, d_inner) z, before SiLU"""
-    u: Tensor
-    """(b, l, d_inner) SSM input: SiLU of the convolution; zero at padding"""
-    delta: Tensor
-    """(b, l, d_inner) step size after softplus, > 0"""
-    A: Tensor
-    """(d_inner, N) negative"""
-    B: Tensor
-    """(b, l, N)"""
-    C: Tensor
-    """(b, l, N)"""
-    D: Tensor
-    """(d_inner,)"""
-    y: Tensor
-    """(b, l, d_inner) scan output with D u, before the gate"""
-    gated: Tensor
-    """(b, l, d_inner) y * SiLU(gate): out_proj's input, the neurons"""
-    output: Tensor
-    """(b, l, d_model) the mixer's output"""
-    memory: MixerMemory
-    """after the last token, from which the next chunk of the text goes on"""
-
-
-class MixerFamily(NamedTuple):
-    """What is particular to one family of mixers."""
-
-    model_type: str
-    """the family's name in ``transformers``"""
-    mixer_class: str
-    """class of the mixer; a subclass counts as its base"""
-    attributes: tuple[str, ...]
-    """what such a mixer has; a class of this name without them is not replayed"""
-    replay: Callable[..., MixerReplay]
-    """(mixer, hidden states, mask or None, edit, rules, memory or None)"""
 
 
 class MixerSite(NamedTuple):
@@ -161,6 +90,8 @@ class LayerRecord:
     """(b, l, d_model) residual stream before the layer"""
     block_output: Tensor
     """(b, l, d_model) residual stream after the layer"""
+    output_scale: float
+    """what the block multiplies the mixer's output by before adding it to the residual stream"""
 
 
 class MixerParameters(NamedTuple):
@@ -171,7 +102,8 @@ class MixerParameters(NamedTuple):
     conv_bias: Tensor | None
     """(d_inner,)"""
     out_weight: Tensor
-    """(d_model, d_inner) out_proj: column i is what neuron i writes to the residual stream"""
+    """(d_model, d_inner) out_proj, times the block's scale of the mixer's output where there is
+    one: column i is what neuron i writes to the residual stream"""
     out_bias: Tensor | None
     """(d_model,)"""
 
@@ -185,7 +117,7 @@ def find_mixers(model: nn.Module) -> dict[int, MixerSite]:
     """
     sites = {}
     for name, module in model.named_modules():
-        family = _family_of(module)
+        family = family_of(module)
         if family is not None:
             block_name, layer = _block_of(name)
             sites[layer] = MixerSite(layer, model.get_submodule(block_name), module, family)
@@ -200,14 +132,25 @@ def num_layers(model: nn.Module) -> int:
 
 
 def mixer_parameters(site: MixerSite) -> MixerParameters:
-    """The convolution and output projection of one mixer: what lies around its scan."""
+    """The convolution and output projection of one mixer: what lies around its scan.
+
+    Of the convolution the channels that become u; in Mamba-2 B and C pass it too. Weights of
+    quantised layers are given as their modules multiply by them.
+    """
     conv, out = site.mixer.conv1d, site.mixer.out_proj
+    scale = _output_scale(site)
+    d_inner = out.in_features
     return MixerParameters(
-        _weights(conv.weight).squeeze(1),
-        None if conv.bias is None else _weights(conv.bias),
-        _weights(out.weight),
-        None if out.bias is None else _weights(out.bias),
+        _weights(conv.weight)[:d_inner].squeeze(1),
+        None if conv.bias is None else _weights(conv.bias)[:d_inner],
+        _weights(out.weight) * scale,
+        None if out.bias is None else _weights(out.bias) * scale,
     )
+
+
+def _output_scale(site: MixerSite) -> float:
+    name = site.family.output_scale
+    return float(getattr(site.block, name)) if name else 1.0
 
 
 def logit_directions(model: nn.Module) -> Tensor:
@@ -225,7 +168,13 @@ def logit_directions(model: nn.Module) -> Tensor:
             f"{type(model).__name__} has no logits, or its final norm is none of "
             f"{', '.join(FINAL_NORMS)}; load it with AutoModelForCausalLM.from_pretrained"
         )
-    return _weights(head.weight) * _weights(norm.weight)
+    return _weights(head.weight) * _weights(norm.weight) * _logit_scale(model)
+
+
+def _logit_scale(model: nn.Module) -> float:
+    family = next(iter(find_mixers(model).values())).family
+    scale = getattr(model.config, family.logit_scale) if family.logit_scale else 1.0
+    return scale / (getattr(model.config, family.logit_divisor) if family.logit_divisor else 1.0)
 
 
 def replay_mixer(
@@ -252,8 +201,8 @@ def replay_mixer(
             f"memory is that of {len(memory.state)} texts, the chunk has {len(hidden_states)}; "
             "go on with the same texts, in the same order"
         )
-    return site.family.replay(
-        site.mixer, hidden_states, attention_mask, edit or _no_edit, rules, memory
+    return compute_replay(
+        site.mixer, site.family, hidden_states, attention_mask, edit, rules, memory
     )
 
 
@@ -286,7 +235,9 @@ def record_layers(
             block_output = output[0] if isinstance(output, tuple) else output
             replay, mixer_output = outputs.pop(layer)
             error = _relative_error(replay.output, mixer_output, attention_mask)
-            records[layer] = LayerRecord(replay, mixer_output, error, block_input, block_output)
+            records[layer] = LayerRecord(
+                replay, mixer_output, error, block_input, block_output, _output_scale(sites[layer])
+            )
             if layer == last:
                 raise _LastLayerReached
 
@@ -417,56 +368,6 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterato
             module.forward = own_forward
 
 
-def _replay_mamba1(
-    mixer: Any,
-    hidden_states: Tensor,
-    mask: Tensor | None,
-    edit: Edit,
-    rules: Rules,
-    memory: MixerMemory | None,
-) -> MixerReplay:
-    """Mamba-1: in_proj, convolution, x_proj and dt_proj, scan, gate, out_proj ([1], fig. 3)."""
-    rank = mixer.dt_proj.weight.shape[1]
-    conv_input, gate = mixer.in_proj(_masked(hidden_states, mask)).chunk(2, dim=-1)
-    p, conv_memory = _convolved(mixer.conv1d, conv_input, memory)
-    u = edit("u", _masked(rules.elementwise(mixer.act, p).mT, mask))
-    dt, B, C = mixer.x_proj(u).split([rank, mixer.A_log.shape[1], mixer.A_log.shape[1]], dim=-1)
-    # transformers takes these in float32, whatever the model's dtype (float64 included); the same
-    # rounding here is what lets a float64 replay agree with it to float64 precision.
-    A, D = edit("A", -torch.exp(mixer.A_log.float())), mixer.D.float()
-    B, C = rules.coefficient(edit("B", B).float()), rules.coefficient(edit("C", C))
-    delta = edit("delta", F.softplus(_at_least_float32(mixer.dt_proj(dt))))
-    delta = rules.coefficient(delta)
-    carry = None if edit is _no_edit else edit("carry", torch.ones_like(delta[..., 0]))
-    before = None if memory is None else memory.state
-    scanned, state = selective_scan_chunk(u.float(), delta, A, B, C, None, before, carry=carry)
-    y = edit("y", scanned + u * D)
-    gated = edit("gated", rules.product(y, rules.elementwise(F.silu, gate)))
-    output = mixer.out_proj(gated.to(hidden_states.dtype))
-    remembered = MixerMemory(conv_memory, state)
-    return MixerReplay(conv_input, gate, u, delta, A, B, C, D, y, gated, output, remembered)
-
-
-def _convolved(conv: Any, x: Tensor, memory: MixerMemory | None) -> tuple[Tensor, Tensor]:
-    """The causal convolution (b, channels, l) of x (b, l, channels) after the memory's tokens, and
-    the inputs that the tokens after x will need (b, K - 1, channels)."""
-    reach, length = conv.weight.shape[-1] - 1, x.shape[1]
-    if memory is None:
-        known, skipped = x, 0
-        last = F.pad(x, (0, 0, max(0, reach - length), 0))
-    else:
-        known, skipped = torch.cat([memory.conv_input.to(x), x], 1), reach
-        last = known
-    return conv(known.mT)[..., skipped : skipped + length], last[:, last.shape[1] - reach :]
-
-
-_MAMBA1_ATTRIBUTES = (
-    "A_log", "D", "act", "conv1d", "dt_proj", "in_proj", "out_proj", "x_proj"
-)  # fmt: skip
-
-FAMILIES = (MixerFamily("mamba", "MambaMixer", _MAMBA1_ATTRIBUTES, _replay_mamba1),)
-
-
 class _LastLayerReached(Exception):
     """Ends a forward pass whose later layers nobody asked for."""
 
@@ -475,33 +376,13 @@ def _pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return hidden_states
 
 
-def _no_edit(stage: str, tensor: Tensor) -> Tensor:
-    return tensor
-
-
-def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
-    return x if mask is None else (x * mask[:, :, None]).to(x.dtype)
-
-
-def _at_least_float32(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _weights(parameter: nn.Parameter) -> Tensor:
-    return _at_least_float32(parameter.detach().cpu())
-
-
-def _family_of(module: nn.Module) -> MixerFamily | None:
-    names = {cls.__name__ for cls in type(module).__mro__}
-    for family in FAMILIES:
-        if family.mixer_class in names and all(hasattr(module, a) for a in family.attributes):
-            return family
-    return None
+    return at_least_float32(parameter.detach().cpu())
 
 
 def _blocks(model: nn.Module) -> list[nn.Module]:
     """Every layer of the model, in order; they lie beside that of the first mixer."""
-    names = (n for n, module in model.named_modules() if _family_of(module) is not None)
+    names = (n for n, module in model.named_modules() if family_of(module) is not None)
     if (site_name := next(names, None)) is None:
         raise UnsupportedModelError(_refusal(model))
     block_name, _ = _block_of(site_name)

@@ -29,6 +29,7 @@ from memory_causal import causal_memory, delta_at_sources, neurons_beside_random
 from neuron_effects import ablation_check
 from neuron_sets import NeuronSet
 from ssm_component_extractor import Capture, RecursiveDynamics, SSMComponents, recursive_dynamics
+from ssm_components import mean_by_head
 from targets import resolve_target
 from time_shift_nulls import NullTest, spearman_permutation_test
 from utils import finite_or_none
@@ -86,8 +87,9 @@ class DeltaAndNeurons:
     sensitivity: DeltaSensitivity
     """change of each neuron when delta is scaled, in all and in the decay alone"""
     delta_with_memory: NullTest
-    """Spearman over channels of mean delta with `memory_sensitivity`: whether channels of larger
-    delta depend more on what their state keeps; null: permutations of the channels"""
+    """Spearman over heads of mean delta with `memory_sensitivity`, in Mamba-2 its mean over the
+    head's channels: whether those of larger delta depend more on what their state keeps; null:
+    permutations of the heads, which in Mamba-1 are the channels"""
 
     def to_dict(self) -> dict[str, Any]:
         """Strict JSON."""
@@ -267,12 +269,14 @@ def neuron_memory_step(
     delta_neurons: Mapping[int, DeltaAndNeurons],
     neurons: TextNeurons,
 ) -> dict[int, dict[str, Any]]:
-    """Over the channels of a layer: importance by each method with mean delta and memory."""
+    """Over the heads of a layer (in Mamba-1 its channels): importance by each method with mean
+    delta and memory, in Mamba-2 the mean over a head's channels."""
     return {
         layer: {
             method: _join(
                 neurons.importance(method, layer),
                 channel_memory(inputs, layer, delta[layer]["memory"], delta_neurons[layer]),
+                len(delta[layer]["memory"].channel_half_life),
                 inputs.settings.seed,
             )
             for method in NEURON_METHODS
@@ -289,7 +293,8 @@ def ablation_memory_step(
     ablation: Mapping[int, Mapping[str, Any]],
 ) -> dict[int, dict[str, Any]]:
     """Over the ablated neurons of a layer: |effect|, mean over texts, with delta, memory and
-    each method's importance."""
+    each method's importance. In Mamba-2 neurons of one head share delta and half-life, which the
+    permutations do not know: a p-value of these two is then on the small side."""
     result = {}
     for layer in inputs.settings.layers:
         ids, effects = mean_effects(ablation[layer])
@@ -312,11 +317,12 @@ def channel_memory(
     inputs: MemoryInputs, layer: int, memory: DeltaMemory, delta_neurons: DeltaAndNeurons
 ) -> dict[str, Tensor]:
     """(d_inner,) each: mean delta over all tokens, half-life of the slowest state in tokens, and
-    `memory_sensitivity` of `delta_neurons`."""
-    deltas = torch.cat([parts.delta[0] for parts in inputs.components(layer)])
+    `memory_sensitivity` of `delta_neurons`. A channel has the delta and half-life of its head."""
+    deltas = torch.cat([parts.channel_delta[0] for parts in inputs.components(layer)])
+    half_life = memory.channel_half_life.double()
     return {
         "mean_delta": deltas.double().mean(0),
-        "half_life": memory.channel_half_life.double(),
+        "half_life": half_life.repeat_interleave(deltas.shape[1] // len(half_life)),
         "memory_sensitivity": delta_neurons.sensitivity.memory_sensitivity.double(),
     }
 
@@ -407,11 +413,12 @@ def channel_tensors(inputs: MemoryInputs, results: Mapping[str, Any]) -> dict[st
     """``layer_3.mean_delta``, ``.half_life`` and ``.importance.rollout``, each (d_inner,)."""
     tensors = {}
     for layer in inputs.settings.layers:
-        deltas = torch.cat([parts.delta[0] for parts in inputs.components(layer)])
+        deltas = torch.cat([parts.channel_delta[0] for parts in inputs.components(layer)])
         tensors[f"layer_{layer}.mean_delta"] = deltas.double().mean(0).float()
         if "delta" in results:
             half_life = results["delta"][layer]["memory"].channel_half_life
-            tensors[f"layer_{layer}.half_life"] = half_life
+            width = deltas.shape[1] // len(half_life)
+            tensors[f"layer_{layer}.half_life"] = half_life.repeat_interleave(width)
         for method in NEURON_METHODS if "neurons" in results else ():
             importance = results["neurons"].importance(method, layer).float()
             tensors[f"layer_{layer}.importance.{method}"] = importance
@@ -422,10 +429,11 @@ def _delta_and_neurons(inputs: MemoryInputs, layer: int) -> DeltaAndNeurons:
     parts, seed = inputs.components(layer), inputs.settings.seed
     sensitivity = delta_sensitivity(parts, layer)
     mean_delta = torch.cat([part.delta[0] for part in parts]).double().mean(0)
+    memory_sensitivity = mean_by_head(sensitivity.memory_sensitivity.double(), len(mean_delta))
     return DeltaAndNeurons(
         delta_neuron_correlation(parts, layer, seed=seed),
         sensitivity,
-        rank_test(mean_delta, sensitivity.memory_sensitivity.double(), seed),
+        rank_test(mean_delta, memory_sensitivity, seed),
     )
 
 
@@ -457,10 +465,16 @@ def _neuron_summary(found: NeuronSet) -> dict[str, Any]:
     return {"activation_rms": summarise(rms), **kept}
 
 
-def _join(importance: Tensor, memory: Mapping[str, Tensor], seed: int) -> dict[str, Any]:
+def _join(
+    importance: Tensor, memory: Mapping[str, Tensor], num_heads: int, seed: int
+) -> dict[str, Any]:
+    """Correlations over heads, in Mamba-1 the channels; the top neurons with their values."""
     top = _ranked(importance)[:NUM_TOP_NEURONS]
     return {
-        "correlations": {name: rank_test(importance, x, seed) for name, x in memory.items()},
+        "correlations": {
+            name: rank_test(mean_by_head(importance, num_heads), mean_by_head(x, num_heads), seed)
+            for name, x in memory.items()
+        },
         "top_neurons": [
             {
                 "neuron": neuron,

@@ -110,7 +110,7 @@ def _ablation_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
     settings, target = inputs.settings, resolve_target()
     result = {}
     for layer in settings.layers:
-        deltas = torch.cat([parts.delta[0] for parts in inputs.components(layer)]).double()
+        deltas = torch.cat([parts.channel_delta[0] for parts in inputs.components(layer)]).double()
         chosen = random_neurons(deltas.shape[1], settings.num_ablations, settings.seed)
         by_text = {
             f"text_{i}": ablation_effects(inputs.model, one, layer, chosen, target).to_dict()

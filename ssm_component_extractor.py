@@ -10,10 +10,9 @@ From a shell: ``python ssm_component_extractor.py --text "some text" --layers 0,
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +20,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis_utils import participation_ratio, summarise
 from mamba_mixers import LayerRecord, find_mixers, num_layers, record_layers
-from selective_scan import scan_hidden_states
+from ssm_components import RecursiveDynamics, SSMComponents, recursive_dynamics
 from utils import (
     EncodedText,
     add_common_options,
@@ -32,7 +30,6 @@ from utils import (
     check_texts,
     configure_logging,
     encode_texts,
-    five_digits,
     load_model,
     load_tokenizer,
     pad_batch,
@@ -53,83 +50,6 @@ STEP_OPTIONS = (
     "dtype", "output_dir", "seed", "debug", "quiet",
 )  # fmt: skip
 """The shared options that every step's command has."""
-
-# Tokens whose decayed states are held at once when energies are measured.
-_ENERGY_BLOCK = 64
-
-
-@dataclass(frozen=True, eq=False)
-class SSMComponents:
-    """What one layer's selective SSM computed on a batch; detached, float32, on the CPU.
-
-    float64 models keep float64. Entries at padding (``attention_mask`` 0) mean nothing: drop
-    them from every statistic.
-    """
-
-    A: Tensor
-    """(d_inner, d_state) continuous-time decay rate, negative, per unit of delta"""
-    B: Tensor
-    """(b, l, d_state) input projection"""
-    C: Tensor
-    """(b, l, d_state) output projection"""
-    D: Tensor
-    """(d_inner,) skip connection"""
-    delta: Tensor
-    """(b, l, d_inner) step size after softplus, > 0"""
-    u: Tensor
-    """(b, l, d_inner) SSM input, after convolution and SiLU"""
-    gate: Tensor
-    """(b, l, d_inner) z, before SiLU"""
-    y: Tensor
-    """(b, l, d_inner) scan output with D u, before the gate"""
-    gated: Tensor
-    """(b, l, d_inner) y * SiLU(gate): out_proj's input, the layer's neurons"""
-    conv_input: Tensor
-    """(b, l, d_inner) first half of in_proj's output, before the convolution"""
-    mixer_output: Tensor
-    """(b, l, d_model) what the mixer returned"""
-    attention_mask: Tensor
-    """(b, l) 1 at tokens, 0 at padding"""
-    replay_errors: tuple[float, ...]
-    """per text of the batch: norm of (output rebuilt from these fields minus mixer_output) over
-    the norm of mixer_output, without padding; about 1e-7 in float32"""
-
-    @property
-    def replay_error(self) -> float:
-        """The largest of ``replay_errors``."""
-        return max(self.replay_errors)
-
-    @property
-    def hidden_states(self) -> Tensor:
-        """(b, l, d_inner, d_state) state h_t after every token, computed anew at each access.
-
-        Memory b * l * d_inner * d_state floats: 50 MB for mamba-130m at 512 tokens.
-        """
-        return scan_hidden_states(self.u, self.delta, self.A, self.B)
-
-    def text(self, row: int) -> SSMComponents:
-        """The components of one text of the batch, b = 1, without its padding."""
-        keep = self.attention_mask[row].bool()
-        per_token = ("B", "C", "delta", "u", "gate", "y", "gated", "conv_input", "mixer_output",
-                     "attention_mask")  # fmt: skip
-        fields = {name: getattr(self, name)[row : row + 1, keep] for name in per_token}
-        return replace(self, **fields, replay_errors=(self.replay_errors[row],))
-
-    def to_dict(self) -> dict:
-        """Shapes, summaries, and by text the mean delta of every token; tensors go elsewhere."""
-        keep = self.attention_mask.bool()
-        per_token = {name: getattr(self, name)[keep] for name in ("delta", "B", "C", "u", "y")}
-        return {
-            "shapes": {
-                name: list(getattr(self, name).shape) for name in ("A", "B", "C", "D", "delta")
-            },
-            "num_tokens": int(keep.sum()),
-            "A": summarise(self.A),
-            "D": summarise(self.D),
-            **{name: summarise(values) for name, values in per_token.items()},
-            "by_token": {"delta": _by_token(self.delta.mean(2).masked_fill(~keep, math.nan))},
-            "replay_error": self.replay_error,
-        }
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,44 +86,6 @@ class Capture:
             {layer: cut(x) for layer, x in self.block_inputs.items()},
             {layer: cut(x) for layer, x in self.block_outputs.items()},
         )
-
-
-@dataclass(frozen=True, eq=False)
-class RecursiveDynamics:
-    """How one layer's state evolves on the captured tokens; nan at padding."""
-
-    eigenvalues: Tensor
-    """(d_inner, d_state) of the continuous-time system: A itself, for A is diagonal"""
-    spectral_radius: Tensor
-    """(b, l, d_inner) max over the states of exp(delta A), in (0, 1)"""
-    half_life: Tensor
-    """(d_inner, d_state) ln 2 / (mean delta * |A|), tokens"""
-    lyapunov_exponent: Tensor
-    """(d_inner, d_state) mean delta * A, nats per token, negative"""
-    is_stable: bool
-    """every A is negative, so that every state decays without input"""
-    state_norm: Tensor
-    """(b, l) L2 norm of h_t over channels and states"""
-    write_energy: Tensor
-    """(b, l) L2 norm of delta_t B_t u_t: what the token adds to the state"""
-    retain_energy: Tensor
-    """(b, l) L2 norm of exp(delta_t A) h_{t-1}: what is kept of the state; 0 at the first token"""
-    state_participation_ratio: tuple[float, ...]
-    """per text: (sum lambda)^2 / sum lambda^2 of the states' covariance over tokens, from 1 to
-    l - 1: how many directions the state uses; nan for one token or a constant state"""
-
-    def to_dict(self) -> dict:
-        """Summaries for JSON, and by text the state's norm at every token."""
-        ratios = [None if math.isnan(ratio) else ratio for ratio in self.state_participation_ratio]
-        names = ("eigenvalues", "spectral_radius", "half_life", "lyapunov_exponent", "state_norm",
-                 "write_energy", "retain_energy")  # fmt: skip
-        summaries = {name: summarise(_finite(getattr(self, name))) for name in names}
-        return {
-            **summaries,
-            "by_token": {"state_norm": _by_token(self.state_norm)},
-            "is_stable": self.is_stable,
-            "state_participation_ratio": ratios,
-        }
 
 
 def capture(
@@ -250,34 +132,6 @@ def capture_texts(
         captured = capture(model, input_ids, mask, layer_indices)
         captures.update({index: captured.text(row) for row, index in enumerate(batch)})
     return [captures[index] for index in range(len(encoded))]
-
-
-def recursive_dynamics(components: SSMComponents) -> RecursiveDynamics:
-    """Eigenvalues, decay, stability, state norm, energies and rank of one layer's state.
-
-    Means over delta leave padding out. Cost: the states of the layer, once, and their Gram matrix
-    over tokens.
-    """
-    keep = components.attention_mask.bool()
-    A, delta = components.A, components.delta
-    mean_delta = delta[keep].mean(0)
-    h = components.hidden_states
-    slowest = torch.exp(delta * A.max(dim=1).values).masked_fill(~keep[..., None], math.nan)
-    write, retain = _energies(components, h)
-    return RecursiveDynamics(
-        eigenvalues=A,
-        spectral_radius=slowest,
-        half_life=math.log(2) / (mean_delta[:, None] * A.abs()),
-        lyapunov_exponent=mean_delta[:, None] * A,
-        is_stable=bool((A < 0).all()),
-        state_norm=h.flatten(2).norm(dim=2).masked_fill(~keep, math.nan),
-        write_energy=write.masked_fill(~keep, math.nan),
-        retain_energy=retain.masked_fill(~keep, math.nan),
-        state_participation_ratio=tuple(
-            float(participation_ratio(states[rows].flatten(1))) if int(rows.sum()) > 1 else math.nan
-            for states, rows in zip(h, keep, strict=True)
-        ),
-    )
 
 
 class SSMComponentExtractor:
@@ -392,12 +246,15 @@ def extracted_layer(by_layer: dict | None, layer_idx: int, method: str):
 
 def _components(record: LayerRecord, mask: Tensor) -> SSMComponents:
     names = ("A", "B", "C", "delta", "u", "gate", "y", "gated", "conv_input")
+    scale = record.replay.norm_scale
     return SSMComponents(
         **{name: _kept(getattr(record.replay, name)) for name in names},
         D=_kept(record.replay.D).clone(),  # in float32 it is the model's own parameter
+        norm_scale=None if scale is None else _kept(scale),
         mixer_output=_kept(record.mixer_output),
         attention_mask=mask,
         replay_errors=tuple(record.replay_error.tolist()),
+        output_scale=record.output_scale,
     )
 
 
@@ -405,27 +262,6 @@ def _kept(x: Tensor) -> Tensor:
     """Detached, on the CPU, float32 unless it is float64."""
     x = x.detach().cpu()
     return x if x.dtype == torch.float64 else x.float()
-
-
-def _energies(components: SSMComponents, h: Tensor) -> tuple[Tensor, Tensor]:
-    """L2 norms (b, l) of delta B u and of exp(delta A) h_{t-1}, a block of tokens at a time."""
-    written = (components.delta * components.u).norm(dim=2) * components.B.norm(dim=2)
-    retained = torch.zeros_like(written)
-    for start in range(1, h.shape[1], _ENERGY_BLOCK):
-        block = slice(start, start + _ENERGY_BLOCK)
-        decay = torch.exp(components.delta[:, block, :, None] * components.A)
-        previous = h[:, start - 1 : start - 1 + decay.shape[1]]
-        retained[:, block] = decay.mul_(previous).flatten(2).norm(dim=2)
-    return written, retained
-
-
-def _finite(x: Tensor) -> Tensor:
-    return x[torch.isfinite(x)]
-
-
-def _by_token(values: Tensor) -> list[list[float | None]]:
-    """(b, l) values as lists without padding, which is nan."""
-    return [[five_digits(x) for x in row[~row.isnan()].tolist()] for row in values]
 
 
 class Job(NamedTuple):

@@ -1,19 +1,27 @@
 """Mixers are found, replayed to rounding, run by the suite's own scan, and left as they were."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import reference
 import torch
 from conftest import VOCAB_SIZE, make_tiny_model
+from mixer_cases import (
+    MODELS,
+    REPLAY_BOUND,
+    all_layers,
+    assert_untouched,
+    doubled,
+    in_dtype,
+    left_padded,
+    logits_of,
+    make_ids,
+    make_odd_model,
+)
 from torch import Tensor, nn
 from transformers import (
     GPT2Config,
     GPT2LMHeadModel,
-    MambaConfig,
-    MambaForCausalLM,
-    PreTrainedModel,
     Qwen3NextConfig,
     Qwen3NextForCausalLM,
 )
@@ -23,7 +31,6 @@ from mamba_mixers import (
     EDITABLE,
     FAMILIES,
     LRP,
-    MixerMemory,
     MixerReplay,
     UnsupportedModelError,
     bias_parameters,
@@ -33,101 +40,7 @@ from mamba_mixers import (
     mixer_parameters,
     num_layers,
     record_layers,
-    replay_mixer,
 )
-
-# The suite's bounds on a replay: the rounding of each precision, grown over a layer's operations.
-REPLAY_BOUND = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 1e-2}
-
-
-def make_odd_model(bias: bool = True) -> MambaForCausalLM:
-    """Sizes that are no power of two, a low rank of one, biases wherever there may be some."""
-    return _with_random_weights(
-        MambaConfig(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=20,
-            num_hidden_layers=3,
-            state_size=5,
-            conv_kernel=3,
-            time_step_rank=1,
-            expand=3,
-            use_bias=bias,
-            use_conv_bias=bias,
-            pad_token_id=0,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    )
-
-
-def make_wide_model() -> MambaForCausalLM:
-    """Two layers of mamba-130m's shape, with a small vocabulary."""
-    return _with_random_weights(
-        MambaConfig(
-            vocab_size=VOCAB_SIZE,
-            hidden_size=768,
-            num_hidden_layers=2,
-            state_size=16,
-            pad_token_id=0,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    )
-
-
-def _with_random_weights(config: MambaConfig) -> MambaForCausalLM:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = MambaForCausalLM(config)
-        # As in conftest: no two channels alike, no bias zero. Scaled by the width, so that the
-        # activations of the wide model stay of order one.
-        with torch.no_grad():
-            for parameter in model.parameters():
-                parameter.add_(0.5 * config.hidden_size**-0.5 * torch.randn(parameter.shape))
-    return model.eval()
-
-
-MODELS: dict[str, Callable[[], MambaForCausalLM]] = {
-    "tiny": make_tiny_model,
-    "odd": make_odd_model,
-    "odd without biases": lambda: make_odd_model(bias=False),
-    "mamba-130m": make_wide_model,
-}
-
-
-def in_dtype(model: Any, dtype: torch.dtype) -> Any:
-    return model.to(dtype)
-
-
-def make_ids(length: int = 37, batch: int = 2, seed: int = 0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randint(1, VOCAB_SIZE, (batch, length), generator=generator)
-
-
-def left_padded(ids: Tensor, padding: int) -> tuple[Tensor, Tensor]:
-    """The ids with row 0 whole and row 1 shorter by `padding` tokens, and the mask."""
-    mask = torch.ones_like(ids)
-    mask[1, :padding] = 0
-    padded = ids.clone()
-    padded[1, padding:] = ids[1, : ids.shape[1] - padding]
-    padded[1, :padding] = 0
-    return padded, mask
-
-
-def all_layers(model: nn.Module) -> list[int]:
-    return list(find_mixers(model))
-
-
-@torch.no_grad()
-def logits_of(model: PreTrainedModel, ids: Tensor, mask: Tensor | None = None) -> Tensor:
-    return model(input_ids=ids, attention_mask=mask, use_cache=False).logits
-
-
-def assert_untouched(model: nn.Module) -> None:
-    for module in model.modules():
-        assert "forward" not in vars(module)
-        assert not module._forward_hooks
-        assert not module._forward_pre_hooks
 
 
 @pytest.mark.parametrize("dtype", REPLAY_BOUND)
@@ -277,21 +190,12 @@ def test_padding_changes_no_text():
         assert not bool(batched[layer].replay.u[1, :9].any())
 
 
-def test_a_mask_of_another_shape_is_no_padding_mask():
-    model, ids = make_tiny_model(), make_ids()
-    site = find_mixers(model)[0]
-    x = model.get_input_embeddings()(ids).detach()
-    plain = replay_mixer(site, x).output
-    assert torch.equal(replay_mixer(site, x, torch.zeros(2, 1)).output, plain)
-    assert not torch.equal(replay_mixer(site, x, torch.zeros(2, 37)).output, plain)
-
-
 def test_nothing_recorded_is_attached_to_a_graph():
     record = record_layers(make_tiny_model(), [1], make_ids())[1]
     tensors = {
         **vars(record.replay), **record.replay.memory._asdict(), "mixer_output": record.mixer_output
     }  # fmt: skip
-    del tensors["memory"]
+    del tensors["memory"], tensors["norm_scale"]  # Mamba-1 has no norm of the gated output
     # D is the parameter itself, a leaf.
     assert all(x.grad_fn is None for x in tensors.values())
     assert [name for name, x in tensors.items() if x.requires_grad] == ["D"]
@@ -391,11 +295,6 @@ def test_fast_scan_leaves_other_models_and_a_forward_of_ones_own_alone():
     assert logits_of(model, ids).shape == (2, 37, VOCAB_SIZE)
 
 
-def doubled(wanted: str):
-    """An edit that doubles one stage."""
-    return lambda stage, x: 2 * x if stage == wanted else x
-
-
 def test_an_edit_that_changes_nothing_changes_nothing():
     model, ids = make_tiny_model(), make_ids()
     stages: list[str] = []
@@ -410,49 +309,6 @@ def test_an_edit_that_changes_nothing_changes_nothing():
         assert torch.equal(logits_of(model, ids), plain)
     assert sorted(stages[: len(EDITABLE)]) == sorted(EDITABLE)
     assert len(stages) == 4 * len(EDITABLE)
-
-
-@pytest.mark.parametrize("stage", [stage for stage in EDITABLE if stage != "carry"])
-def test_an_edit_of_any_stage_reaches_what_follows_it_exactly(stage):
-    model, ids = make_odd_model(), make_ids()
-    site = find_mixers(model)[0]
-    x = model.get_input_embeddings()(ids).detach()
-    plain, edited = replay_mixer(site, x), replay_mixer(site, x, edit=doubled(stage))
-    values = {name: getattr(plain, name) for name in EDITABLE if name != "carry"}
-    values[stage] = 2 * values[stage]
-    if stage == "u":
-        # delta, B and C are read off u: take those that the edited replay read.
-        values |= {name: getattr(edited, name) for name in ("delta", "B", "C")}
-        assert relative_error(edited.B, 2 * plain.B) <= 1e-5
-    heads = reference.heads_form(**{k: values[k] for k in ("u", "delta", "A", "B", "C")})
-    y = reference.scan(**heads, D=plain.D)[0].squeeze(-1)
-    y = 2 * y if stage == "y" else y
-    gated = y * reference.silu(plain.gate.double()) * (2 if stage == "gated" else 1)
-    weights = mixer_parameters(site)
-    assert weights.out_bias is not None
-    output = reference.linear(gated, weights.out_weight.double(), weights.out_bias.double())
-    assert relative_error(edited.y, y) <= 1e-5
-    assert relative_error(edited.gated, gated) <= 1e-5
-    assert relative_error(edited.output, output) <= 1e-5
-
-
-def test_carrying_nothing_over_is_a_reset_of_the_memory():
-    model, ids = make_odd_model(), make_ids()
-    site = find_mixers(model)[0]
-    x = model.get_input_embeddings()(ids).detach()
-
-    def reset(stage: str, value: Tensor) -> Tensor:
-        if stage != "carry":
-            return value
-        assert torch.equal(value, torch.ones(ids.shape))
-        return torch.cat([value[:, :5], 0 * value[:, 5:6], value[:, 6:]], 1)
-
-    plain, edited = replay_mixer(site, x), replay_mixer(site, x, edit=reset)
-    parts = {k: getattr(plain, k) for k in ("u", "delta", "B", "C")}
-    for span in (slice(0, 5), slice(5, None)):
-        heads = reference.heads_form(A=plain.A, **{k: v[:, span] for k, v in parts.items()})
-        y = reference.scan(**heads, D=plain.D)[0].squeeze(-1)
-        assert relative_error(edited.y[:, span], y) <= 1e-5  # float32
 
 
 def test_zeroing_a_neuron_is_zeroing_its_column_of_out_proj():
@@ -510,87 +366,6 @@ def test_observe_sees_every_layer_inside_the_graph():
     assert all(bool(gradient.any()) for gradient in gradients)
     for layer, record in record_layers(model, [0, 1, 2, 3], ids).items():
         assert relative_error(seen[layer].y.detach(), record.replay.y) <= 1e-5
-
-
-def in_chunks(model: Any, ids: Tensor, sizes: list[int]) -> tuple[Tensor, dict[int, MixerMemory]]:
-    """Logits of the texts read in chunks of these sizes, and the memories after the last."""
-    memories: dict[int, MixerMemory] = {}
-    with fast_scan(model, memories=memories):
-        parts = [logits_of(model, chunk) for chunk in ids.split(sizes, 1)]
-    return torch.cat(parts, 1), memories
-
-
-@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.float64, 1e-10)])
-@pytest.mark.parametrize("name", ["tiny", "odd", "odd without biases"])
-@pytest.mark.parametrize("sizes", [[37], [1] * 37, [2, 1, 17, 16, 1], [3, 34], [34, 3]])
-def test_chunks_give_what_the_whole_text_gives(name, dtype, bound, sizes):
-    model = in_dtype(MODELS[name](), dtype)
-    ids = make_ids()
-    logits, memories = in_chunks(model, ids, sizes)
-    # The stock forward of transformers reads the whole text.
-    assert relative_error(logits, logits_of(model, ids)) <= bound
-    for layer, record in record_layers(model, all_layers(model), ids).items():
-        replay = record.replay
-        parts = {k: getattr(replay, k) for k in ("delta", "A", "B", "C")}
-        # The mixers take u in float32 into the state, whatever the model's dtype.
-        _, h = reference.scan(**reference.heads_form(u=replay.u.float(), **parts))
-        assert relative_error(memories[layer].state, h[:, -1].squeeze(-2)) <= bound
-        reach = find_mixers(model)[layer].mixer.conv1d.weight.shape[-1] - 1
-        assert relative_error(memories[layer].conv_input, replay.conv_input[:, -reach:]) <= bound
-
-
-def test_the_memory_of_a_text_shorter_than_the_convolution_begins_with_zeros():
-    model = make_tiny_model()
-    site, x = find_mixers(model)[0], torch.randn(2, 2, 32, generator=torch.Generator())
-    replay = replay_mixer(site, x)
-    assert replay.memory.conv_input.shape == (2, 3, 64)
-    assert not bool(replay.memory.conv_input[:, 0].any())
-    assert torch.equal(replay.memory.conv_input[:, 1:], replay.conv_input)
-
-
-def test_padding_before_a_text_leaves_its_memory_as_it_is():
-    model, ids = make_tiny_model(), make_ids()
-    padded, mask = left_padded(ids, 9)
-    memories: dict[int, MixerMemory] = {}
-    with fast_scan(model, memories=memories):
-        logits_of(model, padded, mask)
-    alone = in_chunks(model, ids[1:, :28], [28])[1]
-    for layer, memory in memories.items():
-        for value, expected in zip(memory, alone[layer], strict=True):
-            assert relative_error(value[1:], expected) <= 1e-5  # float32
-
-
-def test_memories_are_small_and_keep_no_graph_and_no_chunk_alive():
-    model = make_tiny_model()
-    memories: dict[int, MixerMemory] = {}
-    with fast_scan(model, memories=memories):
-        model(make_ids(), use_cache=False)
-    for tensor in (x for memory in memories.values() for x in memory):
-        assert not tensor.requires_grad
-        assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
-
-
-def test_a_memory_that_does_not_belong_to_the_texts_is_refused():
-    model = make_tiny_model()
-    memories = in_chunks(model, make_ids(batch=2), [37])[1]
-    with (
-        fast_scan(model, memories=memories),
-        pytest.raises(ValueError, match="memory is that of 2 texts, the chunk has 1"),
-    ):
-        logits_of(model, make_ids(batch=1))
-    assert_untouched(model)
-
-
-def test_a_model_that_remembers_outside_its_mixers_is_not_read_in_chunks():
-    model = make_tiny_model()
-    model.backbone.layers[1].self_attn = nn.MultiheadAttention(32, 2)
-    with (
-        pytest.raises(UnsupportedModelError, match="MultiheadAttention remembers outside"),
-        fast_scan(model, memories={}),
-    ):
-        raise AssertionError("the context must not be entered")
-    with fast_scan(model):
-        assert logits_of(model, make_ids()).shape == (2, 37, VOCAB_SIZE)
 
 
 def test_relevance_rules_change_gradients_and_no_values():

@@ -1,8 +1,7 @@
 """What is captured is what the model computed; dynamics follow their closed forms."""
 
 import json
-import math
-from dataclasses import fields, replace
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -49,21 +48,6 @@ def make_mask() -> Tensor:
     mask = torch.ones(2, 21, dtype=torch.long)
     mask[1, :7] = 0
     return mask
-
-
-def make_components(
-    delta: Tensor, A: Tensor, B: Tensor | None = None, u: Tensor | None = None
-) -> SSMComponents:
-    """Components of given dynamics (b, l, d) and (d, N); what plays no part in them is ones."""
-    batch, length, channels = delta.shape
-    ones = torch.ones(batch, length, channels)
-    B = torch.ones(batch, length, A.shape[1]) if B is None else B
-    u = ones if u is None else u
-    return SSMComponents(
-        A=A, B=B, C=B, D=torch.ones(channels), delta=delta, u=u, gate=ones, y=ones, gated=ones,
-        conv_input=ones, mixer_output=ones, attention_mask=torch.ones(batch, length),
-        replay_errors=(0.0,) * batch,
-    )  # fmt: skip
 
 
 @pytest.fixture
@@ -197,113 +181,6 @@ def test_capture_texts_gives_every_text_in_the_order_given(tiny_model, tiny_toke
         alone = capture(tiny_model, torch.tensor([item.input_ids]), None, [3])
         assert relative_error(batched.components[3].y, alone.components[3].y) <= 1e-5
         assert relative_error(batched.block_outputs[3], alone.block_outputs[3]) <= 1e-5
-
-
-def test_constant_steps_give_half_lives_in_closed_form():
-    A = -torch.tensor([[1.0, 2.0], [0.5, 8.0]])
-    delta = torch.tensor([0.1, 0.02]).expand(1, 50, 2)
-    dynamics = recursive_dynamics(make_components(delta, A))
-    expected = torch.tensor([[math.log(2) / 0.1, math.log(2) / 0.2],
-                             [math.log(2) / 0.01, math.log(2) / 0.16]])  # fmt: skip
-    assert relative_error(dynamics.half_life, expected) <= 1e-6  # float32 rounding
-    assert relative_error(dynamics.lyapunov_exponent, -math.log(2) / expected) <= 1e-6
-    # The slowest state of each channel, at every token.
-    radius = torch.tensor([math.exp(-0.1), math.exp(-0.01)]).expand(1, 50, 2)
-    assert relative_error(dynamics.spectral_radius, radius) <= 1e-6
-    assert torch.equal(dynamics.eigenvalues, A)
-    assert dynamics.is_stable is True
-
-
-def test_a_state_halves_in_its_half_life():
-    # One write at the first token, then nothing: after half_life tokens half of it is left.
-    A, delta = torch.tensor([[-1.0]]), torch.full((1, 41, 1), math.log(2) / 10)
-    u = torch.zeros(1, 41, 1)
-    u[:, 0] = 1
-    parts = make_components(delta, A, u=u)
-    assert float(recursive_dynamics(parts).half_life) == pytest.approx(10, rel=1e-6)
-    h = parts.hidden_states[0, :, 0, 0]
-    for tokens in (10, 20, 30, 40):
-        assert float(h[tokens] / h[0]) == pytest.approx(0.5 ** (tokens / 10), rel=1e-5)
-
-
-def test_half_life_is_at_the_mean_step(captured):
-    parts = captured.text(1).components[2]
-    expected = reference.half_life(parts.delta[0], parts.A)
-    assert relative_error(recursive_dynamics(parts).half_life, expected) <= FLOAT32
-
-
-def test_energies_norms_and_rank_are_those_of_the_loop(captured):
-    for parts in captured.components.values():
-        dynamics = recursive_dynamics(parts)
-        keep = parts.attention_mask.bool()
-        h = parts.hidden_states
-        write, retain = reference.energies(parts.delta, parts.A, parts.B, parts.u, h)
-        assert relative_error(dynamics.write_energy[keep], write[keep]) <= FLOAT32
-        assert relative_error(dynamics.retain_energy[keep], retain[keep]) <= FLOAT32
-        norms = h.double().square().sum((2, 3)).sqrt()
-        assert relative_error(dynamics.state_norm[keep], norms[keep]) <= FLOAT32
-        for row in range(2):
-            expected = reference.participation_ratio(h[row, keep[row]].flatten(1))
-            ratio = dynamics.state_participation_ratio[row]
-            assert ratio == pytest.approx(expected, rel=1e-6)
-            assert 1 <= ratio <= int(keep[row].sum()) - 1
-
-
-def test_energies_across_the_borders_of_a_block():
-    generator = torch.Generator().manual_seed(0)
-    length = 150  # energies are measured 64 tokens at a time
-    delta = torch.rand(1, length, 3, generator=generator)
-    B = torch.randn(1, length, 2, generator=generator)
-    u = torch.randn(1, length, 3, generator=generator)
-    parts = make_components(delta, -torch.rand(3, 2, generator=generator), B, u)
-    write, retain = reference.energies(delta, parts.A, B, u, parts.hidden_states)
-    dynamics = recursive_dynamics(parts)
-    assert relative_error(dynamics.write_energy, write) <= FLOAT32
-    assert relative_error(dynamics.retain_energy, retain) <= FLOAT32
-    assert dynamics.retain_energy[0, 0] == 0
-
-
-def test_write_and_retained_state_make_the_state():
-    # With one channel and one state both are numbers, and h is their sum.
-    generator = torch.Generator().manual_seed(0)
-    delta, u = torch.rand(2, 1, 30, 1, generator=generator)
-    parts = make_components(delta, torch.tensor([[-0.3]]), u=u)
-    dynamics = recursive_dynamics(parts)
-    total = dynamics.write_energy + dynamics.retain_energy
-    assert relative_error(total, parts.hidden_states[..., 0, 0]) <= FLOAT32
-    assert dynamics.state_participation_ratio[0] == pytest.approx(1)
-
-
-def test_padding_is_in_no_statistic(tiny_model, captured):
-    ids, mask = make_ids(), make_mask()
-    alone = recursive_dynamics(capture(tiny_model, ids[1:, 7:], None, [2]).components[2])
-    batch = recursive_dynamics(captured.components[2])
-    keep = mask[1].bool()
-    for name in ("spectral_radius", "state_norm", "write_energy", "retain_energy"):
-        values = getattr(batch, name)
-        assert bool(values[1, ~keep].isnan().all()), name
-        assert bool(values[0].isfinite().all()), name
-        assert relative_error(values[1, keep], getattr(alone, name)[0]) <= 1e-5, name
-    changed = captured.components[2].delta.clone()
-    changed[1, :7] = 99.0
-    other = recursive_dynamics(replace(captured.components[2], delta=changed))
-    assert torch.equal(other.half_life, batch.half_life)
-    assert torch.equal(other.lyapunov_exponent, batch.lyapunov_exponent)
-
-
-@pytest.mark.parametrize("rate", [0.0, 0.1])
-def test_a_state_that_does_not_decay_is_not_stable(rate):
-    A = torch.tensor([[-1.0, rate]])
-    assert recursive_dynamics(make_components(torch.ones(1, 3, 1), A)).is_stable is False
-
-
-def test_rank_of_one_token_or_of_a_constant_state_is_undefined():
-    A = -torch.ones(2, 2)
-    one = recursive_dynamics(make_components(torch.ones(1, 1, 2), A))
-    still = recursive_dynamics(make_components(torch.ones(1, 5, 2), A, u=torch.zeros(1, 5, 2)))
-    for dynamics in (one, still):
-        assert math.isnan(dynamics.state_participation_ratio[0])
-        assert dynamics.to_dict()["state_participation_ratio"] == [None]
 
 
 def test_summaries_are_strict_json(captured, tmp_path):

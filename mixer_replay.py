@@ -1,0 +1,204 @@
+"""A mixer computed again from its input, by its own modules and the suite's scan.
+
+One function, :func:`compute_replay`, for every family of ``mixer_families``. Quantities can be
+edited on the way, gradients can follow other rules, and a long text can come in chunks.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mixer_families import (
+    MixerFamily,
+    at_least_float32,
+    decay_rates,
+    gated_norm,
+    norm_scale,
+    step_limits,
+)
+from selective_scan import selective_scan_chunk
+
+Edit = Callable[[str, Tensor], Tensor]
+
+EDITABLE = ("u", "A", "B", "C", "delta", "carry", "y", "gated")
+"""Stages, in the order in which an edit is called on them. ``carry`` (b, l) is 1 everywhere
+and scales the state that a token takes over from the one before: 0 resets the memory there. In
+Mamba-1, dt, B and C are made of u and follow an edit of it; in Mamba-2 they stand beside it."""
+
+
+class Rules(NamedTuple):
+    """How gradients pass the non-linear operations of a model; the values stay what they are.
+
+    The default is the plain gradient. ``LRP`` is that of layer-wise relevance propagation.
+    """
+
+    elementwise: Callable[[Callable[[Tensor], Tensor], Tensor], Tensor] = lambda f, x: f(x)
+    """an activation f, or a norm that scales its input x elementwise, applied to x"""
+    product: Callable[[Tensor, Tensor], Tensor] = torch.mul
+    """the gate: y times the activated z"""
+    coefficient: Callable[[Tensor], Tensor] = lambda x: x
+    """delta, B and C, on which the scan's decay, write and read-out depend"""
+
+
+def _ratio_rule(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """f(x) as x times the constant f(x) / x: SiLU with sigma(x) held, a norm with 1 / rms held."""
+    with torch.no_grad():
+        ratio = torch.where(x == 0, 0.0, f(x) / x)
+    return x * ratio
+
+
+def _half_rule(x: Tensor, y: Tensor) -> Tensor:
+    """x y with each factor's gradient halved: without that a product counts its relevance twice."""
+    product = x * y
+    return 0.5 * product + 0.5 * product.detach()
+
+
+GRADIENT = Rules()
+LRP = Rules(_ratio_rule, _half_rule, Tensor.detach)
+"""MambaLRP (Jafari et al. 2024, arXiv 2406.07592, section 4): under it a Mamba-1 or Mamba-2 model
+is, as autograd sees it, linear in its embeddings and biases, so that input times gradient conserves
+relevance. The attention and MLP layers of a hybrid keep their plain gradient, and conserve none."""
+
+
+class MixerMemory(NamedTuple):
+    """All that a mixer knows of the tokens before: from it, what follows is exactly the same."""
+
+    conv_input: Tensor
+    """(b, K - 1, channels) the convolution's inputs at the last tokens, the last one last; zeros
+    before the text. In Mamba-2 B and C pass the convolution too: channels is d_inner + 2 G N"""
+    state: Tensor
+    """(b, d_inner, N) h after the last token"""
+
+
+@dataclass(frozen=True, eq=False)
+class MixerReplay:
+    """The quantities inside one mixer for one batch, in the order in which they are computed.
+
+    In the heads form of ``selective_scan``'s glossary, with the channels of all heads side by
+    side: head j is channels j P to (j + 1) P - 1 of d_inner = H P. Mamba-1 has H = d_inner, P = 1.
+    Attached to the autograd graph when gradients are enabled.
+    """
+
+    conv_input: Tensor
+    """(b, l, d_inner) what becomes u, before the convolution"""
+    gate: Tensor
+    """(b, l, d_inner) z, before SiLU"""
+    u: Tensor
+    """(b, l, d_inner) SSM input: SiLU of the convolution; zero at padding"""
+    delta: Tensor
+    """(b, l, H) step size after softplus and the family's limits, > 0"""
+    A: Tensor
+    """(H, N), or in Mamba-2 (H, 1); negative"""
+    B: Tensor
+    """(b, l, N), or with groups (b, l, G, N)"""
+    C: Tensor
+    """as B"""
+    D: Tensor
+    """(H,)"""
+    y: Tensor
+    """(b, l, d_inner) scan output with D u, before the gate"""
+    norm_scale: Tensor | None
+    """(b, l, d_inner) what Mamba-2's gated norm multiplies by, its weight over the root mean
+    square of this token's group of channels; detached; None where there is no such norm"""
+    gated: Tensor
+    """(b, l, d_inner) out_proj's input, the neurons: y * SiLU(gate), times ``norm_scale``"""
+    output: Tensor
+    """(b, l, d_model) the mixer's output"""
+    memory: MixerMemory
+    """after the last token, from which the next chunk of the text goes on"""
+
+
+def compute_replay(
+    mixer: Any,
+    family: MixerFamily,
+    hidden_states: Tensor,
+    mask: Tensor | None,
+    edit: Edit | None,
+    rules: Rules,
+    memory: MixerMemory | None,
+) -> MixerReplay:
+    """Input projection, convolution, coefficients, scan, gate and norm, output projection.
+
+    ([1], fig. 3, and [2], fig. 6, of ``selective_scan``'s references.) Arguments as in
+    :func:`mamba_mixers.replay_mixer`.
+    """
+    carry_edit, edit = edit, edit or _no_edit
+    conv_input, gate, dt = _project(mixer, family, hidden_states, mask)
+    p, conv_memory = _convolve(mixer.conv1d, conv_input, memory)
+    convolved = masked(rules.elementwise(mixer.act, p).mT, mask)
+    d_inner = gate.shape[-1]
+    u = edit("u", convolved[..., :d_inner])
+    # An edit may branch one text into several rows, of which the others then are copies.
+    rest, dt = (None if x is None else x.expand(len(u), -1, -1) for x in (convolved, dt))
+    dt, B, C = family.form.coefficients(mixer, family.normalise, u, rest[..., d_inner:], dt)
+    # transformers takes these in float32, whatever the model's dtype (float64 included); the same
+    # rounding here is what lets a float64 replay agree with it to float64 precision.
+    A, D = edit("A", decay_rates(mixer)), mixer.D.float().flatten()
+    B, C = rules.coefficient(edit("B", B).float()), rules.coefficient(edit("C", C))
+    delta = rules.coefficient(edit("delta", _steps(dt, *step_limits(mixer, family))))
+    carry = None if carry_edit is None else edit("carry", torch.ones_like(delta[..., 0]))
+    before = None if memory is None else memory.state
+    scanned, state = selective_scan_chunk(u.float(), delta, A, B, C, None, before, carry=carry)
+    y = edit("y", scanned + u * D.repeat_interleave(d_inner // len(D)))
+    gated, scale = _gate(gated_norm(mixer), y, gate, rules)
+    gated = edit("gated", gated)
+    output = mixer.out_proj(gated.to(hidden_states.dtype))
+    return MixerReplay(
+        conv_input[..., :d_inner], gate, u, delta, A, B, C, D, y, scale, gated, output,
+        MixerMemory(conv_memory, state),
+    )  # fmt: skip
+
+
+def masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    """x (b, l, channels) with zeros where the mask (b, l) is 0."""
+    return x if mask is None else (x * mask[:, :, None]).to(x.dtype)
+
+
+def _project(mixer: Any, family: MixerFamily, hidden_states: Tensor, mask: Tensor | None):
+    """The input projection without padding: before it, or in Mamba-1 before transformers 5.15
+    behind it, which with a bias is not the same."""
+    if hasattr(mixer, "slow_forward"):
+        projected = family.form.project(mixer, hidden_states)
+        return projected._replace(conv_input=masked(projected.conv_input, mask))
+    return family.form.project(mixer, masked(hidden_states, mask))
+
+
+def _convolve(conv: Any, x: Tensor, memory: MixerMemory | None) -> tuple[Tensor, Tensor]:
+    """The causal convolution (b, channels, l) of x (b, l, channels) after the memory's tokens, and
+    the inputs that the tokens after x will need (b, K - 1, channels)."""
+    reach, length = conv.weight.shape[-1] - 1, x.shape[1]
+    if memory is None:
+        known, skipped = x, 0
+        last = F.pad(x, (0, 0, max(0, reach - length), 0))
+    else:
+        known, skipped = torch.cat([memory.conv_input.to(x), x], 1), reach
+        last = known
+    return conv(known.mT)[..., skipped : skipped + length], last[:, last.shape[1] - reach :]
+
+
+def _steps(dt: Tensor, low: float, high: float) -> Tensor:
+    steps = F.softplus(at_least_float32(dt))
+    return steps if (low, high) == (0.0, math.inf) else steps.clamp(low, high)
+
+
+def _gate(norm: Any, y: Tensor, gate: Tensor, rules: Rules) -> tuple[Tensor, Tensor | None]:
+    """y times SiLU(gate), with the family's norm around it: (gated, what the norm multiplied by)"""
+    if norm is None:
+        return rules.product(y, rules.elementwise(F.silu, gate)), None
+    z = rules.elementwise(F.silu, at_least_float32(gate))
+    norm_comes_first = getattr(norm, "norm_before_gate", False)
+    x = y if norm_comes_first else rules.product(y, z)
+    normed = rules.elementwise(lambda x: x * norm_scale(norm, x), x)
+    scale = norm_scale(norm, x.detach()).detach()
+    return (rules.product(normed, z) if norm_comes_first else normed), scale
+
+
+def _no_edit(stage: str, tensor: Tensor) -> Tensor:
+    return tensor
