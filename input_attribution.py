@@ -32,7 +32,15 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from mamba_mixers import LRP, MixerReplay, bias_parameters, fast_scan, find_mixers
+from mamba_mixers import (
+    LRP,
+    MixerReplay,
+    bias_parameters,
+    embedding_scale,
+    fast_scan,
+    find_mixers,
+    input_embeddings,
+)
 from selective_scan import attention_map, attention_row
 from ssm_component_extractor import STEP_OPTIONS, Capture, capture, job_from_options
 from targets import TARGETS, PinnedTarget, Target, resolve_target
@@ -168,12 +176,11 @@ def explain(
     a target that does not fit the text. Cost: one forward pass.
     """
     ids = torch.as_tensor(input_ids, device=model.device).reshape(1, -1)
-    embedding = model.get_input_embeddings()
-    _check_ids(ids, len(embedding.get_parameter("weight")))
+    _check_ids(ids, len(model.get_input_embeddings().get_parameter("weight")))
     validate_int("num_steps", num_steps, 1)
     validate_int("batch_size", batch_size, 1)
     with torch.no_grad(), fast_scan(model):
-        embeddings = embedding(ids)
+        embeddings = input_embeddings(model, ids)
         logits = model(inputs_embeds=embeddings, use_cache=False).logits
         pinned = target.pin(logits, ids)
         f = float(pinned(logits))
@@ -436,7 +443,7 @@ def _check_ids(ids: Tensor, vocabulary: int) -> None:
 
 def _baseline(model: PreTrainedModel, baseline: str | int) -> tuple[Tensor, str]:
     """The embedding that replaces a token, and its name."""
-    weight = model.get_input_embeddings().get_parameter("weight")
+    weight = model.get_input_embeddings().get_parameter("weight") * embedding_scale(model)
     if baseline == "padding":
         config = model.config
         candidates = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos"))

@@ -214,6 +214,7 @@ class _CleanRun(NamedTuple):
 
     layer: int
     stream: Tensor  # (1, l, d_model) before the layer
+    input_ids: Tensor  # (1, l)
     following: Tensor  # (l - 1,) next tokens
     log_p: Tensor  # (l, V) float64
     pinned: PinnedTarget | None
@@ -231,10 +232,11 @@ def _clean_run(
     stream = extracted_layer(captured.block_inputs, layer, "capture").to(model.device)
     ids = captured.input_ids.to(model.device)
     with fast_scan(model):
-        logits = forward_from(model, layer, stream)
+        logits = forward_from(model, layer, stream, ids)
     pinned = None if target is None else target.pin(logits, ids)
     f = math.nan if pinned is None else float(pinned(logits))
-    return _CleanRun(layer, stream, ids[0, 1:], logits[0].double().log_softmax(-1), pinned, f)
+    log_p = logits[0].double().log_softmax(-1)
+    return _CleanRun(layer, stream, ids, ids[0, 1:], log_p, pinned, f)
 
 
 @torch.no_grad()
@@ -242,7 +244,7 @@ def _effects(
     model: PreTrainedModel, clean: _CleanRun, intervention: Mapping[int, LayerEdit]
 ) -> InterventionEffects:
     with fast_scan(model, edits=intervention):
-        logits = forward_from(model, clean.layer, clean.stream)
+        logits = forward_from(model, clean.layer, clean.stream, clean.input_ids)
     p = clean.log_p.exp()
     clean_loss = _losses(clean.log_p, clean.following)
     kl, loss_change = [], []

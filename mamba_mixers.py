@@ -48,9 +48,11 @@ __all__ = [
     "Rules",
     "UnsupportedModelError",
     "bias_parameters",
+    "embedding_scale",
     "fast_scan",
     "find_mixers",
     "forward_from",
+    "input_embeddings",
     "logit_directions",
     "mixer_parameters",
     "num_layers",
@@ -172,7 +174,7 @@ def logit_directions(model: nn.Module) -> Tensor:
 
 
 def _logit_scale(model: nn.Module) -> float:
-    family = next(iter(find_mixers(model).values())).family
+    family = _family(model)
     scale = getattr(model.config, family.logit_scale) if family.logit_scale else 1.0
     return scale / (getattr(model.config, family.logit_divisor) if family.logit_divisor else 1.0)
 
@@ -287,32 +289,64 @@ def fast_scan(
         for site in sites.values():
             forward = _replaying_forward(site, edits.get(site.layer), observe, rules, memories)
             stack.enter_context(_replaced_forward(site.mixer, forward))
+        for block in _blocks(model) if edits and _family(model).reads_embeddings_again else ():
+            stack.enter_context(_replaced_forward(block, _with_rows_alike(block)))
         for norm in _rms_norms(model) if rules is not GRADIENT else ():
             forward = partial(rules.elementwise, norm.forward)
             stack.enter_context(_replaced_forward(norm, forward))
         yield model
 
 
-def forward_from(model: nn.Module, layer: int, hidden_states: Tensor) -> Tensor:
+def forward_from(
+    model: nn.Module, layer: int, hidden_states: Tensor, input_ids: Tensor | None = None
+) -> Tensor:
     """Logits (b, l, V) of the model when ``hidden_states`` (b, l, d_model) enter block ``layer``.
 
     The residual stream before that block is the given one, without padding; the blocks before it
     are not run, and everything after it is the model's own code. Works inside ``fast_scan``.
-    Raises ValueError for a layer that the model does not have and UnsupportedModelError for a
-    model without a selective SSM or without logits. Cost: a forward pass of the remaining blocks.
+    ``input_ids`` (b, l) are the text's tokens: Zamba and Zamba2 read their embeddings again in
+    later layers, the others do without.
+    Raises ValueError for a layer that the model does not have and for tokens that are missing, and
+    UnsupportedModelError for a model without a selective SSM or without logits. Cost: a forward
+    pass of the remaining blocks.
     """
     blocks = _blocks(model)
     if not 0 <= layer < len(blocks):
         raise ValueError(f"layer is {layer}; the model has layers 0 to {len(blocks) - 1}")
+    inputs = hidden_states
+    if _family(model).reads_embeddings_again and layer > 0:
+        if input_ids is None:
+            raise ValueError(
+                f"input_ids is None, but layers of {type(model).__name__} read the embeddings "
+                "again: pass the text's tokens"
+            )
+        inputs = input_embeddings(model, input_ids)
     with ExitStack() as stack:
         for block in blocks[:layer]:
-            stack.enter_context(_replaced_forward(block, _pass_on))
-        output = model(inputs_embeds=hidden_states, use_cache=False)
+            stack.enter_context(_replaced_forward(block, _skip))
+        entered = _entered_by(blocks[layer].forward, hidden_states)
+        stack.enter_context(_replaced_forward(blocks[layer], entered))
+        output = model(inputs_embeds=inputs, use_cache=False)
     if not hasattr(output, "logits"):
         raise UnsupportedModelError(
             f"{type(model).__name__} has no logits; load it with AutoModelForCausalLM"
         )
     return output.logits
+
+
+def input_embeddings(model: Any, input_ids: Tensor) -> Tensor:
+    """(b, l, d_model) what as ``inputs_embeds`` means the same as these tokens: their embeddings.
+
+    Falcon-H1 multiplies embeddings by a constant, but not those that are given: these are
+    multiplied here.
+    """
+    return model.get_input_embeddings()(input_ids) * embedding_scale(model)
+
+
+def embedding_scale(model: Any) -> float:
+    """What a row of the embedding's weight has to be multiplied by to be given as an embedding."""
+    name = _family(model).embedding_scale
+    return float(getattr(model.config, name)) if name else 1.0
 
 
 def bias_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -372,8 +406,36 @@ class _LastLayerReached(Exception):
     """Ends a forward pass whose later layers nobody asked for."""
 
 
-def _pass_on(hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    return hidden_states
+def _skip(hidden_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, None]:
+    """Instead of a block whose output nobody reads, for the next one is skipped too or given
+    another input. Some models take a block's output as it is, others as the first of two."""
+    return hidden_states, None
+
+
+def _entered_by(forward: Callable[..., Any], hidden_states: Tensor) -> Callable[..., Any]:
+    """A block's ``forward`` with this residual stream in place of what it is called with."""
+
+    def entered(*args, **kwargs):
+        if args:
+            return forward(hidden_states, *args[1:], **kwargs)
+        return forward(**{**kwargs, "hidden_states": hidden_states})
+
+    return entered
+
+
+def _with_rows_alike(block: nn.Module) -> Callable[..., Any]:
+    """The ``forward`` of a block that reads the embeddings again, when an edit before it has
+    branched one text into several rows."""
+    forward, signature = block.forward, inspect.signature(type(block).forward)
+
+    def with_rows_alike(*args, **kwargs):
+        bound = signature.bind(block, *args, **kwargs)
+        rows = len(bound.arguments["hidden_states"])
+        embeddings = bound.arguments["original_hidden_states"]
+        bound.arguments["original_hidden_states"] = embeddings.expand(rows, -1, -1)
+        return forward(*bound.args[1:], **bound.kwargs)
+
+    return with_rows_alike
 
 
 def _weights(parameter: nn.Parameter) -> Tensor:
@@ -387,6 +449,10 @@ def _blocks(model: nn.Module) -> list[nn.Module]:
         raise UnsupportedModelError(_refusal(model))
     block_name, _ = _block_of(site_name)
     return list(model.get_submodule(block_name.rpartition(".")[0]).children())
+
+
+def _family(model: nn.Module) -> MixerFamily:
+    return next(iter(find_mixers(model).values())).family
 
 
 def _block_of(name: str) -> tuple[str, int]:

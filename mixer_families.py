@@ -123,7 +123,7 @@ def _low_rank(
     mixer: Any, normalise: Normalise, u: Tensor, rest: Tensor, dt: Tensor | None
 ) -> Coefficients:
     """Modules are called, not their weights read, so that quantised and adapted layers work."""
-    rank, states = mixer.dt_proj.weight.shape[1], mixer.A_log.shape[-1]
+    rank, states = mixer.dt_proj.in_features, mixer.A_log.shape[-1]
     parts = mixer.x_proj(u).split([rank, states, states], dim=-1)
     low, B, C = (normalise(mixer, *x) for x in zip(("dt", "b", "c"), parts, strict=True))
     return Coefficients(mixer.dt_proj(low), B, C)

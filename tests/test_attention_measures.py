@@ -146,7 +146,7 @@ def test_synthetic_attention_is_the_softmax_of_cosines():
 def test_synthetic_attention_by_passes_of_heads_is_the_same(monkeypatch):
     components = padded_components()
     whole = synthetic_attention(components)
-    monkeypatch.setattr(attention_measures, "_HEADS_PER_PASS", 24)
+    monkeypatch.setattr(attention_measures, "_CHANNELS_PER_PASS", 24)
     # Another order of a float32 sum, over the temperature.
     torch.testing.assert_close(synthetic_attention(components), whole, rtol=1e-4, atol=1e-6)
     rows = whole[1].sum(-1)
