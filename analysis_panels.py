@@ -261,9 +261,10 @@ def plot_neuron_magnitude(sections: Sections, method: str, ax: Axes | None = Non
     for text, section in usable(sections).items():
         layers = layers_of(section[method]["rms"])
         draw_text_line(ax, [layer for layer, _ in layers], [rms for _, rms in layers], text)
-    ax.margins(y=0.1)
-    ax.set_ylim(bottom=0)
-    return end(ax, sections, drawn_layers(ax), "no activations")
+    layers = drawn_layers(ax)
+    if any((as_array(line.get_ydata()) > 0).any() for line in ax.lines):
+        log_axis(ax, "y")
+    return end(ax, sections, layers, "no activations")
 
 
 def _of(quantity: str, method: str) -> str:

@@ -429,6 +429,7 @@ def configure_logging(debug: bool = False, quiet: bool = False) -> None:
     """Log to stderr: details with `debug`, warnings only with `quiet`, the course of work else."""
     if debug and quiet:
         raise ValueError("--debug and --quiet are both given; pass one of them")
+    _bars["disable"] = True if quiet else None
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
     logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
     for name in ("matplotlib", "PIL", "fontTools", "httpx", "filelock", "fsspec", "urllib3"):
@@ -438,8 +439,15 @@ def configure_logging(debug: bool = False, quiet: bool = False) -> None:
 
 
 def progress(iterable: Iterable[T], **options: Any) -> Iterable[T]:
-    """Show a tqdm bar on stderr while iterating, where that is a terminal; `options` are tqdm's."""
-    return tqdm(iterable, **{"disable": None, "leave": False, **options})
+    """Show a tqdm bar on stderr while iterating, where that is a terminal; `options` are tqdm's.
+
+    None is shown after `configure_logging(quiet=True)`.
+    """
+    return tqdm(iterable, **{"leave": False, **_bars, **options})
+
+
+# What tqdm takes None for: shown on a terminal only.
+_bars: dict[str, bool | None] = {"disable": None}
 
 
 def run_main(function: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:

@@ -1,7 +1,15 @@
-"""The figures of the memory analysis, from results whose steps all failed and by their names."""
+"""The figures of the memory analysis: of a run, of many layers, and of steps that all failed."""
+
+import json
+
+import pytest
 
 from memory_figures import MEMORY_FIGURES
-from recursive_visualizer import write_figures
+from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer
+from recursive_visualizer import figures_of, write_figures
+from tests.conftest import make_tiny_model
+from tests.figure_checks import assert_fits, stretched, words_of
+from utils import EXAMPLE_TEXTS
 
 FAILED = {
     "analysis_metadata": {"layer_indices": [0], "neuron_methods": ["rollout"]},
@@ -31,3 +39,34 @@ def test_files_are_written_by_name(tmp_path):
     names = {"causal_memory": MEMORY_FIGURES["causal_memory"]}
     (path,) = write_figures(FAILED, tmp_path, figures=names)
     assert path.name == "causal_memory.png"
+
+
+@pytest.fixture(scope="module")
+def results(tiny_tokenizer):
+    """Two texts of 50 tokens, two layers."""
+    analyzer = MemoryRecursionNeuronAnalyzer(
+        make_tiny_model(), tokenizer=tiny_tokenizer, max_sequence_length=50, num_positions=2,
+        num_ablations=3,
+    )  # fmt: skip
+    found = analyzer.analyze_memory_recursion_effects(list(EXAMPLE_TEXTS[:2]), [0, 3])
+    return json.loads(json.dumps(found))
+
+
+@pytest.mark.parametrize("name", [*MEMORY_FIGURES, "findings"])
+@pytest.mark.parametrize("num_layers", [2, 24])
+def test_each_figure_fits_its_page_at_2_and_at_24_layers(results, name, num_layers):
+    given = results if num_layers == 2 else stretched(results, num_layers, 2)
+    figure = figures_of(given)[name](given)
+    assert_fits(figure)
+    assert "n = 100 tokens of 2 texts." in words_of(figure)
+    for ax in figure.axes:
+        assert len(ax.get_xticks()) <= 16, ax.get_title()
+
+
+def test_causal_memory_of_one_kind_alone_is_drawn_and_the_other_named(results):
+    alone = {"reset": results["memory"]["causal_memory"]["reset"]}
+    (draw,) = figures_of(alone).values()
+    figure = draw(alone)
+    assert "knockout was not measured" in words_of(figure)
+    kl = [bin["kl"] for bin in alone["reset"]["together"]["bins"]]
+    assert any(list(line.get_ydata()) == kl for ax in figure.axes for line in ax.lines)

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import inspect
+import io
 import json
 import logging
 import os
@@ -454,6 +455,21 @@ def test_progress_is_silent_where_there_is_no_terminal(
     assert capsys.readouterr().err == ""
     assert list(progress([1, 2, 3], desc="layers", disable=False)) == [1, 2, 3]
     assert "layers" in capsys.readouterr().err
+
+
+def test_progress_shows_on_a_terminal_unless_quiet() -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    def shown(quiet: bool) -> str:
+        configure_logging(quiet=quiet)
+        terminal = Terminal()
+        list(progress([1, 2], desc="layers", file=terminal))
+        return terminal.getvalue()
+
+    assert shown(quiet=True) == ""
+    assert "layers" in shown(quiet=False)
 
 
 @pytest.mark.parametrize(
