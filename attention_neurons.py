@@ -32,7 +32,8 @@ from attention_measures import (
 )
 from mamba_mixers import MixerParameters, find_mixers, logit_directions, mixer_parameters
 from neuron_effects import ablation_check, target_gradients
-from neuron_sets import NeuronBehavior, NeuronSet, neuron_behavior, neuron_evolution, neuron_set
+from neuron_evolution import neuron_evolution
+from neuron_sets import NeuronBehavior, NeuronSet, neuron_behavior, neuron_set
 from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
@@ -369,7 +370,15 @@ def _gathered(
     importance = written * data.parameters[layer].out_weight.norm(dim=0).to(written)
     mask = captured.attention_mask
     return neuron_set(
-        method, layer, values, shares, importance, captured.input_ids, mask, **details
+        method,
+        layer,
+        values,
+        shares,
+        importance,
+        captured.input_ids,
+        mask,
+        gathered=gated * keep,
+        **details,
     )
 
 

@@ -58,7 +58,8 @@ from layer_correlation_analyzer import (
 )
 from mamba_mixers import MixerParameters
 from neuron_effects import ablation_check
-from neuron_sets import NeuronSet, neuron_evolution
+from neuron_evolution import neuron_evolution
+from neuron_sets import NeuronSet
 from recursive_visualizer import figure_state_vs_activation_change, write_figures
 from result_views import Results, run_summary
 from ssm_attention import ssm_attention_correlations

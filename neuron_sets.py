@@ -2,30 +2,25 @@
 
 A neuron is a channel at a mixer's out_proj: the gated output. Its column of out_proj's weight is
 what it writes into the residual stream. A method (``attention_neurons.NEURON_METHODS``) gives each
-neuron a value at each token and one importance; here are their statistics, the profile of single
-neurons, and the comparison of successive layers.
+neuron a value at each token and one importance; here are their statistics and the profile of
+single neurons.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from analysis_utils import (
-    circular_shifts,
-    cka_null,
     kurtosis,
-    linear_cka,
     summarise,
 )
 from utils import finite_or_none, table_html
@@ -78,6 +73,9 @@ class NeuronSet:
     """what was differentiated; None for methods without a target"""
     note: str | None = None
     """what the result leaves out"""
+    gathered: Tensor | None = None
+    """(b, l, d_inner) the channels that ``attention`` gathered: activations = attention @ gathered
+    at tokens; None where the values are no such gathering"""
 
     @property
     def ranking(self) -> Tensor:
@@ -300,104 +298,6 @@ def neuron_behavior(
         for neuron, row, column in zip(top, table, logits.T, strict=True)
     ]
     return NeuronBehavior(neurons.method, neurons.layer, profiles)
-
-
-@dataclass(frozen=True, eq=False)
-class NeuronEvolution:
-    """How a method's neurons change from layer to layer.
-
-    A neuron's number in one layer has no counterpart in another. What can be compared is how the
-    importance is spread, how large activations are, and what the layers say about the same tokens.
-    """
-
-    layers: tuple[int, ...]
-    """in ascending order"""
-    concentration: dict[int, dict]
-    """by layer: see :func:`importance_concentration`"""
-    rms: dict[int, float]
-    """by layer: root mean square activation over tokens and neurons"""
-    transitions: list[dict]
-    """for successive layers: ``from_layer``, ``to_layer``, ``rms_ratio``, ``cka`` (debiased linear
-    CKA of the activations over tokens, in [-1, 1]), its null by circular time shifts
-    (``cka_null_mean``, ``cka_null_max``) and ``cka_p_value``; None where undefined, with the
-    ``reason``"""
-
-    def to_dict(self) -> dict:
-        """Everything, for JSON."""
-        return {**vars(self), "layers": list(self.layers)}
-
-
-def neuron_evolution(
-    sets: Mapping[int, NeuronSet], *, num_shifts: int = 20, seed: int = 0
-) -> NeuronEvolution:
-    """Compare one method's neurons in successive layers of one capture.
-
-    Shifts are at least an eighth of the tokens. Raises ValueError for no sets, or for sets of
-    different methods or tokens. Cost: a CKA with its null for each pair of successive layers.
-    """
-    layers = sorted(sets)
-    _check_comparable(sets)
-    rms = {layer: _rms(sets[layer]) for layer in layers}
-    return NeuronEvolution(
-        layers=tuple(layers),
-        concentration={layer: importance_concentration(sets[layer].importance) for layer in layers},
-        rms=rms,
-        transitions=[
-            {
-                "from_layer": a,
-                "to_layer": b,
-                "rms_ratio": rms[b] / rms[a] if rms[a] > 0 else None,
-                **_cka_with_null(sets[a], sets[b], num_shifts, seed),
-            }
-            for a, b in itertools.pairwise(layers)
-        ],
-    )
-
-
-def _cka_with_null(a: NeuronSet, b: NeuronSet, num_shifts: int, seed: int) -> dict:
-    names = ("cka", "cka_null_mean", "cka_null_max", "cka_p_value")
-    undefined = dict.fromkeys(names)
-    x, y = (s.activations[s.attention_mask.bool()] for s in (a, b))
-    length = len(x)
-    if length < 4:
-        return {**undefined, "reason": f"{length} tokens; a debiased CKA needs 4"}
-    if a.target is not None:
-        # Gradients of one prediction sit on the few tokens it depends on, the same ones in every
-        # layer; a shift in time moves them apart, so that even untrained layers would exceed it.
-        reason = "values of one target sit on a few tokens, for which time shifts are no null"
-        return {**undefined, "reason": reason}
-    observed = linear_cka(x, y)
-    if math.isnan(observed):
-        return {**undefined, "reason": "the activations of a layer do not vary over tokens"}
-    min_shift = max(1, length // 8)
-    if length - 2 * min_shift + 1 < num_shifts:
-        reason = f"{length} tokens are too few for {num_shifts} shifts of {min_shift} or more"
-        return {**undefined, "cka": observed, "reason": reason}
-    null = cka_null(x, y, circular_shifts(length, num_shifts, seed, min_shift))
-    return {
-        "cka": observed,
-        "cka_null_mean": float(np.mean(null)),
-        "cka_null_max": float(np.max(null)),
-        "cka_p_value": (1 + int((null >= observed).sum())) / (1 + num_shifts),
-        "reason": None,
-    }
-
-
-def _check_comparable(sets: Mapping[int, NeuronSet]) -> None:
-    if not sets:
-        raise ValueError("sets is empty; pass the neurons of at least one layer")
-    first = next(iter(sets.values()))
-    for layer, neurons in sets.items():
-        if neurons.method != first.method or not torch.equal(neurons.input_ids, first.input_ids):
-            raise ValueError(
-                f"the neurons of layer {layer} are of {neurons.method} on other tokens or by "
-                f"another method than those of layer {first.layer} ({first.method}); pass sets "
-                "of one call"
-            )
-
-
-def _rms(neurons: NeuronSet) -> float:
-    return float(neurons.activations[neurons.attention_mask.bool()].double().square().mean().sqrt())
 
 
 def _top_tokens(

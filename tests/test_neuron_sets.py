@@ -12,7 +12,6 @@ from neuron_sets import (
     NeuronSet,
     importance_concentration,
     neuron_behavior,
-    neuron_evolution,
     neuron_set,
 )
 
@@ -137,53 +136,3 @@ def test_behaviour_promotes_what_the_output_column_points_to():
 def test_behaviour_is_strict_json():
     found = neuron_behavior(make_set(), torch.ones(3, 4), torch.eye(20, 3))
     assert len(json.loads(json.dumps(found.to_dict(), allow_nan=False))["neurons"]) == 4
-
-
-def test_evolution_sees_a_layer_that_says_the_same_and_one_that_does_not():
-    generator = torch.Generator().manual_seed(0)
-    first = torch.randn(80, 12, generator=generator)
-    rotation = torch.linalg.qr(torch.randn(12, 12, generator=generator)).Q
-    sets = {
-        5: long_set(5, torch.randn(80, 12, generator=generator)),
-        0: long_set(0, first),
-        2: long_set(2, 3.0 * first @ rotation),
-    }
-    found = neuron_evolution(sets)
-    assert found.layers == (0, 2, 5)
-    same, other = found.transitions
-    assert (same["from_layer"], same["to_layer"]) == (0, 2)
-    # CKA does not change under rotation and scaling; float32 activations.
-    assert same["cka"] == pytest.approx(1.0, abs=1e-5)
-    assert same["rms_ratio"] == pytest.approx(3.0, rel=1e-5)
-    assert same["cka_p_value"] == pytest.approx(1 / 21)
-    assert same["cka"] > same["cka_null_max"]
-    # Independent noise, for which the debiased CKA is 0 up to about 1 / 12.
-    assert abs(other["cka"]) < 0.1
-    assert other["cka_p_value"] > 0.05
-    json.dumps(found.to_dict(), allow_nan=False)
-
-
-@pytest.mark.parametrize(
-    ("length", "constant", "reason"),
-    [(3, False, "3 tokens"), (9, False, "9 tokens are too few"), (40, True, "do not vary")],
-)
-def test_evolution_says_why_something_is_undefined(length, constant, reason):
-    values = torch.randn(length, 5, generator=torch.Generator().manual_seed(0))
-    values = torch.ones_like(values) if constant else values
-    found = neuron_evolution({0: long_set(0, values), 1: long_set(1, values)}).transitions[0]
-    assert found["cka_p_value"] is None
-    assert reason in found["reason"]
-
-
-def test_evolution_of_one_layer_has_no_transition():
-    assert neuron_evolution({4: long_set(4, torch.randn(9, 3))}).transitions == []
-
-
-def test_sets_that_cannot_be_compared_are_refused():
-    a = long_set(0, torch.randn(9, 3))
-    with pytest.raises(ValueError, match="sets is empty"):
-        neuron_evolution({})
-    with pytest.raises(ValueError, match="another method"):
-        neuron_evolution({0: a, 1: long_set(1, torch.randn(9, 3), "attention_weighted")})
-    with pytest.raises(ValueError, match="other tokens"):
-        neuron_evolution({0: a, 1: long_set(1, torch.randn(8, 3))})

@@ -1,0 +1,235 @@
+"""How a method's neurons, and the attention that made them, change from layer to layer.
+
+A neuron's number in one layer has no counterpart in another. What can be compared is how importance
+is spread, how large activations are, what two layers say about the same tokens (CKA), and whether
+the same tokens are attended to (rank agreement at equal lag).
+
+Nulls. Values that attention gathered are smoothed over the past in every layer alike, by windows
+that grow from the first token on, so that shifting the values themselves in time would break more
+than what ties their contents: for them the channels are shifted first, and then gathered by the
+attention as it is. Attention falls with the lag in every layer alike: it is compared lag by lag.
+
+Both nulls speak of coincidence in time, not of training: layers of an untrained model read the same
+tokens too, and agree. What a trained model adds is seen beside an untrained twin alone.
+
+References:
+  [1] Kornblith et al. 2019, Similarity of neural network representations revisited; debiased as
+      Song et al. 2012, eq. 5
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import stats
+
+from analysis_utils import FloatArray, linear_cka, unit_columns
+from neuron_sets import NeuronSet, importance_concentration
+from time_shift_nulls import (
+    NullTest,
+    against_null,
+    draw_shifts,
+    shifted_rows,
+    undefined,
+    why_too_few,
+)
+
+NUM_SHIFTS = 20
+"""With 20, a value above them all has p = 1 / 21."""
+
+_MAX_LAG = 32
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronEvolution:
+    """How a method's neurons change from layer to layer."""
+
+    layers: tuple[int, ...]
+    """in ascending order"""
+    concentration: dict[int, dict]
+    """by layer: see :func:`neuron_sets.importance_concentration`"""
+    rms: dict[int, float]
+    """by layer: root mean square activation over tokens and neurons"""
+    transitions: list[dict]
+    """for successive layers: ``from_layer``, ``to_layer``, ``rms_ratio``, ``cka`` (debiased linear
+    CKA of the activations over tokens, in [-1, 1]), its null (``cka_null_mean``, ``cka_null_max``)
+    and ``cka_p_value``, one-sided; None where undefined, with the ``reason``;
+    ``attention_agreement``: see :func:`attention_agreement`"""
+
+    def to_dict(self) -> dict:
+        """Everything, for JSON."""
+        transitions = [
+            {**step, "attention_agreement": step["attention_agreement"].to_dict()}
+            for step in self.transitions
+        ]
+        return {**vars(self), "layers": list(self.layers), "transitions": transitions}
+
+
+def neuron_evolution(
+    sets: Mapping[int, NeuronSet], *, num_shifts: int = NUM_SHIFTS, seed: int = 0
+) -> NeuronEvolution:
+    """Compare one method's neurons in successive layers of one capture.
+
+    Raises ValueError for no sets, or for sets of different methods or tokens. Cost: for each pair
+    of successive layers a CKA, and two (n, n) products a shift, n tokens.
+    """
+    layers = sorted(sets)
+    _check_comparable(sets)
+    rms = {layer: _rms(sets[layer]) for layer in layers}
+    return NeuronEvolution(
+        layers=tuple(layers),
+        concentration={layer: importance_concentration(sets[layer].importance) for layer in layers},
+        rms=rms,
+        transitions=[
+            {
+                "from_layer": a,
+                "to_layer": b,
+                "rms_ratio": rms[b] / rms[a] if rms[a] > 0 else None,
+                **_cka_with_null(sets[a], sets[b], num_shifts, seed),
+                "attention_agreement": attention_agreement(sets[a], sets[b], seed=seed),
+            }
+            for a, b in itertools.pairwise(layers)
+        ],
+    )
+
+
+def attention_agreement(
+    a: NeuronSet, b: NeuronSet, *, num_shifts: int = NUM_SHIFTS, seed: int = 0
+) -> NullTest:
+    """Whether two layers attend to the same tokens: rank agreement of their maps at equal lag.
+
+    Mean over lags 1, ..., a quarter of the text (at most 32) of the Spearman correlation over
+    queries of the attention paid to that lag in the one layer and in the other, in [-1, 1]; null:
+    the queries of one layer shifted in time, all lags together. Of the first text of the sets.
+    Undefined, with the reason, for too few tokens, attention that does not vary, and maps of one
+    target, which sit on a few tokens. Cost: two sorts a lag.
+    """
+    keep = a.attention_mask[0].bool()
+    length = int(keep.sum())
+    if a.target is not None:
+        return undefined(_ONE_TARGET, length)
+    reach = min(_MAX_LAG, length // 4)
+    count = length - reach
+    if reason := why_too_few([count]):
+        return undefined(reason, count)
+    ranks = []
+    for one in (a, b):
+        weights = one.attention[0][keep][:, keep].double().numpy()
+        by_lag = [np.diagonal(weights, -k)[reach - k :] for k in range(1, reach + 1)]
+        ranks.append(unit_columns(stats.rankdata(np.array(by_lag), axis=1).T))
+    varies = ~(ranks[0][1] | ranks[1][1])
+    if not varies.any():
+        return undefined("the attention to no lag varies over the queries", count)
+    x, y = (units[:, varies] for units, _ in ranks)
+
+    def agreement(rows: FloatArray) -> float:
+        return float(np.einsum("tk,tk->k", x, rows).mean())
+
+    shifts = draw_shifts([count], num_shifts, seed)
+    draws = [agreement(y[shifted_rows([count], shift)]) for shift in shifts]
+    return against_null(agreement(y), draws, count)
+
+
+_ONE_TARGET = "values of one target sit on a few tokens, for which time shifts are no null"
+
+
+def _cka_with_null(a: NeuronSet, b: NeuronSet, num_shifts: int, seed: int) -> dict:
+    names = ("cka", "cka_null_mean", "cka_null_max", "cka_p_value")
+    undefined_fields = dict.fromkeys(names)
+    keep = a.attention_mask.bool()
+    x, y = (s.activations[keep] for s in (a, b))
+    if len(x) < 4:
+        return {**undefined_fields, "reason": f"{len(x)} tokens; a debiased CKA needs 4"}
+    if a.target is not None:
+        # Gradients of one prediction sit on the few tokens it depends on, the same ones in every
+        # layer; a shift in time moves them apart, so that even untrained layers would exceed it.
+        return {**undefined_fields, "reason": _ONE_TARGET}
+    observed = linear_cka(x, y)
+    if math.isnan(observed):
+        reason = "the activations of a layer do not vary over tokens"
+        return {**undefined_fields, "reason": reason}
+    lengths = keep.sum(dim=1).tolist()
+    if reason := why_too_few(lengths):
+        return {**undefined_fields, "cka": observed, "reason": reason}
+    draws = _null_draws(x, b, lengths, num_shifts, seed)
+    return {
+        "cka": observed,
+        "cka_null_mean": float(np.mean(draws)),
+        "cka_null_max": float(np.max(draws)),
+        "cka_p_value": (1 + int((draws >= observed).sum())) / (1 + len(draws)),
+        "reason": None,
+    }
+
+
+def _null_draws(
+    x: torch.Tensor, b: NeuronSet, lengths: list[int], num_shifts: int, seed: int
+) -> FloatArray:
+    """CKA of x (n, p) with b's values made from channels that are shifted in time.
+
+    In Gram matrices (n, n), in float32: with the gathering M and channels c, the values of shifted
+    channels have the Gram matrix M (c c^T, rows and columns shifted) M^T.
+    """
+    keep = b.attention_mask.bool()
+    channels = (b.activations if b.gathered is None else b.gathered)[keep].float()
+    gram_x = _centred_gram(x.float())
+    gram = channels @ channels.mT
+    gathering = None
+    if b.gathered is not None:
+        maps = [text[kept][:, kept] for text, kept in zip(b.attention, keep, strict=True)]
+        gathering = torch.block_diag(*maps).float()
+    draws = []
+    for shift in draw_shifts(lengths, num_shifts, seed):
+        rows = torch.from_numpy(shifted_rows(lengths, shift))
+        shifted = gram[rows][:, rows]
+        if gathering is not None:
+            shifted = gathering @ shifted @ gathering.mT
+        draws.append(_gram_cka(gram_x, _centred(shifted)))
+    return np.array(draws)
+
+
+def _centred_gram(values: torch.Tensor) -> torch.Tensor:
+    return _centred(values @ values.mT)
+
+
+def _centred(gram: torch.Tensor) -> torch.Tensor:
+    """Gram matrix of the centred values, scaled to mean diagonal 1."""
+    centred = gram - gram.mean(dim=0) - gram.mean(dim=1, keepdim=True) + gram.mean()
+    return centred / centred.diagonal().mean().clamp_min(1e-30)
+
+
+def _gram_cka(gram_x: torch.Tensor, gram_y: torch.Tensor) -> float:
+    """Debiased linear CKA [1] from centred Gram matrices (n, n); 0 where a side has no signal."""
+    cross, own_x, own_y = (
+        _hsic(k, m) for k, m in ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y))
+    )
+    return cross / math.sqrt(own_x * own_y) if min(own_x, own_y) > 0 else 0.0
+
+
+def _hsic(gram_x: torch.Tensor, gram_y: torch.Tensor) -> float:
+    """Unbiased HSIC times n (n - 3), of centred Gram matrices: their rows sum to 0 [1]."""
+    n = len(gram_x)
+    k, m = gram_x.diagonal().double(), gram_y.diagonal().double()
+    energy = float((gram_x * gram_y).sum(dtype=torch.float64))
+    return energy - n / (n - 2) * float(k @ m) + float(k.sum() * m.sum()) / ((n - 1) * (n - 2))
+
+
+def _check_comparable(sets: Mapping[int, NeuronSet]) -> None:
+    if not sets:
+        raise ValueError("sets is empty; pass the neurons of at least one layer")
+    first = next(iter(sets.values()))
+    for layer, neurons in sets.items():
+        if neurons.method != first.method or not torch.equal(neurons.input_ids, first.input_ids):
+            raise ValueError(
+                f"the neurons of layer {layer} are of {neurons.method} on other tokens or by "
+                f"another method than those of layer {first.layer} ({first.method}); pass sets "
+                "of one call"
+            )
+
+
+def _rms(neurons: NeuronSet) -> float:
+    return float(neurons.activations[neurons.attention_mask.bool()].double().square().mean().sqrt())

@@ -1,0 +1,145 @@
+"""Evolution of neurons and attention across layers: closed forms, nulls that keep the smoothing."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import spearmanr
+from test_neuron_sets import long_set
+from torch import Tensor
+
+from analysis_utils import linear_cka
+from neuron_evolution import _centred_gram, _gram_cka, attention_agreement, neuron_evolution
+from neuron_sets import NeuronSet, neuron_set
+
+
+def smoothed(layer: int, channels: Tensor) -> NeuronSet:
+    """Channels (l, d) averaged over the whole past, as attention that forgets nothing would."""
+    length = len(channels)
+    maps = torch.ones(length, length).tril()
+    maps /= maps.sum(dim=1, keepdim=True)
+    ids = torch.arange(length).unsqueeze(0)
+    return neuron_set(
+        "rollout", layer, (maps @ channels)[None], maps[None], torch.ones(channels.shape[1]), ids,
+        torch.ones_like(ids), gathered=channels[None],
+    )  # fmt: skip
+
+
+def test_evolution_sees_a_layer_that_says_the_same_and_one_that_does_not():
+    generator = torch.Generator().manual_seed(0)
+    first = torch.randn(80, 12, generator=generator)
+    rotation = torch.linalg.qr(torch.randn(12, 12, generator=generator)).Q
+    sets = {
+        5: long_set(5, torch.randn(80, 12, generator=generator)),
+        0: long_set(0, first),
+        2: long_set(2, 3.0 * first @ rotation),
+    }
+    found = neuron_evolution(sets)
+    assert found.layers == (0, 2, 5)
+    same, other = found.transitions
+    assert (same["from_layer"], same["to_layer"]) == (0, 2)
+    # CKA does not change under rotation and scaling; float32 activations.
+    assert same["cka"] == pytest.approx(1.0, abs=1e-5)
+    assert same["rms_ratio"] == pytest.approx(3.0, rel=1e-5)
+    assert same["cka_p_value"] == pytest.approx(1 / 21)
+    assert same["cka"] > same["cka_null_max"]
+    # Independent noise, for which the debiased CKA is 0 up to about 1 / 12.
+    assert abs(other["cka"]) < 0.1
+    assert other["cka_p_value"] > 0.05
+    json.dumps(found.to_dict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("length", "constant", "reason"),
+    [(3, False, "3 tokens"), (9, False, "9 tokens; a claim needs"), (40, True, "do not vary")],
+)
+def test_evolution_says_why_something_is_undefined(length, constant, reason):
+    values = torch.randn(length, 5, generator=torch.Generator().manual_seed(0))
+    values = torch.ones_like(values) if constant else values
+    found = neuron_evolution({0: long_set(0, values), 1: long_set(1, values)}).transitions[0]
+    assert found["cka_p_value"] is None
+    assert reason in found["reason"]
+
+
+def test_evolution_of_one_layer_has_no_transition():
+    assert neuron_evolution({4: long_set(4, torch.randn(9, 3))}).transitions == []
+
+
+def test_sets_that_cannot_be_compared_are_refused():
+    a = long_set(0, torch.randn(9, 3))
+    with pytest.raises(ValueError, match="sets is empty"):
+        neuron_evolution({})
+    with pytest.raises(ValueError, match="another method"):
+        neuron_evolution({0: a, 1: long_set(1, torch.randn(9, 3), "attention_weighted")})
+    with pytest.raises(ValueError, match="other tokens"):
+        neuron_evolution({0: a, 1: long_set(1, torch.randn(8, 3))})
+
+
+def test_debiased_cka_of_gram_matrices_is_that_of_features():
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(50, 8, generator=generator)
+    y = torch.randn(50, 6, generator=generator) + 0.5 * x[:, :6]
+    found = _gram_cka(_centred_gram(x), _centred_gram(y))
+    assert found == pytest.approx(linear_cka(x, y), abs=1e-5)  # float32 products of 50 tokens
+
+
+def test_smoothing_alone_is_no_agreement_of_layers():
+    above_shifted_values = above = 0
+    for seed in range(20):
+        generator = torch.Generator().manual_seed(seed)
+        pair = [smoothed(i, torch.randn(120, 10, generator=generator)) for i in range(2)]
+        # With its channels shifted before they are smoothed, a layer keeps what smoothing does.
+        (kept,) = neuron_evolution(dict(enumerate(pair))).transitions
+        above += kept["cka_p_value"] <= 0.05
+        bare = {i: long_set(i, s.activations[0]) for i, s in enumerate(pair)}
+        (broken,) = neuron_evolution(bare).transitions
+        above_shifted_values += broken["cka_p_value"] <= 0.05
+    # 20 trials at 1 / 21: four or more happen with a probability of 1.3 %.
+    assert above <= 3
+    # Early tokens are averaged over few and are large in both layers: shifted values part them.
+    assert above_shifted_values >= 10
+
+
+def test_what_is_planted_before_smoothing_is_found():
+    channels = torch.randn(120, 10, generator=torch.Generator().manual_seed(1))
+    found = neuron_evolution({0: smoothed(0, channels), 1: smoothed(1, channels)}).transitions[0]
+    assert found["cka"] == pytest.approx(1.0, abs=1e-5)
+    assert found["cka_p_value"] == pytest.approx(1 / 21)
+
+
+def with_map(layer: int, weights: Tensor) -> NeuronSet:
+    length = len(weights)
+    ids = torch.arange(length).unsqueeze(0)
+    return neuron_set(
+        "rollout", layer, torch.randn(1, length, 3), weights[None], torch.ones(3), ids,
+        torch.ones_like(ids),
+    )  # fmt: skip
+
+
+def random_map(seed: int, length: int = 90) -> Tensor:
+    """Attention that falls with the lag, and is random beside that."""
+    lag = (torch.arange(length)[:, None] - torch.arange(length)).clamp_min(0)
+    noise = torch.rand(length, length, generator=torch.Generator().manual_seed(seed))
+    return (torch.exp(-lag / 5.0) * noise).tril()
+
+
+def test_attention_agreement_equals_the_loop_and_does_not_mistake_decay_for_agreement():
+    a, b = random_map(0), random_map(1)
+    test = attention_agreement(with_map(0, a), with_map(1, b))
+    by_lag = [
+        spearmanr([a[t, t - k] for t in range(22, 90)], [b[t, t - k] for t in range(22, 90)])[0]
+        for k in range(1, 23)
+    ]
+    assert test.value == pytest.approx(np.mean(by_lag), abs=1e-9)
+    assert test.outside_null is False
+    same = attention_agreement(with_map(0, a), with_map(1, 2 * a))
+    assert same.value == pytest.approx(1.0)
+    assert same.outside_null is True
+
+
+def test_attention_agreement_that_is_undefined_says_why():
+    short = attention_agreement(with_map(0, random_map(0, 20)), with_map(1, random_map(1, 20)))
+    assert "15 tokens; a claim needs" in (short.reason or "")
+    flat = attention_agreement(*(with_map(i, torch.ones(90, 90)) for i in range(2)))
+    assert flat.reason == "the attention to no lag varies over the queries"
