@@ -2,6 +2,7 @@
 
 import math
 
+import family_models
 import hand_weighted
 import numpy as np
 import pytest
@@ -171,6 +172,37 @@ def test_attention_that_depends_on_the_lag_alone_does_not_exceed_its_null():
     assert values.windowed[0][0, 0] == pytest.approx(1.0, abs=1e-3)
     assert values.windowed_draws[0][:, 0, 0] == pytest.approx([1.0] * 39, abs=1e-3)
     assert values.lag_only[0][0, 0] == pytest.approx(values.causal[0][0, 0], abs=1e-2)
+
+
+HYBRIDS = {
+    "jamba": ["layer_0.implicit", "layer_1.softmax", "layer_2.implicit"],
+    "zamba2": ["layer_0.implicit", "layer_1.implicit", "layer_1.softmax", "layer_2.implicit",
+               "layer_3.implicit", "layer_3.softmax"],
+    "falcon_h1": ["layer_0.implicit", "layer_0.softmax", "layer_1.implicit", "layer_1.softmax"],
+    "nemotron_h": ["layer_0.implicit", "layer_2.softmax", "layer_3.implicit"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_hybrids_show_both_kinds_of_attention(family):
+    """Also where layers share one attention module (Zamba2), or have both (Falcon-H1)."""
+    model = family_models.make_model(family)
+    hybrid, _ = subjects_of([model, make_tiny_neox()], [TOKENIZER] * 2)
+    assert [str(site) for site in hybrid.sites] == HYBRIDS[family]
+    ids = torch.randint(0, VOCAB_SIZE, (1, 20), generator=torch.Generator().manual_seed(0))
+    reading = read_text(hybrid, ids[0].tolist(), Pieces(torch.arange(20), 20, None, True))
+    model.set_attn_implementation("eager")
+    with torch.no_grad():
+        real = model(ids, output_attentions=True, use_cache=False).attentions
+    real = [one for one in real if one is not None]
+    found = [x for x, s in zip(reading.shares, hybrid.sites, strict=True) if s.kind == "softmax"]
+    assert len(found) == len(real)
+    for shares, weights in zip(found, real, strict=True):
+        # Rows of float32 attention sum to 1 but for rounding.
+        torch.testing.assert_close(shares, weights[0].mean(0), rtol=1e-5, atol=1e-6)
+    assert len(reading.outputs) == hybrid.num_layers
+    assert reading.replay_error is not None
+    assert reading.replay_error <= 1e-5  # the suite's bound in float32
 
 
 def test_texts_too_short_for_a_null_have_none():
