@@ -44,7 +44,7 @@ DRAWING = {
 # Functions in which a command talks to the terminal.
 COMMANDS = {"main", "_main", "_command", "_run"}
 
-TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".cff"}
+TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".cff", ".jinja"}
 
 # These read stored results: no model, no step of the analysis.
 READERS = {
@@ -237,7 +237,13 @@ def test_test_files_say_what_they_test(path):
 
 
 def project_files() -> list[Path]:
-    folders = [ROOT, *(ROOT / name for name in ("tests", "demo_model", "benchmarks", "examples"))]
+    folders = [
+        ROOT,
+        *(
+            ROOT / name
+            for name in ("tests", "demo_model", "benchmarks", "examples", "report_template")
+        ),
+    ]
     files = [
         path for folder in folders for path in folder.glob("*") if path.suffix in TEXT_SUFFIXES
     ]

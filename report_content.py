@@ -1,0 +1,263 @@
+"""What a report says, before it is HTML or Markdown: read and checked from the results.
+
+Findings, tables, texts, checks and provenance. Sentences are made from the results' numbers by one
+rule each; none is written down beforehand.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from findings import VERDICTS, Finding
+from memory_table import entry_at
+from panel_primitives import Section, failure
+from report_tables import (
+    Table,
+    cross_text_tables,
+    failures,
+    memory_table,
+    provenance_table,
+    replay_table,
+    shown,
+    text_name,
+    text_tables,
+    texts_table,
+)
+from report_view import analysed_text, view_notes
+
+_NEEDED = ("individual_texts", "analysis_metadata", "self_check", "provenance")
+
+
+@dataclass(frozen=True)
+class TextPart:
+    """One text of the report."""
+
+    title: str
+    text: str
+    """what was analysed of it"""
+    rest: int
+    """characters that follow, not analysed"""
+    tables: list[Table]
+
+
+@dataclass(frozen=True)
+class ReportContent:
+    """Everything that a report says in words and tables."""
+
+    title: str
+    summary: list[str]
+    """sentences: what was analysed, whether it can be trusted, how many findings hold"""
+    findings: list[Finding]
+    findings_note: str
+    """why there are none, or how they are to be read"""
+    memory_findings: list[Finding]
+    memory: Table | None
+    """by layer; None without a memory analysis"""
+    texts: list[TextPart]
+    together: list[Table]
+    replay: Table
+    check: str
+    """whether the replayed mixers agree with the model"""
+    failures: list[tuple[str, str]]
+    """steps without a result: where, why"""
+    limits: list[str]
+    provenance: Table
+    text_lengths: Table
+    command: str | None
+    """that makes the results again; None where they were made from Python"""
+
+
+def check_results(results: Any, name: str = "results", of_text: Sequence[str] = ()) -> None:
+    """Raise ValueError for what is not the JSON of an analysis, naming the key it lacks.
+
+    ``of_text``: keys that every text has to have.
+    """
+    top = results if isinstance(results, Mapping) else {}
+    lacking = [key for key in _NEEDED if not isinstance(top.get(key), Mapping)]
+    if not lacking and not isinstance(top["analysis_metadata"].get("layer_indices"), list):
+        lacking = ["analysis_metadata.layer_indices"]
+    if not lacking:
+        lacking = [
+            f"individual_texts.{text}.{key}"
+            for text, part in top["individual_texts"].items()
+            for key in of_text
+            if not isinstance(part, Mapping) or key not in part
+        ]
+    if lacking:
+        raise ValueError(
+            f"{name}: {', '.join(lacking[:3])} is missing; this is not the JSON of an analysis, "
+            "or it is damaged: run the analysis again"
+        )
+
+
+def check_tensors(results: Section, tensors: Mapping[str, Tensor]) -> None:
+    """Raise ValueError for attention maps whose size is not that of the text in the results."""
+    for key in tensors:
+        text, _, kind = key.partition(".layer_")
+        if not kind.endswith(".absolute"):
+            continue
+        length = len(results["individual_texts"].get(text, {}).get("tokens", ()))
+        if tuple(tensors[key].shape) != (length, length):
+            raise ValueError(
+                f"tensor {key!r} has shape {tuple(tensors[key].shape)}, and {text} has {length} "
+                "tokens in the results: the two files are of different runs"
+            )
+
+
+def report_content(
+    results: Section, tensors: Mapping[str, Tensor] | None = None, memory: Section | None = None
+) -> ReportContent:
+    """The content of the report on these results; raises ValueError where they are damaged.
+
+    ``memory``: results of the memory analysis, which add findings and a table.
+    """
+    check_results(results, of_text=("text", "tokens", "analysis"))
+    check_tensors(results, tensors or {})
+    if memory is not None:
+        check_results(memory, "memory results", ("text",))
+    found = findings_of(results)
+    remembered = [] if memory is None else findings_of(memory)
+    return ReportContent(
+        title=f"What {_model_name(results)} does with its memory",
+        summary=_summary(results, [*found, *remembered]),
+        findings=found,
+        findings_note="" if found else "These results hold no findings.",
+        memory_findings=remembered,
+        memory=None if memory is None else memory_table(memory),
+        texts=[
+            TextPart(text_name(name), *analysed_text(part), text_tables(results, name))
+            for name, part in results["individual_texts"].items()
+        ],
+        together=cross_text_tables(results),
+        replay=replay_table(results),
+        check=_check(results),
+        failures=failures(results),
+        limits=_limits(results, tensors or {}, memory),
+        provenance=provenance_table(results),
+        text_lengths=texts_table(results),
+        command=_command(results),
+    )
+
+
+def findings_of(results: Section) -> list[Finding]:
+    """The findings in results; raises ValueError for those of another version of the suite."""
+    try:
+        return [Finding.from_dict(row) for row in results.get("findings", ())]
+    except (TypeError, KeyError, ValueError) as error:
+        raise ValueError(
+            f"the findings of the results cannot be read ({error}): they are damaged or of "
+            "another version; run the analysis again"
+        ) from error
+
+
+def verdict_counts(found: list[Finding]) -> dict[str, int]:
+    """How many findings have each verdict, in the order of VERDICTS."""
+    counts = Counter(finding.verdict for finding in found)
+    return {verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]}
+
+
+def _model_name(results: Section) -> str:
+    return str(entry_at(results, "provenance", "model", "id") or "an unnamed model")
+
+
+def _summary(results: Section, found: list[Finding]) -> list[str]:
+    texts = results["individual_texts"]
+    tokens = sum(len(part["tokens"]) for part in texts.values())
+    layers = ", ".join(map(str, results["analysis_metadata"]["layer_indices"]))
+    lines = [
+        f"{len(texts)} {'text' if len(texts) == 1 else 'texts'}, {shown(tokens)} tokens; "
+        f"layers {layers}.",
+        _check(results),
+    ]
+    if lacking := failures(results):
+        lines.append(
+            f"{len(lacking)} {'step' if len(lacking) == 1 else 'steps'} gave no result: see Checks."
+        )
+    if found:
+        counts = ", ".join(f"{n} {verdict}" for verdict, n in verdict_counts(found).items())
+        lines.append(f"Of {len(found)} claims tried: {counts}.")
+    return lines
+
+
+def _check(results: Section) -> str:
+    check = results["self_check"]
+    largest, allowed = check.get("largest_replay_error"), check.get("replay_tolerance")
+    if largest is None:
+        return "No forward pass succeeded: nothing could be checked."
+    if check.get("replay_agrees"):
+        return (
+            "The analysed mixers reproduce the model's own output: largest relative error "
+            f"{shown(largest)}, allowed {shown(allowed)}."
+        )
+    return (
+        "The analysed mixers do not reproduce the model's own output: largest relative error "
+        f"{shown(largest)}, allowed {shown(allowed)}. The numbers are not to be trusted."
+    )
+
+
+def _command(results: Section) -> str | None:
+    origin = results["provenance"]
+    arguments = entry_at(origin, "run", "command") or origin.get("command")
+    return shlex.join(map(str, arguments)) if arguments else None
+
+
+def _limits(results: Section, tensors: Mapping[str, Tensor], memory: Section | None) -> list[str]:
+    return [
+        "Numbers and verdicts are of this model on these texts.",
+        *_cuts(results),
+        *view_notes(results, tensors),
+        *_neuron_notes(results),
+        *_other_model(results, memory),
+        *(
+            ["The suite's files differed from its commit when these results were made."]
+            if entry_at(results, "provenance", "suite", "git_modified")
+            else []
+        ),
+    ]
+
+
+def _cuts(results: Section) -> list[str]:
+    origins = results["provenance"].get("texts", {})
+    return [
+        f"{text_name(name)} was cut to its first {shown(origin['num_tokens'])} of "
+        f"{shown(origin['num_tokens_before_truncation'])} tokens."
+        for name, origin in origins.items()
+        if origin.get("truncated")
+    ]
+
+
+def _neuron_notes(results: Section) -> list[str]:
+    """Each remark that a neuron method left, once, with the layers it is about."""
+    notes: dict[tuple[str, str], set[str]] = {}
+    for part in results["individual_texts"].values():
+        section = part["analysis"].get("neurons", {})
+        for method, by_layer in section.items() if failure(section) is None else ():
+            for layer, found in by_layer.items():
+                if found.get("note"):
+                    notes.setdefault((method, found["note"]), set()).add(layer.replace("_", " "))
+    return [
+        f"Neurons by {method.replace('_', '-')}, {', '.join(sorted(layers))}: {note}."
+        for (method, note), layers in notes.items()
+    ]
+
+
+def _other_model(results: Section, memory: Section | None) -> list[str]:
+    if memory is None:
+        return []
+    notes = []
+    models = [entry_at(part, "provenance", "model", "weights_sha256") for part in (results, memory)]
+    if models[0] != models[1]:
+        notes.append("The memory analysis is of another model than the rest of this report.")
+    texts = [
+        [part.get("text") for part in found["individual_texts"].values()]
+        for found in (results, memory)
+    ]
+    if texts[0] != texts[1]:
+        notes.append("The memory analysis is of other texts than the rest of this report.")
+    return notes

@@ -1,0 +1,170 @@
+"""A report as Markdown, and text that Markdown shows as itself."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from findings import Finding, compared, sentence
+from report_content import ReportContent
+from report_measures import MEASURES
+from report_tables import Cell, Table, shown
+
+_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>$~&^:@])")
+
+
+def escape_markdown(text: str) -> str:
+    """Text that stands in a line of Markdown as itself: no markup, no HTML, no mathematics.
+
+    Line breaks become ↵: a paragraph or a cell of a table is one line.
+    """
+    return _SPECIAL.sub(r"\\\1", re.sub(r"\r\n|[\r\n\v\f\x85\u2028\u2029]", "↵", text))
+
+
+def fenced(text: str) -> str:
+    """Text of any kind as a block of code, exactly; the fence is longer than any within."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}text\n{text}\n{fence}"
+
+
+def markdown_report(
+    content: ReportContent,
+    figures: Mapping[str, tuple[str, str]],
+    neurons: Sequence[Table] = (),
+) -> str:
+    """The report as one Markdown text.
+
+    ``figures``: by relative path, title and description. ``neurons``: tables of neurons.
+    """
+    return "\n".join(
+        [
+            f"# {escape_markdown(content.title)}",
+            "",
+            " ".join(map(escape_markdown, content.summary)),
+            "",
+            "## Findings",
+            "",
+            *_findings(content),
+            "## Texts",
+            "",
+            *_texts(content),
+            "## All texts together",
+            "",
+            *_tables([*([content.memory] if content.memory else []), *content.together]),
+            "## Neurons",
+            "",
+            *_tables(neurons),
+            "## Figures",
+            "",
+            *_figures(figures),
+            "## Checks",
+            "",
+            *_checks(content),
+            "## Limits",
+            "",
+            *(f"- {escape_markdown(line)}" for line in content.limits),
+            "",
+            "## Provenance",
+            "",
+            *_provenance(content),
+            "## What the numbers are",
+            "",
+            *_measures(),
+        ]
+    )
+
+
+def _findings(content: ReportContent) -> list[str]:
+    lines = []
+    if content.findings_note:
+        lines += [escape_markdown(content.findings_note), ""]
+    every = [*content.findings, *content.memory_findings]
+    if not every:
+        return lines
+    lines += [f"- {escape_markdown(sentence(finding))}" for finding in every]
+    return [*lines, "", *_table_lines(_FINDING_COLUMNS, [_finding_row(one) for one in every]), ""]
+
+
+_FINDING_COLUMNS = ("verdict", "claim", "value", "compared with", "supported if")
+
+
+def _finding_row(finding: Finding) -> list[str]:
+    value = [finding.reason or ""] if finding.value is None else [shown(finding.value)]
+    return [
+        escape_markdown(text)
+        for text in (finding.verdict, finding.claim, *value, compared(finding), finding.rule)
+    ]
+
+
+def _texts(content: ReportContent) -> list[str]:
+    lines = []
+    for part in content.texts:
+        rest = f" {part.rest} more characters were not analysed." if part.rest else ""
+        lines += [
+            f"### {escape_markdown(part.title)}",
+            "",
+            fenced(part.text),
+            "",
+            *([rest.strip(), ""] if rest else []),
+            *_tables(part.tables),
+        ]
+    return lines
+
+
+def _tables(tables: Sequence[Table]) -> list[str]:
+    return [line for table in tables for line in _table(table)]
+
+
+def _table(table: Table) -> list[str]:
+    head = [f"**{escape_markdown(table.title)}**", ""]
+    if table.failure is not None:
+        return [*head, f"No result: {escape_markdown(table.failure)}", ""]
+    note = [escape_markdown(table.note), ""] if table.note else []
+    columns = [column.label for column in table.columns]
+    rows = [[_cell(cell) for cell in row] for row in table.rows]
+    return [*head, *_table_lines(columns, rows), "", *note]
+
+
+def _cell(cell: Cell) -> str:
+    value = escape_markdown(cell.text)
+    value = f"**{value}**" if cell.outside else value
+    return f"{value} ({escape_markdown(cell.null)})" if cell.null else value
+
+
+def _table_lines(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    head = [escape_markdown(label) for label in columns]
+    lines = [head, ["---"] * len(columns), *rows]
+    return ["| " + " | ".join(line) + " |" for line in lines]
+
+
+def _figures(figures: Mapping[str, tuple[str, str]]) -> list[str]:
+    lines = []
+    for path, (title, description) in figures.items():
+        target = path.replace("\\", "/").replace("%", "%25").replace(">", "%3E")
+        target = target.replace("<", "%3C").replace("\n", "%0A")
+        lines += [f"![{escape_markdown(title)}](<{target}>)", "", escape_markdown(description), ""]
+    return lines or ["No figure was drawn.", ""]
+
+
+def _checks(content: ReportContent) -> list[str]:
+    lines = [escape_markdown(content.check), ""]
+    lines += [
+        f"- Without result: {escape_markdown(place)}: {escape_markdown(why)}"
+        for place, why in content.failures
+    ]
+    return [*lines, *([""] if content.failures else []), *_table(content.replay)]
+
+
+def _provenance(content: ReportContent) -> list[str]:
+    made = (
+        ["These results are made again by", "", fenced(content.command), ""]
+        if content.command
+        else ["These results were made from Python, not from a command line.", ""]
+    )
+    return [*made, *_table(content.provenance), *_table(content.text_lengths)]
+
+
+def _measures() -> list[str]:
+    rows = [[escape_markdown(cell) for cell in measure] for measure in MEASURES.values()]
+    return [*_table_lines(("measure", "unit", "definition"), rows), ""]
