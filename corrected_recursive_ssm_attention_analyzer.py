@@ -60,6 +60,7 @@ from mamba_mixers import MixerParameters
 from neuron_effects import ablation_check
 from neuron_evolution import neuron_evolution
 from neuron_sets import NeuronSet
+from recursive_analysis_report import write_report
 from recursive_visualizer import figure_state_vs_activation_change, write_figures
 from result_views import Results, run_summary
 from ssm_attention import ssm_attention_correlations
@@ -510,7 +511,10 @@ def _command(argv: list[str]) -> int:
     figures = write_figures(
         analysis.results, job.output_dir, tensors=analysis.tensors, formats=args.formats
     )
-    print(run_summary(analysis.results, _files(path, figures, tracker.stats())))
+    report, _ = write_report(
+        analysis.results, job.output_dir, tensors=analysis.tensors, figures=figures
+    )
+    print(run_summary(analysis.results, _files(path, figures, report, tracker.stats())))
     return 1 if analysis.results["self_check"]["without_result"] else 0
 
 
@@ -523,14 +527,14 @@ def _announcement(args: argparse.Namespace) -> str:
     return f"Model: {model}\nTexts: {texts}"
 
 
-def _files(path: Path, figures: Sequence[Path], memory: dict[str, Any]) -> list[str]:
+def _files(path: Path, figures: Sequence[Path], report: Path, memory: dict[str, Any]) -> list[str]:
     """Where everything is, and what to do with it; the last lines of a run."""
     peak = memory["peak_memory_usage"]
     return [
         f"Peak memory: {peak:.2f} GB." if peak is not None else "Peak memory: not measurable here.",
         f"Results: {path}, its .safetensors, and a table of neurons",
         f"Figures: {len(figures)} files in {path.parent}",
-        f"Report:  python recursive_analysis_report.py {path}, then open report.html in a browser",
+        f"Report:  {report} (open it in a browser), and report.md",
     ]
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-LEVELS = (127, 100, 80, 63, 50, 40, 32, 25, 20, 15)
+LEVELS = (127, 113, 100, 90, 80, 71, 63, 56, 50, 45, 40, 36, 32, 28, 25, 22, 20, 18, 15)
 """Steps from 0 to a query's largest magnitude, finest first; 127 fill a signed byte."""
 
 Codes = NDArray[np.int8]

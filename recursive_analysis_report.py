@@ -18,7 +18,7 @@ import functools
 import hashlib
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,22 +26,20 @@ import jinja2
 from PIL import Image
 from torch import Tensor
 
+from finding_figures import FINDING_FIGURES
 from findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE, Finding, compared, sentence
-from memory_figures import MEMORY_FIGURES
 from panel_primitives import Section
-from recursive_visualizer import CORRECTED_FIGURES, DEFAULT_RESULTS, load_results, write_figures
-from report_content import ReportContent, check_results, report_content
+from recursive_visualizer import DEFAULT_RESULTS, figures_of, load_results, write_figures
+from report_content import report_content
 from report_markdown import markdown_report
 from report_measures import MEASURES
 from report_tables import between, shown
 from report_view import deflated_json, neuron_tables, token_view, view_maps
 from utils import (
-    SCHEMA_VERSION,
     StrPath,
     add_common_options,
     check_output_dir,
     configure_logging,
-    read_json,
     run_main,
     write_atomically,
 )
@@ -53,8 +51,8 @@ VERDICT_MARKS = {SUPPORTED: "●", NOT_SUPPORTED: "○", TOO_LITTLE: "–"}
 """By verdict, a mark that is told apart without colour."""
 
 # Wide enough for a page, small enough for the file; figures beside it keep their full size.
-_FIGURE_WIDTH = 1152
-_FIGURE_QUALITY = 60
+_FIGURE_WIDTH = 1040
+_FIGURE_QUALITY = 55
 
 
 def write_report(
@@ -67,27 +65,19 @@ def write_report(
 ) -> tuple[Path, Path]:
     """Write ``report.html`` and ``report.md`` into a folder; returns their paths.
 
-    ``figures``: figure files as `write_figures` wrote them; PNG files are embedded in the HTML,
-    any are linked from the Markdown by their path relative to the folder. ``tensors``: those beside
-    the results; without them the token view has no maps. ``memory``: results of the memory
-    analysis. Each file is written whole or not at all. Raises ValueError for results that are
-    damaged, tensors of another run and a folder that cannot be written.
-    Cost: about 2 s for three texts of 512 tokens and five layers.
+    ``tensors``: those beside the results; without them the token view has no maps. ``figures``:
+    files that `write_figures` wrote; the PNG files are embedded in the HTML, and one file of each
+    is linked from the Markdown by its path relative to the folder. ``memory``: results of the
+    memory analysis. Each file is written whole or not at all. Raises ValueError for results that
+    are damaged, tensors of another run, a figure that cannot be read and a folder that cannot be
+    written. Cost: about 5 s for three texts of 512 tokens and five layers, most of it packing.
     """
     folder = check_output_dir(save_dir)
-    content = report_content(results, tensors, memory)
-    view = token_view(results, tensors or {})
-    linked = {_relative(path, folder): _figure_words(path) for path in _one_of_each(figures)}
-    pages = {
-        "report.html": _render(content, view, view_maps(results, tensors or {}), figures),
-        "report.md": markdown_report(content, linked, neuron_tables(view)),
-    }
-    paths = []
-    for name, page in pages.items():
+    pages = _pages(results, tensors or {}, figures, memory, folder)
+    for name, text in pages.items():
         with write_atomically(folder / name) as handle:
-            handle.write(page)
-        paths.append(folder / name)
-    return paths[0], paths[1]
+            handle.write(text)
+    return folder / "report.html", folder / "report.md"
 
 
 def report_html(
@@ -97,42 +87,40 @@ def report_html(
     figures: Sequence[Path] = (),
     memory: Section | None = None,
 ) -> str:
-    """The report as one HTML text: see :func:`write_report`."""
-    content = report_content(results, tensors, memory)
-    view = token_view(results, tensors or {})
-    return _render(content, view, view_maps(results, tensors or {}), figures)
+    """The report as one HTML text that holds everything it shows: see :func:`write_report`."""
+    return _pages(results, tensors or {}, figures, memory, Path())["report.html"]
 
 
-def report_markdown(
+def _pages(
     results: Section,
-    *,
-    tensors: Mapping[str, Tensor] | None = None,
-    figures: Sequence[Path] = (),
-    memory: Section | None = None,
-) -> str:
-    """The report as Markdown, its figures linked by their paths: see :func:`write_report`."""
-    linked = {path.as_posix(): _figure_words(path) for path in _one_of_each(figures)}
-    content = report_content(results, tensors, memory)
-    return markdown_report(content, linked, neuron_tables(token_view(results, tensors or {})))
-
-
-def _render(
-    content: ReportContent,
-    view: Mapping[str, Any],
-    maps: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
     figures: Sequence[Path],
-) -> str:
-    images = [(_embedded(path), *_figure_words(path)) for path in figures if path.suffix == ".png"]
-    return _template().render(
+    memory: Section | None,
+    folder: Path,
+) -> dict[str, str]:
+    content = report_content(results, tensors, memory)
+    view = token_view(results, tensors)
+    drawn = {**figures_of(results), **({} if memory is None else figures_of(memory))}
+    words = {path: _figure_words(path.stem, drawn) for path in figures}
+    linked = {_relative(path, folder): words[path] for path in _one_of_each(figures)}
+    # The findings stand on the page already.
+    shown_figures = [
+        path for path in figures if path.suffix == ".png" and path.stem not in FINDING_FIGURES
+    ]
+    maps = view_maps(results, tensors)
+    page = _template().render(
         content=content,
         measures=MEASURES,
         view=deflated_json(view),
         maps=maps,
-        has_maps=any(by_layer for by_layer in maps.values()),
         levels=_levels(maps),
-        figures=images,
+        figures=[(_embedded(path), *words[path]) for path in shown_figures],
         verdict_marks=VERDICT_MARKS,
     )
+    return {
+        "report.html": page,
+        "report.md": markdown_report(content, linked, neuron_tables(view)),
+    }
 
 
 def finding_strip(finding: Finding) -> dict[str, Any] | None:
@@ -200,17 +188,20 @@ def _embedded(path: Path) -> str:
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
-def _figure_words(path: Path) -> tuple[str, str]:
-    """Title of a figure file and what it shows: the first line of its function's docstring."""
-    draw = {**CORRECTED_FIGURES, **MEMORY_FIGURES}.get(path.stem)
-    title = path.stem.replace("_", " ").capitalize()
-    line = ((draw.__doc__ if draw else None) or title).splitlines()[0]
-    return title, line.partition(": ")[2].capitalize() if line.startswith("Figure ") else line
+def _figure_words(name: str, drawn: Mapping[str, Callable[..., Any]]) -> tuple[str, str]:
+    """Title of a figure and what it shows: the first line of its function's docstring."""
+    title = name.replace("_", " ").capitalize()
+    lines = (getattr(drawn.get(name), "__doc__", None) or title).splitlines()
+    words = lines[0].partition(": ")[2] if lines[0].startswith("Figure ") else lines[0]
+    return title, words[:1].upper() + words[1:]
 
 
 def _one_of_each(figures: Sequence[Path]) -> list[Path]:
     """One file of every figure, the first format given."""
-    return list({path.stem: path for path in reversed(figures)}.values())[::-1]
+    first: dict[Path, Path] = {}
+    for path in figures:
+        first.setdefault(path.with_suffix(""), path)
+    return list(first.values())
 
 
 def _relative(path: Path, folder: Path) -> str:
@@ -232,10 +223,13 @@ def _command(argv: list[str]) -> int:
         "written, 2 results that cannot be read or a folder that cannot be written.",
     )
     parser.add_argument(
-        "--results", default=DEFAULT_RESULTS, metavar="FILE",
+        "results", nargs="?", metavar="RESULTS.json",
         help=f"results of the main analysis, with its tensors beside it "
         f"(default: {DEFAULT_RESULTS})",
     )  # fmt: skip
+    parser.add_argument(
+        "--results", dest="named", metavar="RESULTS.json", help="the same, as an option"
+    )
     parser.add_argument(
         "--memory-results", metavar="FILE",
         help="results of the memory analysis, to report them too (default: none)",
@@ -244,33 +238,18 @@ def _command(argv: list[str]) -> int:
     parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
     args = parser.parse_args(argv)
     configure_logging(args.debug, args.quiet)
-    results, tensors = load_results(args.results)
-    memory = None if args.memory_results is None else read_memory_results(args.memory_results)
+    results, tensors = load_results(args.named or args.results or DEFAULT_RESULTS)
+    memory = None if args.memory_results is None else load_results(args.memory_results)[0]
     report_content(results, tensors, memory)  # what is wrong is said before figures are drawn
     folder = check_output_dir(args.output_dir)
     formats = list(dict.fromkeys(["png", *args.formats]))
     figures = write_figures(results, folder, tensors=tensors, formats=formats)
     if memory is not None:
-        figures += write_figures(memory, folder, figures=MEMORY_FIGURES, formats=formats)
-    page, text = write_report(
-        results, folder, tensors=tensors, figures=figures, memory=memory
-    )  # fmt: skip
+        figures += write_figures(memory, folder / "memory", formats=formats)
+    page, text = write_report(results, folder, tensors=tensors, figures=figures, memory=memory)
     if not args.quiet:
         print(f"Wrote {page} (open it in a browser), {text} and {len(figures)} figure files.")
     return 0
-
-
-def read_memory_results(path: StrPath) -> dict[str, Any]:
-    """Results of the memory analysis; raises ValueError for another file or schema version."""
-    results = read_json(path)
-    version = results.get("schema_version") if isinstance(results, dict) else None
-    if str(version).partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
-        raise ValueError(
-            f"results file {str(path)!r} has schema_version {version!r}; this version reports "
-            f"{SCHEMA_VERSION!r}: run the memory analysis again"
-        )
-    check_results(results, f"results file {str(path)!r}", ("text",))
-    return results
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ MAX_TEXTS = 12
 """More texts than this, and the first of them are in the view."""
 MAX_TOKENS = 1024
 """Of a longer text, the first tokens are in the view: what they see is among them."""
-LAYER_BYTES = 96_000
+LAYER_BYTES = 90_000
 """Packed size of the maps of one layer of one text that the number of levels is chosen for."""
 TOP_TOKENS = 5
 """Tokens named for every neuron."""
