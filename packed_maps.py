@@ -12,6 +12,7 @@ Every unpacked entry lies within half a step of the packed one. Steps are rounde
 from __future__ import annotations
 
 import base64
+import bisect
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -62,13 +63,16 @@ def pack_maps(maps: Mapping[str, ArrayLike], max_bytes: int) -> dict[str, Packed
     a map of 512 tokens.
     """
     rows = {name: _checked(name, values) for name, values in maps.items()}
-    packed: dict[str, PackedMap] = {}
-    for levels in LEVELS:
-        written = {name: _Written.of(values, levels) for name, values in rows.items()}
-        if sum(part.entropy for part in written.values()) <= max_bytes or levels == LEVELS[-1]:
-            packed = {name: part.packed(levels) for name, part in written.items()}
-            break
-    return packed
+
+    def written(levels: int) -> dict[str, _Written]:
+        return {name: _Written.of(values, levels) for name, values in rows.items()}
+
+    def fits(levels: int) -> bool:
+        return sum(part.entropy for part in written(levels).values()) <= max_bytes
+
+    # Fewer levels need fewer bytes: the first that fits, or the last.
+    place = bisect.bisect_left(LEVELS, True, hi=len(LEVELS) - 1, key=fits)
+    return {name: part.packed(LEVELS[place]) for name, part in written(LEVELS[place]).items()}
 
 
 def unpack_map(packed: PackedMap) -> NDArray[np.float32]:

@@ -70,7 +70,7 @@ def write_report(
     is linked from the Markdown by its path relative to the folder. ``memory``: results of the
     memory analysis. Each file is written whole or not at all. Raises ValueError for results that
     are damaged, tensors of another run, a figure that cannot be read and a folder that cannot be
-    written. Cost: about 5 s for three texts of 512 tokens and five layers, most of it packing.
+    written. Cost: about 3 s for three texts of 512 tokens and five layers, most of it packing.
     """
     folder = check_output_dir(save_dir)
     pages = _pages(results, tensors or {}, figures, memory, folder)

@@ -86,7 +86,7 @@ def text_tables(results: Section, text: str) -> list[Table]:
     steps = results["individual_texts"][text]["analysis"]
     return [
         _layers(results, steps),
-        _pairs(steps),
+        _pairs(steps.get("layer_correlations", {}), "From layer to layer"),
         _over_time(steps),
         _ssm_attention(steps),
         _evolution(steps),
@@ -96,7 +96,12 @@ def text_tables(results: Section, text: str) -> list[Table]:
 
 def cross_text_tables(results: Section) -> list[Table]:
     """What the texts have in common."""
-    together = [_spread(results), _agreement(results), _pooled_pairs(results)]
+    pairs = cross_text_section(results, "correlation_patterns")
+    together = [
+        _spread(results),
+        _agreement(results),
+        _pairs(pairs, "From layer to layer, all texts together"),
+    ]
     if "attribution_faithfulness" in results.get("cross_text_analysis", {}):
         together.append(_faithfulness(results))
     return together
@@ -156,17 +161,24 @@ _PAIR_COLUMNS = (
 _NULL_NOTE = "Below a value: its null. Bold: outside it."
 
 
-def _pairs(steps: Section) -> Table:
-    section = steps.get("layer_correlations", {})
-    columns = (Column("layers", "", True), Column("of", "", True), *_PAIR_COLUMNS)
+def _pairs(section: Section, title: str) -> Table:
+    columns = (
+        Column("layers", "", True), Column("of", "", True), *_PAIR_COLUMNS, Column("tokens")
+    )  # fmt: skip
     rows = [
-        (Cell(_pair_name(name)), Cell(_STREAMS.get(stream, stream)), *_pair_cells(pair))
+        (Cell(_pair_name(name)), Cell(_STREAMS.get(stream, stream)), *_pair_cells(pair),
+         cell(pair.get("num_tokens")))
         for stream, pairs in section.items()
         if isinstance(pairs, Mapping)
         for name, pair in pairs.items()
         if name.startswith("layer_")
-    ]
-    return Table("From layer to layer", columns, tuple(rows), _NULL_NOTE, failure(section))
+    ]  # fmt: skip
+    return Table(title, columns, tuple(rows), _NULL_NOTE, failure(section) or _if_none(rows))
+
+
+def _if_none(rows: Sequence[Any]) -> str | None:
+    """What to say of a table without rows whose step did not fail."""
+    return None if rows else "nothing of this was measured"
 
 
 _STREAMS = {"residual": "residual stream", "mixer": "mixers"}
@@ -204,7 +216,7 @@ def _over_time(steps: Section) -> Table:
         Column("above null until, tokens", "memory_time"),
         Column("ρ of change of state and activation", "change_correlation"), Column("p"),
     )  # fmt: skip
-    return Table("Over time", columns, tuple(rows), _NULL_NOTE, failure(section))
+    return Table("Over time", columns, tuple(rows), _NULL_NOTE, failure(section) or _if_none(rows))
 
 
 _SSM_ATTENTION = {
@@ -228,7 +240,9 @@ def _ssm_attention(steps: Section) -> Table:
         *(Column(label, "ssm_attention") for label in _SSM_ATTENTION.values()),
     )
     note = "Spearman ρ over tokens. " + _NULL_NOTE
-    return Table("Δ, B and C with attention", columns, tuple(rows), note, failure(section))
+    return Table(
+        "Δ, B and C with attention", columns, tuple(rows), note, failure(section) or _if_none(rows)
+    )
 
 
 def _evolution(steps: Section) -> Table:
@@ -248,7 +262,13 @@ def _evolution(steps: Section) -> Table:
         Column("CKA", "cka"), Column("p"), Column("ratio of RMS"),
     )  # fmt: skip
     note = "Null of CKA: mean to largest draw of circular time shifts. Bold: outside it."
-    return Table("Neurons from layer to layer", columns, tuple(rows), note, failure(section))
+    return Table(
+        "Neurons from layer to layer",
+        columns,
+        tuple(rows),
+        note,
+        failure(section) or _if_none(rows),
+    )
 
 
 def method_name(method: str) -> str:
@@ -273,7 +293,13 @@ def _ablation(steps: Section) -> Table:
         Column("layer"), Column("neurons by", "", True),
         Column("ρ with ablation", "ablation"), Column("p"), Column("neurons ablated"),
     )  # fmt: skip
-    return Table("Neurons against ablation", columns, tuple(rows), _NULL_NOTE, failure(section))
+    return Table(
+        "Neurons against ablation",
+        columns,
+        tuple(rows),
+        _NULL_NOTE,
+        failure(section) or _if_none(rows),
+    )
 
 
 _SPREADS = {
@@ -328,21 +354,9 @@ def _agreement(results: Section) -> Table:
         Column("layer"), Column("neurons by", "", True), Column("shared", "overlap"),
         Column("by chance", "overlap"), Column("largest p"), Column("rank agreement, ρ"),
     )  # fmt: skip
-    return Table("Neurons shared by texts", columns, tuple(rows), "", failure(section))
-
-
-def _pooled_pairs(results: Section) -> Table:
-    section = cross_text_section(results, "correlation_patterns")
-    rows = [
-        (Cell(_pair_name(name)), *_pair_cells(pair), cell(pair.get("num_tokens")))
-        for name, pair in section.items()
-        if name.startswith("layer_")
-    ]
-    columns = (Column("layers", "", True), *_PAIR_COLUMNS, Column("tokens"))
     return Table(
-        "From layer to layer, residual stream, all texts together", columns, tuple(rows),
-        _NULL_NOTE, failure(section),
-    )  # fmt: skip
+        "Neurons shared by texts", columns, tuple(rows), "", failure(section) or _if_none(rows)
+    )
 
 
 def _faithfulness(results: Section) -> Table:
@@ -362,7 +376,13 @@ def _faithfulness(results: Section) -> Table:
         Column("sufficiency", "faithfulness"), Column("conservation error", "conservation"),
     )  # fmt: skip
     note = "Below a mean: its 95 % interval over texts."
-    return Table("Faithfulness of attributions", columns, tuple(rows), note, failure(section))
+    return Table(
+        "Faithfulness of attributions",
+        columns,
+        tuple(rows),
+        note,
+        failure(section) or _if_none(rows),
+    )
 
 
 def _with_interval(part: Mapping[str, Any] | None) -> Cell:

@@ -1,0 +1,143 @@
+"""Tables of the report against the results they are read from."""
+
+import pytest
+from report_cases import HOSTILE_TEXTS, analysed
+
+from report_measures import MEASURES
+from report_tables import (
+    Cell,
+    cell,
+    cross_text_tables,
+    failures,
+    memory_table,
+    method_name,
+    null_cell,
+    provenance_table,
+    replay_table,
+    shown,
+    text_tables,
+    texts_table,
+)
+
+
+@pytest.fixture(scope="module")
+def results():
+    return analysed(HOSTILE_TEXTS[:2], layers=(0, 2), max_length=40).results
+
+
+def by_title(tables):
+    return {table.title: table for table in tables}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "–"), (0.123456, "0.123"), (1234.6, "1,235"), (12, "12"), (-0.00001234, "-1.23e-05"),
+     (1778176, "1,778,176"), ("a", "a")],
+)  # fmt: skip
+def test_numbers_are_shown_with_three_digits(value, text):
+    assert shown(value) == text
+
+
+def test_a_value_stands_beside_its_null():
+    test = {"value": 0.5, "null_low": -0.1, "null_high": 0.2}
+    assert null_cell(test) == Cell("0.5", "-0.1 to 0.2", True)
+    assert null_cell({**test, "value": 0.15}).outside is False
+    assert null_cell({"value": None, "reason": "one token"}) == Cell("– (one token)")
+    assert null_cell(None) == Cell("–")
+
+
+def test_layers_are_those_of_the_results(results):
+    table = text_tables(results, "text_0")[0]
+    assert [row[0].text for row in table.rows] == ["0", "2"]
+    steps = results["individual_texts"]["text_0"]["analysis"]
+    columns = [column.label for column in table.columns]
+    found = dict(zip(columns, table.rows[1], strict=True))
+    delta = steps["ssm_components"]["layer_2"]["delta"]["mean"]
+    assert found["mean Δ"] == cell(delta)
+    lag = steps["attention_data"]["layer_2"]["memory_kernel"]["median_lag"][0]
+    assert found["kernel: median lag, tokens"] == cell(lag)
+
+
+def test_every_row_fills_its_columns_and_every_measure_is_known(results):
+    tables = [
+        *text_tables(results, "text_0"), *cross_text_tables(results), replay_table(results),
+        provenance_table(results), texts_table(results),
+    ]  # fmt: skip
+    for table in tables:
+        assert table.failure is None, table.title
+        assert table.rows, table.title
+        assert {len(row) for row in table.rows} == {len(table.columns)}, table.title
+        for column in table.columns:
+            assert not column.measure or column.measure in MEASURES
+
+
+def test_a_failed_step_is_a_table_that_says_why(results):
+    part = results["individual_texts"]["text_0"]
+    failed = {"error": {"type": "AnalysisError", "message": "no <room>"}}
+    steps = {**part["analysis"], "recursive_patterns": failed, "attention_data": failed}
+    broken = {**results, "individual_texts": {"text_0": {**part, "analysis": steps}}}
+    tables = by_title(text_tables(broken, "text_0"))
+    assert tables["Over time"].failure == "AnalysisError: no <room>"
+    layers = tables["Memory and attention by layer"]
+    assert "attention_data: AnalysisError: no <room>" in layers.note
+    row = dict(zip([column.label for column in layers.columns], layers.rows[0], strict=True))
+    assert row["strength"].text == "–"
+    assert row["mean Δ"].text != "–"
+
+
+def test_what_was_not_run_is_not_shown(results):
+    assert "Neurons against ablation" not in by_title(text_tables(results, "text_0"))
+    assert "Faithfulness of attributions" not in by_title(cross_text_tables(results))
+
+
+def test_ablation_and_faithfulness_where_they_were_run(results):
+    part = results["individual_texts"]["text_0"]
+    agreement = {"spearman": 0.9, "p_value": 0.01, "null_95": 0.7, "n": 8, "reason": None}
+    check = {"layer_0": {"agreement": {"gradient_guided": agreement}}}
+    steps = {**part["analysis"], "neuron_ablation": check}
+    mean = {"mean": 2.0, "low": 1.0, "high": 3.0}
+    method = {"measures": {"delta_af": mean}, "over": {"random": {"delta_af": mean}},
+              "conservation_error": {"median": 1e-7}}  # fmt: skip
+    cross = {**results["cross_text_analysis"],
+             "attribution_faithfulness": {"methods": {"mamba_lrp": method}}}  # fmt: skip
+    more = {**results, "individual_texts": {"text_0": {**part, "analysis": steps}},
+            "cross_text_analysis": cross}  # fmt: skip
+    ablation = by_title(text_tables(more, "text_0"))["Neurons against ablation"]
+    assert ablation.rows[0][2] == Cell("0.9", "-0.7 to 0.7", True)
+    faithful = by_title(cross_text_tables(more))["Faithfulness of attributions"]
+    assert faithful.rows[0][:2] == (Cell("mamba-lrp"), Cell("2", "1 to 3"))
+    assert faithful.rows[0][3] == Cell("–")
+
+
+def test_failures_are_found_wherever_they_stand():
+    results = {
+        "self_check": {
+            "without_result": {
+                "text_1": {"neurons": {"skipped": "needs attention"}},
+                "cross_text_analysis": {
+                    "ssm_consistency": {"error": {"type": "E", "message": "m"}}
+                },
+            }
+        }
+    }
+    assert failures(results) == [
+        ("text_1.neurons", "skipped: needs attention"),
+        ("cross_text_analysis.ssm_consistency", "E: m"),
+    ]
+
+
+def test_memory_by_layer_or_why_not():
+    rows = [{"layer": 3, "mean_delta": 0.5, "reset_kl": None}]
+    table = memory_table({"memory_by_layer": rows})
+    assert [entry.text for entry in table.rows[0][:2]] == ["3", "0.5"]
+    assert memory_table({}).failure == "the memory analysis has no table by layer"
+
+
+def test_pairs_of_too_few_tokens_give_the_reason(results):
+    part = results["individual_texts"]["text_0"]
+    pair = {"enough_tokens": False, "reason": "5 tokens"}
+    steps = {**part["analysis"], "layer_correlations": {"mixer": {"layer_0_to_2": pair}}}
+    broken = {**results, "individual_texts": {"text_0": {**part, "analysis": steps}}}
+    table = by_title(text_tables(broken, "text_0"))["From layer to layer"]
+    assert [entry.text for entry in table.rows[0]][:3] == ["0 to 2", "mixers", "– (5 tokens)"]
+    assert method_name("gradient_guided") == "gradient-guided"
