@@ -26,7 +26,7 @@ import jinja2
 from PIL import Image
 from torch import Tensor
 
-from finding_figures import FINDING_FIGURES
+from finding_figures import finding_figures
 from findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE, Finding, compared, sentence
 from panel_primitives import Section
 from recursive_visualizer import DEFAULT_RESULTS, figures_of, load_results, write_figures
@@ -104,8 +104,9 @@ def _pages(
     words = {path: _figure_words(path.stem, drawn) for path in figures}
     linked = {_relative(path, folder): words[path] for path in _one_of_each(figures)}
     # The findings stand on the page already.
+    findings = {*finding_figures(results), *finding_figures(memory or {})}
     shown_figures = [
-        path for path in figures if path.suffix == ".png" and path.stem not in FINDING_FIGURES
+        path for path in figures if path.suffix == ".png" and path.stem not in findings
     ]
     maps = view_maps(results, tensors)
     page = _template().render(
@@ -191,7 +192,9 @@ def _embedded(path: Path) -> str:
 def _figure_words(name: str, drawn: Mapping[str, Callable[..., Any]]) -> tuple[str, str]:
     """Title of a figure and what it shows: the first line of its function's docstring."""
     title = name.replace("_", " ").capitalize()
-    lines = (getattr(drawn.get(name), "__doc__", None) or title).splitlines()
+    draw = drawn.get(name)
+    draw = getattr(draw, "func", draw)  # of a partial, whose own docstring is partial's
+    lines = (getattr(draw, "__doc__", None) or title).splitlines()
     words = lines[0].partition(": ")[2] if lines[0].startswith("Figure ") else lines[0]
     return title, words[:1].upper() + words[1:]
 
