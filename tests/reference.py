@@ -218,3 +218,21 @@ def cosine_attention(h: Tensor, temperature: float) -> Tensor:
             scores.append(float(flat[t] @ flat[s] / norms) if norms > 0 else 0.0)
         result[t, : t + 1] = (torch.tensor(scores, dtype=torch.float64) / temperature).softmax(0)
     return result
+
+
+def unbiased_hsic(x: np.ndarray, y: np.ndarray) -> float:
+    """Song et al. 2012, eq. 5, term by term from the Gram matrices of x (n, p) and y (n, q)."""
+    n = len(x)
+    k, gram = x @ x.T, y @ y.T
+    np.fill_diagonal(k, 0.0)
+    np.fill_diagonal(gram, 0.0)
+    ones = np.ones(n)
+    middle = (ones @ k @ ones) * (ones @ gram @ ones) / ((n - 1) * (n - 2))
+    total = np.trace(k @ gram) + middle - 2 / (n - 2) * (ones @ k @ gram @ ones)
+    return total / (n * (n - 3))
+
+
+def debiased_cka(x: np.ndarray, y: np.ndarray) -> float:
+    """Kornblith et al. 2019, eq. 1, with the unbiased HSIC, as Nguyen et al. 2021, eq. 3."""
+    own = unbiased_hsic(x, x) * unbiased_hsic(y, y)
+    return unbiased_hsic(x, y) / math.sqrt(own)

@@ -4,8 +4,10 @@ import json
 
 import numpy as np
 import pytest
+import reference
 import torch
 
+from analysis_utils import linear_cka
 from channel_correlations import PooledActivations, cross_layer_correlation
 from streamed_correlations import TESTED, StreamedCorrelations
 
@@ -151,6 +153,34 @@ def test_channels_without_variance_are_left_out():
     flat = streamed(np.ones_like(x), y, [LENGTHS])
     assert flat.reason == "no channel of one of the layers varies over the tokens"
     assert flat.values["cka"] is None
+
+
+KNOWN = {
+    "identity": lambda x, rng: x,
+    "rotation": lambda x, rng: x @ np.linalg.qr(rng.standard_normal((x.shape[1],) * 2))[0],
+    "scaling": lambda x, rng: -7.0 * x + 3.0,
+    "independent": lambda x, rng: rng.standard_normal(x.shape),
+    "one direction shared": lambda x, rng: rng.standard_normal(x.shape) + 3.0 * x[:, :1],
+}
+
+
+@pytest.mark.parametrize("width", [8, 58, 60, 62, 150])
+@pytest.mark.parametrize("case", KNOWN)
+def test_cka_is_the_published_one_on_known_cases_and_at_n_near_d(case, width):
+    rng = np.random.default_rng(width)
+    x = rng.standard_normal((60, width))
+    y = KNOWN[case](x, rng)
+    expected = reference.debiased_cka(x - x.mean(0), y - y.mean(0))
+    if case in ("identity", "rotation", "scaling"):
+        assert expected == pytest.approx(1.0, abs=1e-9)
+    elif case == "independent":
+        # Spread about 1 / n = 0.017 where d is near n or larger, 1 / d where it is small; the
+        # biased CKA would be d / (d + n) and more: 0.5 at n = d.
+        assert abs(expected) < 4 * max(1 / 60, 1 / width)
+    # Three ways: at hand in float64, by Gram matrices, and over a stream in float32.
+    assert linear_cka(x, y) == pytest.approx(expected, abs=1e-9)
+    assert at_hand(x, y, (60,)).cka.value == pytest.approx(expected, abs=1e-9)
+    assert streamed(x, y, [[30], [30]]).values["cka"] == pytest.approx(expected, abs=2e-5)
 
 
 def test_too_few_tokens_claim_nothing():
