@@ -16,8 +16,9 @@ from channel_correlations import (
     PooledActivations,
     cross_layer_correlation,
 )
-from cross_text_consistency import neuron_agreement, text_spread
+from cross_text_consistency import NeuronAgreement, neuron_agreement, text_spread
 from layer_correlation_analyzer import STREAMS, pooled_activations
+from neuron_sets import NeuronSet
 from ssm_component_extractor import Capture
 
 FloatArray = NDArray[np.float64]
@@ -33,6 +34,9 @@ class TextMeasures:
     """likewise over queries"""
     importance: dict[int, dict[str, FloatArray]]
     """by layer and neuron method: (d_inner,)"""
+    halves: dict[int, dict[str, tuple[FloatArray, FloatArray]]]
+    """by layer and method: importance (d_inner,) in the first and second half of the text, of the
+    methods that know no target"""
     activations: dict[str, dict[int, PooledActivations]]
     """by stream (see layer_correlation_analyzer.STREAMS) and layer"""
 
@@ -56,6 +60,14 @@ def text_measures(captured: Capture, results: Mapping[str, Any]) -> TextMeasures
             layer: {name: _array(by_layer[layer].importance) for name, by_layer in neurons.items()}
             for layer in (captured.layers if neurons else ())
         },
+        halves={
+            layer: {
+                name: _importance_of_halves(by_layer[layer])
+                for name, by_layer in neurons.items()
+                if by_layer[layer].target is None
+            }
+            for layer in (captured.layers if neurons else ())
+        },
         activations={
             stream: {
                 layer: pooled_activations([captured], layer, stream) for layer in captured.layers
@@ -77,16 +89,22 @@ def attention_consistency(texts: Sequence[TextMeasures]) -> dict[int, Any]:
 
 def neuron_consistency(texts: Sequence[TextMeasures]) -> dict[int, Any]:
     """Whether each layer's important neurons are those of every text, by method."""
-    with_neurons = [text.importance for text in texts if text.importance]
+    with_neurons = [text for text in texts if text.importance]
     if not with_neurons:
         return {}
     return {
-        layer: {
-            method: neuron_agreement([text[layer][method] for text in with_neurons])
-            for method in by_method
-        }
-        for layer, by_method in with_neurons[0].items()
+        layer: {method: _agreement(with_neurons, layer, method) for method in by_method}
+        for layer, by_method in with_neurons[0].importance.items()
     }
+
+
+def _agreement(texts: Sequence[TextMeasures], layer: int, method: str) -> NeuronAgreement:
+    return neuron_agreement(
+        [text.importance[layer][method] for text in texts],
+        halves=[
+            text.halves[layer][method] for text in texts if method in text.halves.get(layer, {})
+        ],
+    )
 
 
 def correlation_patterns(texts: Sequence[TextMeasures]) -> dict[str, Any]:
@@ -145,6 +163,19 @@ def _spreads(
         layer: {name: text_spread(series) for name, series in by_name.items()}
         for layer, by_name in values.items()
     }
+
+
+def _importance_of_halves(neurons: NeuronSet) -> tuple[FloatArray, FloatArray]:
+    """Importance in each half of the text: it is proportional to the neuron's RMS activation."""
+    values = _array(neurons.activations[0])
+    whole = np.sqrt(np.square(values).mean(axis=0))
+    share = np.divide(_array(neurons.importance), whole, where=whole > 0, out=np.zeros_like(whole))
+    middle = (len(values) + 1) // 2
+    first, second = (
+        share * np.sqrt(np.square(part).mean(axis=0)) if len(part) else np.zeros_like(share)
+        for part in (values[:middle], values[middle:])
+    )
+    return first, second
 
 
 def _joined(parts: Sequence[PooledActivations]) -> PooledActivations:

@@ -62,6 +62,9 @@ class NeuronAgreement:
     """probability that random lists share as many, see `shared_tail`"""
     mean_spearman: float | None
     """mean over pairs of the rank correlation of importance over all neurons, -1 to 1"""
+    split_half_spearman: float | None
+    """mean over texts of the rank correlation of importance in the first with that in the second
+    half of a text: what `mean_spearman` could be if texts did not differ; None without halves"""
     reason: str | None
     """why a value is None"""
 
@@ -92,12 +95,17 @@ def text_spread(values: Sequence[ArrayLike]) -> TextSpread:
     return TextSpread(len(series), means, between, within, expected, between / expected, None)
 
 
-def neuron_agreement(importances: Sequence[ArrayLike], top_n: int = 20) -> NeuronAgreement:
+def neuron_agreement(
+    importances: Sequence[ArrayLike],
+    top_n: int = 20,
+    halves: Sequence[tuple[ArrayLike, ArrayLike]] = (),
+) -> NeuronAgreement:
     """Agreement of the texts about a layer's important neurons.
 
     ``importances``: for each text (neurons,) values, larger is more important. ``top_n`` is cut to
-    a tenth of the neurons, at least 1. With one text the agreement is None. Raises ValueError for
-    importances of unequal length.
+    a tenth of the neurons, at least 1. ``halves``: the same for the two halves of each text, where
+    the method's importance can be told of a half. With one text the agreement is None. Raises
+    ValueError for importances of unequal length.
     """
     arrays = [np.asarray(importance, dtype=float) for importance in importances]
     if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1:
@@ -106,9 +114,12 @@ def neuron_agreement(importances: Sequence[ArrayLike], top_n: int = 20) -> Neuro
     num_neurons = len(arrays[0])
     top_n = max(1, min(top_n, num_neurons // 10))
     expected = top_n**2 / num_neurons
+    stability = split_half_stability(halves)
     if len(arrays) < 2:
         reason = "needs at least two texts"
-        return NeuronAgreement(1, top_n, None, expected, None, None, top_n, None, None, reason)
+        return NeuronAgreement(
+            1, top_n, None, expected, None, None, top_n, None, None, stability, reason
+        )
     tops = [set(np.argsort(array)[-top_n:].tolist()) for array in arrays]
     overlaps = [len(a & b) for a, b in combinations(tops, 2)]
     p_values = [hypergeometric_overlap(n, top_n, top_n, num_neurons)[1] for n in overlaps]
@@ -125,8 +136,19 @@ def neuron_agreement(importances: Sequence[ArrayLike], top_n: int = 20) -> Neuro
         num_neurons * (top_n / num_neurons) ** len(arrays),
         shared_tail(shared, top_n, len(arrays), num_neurons),
         None if undefined else float(np.mean(ranks)),
+        stability,
         "the importance of a text is constant" if undefined else None,
     )
+
+
+def split_half_stability(halves: Sequence[tuple[ArrayLike, ArrayLike]]) -> float | None:
+    """Mean over texts of the Spearman correlation of two halves (neurons,), in [-1, 1].
+
+    Halves that are constant are left out; None if none remains.
+    """
+    ranks = [spearman(np.asarray(a, float), np.asarray(b, float)) for a, b in halves]
+    defined = [rho for rho in ranks if np.isfinite(rho)]
+    return float(np.mean(defined)) if defined else None
 
 
 def shared_tail(shared: int, size: int, num_lists: int, population: int) -> float:

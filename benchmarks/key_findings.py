@@ -33,6 +33,7 @@ from utils import (
     encode_texts,
     load_model,
     load_tokenizer,
+    parse_layers,
     run_main,
     validate_int,
     write_atomically,
@@ -56,7 +57,7 @@ def passages(
         )
     starts = np.linspace(0, len(ids) - length, count).astype(int)
     texts = [str(tokenizer.decode(ids[start : start + length])) for start in starts]
-    # Cut in the middle of a word, a passage may have a token more when it is read again.
+    # Cut within a word, a passage may have other tokens at its ends when it is read again.
     return encode_texts(tokenizer, texts, length)
 
 
@@ -82,7 +83,7 @@ def _command(argv: list[str]) -> int:
     parser.add_argument("--model", default=str(DEMO_MODEL_PATH))
     parser.add_argument("--passages", type=int, default=10)
     parser.add_argument("--tokens", type=int, default=160, help="of a passage (default: 160)")
-    parser.add_argument("--layers", default=None, help="as in the main analysis")
+    parser.add_argument("--layers", help="such as 0,3,6 or all (default: as the analysis)")
     parser.add_argument("--twins", type=int, default=ENOUGH_TWINS, help="untrained (default: 19)")
     parser.add_argument("--ablate", type=int, default=12, help="random neurons of each layer")
     parser.add_argument("--seed", type=int, default=0)
@@ -91,7 +92,7 @@ def _command(argv: list[str]) -> int:
     count, length = (validate_int(n, getattr(args, n), 2) for n in ("passages", "tokens"))
     twins, ablations = (validate_int(n, getattr(args, n), 0) for n in ("twins", "ablate"))
     model, tokenizer = load_model(args.model), load_tokenizer(args.model)
-    layers = model_layers(model, _layers(args.layers))
+    layers = model_layers(model, None if args.layers is None else parse_layers(args.layers))
     encoded = passages(tokenizer, Path(args.text).read_text(encoding="utf-8"), count, length)
     settings = Settings(layers, seed=args.seed, num_ablations=ablations, num_twins=twins)
     results = analyze(model, encoded, tokenizer, settings).results
@@ -106,10 +107,6 @@ def _command(argv: list[str]) -> int:
         with write_atomically(RESULTS) as handle:
             handle.write(report)
     return 0
-
-
-def _layers(option: str | None) -> list[int] | str | None:
-    return option if option in (None, "all") else [int(part) for part in option.split(",")]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The eighth step: what reaches the comparison of texts, and what one failed step takes away."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -45,6 +46,15 @@ def test_statistics_are_those_of_the_texts(texts):
     assert set(measures.ssm[0]) == {"mean_delta", "state_norm", "retain_energy"}
     importance = results["neurons"]["rollout"][2].importance
     assert measures.importance[2]["rollout"].tolist() == importance.double().tolist()
+
+
+def test_importance_of_halves_makes_up_that_of_the_text(texts):
+    _, results, measures = texts[0]
+    assert set(measures.halves[2]) == {"attention_weighted", "rollout"}
+    first, second = measures.halves[2]["rollout"]
+    # Root mean squares of two halves of equal length; float32 importance.
+    whole = results["neurons"]["rollout"][2].importance.double().numpy()
+    assert np.sqrt((first**2 + second**2) / 2) == pytest.approx(whole, rel=1e-5)
 
 
 def test_every_step_has_every_layer(texts):

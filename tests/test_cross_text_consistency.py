@@ -10,7 +10,12 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
-from cross_text_consistency import neuron_agreement, shared_tail, text_spread
+from cross_text_consistency import (
+    neuron_agreement,
+    shared_tail,
+    split_half_stability,
+    text_spread,
+)
 
 
 def test_spread_of_two_texts_in_closed_form():
@@ -101,3 +106,12 @@ def test_shared_neurons_are_counted():
     assert same.shared_p_value < 1e-12
     apart = neuron_agreement([importance, importance[::-1]], top_n=10)
     assert (apart.shared, apart.shared_p_value) == (0, pytest.approx(1.0))
+
+
+def test_stability_by_halves():
+    a = np.arange(30.0)
+    assert split_half_stability([(a, a**2), (a, -a)]) == pytest.approx(0.0)
+    assert split_half_stability([(a, a), (a, np.ones(30))]) == pytest.approx(1.0)
+    assert split_half_stability([]) is None
+    agreement = neuron_agreement([a, a], halves=[(a, a)])
+    assert agreement.split_half_spearman == pytest.approx(1.0)

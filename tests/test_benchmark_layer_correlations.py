@@ -1,0 +1,41 @@
+"""The benchmark of layer correlations compares ways that give the same numbers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import layer_correlations as module
+
+SIZES = module.Sizes(3, 6, 120)
+
+
+def test_both_ways_give_the_same_correlations():
+    ours, theirs = module.streamed(SIZES), module.with_corrcoef(SIZES)
+    assert len(ours["mean_abs"]) == 2
+    # Sums of 120 float32 products.
+    np.testing.assert_allclose(ours["mean_abs"], theirs["mean_abs"], atol=1e-6)
+
+
+def test_layers_are_the_same_whichever_are_asked_for(monkeypatch):
+    monkeypatch.setattr(module, "BATCH", 50)
+    every, one = (list(module.batches(SIZES, layers)) for layers in ([0, 1, 2], [1]))
+    assert [len(batch[1]) for batch in one] == [50, 50, 20]
+    for all_layers, alone in zip(every, one, strict=True):
+        assert torch.equal(all_layers[1], alone[1])
+
+
+def test_one_way_prints_json_and_both_a_table(capsys):
+    assert module.main(["--way", "streamed", *map(str, SIZES)]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["seconds"] > 0
+    text = module.report(SIZES, {**result, "peak_gb": 0.5}, {**result, "peak_gb": 1.0})
+    assert "(1.00 x)" in text
+    assert module.main(["--way", "none"]) == 2
+    assert module.main(["3", "6"]) == 2
+
+
+def test_a_way_that_fails_is_reported():
+    with pytest.raises(RuntimeError, match="the nothing way ended with 2"):
+        module.run_way("nothing", SIZES)
