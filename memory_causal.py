@@ -6,7 +6,8 @@ are there.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,7 +16,11 @@ from transformers import PreTrainedModel
 
 from analysis_utils import bootstrap_interval
 from causal_curves import KINDS, CausalMemoryCurve, compare_curves, pooled_curve
-from intervention_effects import NeuronInterventions, neuron_interventions
+from intervention_effects import (
+    NeuronInterventions,
+    intervention_effects,
+    neuron_interventions,
+)
 from intervention_study import (
     MIN_HISTORY,
     causal_memory_curve,
@@ -23,6 +28,7 @@ from intervention_study import (
     random_positions,
     spread_positions,
 )
+from memory_interventions import Intervention, freeze_delta, scale_delta
 from ssm_component_extractor import Capture
 from time_shift_nulls import NullTest, spearman_permutation_test
 from utils import finite_or_none
@@ -31,6 +37,14 @@ MIN_CAUSAL_TOKENS = 16
 """Shorter texts have too few lags for a causal curve and are left out of it."""
 MAX_CAUSAL_LAG = 64
 """Tokens; less where half of the shortest text is less."""
+
+
+DELTA_INTERVENTIONS: dict[str, Callable[[int], Intervention]] = {
+    "frozen": freeze_delta,
+    "halved": partial(scale_delta, 0.5),
+    "doubled": partial(scale_delta, 2.0),
+}
+"""What is done to delta of a layer: set to each channel's mean over the text, or scaled."""
 
 
 class Measured(NamedTuple):
@@ -116,6 +130,24 @@ def delta_at_sources(
     pairs = [(x, kl) for x, kl in zip(opened, knockouts["kl"], strict=True) if kl is not None]
     x, y = torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).T
     return spearman_permutation_test(x, y, seed=seed)
+
+
+def delta_interventions(
+    model: PreTrainedModel, captures: Sequence[Capture], layer: int
+) -> dict[str, Any]:
+    """Effect of each of `DELTA_INTERVENTIONS` in one layer, at all tokens.
+
+    By name: ``kl`` and ``loss_change``, nats, each the mean over tokens, by text. Cost: one row a
+    text and intervention, and the clean runs.
+    """
+    result = {}
+    for name, build in DELTA_INTERVENTIONS.items():
+        found = [intervention_effects(model, one, build(layer)) for one in captures]
+        result[name] = {
+            "kl": [float(one.kl.mean()) for one in found],
+            "loss_change": [float(one.loss_change.nanmean()) for one in found],
+        }
+    return result
 
 
 def neurons_beside_random(

@@ -25,7 +25,12 @@ from delta_extraction import DeltaMemory, delta_memory, gate_tokens, layer_compo
 from delta_neurons import DeltaSensitivity, delta_neuron_correlation, delta_sensitivity
 from layer_correlation_analyzer import STREAMS, cross_layer_correlations, recursive_patterns
 from mamba_mixers import MixerParameters
-from memory_causal import causal_memory, delta_at_sources, neurons_beside_random
+from memory_causal import (
+    causal_memory,
+    delta_at_sources,
+    delta_interventions,
+    neurons_beside_random,
+)
 from neuron_effects import ablation_check
 from neuron_sets import NeuronSet
 from ssm_component_extractor import Capture, RecursiveDynamics, SSMComponents, recursive_dynamics
@@ -372,6 +377,14 @@ def delta_causes_step(
     }
 
 
+def delta_interventions_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
+    """What predictions lose when delta of a layer is frozen, halved or doubled."""
+    return {
+        layer: delta_interventions(inputs.model, inputs.captures, layer)
+        for layer in inputs.settings.layers
+    }
+
+
 def neuron_causes_step(inputs: MemoryInputs, neurons: TextNeurons) -> dict[int, dict[str, Any]]:
     """The neurons that the gradient-guided method ranks first, beside random ones of their norm."""
     settings = inputs.settings
@@ -405,6 +418,7 @@ MEMORY_STEPS = (
     ),
     Step("causal_memory", causal_step),
     Step("delta_causes", delta_causes_step, needs=("causal_memory",)),
+    Step("delta_interventions", delta_interventions_step),
     Step("neuron_causes", neuron_causes_step, needs=("neurons",)),
 )
 

@@ -141,6 +141,21 @@ def _delta_causes(part: Row | None) -> str:
     )
 
 
+def _delta_interventions(part: Row | None) -> str:
+    if not part or "frozen" not in part:
+        return ""
+    said = []
+    for name, effect in part.items():
+        change = effect["loss_change"]
+        within = ": not found to cost" if min(change) <= 0 else ""
+        said.append(f"{name} {number(min(change))} to {number(max(change))}{within}")
+    texts = len(part["frozen"]["loss_change"])
+    return (
+        f"Change of the loss (nats a token, over {texts} text(s)) with Δ of this layer "
+        f"{', '.join(said)}."
+    )
+
+
 def _saturation(texts: Row | None) -> str:
     ratios = [
         part["last_over_first"]
@@ -201,6 +216,7 @@ def _neuron_causes(part: Row | None) -> str:
 
 _SENTENCES: Mapping[str, Callable[[Row | None], str]] = {
     "delta_causes": _delta_causes,
+    "delta_interventions": _delta_interventions,
     "state": _saturation,
     "recursive_patterns": _recursion,
     "neuron_memory": _neurons,

@@ -7,14 +7,16 @@ import torch
 from conftest import make_tiny_model
 
 from causal_curves import CausalMemoryCurve
-from intervention_effects import neuron_interventions
+from intervention_effects import intervention_effects, neuron_interventions
 from memory_causal import (
     by_position,
     causal_memory,
     delta_at_sources,
+    delta_interventions,
     knockouts_by_layer,
     neurons_beside_random,
 )
+from memory_interventions import freeze_delta, scale_delta
 from ssm_component_extractor import capture
 
 
@@ -103,6 +105,20 @@ def test_neurons_beside_random_ones_are_means_over_texts():
     assert excess["low"] <= excess["value"] <= excess["high"]
     single = neurons_beside_random(model, captures, 2, [3], 2)
     assert (single["excess"]["low"], single["num_texts"]) == (None, 2)
+
+
+def test_delta_frozen_halved_and_doubled_by_text():
+    model = make_tiny_model()
+    captures = [text_of(model, 30), text_of(model, 40, seed=1)]
+    found = delta_interventions(model, captures, 2)
+    assert list(found) == ["frozen", "halved", "doubled"]
+    for name, edits in (("frozen", freeze_delta(2)), ("doubled", scale_delta(2.0, 2))):
+        for i, one in enumerate(captures):
+            effect = intervention_effects(model, one, edits)
+            assert found[name]["kl"][i] == pytest.approx(float(effect.kl.mean()))
+            assert found[name]["loss_change"][i] == pytest.approx(
+                float(effect.loss_change.nanmean())
+            )
 
 
 def test_more_random_positions_on_demand():

@@ -221,7 +221,8 @@ def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):
 def test_command_ends_with_1_when_a_step_failed(tiny_model_dir, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(module, "MEMORY_STEPS", with_failing("neurons", AnalysisError("none")))
     arguments = ["--model", str(tiny_model_dir), "--text", TEXTS[0], "--layers", "0"]
-    more = ["--num-positions", "2", "--twins", "0", "--output-dir", str(tmp_path), "--quiet"]
+    few = ["--num-positions", "2", "--ablate", "3", "--twins", "0"]
+    more = [*few, "--output-dir", str(tmp_path), "--quiet"]
     assert main([*arguments, *more]) == 1
     assert "Without result: neurons" in capsys.readouterr().out
     assert (tmp_path / "memory_recursion_results.json").exists()
