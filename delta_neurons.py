@@ -39,6 +39,7 @@ from time_shift_nulls import (
     shifted_rows,
     undefined,
     why_too_few,
+    why_too_slow,
 )
 from utils import finite_or_none, validate_choice, validate_int
 
@@ -135,8 +136,8 @@ def delta_neuron_correlation(
 
     A neuron's delta is that of its head.
 
-    Undefined, with the reason, for fewer tokens than a claim needs. Raises ValueError as
-    `delta_memory`. Cost: 2 d_inner sorts, and for each shift d_inner inner products.
+    Undefined, with the reason, for fewer tokens than a claim needs, or too slow ones. Raises
+    ValueError as `delta_memory`. Cost: 2 d_inner sorts, and for each shift d_inner inner products.
     """
     _, lengths = checked_deltas(texts)
     n = sum(lengths)
@@ -145,6 +146,8 @@ def delta_neuron_correlation(
     reason = why_too_few(lengths)
     if reason is None and not varies.any():
         reason = "in no channel do both delta and the activation vary"
+    n_eff = _effective_samples(x, y, lengths)
+    reason = reason or why_too_slow(n_eff[varies], lengths)
     if reason is not None:
         test = undefined(reason, n)
         nothing = dict.fromkeys(
@@ -156,7 +159,7 @@ def delta_neuron_correlation(
     rho = _inner_products(x, y, varies)
     shifts = draw_shifts(lengths, num_shifts, seed)
     shifted = [_inner_products(x, y[shifted_rows(lengths, s)], varies) for s in shifts]
-    found, *shifted_found = _discoveries([rho, *shifted], x, y, lengths)
+    found, *shifted_found = _discoveries([rho, *shifted], n_eff)
     strongest = np.argsort(-np.where(found.rejected, np.abs(rho), -1.0), kind="stable")
     return DeltaNeuronCorrelation(
         **counts,
@@ -241,13 +244,14 @@ def _unit_ranks(
     return x, y, ~(x_flat | y_flat)
 
 
-def _discoveries(
-    correlations: Sequence[FloatArray], x: FloatArray, y: FloatArray, lengths: Sequence[int]
-) -> list[Discoveries]:
-    """Channels whose correlation is not 0, of each of several (d_inner,), at the sample size that
-    the autocorrelation of x and y leaves."""
+def _effective_samples(x: FloatArray, y: FloatArray, lengths: Sequence[int]) -> FloatArray:
+    """(d_inner,) sample sizes that the autocorrelation of x and y leaves."""
     rho_x, rho_y = (autocorrelation_within_texts(v, lengths, max(lengths) // 4) for v in (x, y))
-    n_eff = effective_samples(rho_x, rho_y, sum(lengths), pairs=False)
+    return effective_samples(rho_x, rho_y, sum(lengths), pairs=False)
+
+
+def _discoveries(correlations: Sequence[FloatArray], n_eff: FloatArray) -> list[Discoveries]:
+    """Channels whose correlation is not 0, of each of several (d_inner,)."""
     return [
         benjamini_hochberg(pearson_p_values(rho, n_eff), FALSE_DISCOVERY_RATE)
         for rho in correlations
