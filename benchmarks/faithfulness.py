@@ -103,7 +103,7 @@ def attribution_table(table: FaithfulnessTable) -> str:
         "compr.": lambda row: f"{row['comprehensiveness']:.2f}",
         "suff.": lambda row: f"{row['sufficiency']:.2f}",
         "Spearman with occlusion": lambda row: _interval(row, "spearman_occlusion"),
-        "conservation error, largest": lambda row: _number(row["conservation_error_max"], ".1e"),
+        "conservation error: median, largest": _conservation,
         "Spearman, all layers randomised": lambda row: _number(
             row["spearman_all_layers_randomised"], ".2f"
         ),
@@ -137,6 +137,11 @@ def _interval(row: Mapping, name: str) -> str:
     if row[name] is None:
         return ""
     return _bracketed(row[name], row[f"{name}_low"], row[f"{name}_high"])
+
+
+def _conservation(row: Mapping) -> str:
+    median, largest = row["conservation_error_median"], row["conservation_error_max"]
+    return "" if median is None else f"{median:.1e}, {largest:.1e}"
 
 
 def _bracketed(value: float, low: float, high: float) -> str:
