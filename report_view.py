@@ -98,9 +98,14 @@ def neuron_tables(view: Mapping[str, Any], per_layer: int = 3) -> list[Table]:
 
 def _named_tokens(text: Mapping[str, Any], tokens: Sequence[Sequence[float]]) -> str:
     return ", ".join(
-        f"“{text['pieces'][place] or text['tokens'][place]}” at {place}: {shown(value)}"
-        for place, value in tokens
+        f"“{_name(text, place)}” at {place}: {shown(value)}" for place, value in tokens
     )
+
+
+def _name(text: Mapping[str, Any], place: int) -> str:
+    if place in text["parts"]:
+        return f"part of {text['parts'][place]}"
+    return text["pieces"][place] or text["tokens"][place]
 
 
 def _shown_texts(results: Section) -> list[str]:
@@ -143,6 +148,16 @@ def text_pieces(part: Mapping[str, Any]) -> list[str]:
     return pieces
 
 
+def character_parts(part: Mapping[str, Any]) -> dict[int, str]:
+    """By token, the character that it is a later part of: a token of one of its bytes."""
+    end, parts = 0, {}
+    for place, (start, stop) in enumerate(part.get("offsets") or ()):
+        if start < stop <= end:
+            parts[place] = part["text"][start:stop]
+        end = max(end, stop)
+    return parts
+
+
 def analysed_text(part: Mapping[str, Any]) -> tuple[str, int]:
     """The part of a text that was analysed, and how many characters follow it."""
     text, offsets = part["text"], part.get("offsets")
@@ -180,6 +195,7 @@ def _text(
         "name": text,
         "title": text_name(text),
         "pieces": text_pieces(part)[:MAX_TOKENS],
+        "parts": character_parts(part),
         "tokens": part["tokens"][:MAX_TOKENS],
         "layers": {str(layer): _layer(part["analysis"], tensors, text, layer) for layer in layers},
     }

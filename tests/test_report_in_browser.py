@@ -310,7 +310,7 @@ def test_print_is_light_and_opens_what_is_folded(browser, report, tmp_path):
     page = window.page
     page.evaluate(
         "() => addEventListener('beforeprint', () => { window.printed = "
-        "document.querySelectorAll('details:not([open])').length; })"
+        "document.querySelectorAll('#layers details:not([open])').length; })"
     )
     pdf = page.pdf(path=tmp_path / "report.pdf", format="A4")
     assert pdf.startswith(b"%PDF")

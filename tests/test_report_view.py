@@ -11,6 +11,7 @@ from report_cases import HOSTILE_TEXTS, LONG_WORD, analysed
 import report_view
 from report_view import (
     analysed_text,
+    character_parts,
     deflated_json,
     neuron_tables,
     text_pieces,
@@ -39,11 +40,13 @@ def test_the_pieces_of_a_text_are_the_text(analysis):
 def test_a_character_of_several_tokens_stands_with_the_first():
     part = {"text": "é!", "tokens": ["Ã", "©", "!"], "offsets": [[0, 1], [0, 1], [1, 2]]}
     assert text_pieces(part) == ["é", "", "!"]
+    assert character_parts(part) == {1: "é"}
 
 
 def test_what_the_tokenizer_leaves_out_goes_with_the_next_token():
     part = {"text": "a  b cut", "tokens": ["<s>", "a", "b"], "offsets": [[0, 0], [0, 1], [3, 4]]}
     assert text_pieces(part) == ["", "a", "  b"]
+    assert character_parts(part) == {}  # a special token is no part of a character
     assert analysed_text(part) == ("a  b", 4)
 
 
