@@ -2,6 +2,7 @@
 
 import re
 from itertools import combinations
+from typing import Any
 
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
@@ -10,7 +11,7 @@ from matplotlib.transforms import Bbox
 def stretched(results, num_layers, num_texts):
     """Results of more layers and texts, by repeating those that there are."""
 
-    def walk(section):
+    def walk(section: Any) -> Any:
         if not isinstance(section, dict):
             return section
         keys = list(section)
@@ -29,7 +30,7 @@ def stretched(results, num_layers, num_texts):
             ]
         return found
 
-    large = walk(results)
+    large: dict[str, Any] = walk(results)
     texts = list(large["individual_texts"].values())
     large["individual_texts"] = {f"text_{i}": texts[i % len(texts)] for i in range(num_texts)}
     if rows := large.get("memory_by_layer"):

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from memory_figures import MEMORY_FIGURES
@@ -69,4 +70,6 @@ def test_causal_memory_of_one_kind_alone_is_drawn_and_the_other_named(results):
     figure = draw(alone)
     assert "knockout was not measured" in words_of(figure)
     kl = [bin["kl"] for bin in alone["reset"]["together"]["bins"]]
-    assert any(list(line.get_ydata()) == kl for ax in figure.axes for line in ax.lines)
+    assert any(
+        np.asarray(line.get_ydata()).tolist() == kl for ax in figure.axes for line in ax.lines
+    )

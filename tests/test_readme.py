@@ -9,6 +9,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -61,7 +62,12 @@ def place(tiny_tokenizer, tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     (folder / "my_texts.txt").write_text("\n".join(EXAMPLE_TEXTS[:2]), encoding="utf-8")
     (folder / "demo_model").symlink_to(ROOT / "demo_model")
-    sizes = {"vocab_size": VOCAB_SIZE, "pad_token_id": 0, "bos_token_id": 0, "eos_token_id": 0}
+    sizes: dict[str, Any] = {
+        "vocab_size": VOCAB_SIZE,
+        "pad_token_id": 0,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         mamba = MambaForCausalLM(
