@@ -133,6 +133,13 @@ def test_links_and_pictures_are_there(page):
         assert (page.parent / link).resolve().exists(), link
 
 
+def test_every_benchmark_is_listed():
+    scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - {"other_ways.py"}
+    listed = set(re.findall(r"`(?:python benchmarks/)?(\w+\.py)`", README))
+    assert scripts - {"speed.py"} <= listed
+    assert "benchmarks/results/speed.md" in README
+
+
 def test_the_gallery_shows_what_its_script_draws():
     from examples.draw_gallery import GALLERY
 
