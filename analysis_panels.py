@@ -255,6 +255,16 @@ def plot_neuron_cka(sections: Sections, method: str, ax: Axes | None = None) -> 
     return draw_tests(ax, sections, labels, tests, one_sided=True)
 
 
+def plot_attention_agreement(sections: Sections, method: str, ax: Axes | None = None) -> Axes:
+    """Rank agreement of a method's maps in successive layers at equal lag, beside its null."""
+    ax = begin(ax, _of("Agreement of attention", method), "layers", "Spearman by lag")
+    parts = {text: section[method]["transitions"] for text, section in usable(sections).items()}
+    first = next(iter(parts.values()), [])
+    labels = [f"{step['from_layer']}→{step['to_layer']}" for step in first]
+    tests = {text: [step["attention_agreement"] for step in steps] for text, steps in parts.items()}
+    return draw_tests(ax, sections, labels, tests)
+
+
 def plot_neuron_magnitude(sections: Sections, method: str, ax: Axes | None = None) -> Axes:
     """Root mean square activation of a method's neurons over tokens and neurons."""
     ax = begin(ax, _of("Magnitude", method), "layer", "RMS activation")

@@ -148,17 +148,20 @@ def figure_neuron_evolution(results: Section) -> Figure:
         results,
         "Neurons across layers, by method",
         "CKA of the neurons of successive layers over the same tokens (a neuron's number has no "
-        "counterpart in another layer); grey: null of circular time shifts, mean to largest draw; "
-        "filled points lie above it. RMS over tokens and neurons, in the unit of the method: "
-        "activation, or for gradient-guided activation times gradient. Dashed: all neurons alike.",
-        [(len(methods), 1.0)] * 3,
+        "counterpart in another layer); grey: null of time shifts, mean to largest draw; filled "
+        "points lie above it. Agreement: Spearman over queries of the attention paid to a lag, "
+        "mean over lags; grey: 95 % interval of time shifts; filled points lie outside it. RMS over "
+        "tokens and neurons, in the unit of the method: activation, or for gradient-guided "
+        "activation times gradient. Dashed: all neurons alike.",
+        [(len(methods), 1.0)] * 4,
         sections,
     )
     for column, method in enumerate(methods):
         panels.plot_neuron_cka(sections, method, axes[0][column])
-        panels.plot_neuron_magnitude(sections, method, axes[1][column])
-        panels.plot_neuron_concentration(sections, method, axes[2][column])
-    for row in (axes[0], axes[2]):
+        panels.plot_attention_agreement(sections, method, axes[1][column])
+        panels.plot_neuron_magnitude(sections, method, axes[2][column])
+        panels.plot_neuron_concentration(sections, method, axes[3][column])
+    for row in (axes[0], axes[1], axes[3]):
         _share_limits(row)
     return figure
 

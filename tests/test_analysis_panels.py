@@ -140,7 +140,8 @@ def test_attention_map_of_zeros_has_a_scale(ax):
 
 
 def evolution():
-    step = {"rms_ratio": 2.0, "cka_p_value": 0.05, "reason": None}
+    step = {"rms_ratio": 2.0, "cka_p_value": 0.05, "reason": None,
+            "attention_agreement": null_test(0.5, -0.25, 0.25)}  # fmt: skip
     return {
         "rollout": {
             "rms": {"layer_0": 0.5, "layer_2": 1.0},
@@ -162,6 +163,13 @@ def test_neurons_across_layers(ax):
     np.testing.assert_array_equal(ax.lines[1].get_xydata(), [[0, 0.75]])
     assert [label.get_text() for label in ax.get_xticklabels()] == ["0→2"]
     assert ax.get_title() == "CKA of successive layers,\nrollout"
+
+
+def test_agreement_of_attention_beside_its_null(ax):
+    panels.plot_attention_agreement({"text_0": evolution()}, "rollout", ax)
+    assert rectangles(ax) == [(-0.25, 0.25)]
+    np.testing.assert_array_equal(ax.lines[1].get_xydata(), [[0, 0.5]])
+    assert ax.get_title() == "Agreement of attention,\nrollout"
 
 
 def test_a_neuron_cka_below_the_mean_of_its_null_is_no_finding(ax):
