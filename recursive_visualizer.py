@@ -150,8 +150,8 @@ def figure_neuron_evolution(results: Section) -> Figure:
         "CKA of the neurons of successive layers over the same tokens (a neuron's number has no "
         "counterpart in another layer); grey: null of time shifts, mean to largest draw; filled "
         "points lie above it. Agreement: Spearman over queries of the attention paid to a lag, "
-        "mean over lags; grey: 95 % interval of time shifts; filled points lie outside it. RMS over "
-        "tokens and neurons, in the unit of the method: activation, or for gradient-guided "
+        "mean over lags; grey: 95 % interval of time shifts; filled points lie outside it. RMS "
+        "over tokens and neurons, in the unit of the method: activation, or for gradient-guided "
         "activation times gradient. Dashed: all neurons alike.",
         [(len(methods), 1.0)] * 4,
         sections,
