@@ -26,7 +26,7 @@ README = PAGES[0].read_text(encoding="utf-8")
 SHORTER = {
     "corrected_recursive_ssm_attention_analyzer": ["--max-sequence-length", "24"],
     "run_memory_recursion_analysis": ["--max-sequence-length", "40", "--num-positions", "2",
-                                      "--ablate", "3"],
+                                      "--ablate", "3", "--layers", "0,12"],
     "model_comparison": ["--max-sequence-length", "24"],
     "recursive_analysis_report": [],
     "recursive_visualizer": ["--formats", "svg"],
@@ -91,6 +91,8 @@ def test_every_command_runs(place, monkeypatch, capsys):
     assert len(PYTHON) >= 4
     for _, script, *given in PYTHON:
         arguments = [names.get(word, word) for word in given] + SHORTER[Path(script).stem]
+        if not given:  # the default of five layers is that of the snippets too
+            arguments += ["--layers", "0,12"]
         status = importlib.import_module(Path(script).stem).main(arguments)
         printed = capsys.readouterr()
         assert status == 0, f"{script} {arguments}: {printed.err}"
