@@ -33,11 +33,11 @@ from utils import DEMO_MODEL_PATH, EXAMPLE_TEXTS, check_output_dir, run_main  # 
 
 GALLERY = {
     "main": ("ssm_analysis", "attention_analysis", "neuron_evolution", "correlation_analysis",
-             "consistency_analysis", "recursive_state_vs_activation", "findings", "findings_2"),
+             "consistency_analysis", "recursive_state_vs_activation", "findings"),
     "memory": ("neuron_activation_patterns", "memory_effects", "recursive_patterns",
                "cross_layer_correlations", "ssm_neuron_correlations", "causal_memory"),
 }  # fmt: skip
-"""Figures of the gallery by analysis."""
+"""Figures of the gallery by analysis; of the findings the first page."""
 
 _DPI = 80
 _COLOURS = 192
