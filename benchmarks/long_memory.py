@@ -66,8 +66,8 @@ def report(results: Mapping[str, Any], peaks: Mapping[int, float], model: str) -
         *_layer_table(results["layers"]),
     ]
     if peaks:
-        measured = ", ".join(f"{mb:.1f} MB at {length} tokens" for length, mb in peaks.items())
-        lines += ["", f"Peak memory of reading the stream, above the loaded model: {measured}."]
+        measured = ", ".join(f"{mb:.0f} MB at {length} tokens" for length, mb in peaks.items())
+        lines += ["", f"Peak memory of a process that reads the stream: {measured}."]
     return "\n".join(lines) + "\n"
 
 
@@ -118,10 +118,7 @@ def _layer_table(layers: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def peak_megabytes(model_name: str, length: int) -> float:
-    """Peak memory of reading so many tokens as a stream, above the loaded model, in MB.
-
-    Measured in a process of its own: memory that this one has freed and kept would hide it.
-    """
+    """Peak memory of a process that reads so many tokens as a stream, in MB."""
     command = [sys.executable, __file__, "-", "--model", model_name, "--measure", str(length)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -129,18 +126,17 @@ def peak_megabytes(model_name: str, length: int) -> float:
     return float(done.stdout)
 
 
-def measured_growth(model_name: str, length: int) -> float:
-    """Peak resident memory while reading, above that before, in MB; Linux only (OSError)."""
+def measured_peak(model_name: str, length: int) -> float:
+    """Peak resident memory of this process while it reads, in MB; Linux only (OSError)."""
     model = load_model(model_name)
     ids = [token % model.config.vocab_size for token in range(length)]
     layers = model_layers(model, None)
-    read_stream(model, ids[:1024], layers=layers)  # buffers that any length needs
     tracker = MemoryTracker()
     read_stream(model, ids, layers=layers)
     stats = tracker.stats()
     if stats["reason"] or not tracker.peak_is_since_reset:
         raise OSError(f"the peak memory cannot be measured here: {stats['reason'] or 'no reset'}")
-    return 1000 * (stats["peak_memory_usage"] - stats["baseline_memory_usage"])
+    return 1000 * stats["peak_memory_usage"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -162,7 +158,7 @@ def _command(argv: list[str]) -> int:
     parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name}")
     args = parser.parse_args(argv)
     if args.measure is not None:
-        print(measured_growth(args.model, validate_int("measure", args.measure, 2)))
+        print(measured_peak(args.model, validate_int("measure", args.measure, 2)))
         return 0
     text = read_book(args.text)
     model, tokenizer = load_model(args.model), load_tokenizer(args.model)
