@@ -10,15 +10,20 @@ from report_content import ReportContent
 from report_measures import MEASURES
 from report_tables import Cell, Table, shown
 
-_SPECIAL = re.compile(r"([\\`*_{}\[\]()#+\-.!|<>$~&^:@])")
+# Marks up, or may, wherever it stands; a colon and an at sign where they would begin an address, a
+# name or a picture; and what would begin a list, a heading or a rule at the start of a line.
+_ANYWHERE = re.compile(r"[\\`*_\[\]|<>$~&]|:(?=\S)|@(?=\w)|(?<=www)\.")
+_AT_START = re.compile(r"^(\s*)([#+=-](?=[\s#=-]|$))|^(\s*\d{1,9})([.)](?=\s|$))")
 
 
 def escape_markdown(text: str) -> str:
     """Text that stands in a line of Markdown as itself: no markup, no HTML, no mathematics.
 
-    Line breaks become ↵: a paragraph or a cell of a table is one line.
+    Line breaks become ↵: a paragraph or a cell of a table is one line. White space at its ends,
+    which Markdown would not show, is left out. Numbers stay readable.
     """
-    return _SPECIAL.sub(r"\\\1", re.sub(r"\r\n|[\r\n\v\f\x85\u2028\u2029]", "↵", text))
+    line = re.sub(r"\r\n|[\r\n\v\f\x85\u2028\u2029]", "↵", text).strip()
+    return _AT_START.sub(r"\1\3\\\2\4", _ANYWHERE.sub(r"\\\g<0>", line))
 
 
 def fenced(text: str) -> str:

@@ -96,7 +96,7 @@ def neuron_tables(view: Mapping[str, Any], per_layer: int = 3) -> list[Table]:
     return tables
 
 
-def _named_tokens(text: Mapping[str, Any], tokens: Sequence[Sequence[float]]) -> str:
+def _named_tokens(text: Mapping[str, Any], tokens: Sequence[tuple[int, float]]) -> str:
     return ", ".join(
         f"“{_name(text, place)}” at {place}: {shown(value)}" for place, value in tokens
     )
@@ -150,8 +150,9 @@ def text_pieces(part: Mapping[str, Any]) -> list[str]:
 
 def character_parts(part: Mapping[str, Any]) -> dict[int, str]:
     """By token, the character that it is a later part of: a token of one of its bytes."""
+    offsets: list[tuple[int, int]] = part.get("offsets") or []
     end, parts = 0, {}
-    for place, (start, stop) in enumerate(part.get("offsets") or ()):
+    for place, (start, stop) in enumerate(offsets):
         if start < stop <= end:
             parts[place] = part["text"][start:stop]
         end = max(end, stop)

@@ -21,16 +21,23 @@ def rendered_text(page: str) -> str:
 @pytest.mark.parametrize(
     "text",
     [*HOSTILE_TEXTS[:4], "1. a", "- b", "# c", "a|b", "&lt;", "**x** __y__ ~~z~~", "![a](b)", "<b>",
-     "http://example.org", "a\\b", "`code`", "$$x$$", "[^1]: note", "+++", "\\"],
+     "http://example.org", "a\\b", "`code`", "$$x$$", "[^1]: note", "+++", "\\",
+     "12) a", "===", "---", "- - -", "## x", "    * y", "1.", "a & b;", "-0.5",
+     "1.68e-07 (null 0 to 1)", ":smile: @name"],
 )  # fmt: skip
 def test_escaped_text_is_itself_in_a_line_and_in_a_table(text):
-    line = re.sub(r"\n", "↵", text)
+    line = re.sub(r"\n", "↵", text).strip()
     assert rendered_text(PARSER.render(escape_markdown(text))).strip() == line
     cell = PARSER.render(f"| a | b |\n| --- | --- |\n| {escape_markdown(text)} | x |\n")
     found = re.findall(r"<td>(.*?)</td>", cell, re.S)
     assert [html.unescape(part) for part in found] == [line, "x"]
     # A dollar that is not escaped begins mathematics for some readers.
     assert not re.search(r"(?<!\\)\$", escape_markdown(text))
+
+
+def test_numbers_and_sentences_stay_readable():
+    text = "Found: it is 1.68e-07 (null -0.5 to 0.1); n = 4 layers."
+    assert escape_markdown(text) == text
 
 
 @pytest.mark.parametrize("text", [*HOSTILE_TEXTS, "```\nfence\n````", "~~~", "a\r\nb", ""])
