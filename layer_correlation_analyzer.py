@@ -35,6 +35,8 @@ from channel_correlations import (
 from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
+    Job,
+    capture,
     capture_for,
     captures_of,
     job_from_options,
@@ -51,7 +53,11 @@ from time_shift_nulls import (
 )
 from utils import (
     add_common_options,
+    batches_by_length,
     finite_or_none,
+    pad_batch,
+    padding_id,
+    progress,
     resolve_model,
     run_main,
     validate_choice,
@@ -341,8 +347,44 @@ def _command(argv: list[str]) -> int:
         epilog="example: python layer_correlation_analyzer.py --text 'some text' --layers 0,3",
     )
     add_common_options(parser, *STEP_OPTIONS)
+    parser.add_argument(
+        "--stream",
+        choices=list(STREAMS),
+        help="correlate layers over the texts as a stream of which nothing is kept: for corpora; "
+        "of the residual stream or of the mixers' outputs",
+    )
     parser.set_defaults(output_dir="layer_correlations")
     job = job_from_options(parser.parse_args(argv))
+    return _write_streamed(job) if job.args.stream else _write_all(job)
+
+
+def _write_streamed(job: Job) -> int:
+    """Layers correlated over batches of texts that are let go one after the other."""
+    batches = batches_by_length(job.encoded, job.args.batch_size)
+    captures = (
+        capture(
+            job.model,
+            *pad_batch([job.encoded[index] for index in batch], padding_id(job.tokenizer)),
+            job.layers,
+        )
+        for batch in progress(batches, desc="batches")
+    )
+    pairs = _checked_pairs(None, job.layers)
+    found = stream_cross_layer_correlations(
+        captures, pairs, stream=job.args.stream, seed=job.args.seed
+    )
+    pairs_found = {name: pair.to_dict() for name, pair in found.items()}
+    results = {
+        "num_texts": len(job.encoded),
+        "layer_correlations": {job.args.stream: pairs_found},
+    }
+    path = write_json(job.output_dir / "layer_correlations.json", results)
+    print(f"Wrote {path}.")
+    return 0
+
+
+def _write_all(job: Job) -> int:
+    """Correlations and recursive patterns of texts at hand, with tables and tensors."""
     captures, seed = captures_of(job), job.args.seed
     correlations = {
         stream: cross_layer_correlations(captures, stream=stream, seed=seed)

@@ -206,3 +206,17 @@ def test_the_command_writes_its_files(tiny_model_dir, tmp_path, capsys):
     assert (out / "layer_activations.safetensors").exists()
     assert "layer_correlations.json" in capsys.readouterr().out
     assert main([*options, "--layers", "9", "--output-dir", str(out)]) == 2
+
+
+def test_the_command_streams_a_corpus(tiny_model_dir, tmp_path, capsys):
+    options = ["--model", str(tiny_model_dir), "--layers", "0,2", "--quiet", "--device", "cpu"]
+    out = tmp_path / "out"
+    output = ["--stream", "mixer", "--output-dir", str(out)]
+    assert main([*options, *output]) == 0
+    written = json.loads((out / "layer_correlations.json").read_text())
+    pair = written["layer_correlations"]["mixer"]["layer_0_to_2"]
+    assert (pair["num_segments"], pair["enough_tokens"]) == (3, True)
+    assert pair["tests"]["mean_abs"]["num_draws"] == 39
+    assert [path.name for path in out.iterdir()] == ["layer_correlations.json"]
+    assert "layer_correlations.json" in capsys.readouterr().out
+    assert main([*options, *output, "--layers", "1"]) == 2
