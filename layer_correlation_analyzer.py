@@ -355,10 +355,11 @@ def _command(argv: list[str]) -> int:
     )
     parser.set_defaults(output_dir="layer_correlations")
     job = job_from_options(parser.parse_args(argv))
-    return _write_streamed(job) if job.args.stream else _write_all(job)
+    print(_write_streamed(job) if job.args.stream else _write_all(job))
+    return 0
 
 
-def _write_streamed(job: Job) -> int:
+def _write_streamed(job: Job) -> str:
     """Layers correlated over batches of texts that are let go one after the other."""
     batches = batches_by_length(job.encoded, job.args.batch_size)
     captures = (
@@ -379,11 +380,10 @@ def _write_streamed(job: Job) -> int:
         "layer_correlations": {job.args.stream: pairs_found},
     }
     path = write_json(job.output_dir / "layer_correlations.json", results)
-    print(f"Wrote {path}.")
-    return 0
+    return f"Wrote {path}."
 
 
-def _write_all(job: Job) -> int:
+def _write_all(job: Job) -> str:
     """Correlations and recursive patterns of texts at hand, with tables and tensors."""
     captures, seed = captures_of(job), job.args.seed
     correlations = {
@@ -416,8 +416,7 @@ def _write_all(job: Job) -> int:
         for layer in captured.layers
     }
     write_tensors(job.output_dir / "layer_activations.safetensors", tensors)
-    print(f"Wrote {path}, top_pairs.csv and layer_activations.safetensors beside it.")
-    return 0
+    return f"Wrote {path}, top_pairs.csv and layer_activations.safetensors beside it."
 
 
 if __name__ == "__main__":

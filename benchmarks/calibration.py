@@ -33,7 +33,7 @@ from transformers import MambaConfig, MambaForCausalLM
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis_results import Settings
-from analysis_utils import FloatArray, pearson_matrix, pearson_p_values
+from analysis_utils import FloatArray, pearson_matrix, pearson_p_values, spearman
 from channel_correlations import CrossLayerCorrelation, PooledActivations, cross_layer_correlation
 from corrected_recursive_ssm_attention_analyzer import analyze
 from findings import SUPPORTED, Finding, exceeds_null
@@ -72,7 +72,7 @@ LABELS = {
 def ar1(phi: float, tokens: int, channels: int, rng: np.random.Generator) -> FloatArray:
     """Stationary AR(1) series (tokens, channels) of unit innovations."""
     noise = rng.standard_normal((tokens + 300, channels))
-    return signal.lfilter([1.0], [1.0, -phi], noise, axis=0)[300:]
+    return np.asarray(signal.lfilter([1.0], [1.0, -phi], noise, axis=0))[300:]
 
 
 def correlated(x: FloatArray, y: FloatArray, seed: int) -> CrossLayerCorrelation:
@@ -96,7 +96,7 @@ def false_on_noise(phi: float, seed: int) -> dict[str, tuple[bool, bool]]:
         bool(uncorrected.any()),
     )
     single = spearman_shift_test(x[:, 0], y[:, 0], [NOISE_TOKENS], seed=seed)
-    plain = float(stats.spearmanr(x[:, 0], y[:, 0]).pvalue)
+    plain = float(pearson_p_values([spearman(x[:, 0], y[:, 0])], NOISE_TOKENS)[0])
     shown["rank correlation of one pair above its null"] = (
         _above(single.to_dict()),
         plain <= ALPHA,

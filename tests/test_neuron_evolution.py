@@ -5,11 +5,10 @@ import json
 import numpy as np
 import pytest
 import torch
-from scipy.stats import spearmanr
 from test_neuron_sets import long_set
 from torch import Tensor
 
-from analysis_utils import linear_cka
+from analysis_utils import linear_cka, spearman
 from neuron_evolution import _centred_gram, _gram_cka, attention_agreement, neuron_evolution
 from neuron_sets import NeuronSet, neuron_set
 
@@ -128,7 +127,10 @@ def test_attention_agreement_equals_the_loop_and_does_not_mistake_decay_for_agre
     a, b = random_map(0), random_map(1)
     test = attention_agreement(with_map(0, a), with_map(1, b))
     by_lag = [
-        spearmanr([a[t, t - k] for t in range(22, 90)], [b[t, t - k] for t in range(22, 90)])[0]
+        spearman(
+            np.array([a[t, t - k] for t in range(22, 90)]),
+            np.array([b[t, t - k] for t in range(22, 90)]),
+        )
         for k in range(1, 23)
     ]
     assert test.value == pytest.approx(np.mean(by_lag), abs=1e-9)

@@ -1,5 +1,9 @@
 """Correlations over a stream against those of the same tokens at hand, naive loops, and plants."""
 
+# A value is None only where it is undefined: pyright is told not to mind here.
+# pyright: reportOptionalOperand=false, reportCallIssue=false, reportArgumentType=false
+# pyright: reportOptionalMemberAccess=false
+
 import json
 
 import numpy as np
