@@ -63,6 +63,10 @@ def _header(results: Row) -> list[str]:
         f"layers {layers}. Memory was taken away at up to {meta['num_positions']} tokens of each "
         f"text, and {meta['num_ablations']} random neurons of each layer were ablated.",
         "",
+        f"Claims have to exceed {meta['num_twins']} untrained model(s) of the same configuration."
+        if meta["num_twins"]
+        else "No untrained model stands beside the claims: some may hold without any training.",
+        "",
     ]
 
 
@@ -106,7 +110,7 @@ def _each_layer(results: Row) -> list[str]:
         key = f"layer_{row['layer']}"
         parts = {name: sections.get(name, {}).get(key) for name in _SENTENCES}
         sentences = [_delta(row), *(write(parts[name]) for name, write in _SENTENCES.items())]
-        lines.append(f"- Layer {row['layer']}: {' '.join(s for s in sentences if s)}")
+        lines += [f"- Layer {row['layer']}:", *(f"  - {s}" for s in sentences if s)]
     return [*lines, ""]
 
 
