@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -21,6 +20,7 @@ from cross_text_analysis import TextMeasures
 from findings import Finding
 from key_findings import beside_twins
 from neuron_sets import NeuronSet
+from replay_check import replay_check
 from ssm_component_extractor import Capture
 from utils import (
     SCHEMA_VERSION,
@@ -38,10 +38,6 @@ METHODS_USED = (
     "ssm_extraction", "implicit_attention", "synthetic_attention", "neuron_creation",
     "correlation_analysis",
 )  # fmt: skip
-
-REPLAY_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
-"""Largest replay error that counts as agreement, by the model's dtype; 1e-2 for half precision,
-which keeps two to three digits."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -239,23 +235,12 @@ def _self_check(
     model: PreTrainedModel, texts: Sequence[TextAnalysis], cross_text: Mapping[str, Any]
 ) -> dict[str, Any]:
     """How well the replayed mixers reproduce the model's own, and every step without a result."""
-    tolerance = REPLAY_TOLERANCE.get(model.dtype, 1e-2)
-    errors = {f"text_{i}": text.replay_errors for i, text in enumerate(texts)}
-    largest = max((e for by_layer in errors.values() for e in by_layer.values()), default=None)
-    if largest is not None and largest > tolerance:
-        logger.warning(
-            "the replayed mixers differ from the model's own by %.1e (allowed: %.0e): the numbers "
-            "of this run are not to be trusted", largest, tolerance,
-        )  # fmt: skip
     failures = {f"text_{i}": text.failures for i, text in enumerate(texts) if text.failures}
     if failed := {
         name: part for name, part in cross_text.items() if {"error", "skipped"} & {*part}
     }:
         failures["cross_text_analysis"] = failed
     return {
-        "replay_error": errors,
-        "largest_replay_error": largest,
-        "replay_tolerance": tolerance,
-        "replay_agrees": None if largest is None else largest <= tolerance,
+        **replay_check(model, {f"text_{i}": one.replay_errors for i, one in enumerate(texts)}),
         "without_result": failures,
     }

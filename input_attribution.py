@@ -44,7 +44,14 @@ from mamba_mixers import (
 from selective_scan import attention_map, attention_row
 from ssm_component_extractor import STEP_OPTIONS, Capture, capture, job_from_options
 from targets import TARGETS, PinnedTarget, Target, resolve_target
-from utils import add_common_options, run_main, validate_choice, validate_int, write_json
+from utils import (
+    add_common_options,
+    execution_device,
+    run_main,
+    validate_choice,
+    validate_int,
+    write_json,
+)
 
 BASELINES = ("mean", "padding", "zero")
 """Named baselines, beside any token id: the mean of all token embeddings; the padding token (else
@@ -175,7 +182,7 @@ def explain(
     ``baseline``: one of ``BASELINES`` or a token id. Raises ValueError for a bad argument, and for
     a target that does not fit the text. Cost: one forward pass.
     """
-    ids = torch.as_tensor(input_ids, device=model.device).reshape(1, -1)
+    ids = torch.as_tensor(input_ids, device=execution_device(model)).reshape(1, -1)
     _check_ids(ids, len(model.get_input_embeddings().get_parameter("weight")))
     validate_int("num_steps", num_steps, 1)
     validate_int("batch_size", batch_size, 1)

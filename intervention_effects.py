@@ -21,7 +21,7 @@ from mamba_mixers import fast_scan, find_mixers, forward_from, mixer_parameters
 from memory_interventions import LayerEdit, set_neuron
 from ssm_component_extractor import Capture, extracted_layer
 from targets import PinnedTarget, Target
-from utils import finite_or_none, validate_int
+from utils import execution_device, finite_or_none, validate_int
 
 # Tokens, over the rows of a pass, and logits that it may give: both bound memory, not results.
 _TOKENS_PER_PASS = 4096
@@ -229,8 +229,9 @@ def _clean_run(
         raise ValueError(
             f"captured has {len(captured.input_ids)} texts, or padding; pass captured.text(row)"
         )
-    stream = extracted_layer(captured.block_inputs, layer, "capture").to(model.device)
-    ids = captured.input_ids.to(model.device)
+    device = execution_device(model)
+    stream = extracted_layer(captured.block_inputs, layer, "capture").to(device)
+    ids = captured.input_ids.to(device)
     with fast_scan(model):
         logits = forward_from(model, layer, stream, ids)
     pinned = None if target is None else target.pin(logits, ids)

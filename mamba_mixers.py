@@ -20,7 +20,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mixer_families import FAMILIES, MixerFamily, at_least_float32, family_of
+from mixer_families import FAMILIES, MixerFamily, at_least_float32, family_of, gated_norm
+from mixer_placement import linear_weight, parameters_at_hand
 from mixer_replay import (
     EDITABLE,
     GRADIENT,
@@ -142,12 +143,13 @@ def mixer_parameters(site: MixerSite) -> MixerParameters:
     conv, out = site.mixer.conv1d, site.mixer.out_proj
     scale = _output_scale(site)
     d_inner = out.in_features
-    return MixerParameters(
-        _weights(conv.weight)[:d_inner].squeeze(1),
-        None if conv.bias is None else _weights(conv.bias)[:d_inner],
-        _weights(out.weight) * scale,
-        None if out.bias is None else _weights(out.bias) * scale,
-    )
+    with parameters_at_hand(conv, out):
+        return MixerParameters(
+            _weights(conv.weight)[:d_inner].squeeze(1),
+            None if conv.bias is None else _weights(conv.bias)[:d_inner],
+            linear_weight(out) * scale,
+            None if out.bias is None else _weights(out.bias) * scale,
+        )
 
 
 def _output_scale(site: MixerSite) -> float:
@@ -170,7 +172,8 @@ def logit_directions(model: nn.Module) -> Tensor:
             f"{type(model).__name__} has no logits, or its final norm is none of "
             f"{', '.join(FINAL_NORMS)}; load it with AutoModelForCausalLM.from_pretrained"
         )
-    return _weights(head.weight) * _weights(norm.weight) * _logit_scale(model)
+    with parameters_at_hand(head, norm):
+        return linear_weight(head) * _weights(norm.weight) * _logit_scale(model)
 
 
 def _logit_scale(model: nn.Module) -> float:
@@ -203,9 +206,10 @@ def replay_mixer(
             f"memory is that of {len(memory.state)} texts, the chunk has {len(hidden_states)}; "
             "go on with the same texts, in the same order"
         )
-    return compute_replay(
-        site.mixer, site.family, hidden_states, attention_mask, edit, rules, memory
-    )
+    with parameters_at_hand(site.mixer, gated_norm(site.mixer)):
+        return compute_replay(
+            site.mixer, site.family, hidden_states, attention_mask, edit, rules, memory
+        )
 
 
 @torch.no_grad()
@@ -350,8 +354,17 @@ def embedding_scale(model: Any) -> float:
 
 
 def bias_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's additive constants by name, that of the step size (dt) included."""
-    return {name: p for name, p in model.named_parameters() if name.endswith("bias")}
+    """The model's additive constants by name, that of the step size (dt) included.
+
+    Raises UnsupportedModelError where some are offloaded, for these are no part of a graph.
+    """
+    biases = {name: p for name, p in model.named_parameters() if name.endswith("bias")}
+    if offloaded := [name for name, bias in biases.items() if bias.is_meta]:
+        raise UnsupportedModelError(
+            f"{len(offloaded)} biases of {type(model).__name__} are offloaded ({offloaded[0]}, "
+            "...), which gives them no gradient: load the model without offloading"
+        )
+    return biases
 
 
 def _rms_norms(model: nn.Module) -> list[nn.Module]:

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis_results import REPLAY_TOLERANCE, step_sections
+from analysis_results import step_sections
 from analysis_steps import StepOutcomes, run_steps
 from attention_neurons import NEURON_METHODS, layer_parameters
 from delta_extraction import token_pieces
@@ -32,6 +32,7 @@ from memory_report import memory_report
 from memory_table import memory_by_layer
 from memory_twins import TwinFindings, twin_findings
 from recursive_visualizer import write_figures
+from replay_check import replay_check
 from result_views import Results, run_summary
 from ssm_component_extractor import (
     STEP_OPTIONS,
@@ -254,13 +255,8 @@ def _results(
 def _self_check(inputs: MemoryInputs, outcomes: StepOutcomes) -> dict[str, Any]:
     """How well the replayed mixers reproduce the model's own, and every step without a result."""
     errors = {f"text_{i}": _replay_errors(one) for i, one in enumerate(inputs.captures)}
-    tolerance = REPLAY_TOLERANCE.get(inputs.model.dtype, 1e-2)
-    largest = max(error for by_layer in errors.values() for error in by_layer.values())
     return {
-        "replay_error": errors,
-        "largest_replay_error": largest,
-        "replay_tolerance": tolerance,
-        "replay_agrees": largest <= tolerance,
+        **replay_check(inputs.model, errors),
         "without_result": outcomes.failures,
     }
 

@@ -93,6 +93,11 @@ class MixerFamily(NamedTuple):
     reads_embeddings_again: bool = False
     """later layers read the embeddings beside the residual stream"""
 
+    @property
+    def scans_in_float32(self) -> bool:
+        """Whether ``transformers`` scans in float32 whatever the model's dtype: Mamba-2."""
+        return self.form.coefficients is _convolved
+
 
 def _halves(mixer: Any, hidden_states: Tensor) -> Projected:
     return Projected(*mixer.in_proj(hidden_states).chunk(2, dim=-1))

@@ -27,7 +27,6 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis_results import REPLAY_TOLERANCE
 from analysis_utils import FloatArray
 from comparison_readings import (
     MEASURES,
@@ -53,6 +52,7 @@ from layer_likeness import (
     with_null,
 )
 from recursive_visualizer import write_figures
+from replay_check import REPLAY_TOLERANCE
 from shared_pieces import Pieces, shared_pieces
 from time_shift_nulls import MIN_TOKENS, NullTest, against_null, undefined
 from untrained_twin import ENOUGH_TWINS, untrained_twin

@@ -20,7 +20,7 @@ from memory_interventions import set_neuron
 from neuron_sets import NeuronSet
 from ssm_component_extractor import Capture, extracted_layer
 from targets import PinnedTarget, Target
-from utils import finite_or_none, progress, validate_int
+from utils import execution_device, finite_or_none, progress, validate_int
 
 # Tokens, over the variants of a text, that an ablation's forward pass handles at once.
 _TOKENS_PER_PASS = 4096
@@ -197,7 +197,8 @@ def _run(
     pinned: PinnedTarget | None = None,
 ) -> tuple[Tensor, PinnedTarget]:
     """Logits of the captured texts, only those that the target reads, and the target pinned."""
-    ids, mask = captured.input_ids.to(model.device), captured.attention_mask.to(model.device)
+    device = execution_device(model)
+    ids, mask = captured.input_ids.to(device), captured.attention_mask.to(device)
     length = ids.shape[1]
     column = length + target.position
     # Texts end in the same column, for padding is on the left.

@@ -347,9 +347,14 @@ def _model_identity(model: nn.Module) -> dict[str, Any]:
         "id": name or None,
         "class": type(model).__name__,
         "revision": getattr(config, "_commit_hash", None),
-        "weights_sha256": weights_sha256(model),
+        # Offloaded weights are not in memory to be read.
+        "weights_sha256": None if _is_offloaded(model) else weights_sha256(model),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
     }
+
+
+def _is_offloaded(model: nn.Module) -> bool:
+    return any(parameter.is_meta for parameter in model.parameters())
 
 
 def _git_state() -> dict[str, Any]:

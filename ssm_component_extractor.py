@@ -30,6 +30,7 @@ from utils import (
     check_texts,
     configure_logging,
     encode_texts,
+    execution_device,
     load_model,
     load_tokenizer,
     pad_batch,
@@ -101,7 +102,7 @@ def capture(
     about 8 * b * l * d_inner floats a layer.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-    device = model.device
+    device = execution_device(model)
     records = record_layers(model, list(layer_indices), input_ids.to(device), mask.to(device))
     mask = mask.cpu()
     return Capture(

@@ -85,6 +85,7 @@ __all__ = [
     "check_texts",
     "configure_logging",
     "encode_texts",
+    "execution_device",
     "finite_or_none",
     "five_digits",
     "forward_hooks",
@@ -285,7 +286,19 @@ def resolve_model(
         model.eval()
     if isinstance(tokenizer, (str, os.PathLike)):
         tokenizer = load_tokenizer(tokenizer)
-    return model, tokenizer, model.device
+    return model, tokenizer, execution_device(model)
+
+
+def execution_device(model: PreTrainedModel) -> torch.device:
+    """Where the model takes its inputs: its device, or that of its first layers if it is split.
+
+    An offloaded model's parameters are on no device; ``accelerate`` then says where it computes.
+    """
+    for module in model.modules():
+        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
+        if device is not None:
+            return torch.device(device)
+    return model.device
 
 
 def require_tokenizer(

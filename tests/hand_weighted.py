@@ -3,6 +3,9 @@
 Embeddings are one-hot and the norm is scaled so that the mixer of layer 0 reads the token itself:
 what a channel receives at a token is a table. Other layers write nothing. In every model below u
 (the SSM's input) is 0 or 1 and the gate SiLU(z) is 1, up to float32 rounding.
+
+The Mamba-2 models at the end are built alike: in each head the first channel is 1 at chosen tokens
+and the others are at all, and B and C are 1, or B at chosen tokens.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import MambaConfig, MambaForCausalLM
+from transformers import Mamba2Config, Mamba2ForCausalLM, MambaConfig, MambaForCausalLM
 
 
 def inverse_silu(value: float) -> float:
@@ -185,3 +188,97 @@ def single_logit_channel(
     built.writes(channel, torch.eye(vocab_size)[token])
     built.model.lm_head.weight[:, 0] = 0.0
     return built.model
+
+
+class HandWeighted2:
+    """A blank one-hot Mamba-2 of heads of as many channels as there are tokens, with one state.
+
+    Channel 0 of a head is u = 1 at the tokens given to :meth:`head`, else 0; the others are 1 at
+    every token. B = C = 1 at every token until :meth:`writes_at`. The norm's weight is 1.
+    """
+
+    def __init__(self, vocab_size: int, num_heads: int) -> None:
+        config = Mamba2Config(
+            vocab_size=vocab_size,
+            hidden_size=vocab_size,
+            expand=num_heads,
+            num_heads=num_heads,
+            head_dim=vocab_size,
+            n_groups=1,
+            state_size=1,
+            num_hidden_layers=1,
+            chunk_size=16,
+            layer_norm_epsilon=1e-12,
+            tie_word_embeddings=False,
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        self.model: Any = Mamba2ForCausalLM(config).eval()
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False).zero_()
+        self.model.backbone.embeddings.weight.copy_(torch.eye(vocab_size))
+        self.model.backbone.norm_f.weight.fill_(1.0)
+        self.model.lm_head.weight.copy_(torch.eye(vocab_size))
+        block = self.model.backbone.layers[0]
+        block.norm.weight.fill_(vocab_size**-0.5)  # the RMS of a one-hot vector
+        self.mixer: Any = block.mixer
+        self.mixer.norm.weight.fill_(1.0)
+        self.mixer.conv1d.weight[:, 0, -1] = 1.0
+        # in_proj's outputs: gate (d_inner), then u (d_inner), B, C (one each), dt (num_heads)
+        self.width = vocab_size
+        self.u_start = vocab_size * num_heads
+        self.dt_start = 2 * self.u_start + 2
+        weight = self.mixer.in_proj.weight
+        weight[: self.u_start].fill_(inverse_silu(1.0))
+        weight[self.u_start : self.dt_start].fill_(inverse_silu(1.0))
+
+    def head(self, index: int, tokens: Sequence[int], rate: float, delta: float) -> HandWeighted2:
+        """Channel 0 sees these tokens; A = -rate; delta."""
+        channel = self.u_start + index * self.width
+        self.mixer.in_proj.weight[channel].zero_()
+        for token in tokens:
+            self.mixer.in_proj.weight[channel, token] = inverse_silu(1.0)
+        self.mixer.A_log[index] = math.log(rate)
+        self.mixer.dt_bias[index] = inverse_softplus(delta)
+        return self
+
+    def writes_at(self, tokens: Sequence[int]) -> HandWeighted2:
+        """B is 1 at these tokens and 0 at all others."""
+        self.mixer.in_proj.weight[2 * self.u_start].zero_()
+        for token in tokens:
+            self.mixer.in_proj.weight[2 * self.u_start, token] = inverse_silu(1.0)
+        return self
+
+    def opens(self, head: int, token: int, boost: float) -> HandWeighted2:
+        """At ``token`` the argument of softplus of this head's delta is larger by ``boost``."""
+        self.mixer.in_proj.weight[self.dt_start + head, token] = boost
+        return self
+
+
+def half_life_of_each_head(half_lives: Sequence[float], vocab_size: int = 6) -> Any:
+    """A Mamba-2 whose head j forgets half of its state in half_lives[j] tokens; delta = 0.5."""
+    built = HandWeighted2(vocab_size, len(half_lives))
+    for index, half_life in enumerate(half_lives):
+        built.head(index, every_token(vocab_size), math.log(2) / half_life / 0.5, 0.5)
+    return built.model
+
+
+def heads_that_write_at(marked: Sequence[int], vocab_size: int = 6) -> Any:
+    """A Mamba-2 of three heads that write at marked tokens only; alpha = e^(-0.1 (t - s))."""
+    built = HandWeighted2(vocab_size, 3).writes_at(marked)
+    for index in range(3):
+        built.head(index, every_token(vocab_size), 0.1, 1.0)
+    return built.model
+
+
+def head_that_resets_at(token: int, vocab_size: int = 6) -> Any:
+    """A Mamba-2 of two heads, delta 0.01 and A = -1, of which head 1 resets at ``token``.
+
+    There its delta is above 60, and it writes nothing, for B is 0 at that token in both heads.
+    """
+    others = [t for t in range(vocab_size) if t != token]
+    built = HandWeighted2(vocab_size, 2).writes_at(others)
+    for index in range(2):
+        built.head(index, every_token(vocab_size), 1.0, 0.01)
+    return built.opens(1, token, 70.0).model
