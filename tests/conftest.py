@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPTNeoXConfig,
     GPTNeoXForCausalLM,
@@ -13,10 +12,9 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from utils import EXAMPLE_TEXTS
+from benchmarks.family_models import END_OF_TEXT, VOCAB_SIZE, make_tiny_tokenizer
 
-VOCAB_SIZE = 64
-END_OF_TEXT = "<|endoftext|>"
+__all__ = ["END_OF_TEXT", "VOCAB_SIZE", "make_tiny_model", "make_tiny_tokenizer"]
 
 
 def make_tiny_model(seed: int = 0) -> MambaForCausalLM:
@@ -57,23 +55,6 @@ def make_tiny_neox(seed: int = 0, num_layers: int = 3) -> GPTNeoXForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return GPTNeoXForCausalLM(config).eval()
-
-
-def make_tiny_tokenizer() -> PreTrainedTokenizerFast:
-    """Byte-level BPE over the characters of EXAMPLE_TEXTS; it drops any other character."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE, special_tokens=[END_OF_TEXT], show_progress=False
-    )
-    tokenizer.train_from_iterator(EXAMPLE_TEXTS, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        eos_token=END_OF_TEXT,
-        pad_token=END_OF_TEXT,
-        padding_side="left",
-    )
 
 
 @pytest.fixture

@@ -7,7 +7,13 @@ import pytest
 import reference
 import torch
 from conftest import make_tiny_tokenizer
-from family_models import (
+from hand_weighted import half_life_of_each_head, head_that_resets_at, heads_that_write_at
+from torch import Tensor
+
+from analysis_utils import relative_error
+from attention_maps import contribution_map, full_mixer_head_maps, full_mixer_map, mean_map
+from attention_neurons import layer_parameters
+from benchmarks.family_models import (
     CONFIGS,
     FAULTY,
     MODELS,
@@ -15,12 +21,6 @@ from family_models import (
     make_model,
     ssm_layers,
 )
-from hand_weighted import half_life_of_each_head, head_that_resets_at, heads_that_write_at
-from torch import Tensor
-
-from analysis_utils import relative_error
-from attention_maps import contribution_map, full_mixer_head_maps, full_mixer_map, mean_map
-from attention_neurons import layer_parameters
 from corrected_recursive_ssm_attention_analyzer import (
     CorrectedRecursiveSSMAttentionNeuronAnalyzer,
 )
@@ -104,8 +104,11 @@ def test_components_have_the_shapes_of_their_form(captured):
         assert dynamics.spectral_radius.shape == parts.delta.shape
 
 
-def test_what_the_mixer_writes_is_what_its_neurons_write(model, captured):
+def test_what_the_mixer_writes_is_what_its_neurons_write(model, name, captured):
     for layer, parts in captured.components.items():
+        if name in FAULTY:
+            assert parts.replay_error > 1e-3  # and this is how it is known
+            continue
         weights = mixer_parameters(find_mixers(model)[layer])
         written = reference.linear(parts.gated, weights.out_weight, weights.out_bias)
         assert relative_error(parts.written, written) <= FLOAT32

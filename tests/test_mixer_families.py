@@ -5,7 +5,11 @@ from typing import Any
 import pytest
 import reference
 import torch
-from family_models import (
+from torch import Tensor
+
+import mixer_families
+from analysis_utils import relative_error
+from benchmarks.family_models import (
     FAULTY,
     FAULTY_BEYOND,
     MODELS,
@@ -15,10 +19,6 @@ from family_models import (
     mixers_of,
     ssm_layers,
 )
-from torch import Tensor
-
-import mixer_families
-from analysis_utils import relative_error
 from mamba_mixers import (
     FAMILIES,
     UnsupportedModelError,

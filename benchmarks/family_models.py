@@ -1,4 +1,4 @@
-"""Tiny models with random weights of every family that the suite knows, small enough for any test.
+"""Tiny models with random weights of every family that the suite knows, for tests and the table.
 
 Configurations are those that transformers 4.57 and 5 both understand. Chunks of 8 tokens, and
 texts of more, take Mamba-2's scans through several chunks; two groups of heads tell a repetition
@@ -14,12 +14,16 @@ from typing import Any
 
 import torch
 import transformers
-from conftest import VOCAB_SIZE
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
+
+from utils import EXAMPLE_TEXTS
 
 IS_VERSION_5 = int(transformers.__version__.split(".")[0]) >= 5
 SSM, ATTENTION = ("linear_attention", "full_attention") if IS_VERSION_5 else ("mamba", "attention")
 
+VOCAB_SIZE = 64
+END_OF_TEXT = "<|endoftext|>"
 COMMON = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
@@ -122,6 +126,7 @@ def family_of(name: str) -> str:
 
 
 def ssm_layers(name: str) -> list[int]:
+    """The model's layers that have an SSM."""
     return SSM_LAYERS.get(name, [0, 1])
 
 
@@ -162,3 +167,20 @@ def _cache_for(model: Any, ids: torch.Tensor) -> dict[str, Any]:
     options = options if "devices" in inspect.signature(classes[0].__init__).parameters else {}
     cache = classes[0](model.config, len(ids), model.dtype, **options)
     return {"past_key_values": cache, "cache_position": torch.arange(ids.shape[1])}
+
+
+def make_tiny_tokenizer() -> Any:
+    """Byte-level BPE over the characters of EXAMPLE_TEXTS; it drops any other character."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE, special_tokens=[END_OF_TEXT], show_progress=False
+    )
+    tokenizer.train_from_iterator(EXAMPLE_TEXTS, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_OF_TEXT,
+        pad_token=END_OF_TEXT,
+        padding_side="left",
+    )

@@ -1,0 +1,137 @@
+"""Offloaded and quantised parameters: the same numbers as with the weights at hand."""
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from accelerate import cpu_offload, disk_offload
+from conftest import make_tiny_tokenizer
+from torch import Tensor, nn
+
+from analysis_utils import relative_error
+from attention_neurons import MambaAttentionNeurons
+from benchmarks.family_models import make_model, ssm_layers
+from mamba_mixers import (
+    UnsupportedModelError,
+    bias_parameters,
+    fast_scan,
+    find_mixers,
+    logit_directions,
+    mixer_parameters,
+    replay_mixer,
+)
+from mixer_placement import linear_weight, parameters_at_hand
+from ssm_component_extractor import capture
+from utils import execution_device, provenance
+
+FAMILIES = ("mamba", "zamba", "mamba2", "falcon_h1 normed")
+"""One of each form, and one with multipliers."""
+
+
+def make_ids() -> Tensor:
+    return torch.randint(1, 64, (1, 8), generator=torch.Generator().manual_seed(0))
+
+
+def offloaded(name: str, where: str, folder: Any) -> Any:
+    model = make_model(name)
+    device = torch.device("cpu")
+    if where == "memory":
+        cpu_offload(model, device)
+    else:
+        disk_offload(model, str(folder), device)
+    assert all(parameter.is_meta for parameter in model.parameters())
+    return model
+
+
+@pytest.mark.parametrize("where", ["memory", "disk"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_an_offloaded_model_gives_the_same_numbers(name, where, tmp_path):
+    whole, split, ids = make_model(name), offloaded(name, where, tmp_path), make_ids()
+    assert execution_device(split) == torch.device("cpu")
+    expected = capture(whole, ids, None, ssm_layers(name))
+    found = capture(split, ids, None, ssm_layers(name))
+    for layer, parts in found.components.items():
+        assert parts.replay_error <= 1e-5  # float32
+        for field in ("delta", "A", "B", "C", "D", "y", "gated", "mixer_output"):
+            # The same operations on the same numbers.
+            value = getattr(expected.components[layer], field)
+            assert torch.equal(getattr(parts, field), value), field
+        weights = mixer_parameters(find_mixers(split)[layer])
+        for one, other in zip(weights, mixer_parameters(find_mixers(whole)[layer]), strict=True):
+            assert (one is None and other is None) or torch.equal(one, other)
+    assert torch.equal(logit_directions(split), logit_directions(whole))
+    with torch.no_grad(), fast_scan(split), fast_scan(whole):
+        logits = [model(input_ids=ids, use_cache=False).logits for model in (split, whole)]
+    assert torch.equal(*logits)
+
+
+def test_neurons_of_an_offloaded_model():
+    model = make_model("mamba2")
+    cpu_offload(model, torch.device("cpu"))
+    neurons = MambaAttentionNeurons(model, tokenizer=make_tiny_tokenizer())
+    data = neurons.extract_attention_vectors("the net held", [0, 1])
+    found = neurons.create_mamba_neurons(data, "gradient_guided")
+    assert bool(found[0].importance.isfinite().all())
+    assert provenance(model)["model"]["weights_sha256"] is None
+    with pytest.raises(UnsupportedModelError, match="biases of Mamba2ForCausalLM are offloaded"):
+        bias_parameters(model)
+
+
+def test_without_accelerate_an_offloaded_model_is_refused_with_advice(monkeypatch):
+    model = make_model("mamba2")
+    cpu_offload(model, torch.device("cpu"))
+    monkeypatch.setitem(sys.modules, "accelerate.utils", None)
+    site = find_mixers(model)[0]
+    with pytest.raises(ImportError, match="pip install accelerate, or load the model without"):
+        replay_mixer(site, torch.zeros(1, 4, 32))
+
+
+def test_parameters_that_are_at_hand_are_left_alone():
+    linear = nn.Linear(3, 2)
+    before = linear.weight
+    with parameters_at_hand(linear, None):
+        assert linear.weight is before
+    assert linear.weight is before
+
+
+class EightBits(nn.Linear):
+    """A linear layer of integers with one scale a row, quantising its inputs row by row too."""
+
+    def __init__(self, source: nn.Linear) -> None:
+        super().__init__(source.in_features, source.out_features, bias=source.bias is not None)
+        scale = source.weight.detach().abs().amax(1, keepdim=True) / 127
+        integers = (source.weight.detach() / scale).round().to(torch.int8)
+        self.weight = nn.Parameter(integers, requires_grad=False)
+        self.register_buffer("scale", scale)
+        self.bias = source.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        step = x.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
+        y = ((x / step).round() @ self.weight.to(x.dtype).mT) * step * self.get_buffer("scale").mT
+        return y if self.bias is None else y + self.bias
+
+
+def test_a_quantised_layers_weight_is_what_it_multiplies_by():
+    source = nn.Linear(6, 4)
+    layer = EightBits(source)
+    weight = linear_weight(layer)
+    exact = layer.weight.float() * layer.get_buffer("scale")
+    assert relative_error(weight, exact) <= 1e-6  # float32
+    assert torch.equal(linear_weight(source), source.weight.detach())
+    assert not weight.requires_grad
+
+
+@pytest.mark.parametrize("name", ["mamba", "mamba2"])
+def test_layers_in_eight_bits_are_replayed_by_calling_them(name):
+    model = make_model(name)
+    for site in find_mixers(model).values():
+        for child in ("in_proj", "out_proj", "x_proj"):
+            if hasattr(site.mixer, child):
+                setattr(site.mixer, child, EightBits(getattr(site.mixer, child)))
+    captured = capture(model, make_ids(), None, [0, 1])
+    for layer, parts in captured.components.items():
+        # Integers round in steps: rounding of float32 before a step can cross it.
+        assert parts.replay_error <= 1e-2
+        out = mixer_parameters(find_mixers(model)[layer]).out_weight
+        assert relative_error(parts.gated @ out.mT, parts.mixer_output) <= 2e-2
