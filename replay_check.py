@@ -73,8 +73,8 @@ def _mismatch(model: nn.Module, errors: Mapping[str, Mapping[str, float]], toler
     version, path = importlib.metadata.version("transformers"), _path(model)
     message = (
         f"the replayed mixers of {family} differ from those of transformers {version} ({path}) by "
-        f"up to {max(beyond.values()):.1e}, where rounding explains {tolerance:.0e}. Not to be "
-        f"trusted: {UNTRUSTED}. Still the model's own: {TRUSTED}. docs/families.md lists known "
+        f"up to {max(beyond.values()):.1e}, where rounding explains {tolerance:.0e}; not to be "
+        f"trusted: {UNTRUSTED}; still the model's own: {TRUSTED}. docs/families.md lists known "
         "faults of transformers"
     )
     return {
