@@ -226,8 +226,8 @@ def _pairs(
     own = step * arranged((B.to(dtype) * C.to(dtype)).sum(-1)[:, group])
     query = decay * shared(C)
     q, k = (None, None) if weights is None else (weights.query, weights.key)
-    if weights is not None and weights.of_channels:
-        channels = tuple(x[:, heads].transpose(0, 1) for x in (q, k))
+    if weights is not None and weights.of_channels and q is not None and k is not None:
+        channels = q[:, heads].transpose(0, 1), k[:, heads].transpose(0, 1)
         own = own * (channels[0] * channels[1]).sum(-1, keepdim=True)
         return _Pairs(own.sum(-1), query, step.unsqueeze(-1) * shared(B), decay, channels)
     if q is not None:

@@ -136,8 +136,9 @@ def compute_replay(
     d_inner = gate.shape[-1]
     u = edit("u", convolved[..., :d_inner])
     # An edit may branch one text into several rows, of which the others then are copies.
-    rest, dt = (None if x is None else x.expand(len(u), -1, -1) for x in (convolved, dt))
-    dt, B, C = family.form.coefficients(mixer, family.normalise, u, rest[..., d_inner:], dt)
+    rest = convolved[..., d_inner:].expand(len(u), -1, -1)
+    dt = None if dt is None else dt.expand(len(u), -1, -1)
+    dt, B, C = family.form.coefficients(mixer, family.normalise, u, rest, dt)
     # transformers takes these in float32, whatever the model's dtype (float64 included); the same
     # rounding here is what lets a float64 replay agree with it to float64 precision.
     A, D = edit("A", decay_rates(mixer)), mixer.D.float().flatten()

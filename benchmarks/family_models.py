@@ -24,18 +24,30 @@ SSM, ATTENTION = ("linear_attention", "full_attention") if IS_VERSION_5 else ("m
 
 VOCAB_SIZE = 64
 END_OF_TEXT = "<|endoftext|>"
-COMMON = {
+COMMON: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
     "pad_token_id": 0,
     "bos_token_id": 0,
     "eos_token_id": 0,
 }
-HYBRID = COMMON | {"intermediate_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+HYBRID: dict[str, Any] = COMMON | {
+    "intermediate_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 # Jamba and Zamba run without CUDA kernels on version 4 only when told so; version 5 warns of it.
-KERNELS = {} if IS_VERSION_5 else {"use_mamba_kernels": False}
-HEADS = {"mamba_n_heads": 8, "mamba_n_groups": 2, "mamba_d_state": 4, "mamba_chunk_size": 8}
-ZAMBA_LAYERS = {"num_hidden_layers": 4, "layers_block_type": [SSM, "hybrid", SSM, "hybrid"]}
+KERNELS: dict[str, Any] = {} if IS_VERSION_5 else {"use_mamba_kernels": False}
+HEADS: dict[str, Any] = {
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 4,
+    "mamba_chunk_size": 8,
+}
+ZAMBA_LAYERS: dict[str, Any] = {
+    "num_hidden_layers": 4,
+    "layers_block_type": [SSM, "hybrid", SSM, "hybrid"],
+}
 
 
 def _falcon_h1(**options: Any) -> Any:
@@ -83,7 +95,6 @@ CONFIGS: dict[str, Callable[[], Any]] = {
     "zamba2": lambda: transformers.Zamba2Config(
         **HYBRID | {"num_key_value_heads": 4}, **ZAMBA_LAYERS, **KERNELS, n_mamba_heads=8,
         mamba_ngroups=2, mamba_d_state=4, chunk_size=8, num_mem_blocks=1, adapter_rank=4,
-        mamba_headdim=8,
     ),
     "falcon_h1": _falcon_h1,
     "falcon_h1 normed": lambda: _falcon_h1(mamba_rms_norm=True, mamba_norm_before_gate=False),
