@@ -178,6 +178,17 @@ def sentence(finding: Finding) -> str:
     )
 
 
+def caveat(findings: Iterable[Finding]) -> str:
+    """What verdicts leave open: supported claims not tried on untrained models; "" for none."""
+    open_ = [f for f in findings if f.verdict == SUPPORTED and f.learned and f.num_twins == 0]
+    if not open_:
+        return ""
+    return (
+        f"Claims supported without a look at untrained models: {len(open_)}. They exceed chance on "
+        "these texts, but any model of this shape may show the same; --twins 19 tries that."
+    )
+
+
 def compared(finding: Finding) -> str:
     """What stands in brackets after a value: interval, null, twin, samples."""
     parts = [

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from findings import VERDICTS, Finding
+from findings import VERDICTS, Finding, caveat
 from memory_table import entry_at
 from panel_primitives import Section, failure
 from report_tables import (
@@ -55,7 +55,7 @@ class ReportContent:
     """sentences: what was analysed, whether it can be trusted, how many findings hold"""
     findings: list[Finding]
     findings_note: str
-    """why there are none, or how they are to be read"""
+    """why there are none, or how they are to be read; may be empty"""
     memory_findings: list[Finding]
     memory: Table | None
     """by layer; None without a memory analysis"""
@@ -127,7 +127,7 @@ def report_content(
         title=f"What {_model_name(results)} does with its memory",
         summary=_summary(results, [*found, *remembered]),
         findings=found,
-        findings_note="" if found else "These results hold no findings.",
+        findings_note=caveat(found) if found else "These results hold no findings.",
         memory_findings=remembered,
         memory=None if memory is None else memory_table(memory),
         texts=[

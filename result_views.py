@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from torch import Tensor
 
-from findings import Finding, compared, number
+from findings import Finding, caveat, compared, number
 from memory_table import entry_at
 from recursive_visualizer import draw_figure, figures_of, load_results
 from utils import StrPath, table_html
@@ -151,9 +151,10 @@ def _why(failure: Row) -> str:
 
 def run_summary(results: Row, files: Sequence[str]) -> str:
     """The end of a run for a terminal: check, findings with verdicts, and where the files are."""
-    frame = finding_frame(results)
-    table = [] if frame.empty else ["", *text_table(frame), ""]
-    return "\n".join([*check_lines(results), *table, *files])
+    found = [Finding.from_dict(row) for row in results.get("findings", ())]
+    table = ["", *text_table(finding_frame(results)), ""] if found else []
+    note = [caveat(found), ""] if caveat(found) else []
+    return "\n".join([*check_lines(results), *table, *note, *files])
 
 
 def text_table(frame: pd.DataFrame, most: int = 62) -> list[str]:

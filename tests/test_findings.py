@@ -17,6 +17,7 @@ from findings import (
     TOO_LITTLE,
     Finding,
     above_null,
+    caveat,
     compared,
     concordance,
     differs_by_layer,
@@ -118,6 +119,15 @@ def test_what_an_untrained_twin_reaches_too_is_not_supported():
     open_ = undecided(FINDING.claim, "s", "texts", "why", "p")
     assert FINDING.beside([open_]) == FINDING  # no value to compare with
     assert open_.beside([above]).verdict == TOO_LITTLE
+
+
+def test_supported_claims_without_twins_are_said_to_be_open():
+    beside = FINDING.beside([replace(FINDING, value=v) for v in (0.05, 0.05)])
+    refused = replace(FINDING, verdict=NOT_SUPPORTED)
+    assert caveat([beside, refused, replace(FINDING, learned=False)]) == ""
+    assert caveat([beside, FINDING]).startswith(
+        "Claims supported without a look at untrained models: 1."
+    )
 
 
 def test_few_twins_have_a_bound_that_another_twin_seldom_exceeds():
