@@ -32,6 +32,7 @@ from channel_correlations import (
     TopPair,
     cross_layer_correlation,
 )
+from mamba_mixers import find_mixers, num_layers
 from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
@@ -40,6 +41,7 @@ from ssm_component_extractor import (
     capture_for,
     captures_of,
     job_from_options,
+    with_streams,
 )
 from streamed_correlations import StreamedCorrelation, StreamedCorrelations
 from time_shift_nulls import (
@@ -58,6 +60,7 @@ from utils import (
     pad_batch,
     padding_id,
     progress,
+    resolve_layer_indices,
     resolve_model,
     run_main,
     validate_choice,
@@ -111,8 +114,8 @@ def pooled_activations(
     activations = STREAMS[validate_choice("stream", stream, STREAMS)]
     parts = []
     for captured in captures:
-        if layer not in captured.components:
-            raise ValueError(f"layer {layer} was not captured; those that were: {captured.layers}")
+        if layer not in (known := _layers_of(captured, stream)):
+            raise ValueError(f"layer {layer} was not captured; those that were: {known}")
         rows = zip(activations(captured, layer), captured.attention_mask.bool(), strict=True)
         parts += [values[keep].double().numpy() for values, keep in rows]
     if not parts:
@@ -156,7 +159,7 @@ def cross_layer_correlations(
     """
     if not captures:
         raise ValueError("captures is empty; pass at least one")
-    pairs = _checked_pairs(layer_pairs, captures[0].layers)
+    pairs = _checked_pairs(layer_pairs, _layers_of(captures[0], stream))
     pooled = {
         layer: pooled_activations(captures, layer, stream) for layer in sorted({*sum(pairs, ())})
     }
@@ -247,14 +250,19 @@ class LayerCorrelationAnalyzer:
     ) -> dict[int, Tensor]:
         """Activations (b, l, d_model) by layer: a key of STREAMS. Several texts are left padded.
 
-        Entries at padding mean nothing; the other methods leave them out. Raises ValueError for a
-        bad layer, text or stream.
+        A list of layers may name some without an SSM, such as attention layers, whose residual
+        stream is taken; the first of those with one is captured beside them. Entries at padding
+        mean nothing; the other methods leave them out. Raises ValueError for a bad layer, text or
+        stream.
         """
         activations = STREAMS[validate_choice("stream", stream, STREAMS)]
-        self.capture_ = capture_for(self.model, self.tokenizer, layer_indices, text)
+        layers, others = _with_and_without_ssm(self.model, layer_indices, stream)
+        layers = [min(find_mixers(self.model))] if others and not layers else layers
+        captured = capture_for(self.model, self.tokenizer, layers, text)
+        self.capture_ = with_streams(self.model, captured, others) if others else captured
         self.stream_ = stream
-        captured = self.capture_
-        self.activations_ = {layer: activations(captured, layer) for layer in captured.layers}
+        known = _layers_of(self.capture_, stream)
+        self.activations_ = {layer: activations(self.capture_, layer) for layer in known}
         return self.activations_
 
     def compute_cross_layer_correlations(
@@ -280,6 +288,24 @@ class LayerCorrelationAnalyzer:
                 "nothing has been extracted yet: call extract_layer_activations(...) first"
             )
         return self.capture_
+
+
+def _with_and_without_ssm(
+    model: PreTrainedModel, layer_indices: Sequence[int] | str | None, stream: str
+) -> tuple[Any, list[int]]:
+    """The layers asked for that have an SSM, or what was asked for where all do; and the others."""
+    if stream == "mixer" or layer_indices is None or isinstance(layer_indices, str):
+        return layer_indices, []
+    depth = num_layers(model)
+    layers = resolve_layer_indices(layer_indices, range(depth), depth)
+    with_ssm = set(find_mixers(model))
+    others = [layer for layer in layers if layer not in with_ssm]
+    return ([layer for layer in layers if layer in with_ssm] if others else layer_indices), others
+
+
+def _layers_of(captured: Capture, stream: str) -> list[int]:
+    """Layers whose stream was captured: of the residual stream also some without an SSM."""
+    return captured.layers if stream == "mixer" else sorted(captured.block_outputs)
 
 
 def _checked_pairs(

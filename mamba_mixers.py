@@ -11,7 +11,7 @@ What is particular to a model family is in ``mixer_families``, the replay in ``m
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mixer_families import FAMILIES, MixerFamily, at_least_float32, family_of, gated_norm
+from mixer_families import FAMILIES, MixerFamily, at_least_float32, gated_norm
 from mixer_placement import linear_weight, parameters_at_hand
 from mixer_replay import (
     EDITABLE,
@@ -31,6 +31,14 @@ from mixer_replay import (
     MixerReplay,
     Rules,
     compute_replay,
+)
+from mixer_sites import (
+    MixerSite,
+    UnsupportedModelError,
+    blocks_of,
+    find_mixers,
+    model_family,
+    num_layers,
 )
 from utils import forward_hooks
 
@@ -58,6 +66,7 @@ __all__ = [
     "mixer_parameters",
     "num_layers",
     "record_layers",
+    "record_streams",
     "replay_mixer",
 ]
 
@@ -65,19 +74,6 @@ Observer = Callable[[int, MixerReplay], None]
 
 FINAL_NORMS = ("norm_f", "final_layernorm", "norm")
 """Names of the norm between the last layer and the unembedding."""
-
-
-class UnsupportedModelError(ValueError):
-    """The model has no selective SSM mixer of a family in ``FAMILIES``."""
-
-
-class MixerSite(NamedTuple):
-    """Where a selective SSM mixer sits in a model."""
-
-    layer: int
-    block: nn.Module
-    mixer: Any
-    family: MixerFamily
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,29 +105,6 @@ class MixerParameters(NamedTuple):
     one: column i is what neuron i writes to the residual stream"""
     out_bias: Tensor | None
     """(d_model,)"""
-
-
-def find_mixers(model: nn.Module) -> dict[int, MixerSite]:
-    """Every selective SSM mixer of the model, by the number of the layer that holds it.
-
-    Found by class and structure, not by attribute name or config. Raises UnsupportedModelError
-    for a model without one; models that have an ``A_log`` but follow the delta rule
-    (Gated DeltaNet and its kin) are refused too.
-    """
-    sites = {}
-    for name, module in model.named_modules():
-        family = family_of(module)
-        if family is not None:
-            block_name, layer = _block_of(name)
-            sites[layer] = MixerSite(layer, model.get_submodule(block_name), module, family)
-    if not sites:
-        raise UnsupportedModelError(_refusal(model))
-    return dict(sorted(sites.items()))
-
-
-def num_layers(model: nn.Module) -> int:
-    """Number of layers of the model, those without an SSM included."""
-    return len(_blocks(model))
 
 
 def mixer_parameters(site: MixerSite) -> MixerParameters:
@@ -177,7 +150,7 @@ def logit_directions(model: nn.Module) -> Tensor:
 
 
 def _logit_scale(model: nn.Module) -> float:
-    family = _family(model)
+    family = model_family(model)
     scale = getattr(model.config, family.logit_scale) if family.logit_scale else 1.0
     return scale / (getattr(model.config, family.logit_divisor) if family.logit_divisor else 1.0)
 
@@ -237,8 +210,7 @@ def record_layers(
 
     def on_block(layer: int):
         def hook(block, args, kwargs, output):
-            block_input = args[0] if args else kwargs["hidden_states"]
-            block_output = output[0] if isinstance(output, tuple) else output
+            block_input, block_output = _stream_around(args, kwargs, output)
             replay, mixer_output = outputs.pop(layer)
             error = _relative_error(replay.output, mixer_output, attention_mask)
             records[layer] = LayerRecord(
@@ -256,6 +228,32 @@ def record_layers(
     if missing := [layer for layer in layers if layer not in records]:
         raise RuntimeError(f"the forward pass never called the mixers of layers {missing}")
     return records
+
+
+@torch.no_grad()
+def record_streams(
+    model: nn.Module, layers: Sequence[int], input_ids: Tensor, attention_mask: Tensor | None = None
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Residual stream (b, l, d_model) before and after these layers, with an SSM or without.
+
+    Raises UnsupportedModelError for a model without any SSM. Cost: a forward pass up to the last
+    of the layers.
+    """
+    blocks = blocks_of(model)
+    streams: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def on_block(layer: int):
+        def hook(block, args, kwargs, output):
+            streams[layer] = _stream_around(args, kwargs, output)
+            if layer == max(layers):
+                raise _LastLayerReached
+
+        return hook
+
+    hooks = [(blocks[layer], on_block(layer)) for layer in layers]
+    with forward_hooks(hooks), suppress(_LastLayerReached):
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return streams
 
 
 @contextmanager
@@ -293,7 +291,9 @@ def fast_scan(
         for site in sites.values():
             forward = _replaying_forward(site, edits.get(site.layer), observe, rules, memories)
             stack.enter_context(_replaced_forward(site.mixer, forward))
-        for block in _blocks(model) if edits and _family(model).reads_embeddings_again else ():
+        for block in (
+            blocks_of(model) if edits and model_family(model).reads_embeddings_again else ()
+        ):
             stack.enter_context(_replaced_forward(block, _with_rows_alike(block)))
         for norm in _rms_norms(model) if rules is not GRADIENT else ():
             forward = partial(rules.elementwise, norm.forward)
@@ -314,11 +314,11 @@ def forward_from(
     UnsupportedModelError for a model without a selective SSM or without logits. Cost: a forward
     pass of the remaining blocks.
     """
-    blocks = _blocks(model)
+    blocks = blocks_of(model)
     if not 0 <= layer < len(blocks):
         raise ValueError(f"layer is {layer}; the model has layers 0 to {len(blocks) - 1}")
     inputs = hidden_states
-    if _family(model).reads_embeddings_again and layer > 0:
+    if model_family(model).reads_embeddings_again and layer > 0:
         if input_ids is None:
             raise ValueError(
                 f"input_ids is None, but layers of {type(model).__name__} read the embeddings "
@@ -349,7 +349,7 @@ def input_embeddings(model: Any, input_ids: Tensor) -> Tensor:
 
 def embedding_scale(model: Any) -> float:
     """What a row of the embedding's weight has to be multiplied by to be given as an embedding."""
-    name = _family(model).embedding_scale
+    name = model_family(model).embedding_scale
     return float(getattr(model.config, name)) if name else 1.0
 
 
@@ -419,6 +419,12 @@ class _LastLayerReached(Exception):
     """Ends a forward pass whose later layers nobody asked for."""
 
 
+def _stream_around(args: tuple, kwargs: dict, output: Any) -> tuple[Tensor, Tensor]:
+    """What a block got and gave; some models' blocks give a tuple."""
+    block_input = args[0] if args else kwargs["hidden_states"]
+    return block_input, output[0] if isinstance(output, tuple) else output
+
+
 def _skip(hidden_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, None]:
     """Instead of a block whose output nobody reads, for the next one is skipped too or given
     another input. Some models take a block's output as it is, others as the first of two."""
@@ -455,26 +461,6 @@ def _weights(parameter: nn.Parameter) -> Tensor:
     return at_least_float32(parameter.detach().cpu())
 
 
-def _blocks(model: nn.Module) -> list[nn.Module]:
-    """Every layer of the model, in order; they lie beside that of the first mixer."""
-    names = (n for n, module in model.named_modules() if family_of(module) is not None)
-    if (site_name := next(names, None)) is None:
-        raise UnsupportedModelError(_refusal(model))
-    block_name, _ = _block_of(site_name)
-    return list(model.get_submodule(block_name.rpartition(".")[0]).children())
-
-
-def _family(model: nn.Module) -> MixerFamily:
-    return next(iter(find_mixers(model).values())).family
-
-
-def _block_of(name: str) -> tuple[str, int]:
-    """("backbone.layers.3", 3) for "backbone.layers.3.mixer"."""
-    parts = name.split(".")
-    position = next(i for i, part in enumerate(parts) if part.isdigit())
-    return ".".join(parts[: position + 1]), int(parts[position])
-
-
 def _check_that_all_memory_is_in_mixers(model: nn.Module) -> None:
     names = {type(module).__name__ for module in model.modules()}
     if attention := sorted(name for name in names if "Attention" in name):
@@ -482,20 +468,6 @@ def _check_that_all_memory_is_in_mixers(model: nn.Module) -> None:
             f"{type(model).__name__} cannot be read in chunks: its {', '.join(attention)} "
             "remembers outside the SSM mixers. Give the text as a whole"
         )
-
-
-def _refusal(model: nn.Module) -> str:
-    lookalikes = sorted({type(m).__name__ for m in model.modules() if hasattr(m, "A_log")})
-    reason = (
-        f"its {', '.join(lookalikes)} layers have an A_log but are not a selective SSM of these"
-        if lookalikes
-        else "none of its layers is a selective SSM"
-    )
-    families = ", ".join(f"{family.model_type} ({family.mixer_class})" for family in FAMILIES)
-    return (
-        f"{type(model).__name__} cannot be analysed: {reason}. Supported families: {families}. "
-        "Load a model of one of these, e.g. with AutoModelForCausalLM.from_pretrained."
-    )
 
 
 def _bind(mixer: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None, Any]:

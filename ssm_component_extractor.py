@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mamba_mixers import LayerRecord, find_mixers, num_layers, record_layers
+from mamba_mixers import LayerRecord, find_mixers, num_layers, record_layers, record_streams
 from ssm_components import RecursiveDynamics, SSMComponents, recursive_dynamics
 from utils import (
     EncodedText,
@@ -66,7 +66,8 @@ class Capture:
     block_inputs: dict[int, Tensor]
     """by layer: (b, l, d_model) residual stream before the layer"""
     block_outputs: dict[int, Tensor]
-    """by layer: (b, l, d_model) residual stream after the layer"""
+    """by layer: (b, l, d_model) residual stream after the layer; with :func:`with_streams` of
+    layers without an SSM too"""
 
     @property
     def layers(self) -> list[int]:
@@ -111,6 +112,25 @@ def capture(
         {layer: _components(record, mask) for layer, record in records.items()},
         {layer: _kept(record.block_input) for layer, record in records.items()},
         {layer: _kept(record.block_output) for layer, record in records.items()},
+    )
+
+
+def with_streams(model: PreTrainedModel, captured: Capture, layers: Sequence[int]) -> Capture:
+    """The capture with the residual stream around further layers, such as attention layers.
+
+    Cost: a forward pass up to the last of them; none where all are there.
+    """
+    if not (missing := sorted(set(layers) - set(captured.block_outputs))):
+        return captured
+    device = execution_device(model)
+    ids, mask = captured.input_ids.to(device), captured.attention_mask.to(device)
+    streams = record_streams(model, missing, ids, mask)
+    before = {layer: _kept(stream[0]) for layer, stream in streams.items()}
+    after = {layer: _kept(stream[1]) for layer, stream in streams.items()}
+    return replace(
+        captured,
+        block_inputs=captured.block_inputs | before,
+        block_outputs=captured.block_outputs | after,
     )
 
 

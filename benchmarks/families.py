@@ -87,7 +87,7 @@ def measure(name: str, dtype: torch.dtype) -> Measured:
     replay = float(torch.stack([record.replay_error.max() for record in records.values()]).max())
     rebuilt = {layer: record.replay.memory.state for layer, record in records.items()}
     state = max(
-        relative_error(rebuilt[layer].float(), value.reshape(rebuilt[layer].shape).float())
+        relative_error(rebuilt[layer].double(), value.reshape(rebuilt[layer].shape).double())
         for layer, value in states.items()
     )
     remark = ""

@@ -24,6 +24,7 @@ from benchmarks.family_models import (
 from corrected_recursive_ssm_attention_analyzer import (
     CorrectedRecursiveSSMAttentionNeuronAnalyzer,
 )
+from layer_correlation_analyzer import LayerCorrelationAnalyzer
 from mamba_mixers import (
     EDITABLE,
     LRP,
@@ -34,11 +35,12 @@ from mamba_mixers import (
     input_embeddings,
     logit_directions,
     mixer_parameters,
+    num_layers,
     replay_mixer,
 )
 from memory_interventions import reset_state
 from selective_scan import implicit_attention
-from ssm_component_extractor import SSMComponentExtractor, capture
+from ssm_component_extractor import SSMComponentExtractor, capture, with_streams
 from ssm_components import recursive_dynamics
 
 # Rounding of float32 over a few layers.
@@ -277,6 +279,27 @@ def test_layers_count_the_models_layers_and_those_without_an_ssm_are_refused(nam
     for layer in without:
         with pytest.raises(ValueError, match=rf"layer {layer} .*{ssm_layers(name)[0]}, "):
             extractor.extract_ssm_components([layer], "the net")
+
+
+@pytest.mark.parametrize("name", sorted({"jamba", "nemotron_h"} & set(MODELS)))
+def test_residual_streams_of_layers_without_an_ssm(name):
+    model, text = make_model(name), "the net held, and the net"
+    analyzer = LayerCorrelationAnalyzer(model, tokenizer=make_tiny_tokenizer())
+    without = [layer for layer in range(num_layers(model)) if layer not in ssm_layers(name)]
+    found = analyzer.extract_layer_activations([0, *without], text)
+    assert sorted(found) == [0, *without]
+    # A layer's stream is what the next one starts from.
+    after = analyzer.extract_layer_activations([0], text)[0]
+    assert torch.equal(found[0], after)
+    captured = with_streams(model, analyzer.capture_, range(num_layers(model)))
+    for layer in range(1, num_layers(model)):
+        assert torch.equal(captured.block_inputs[layer], captured.block_outputs[layer - 1])
+    assert torch.equal(captured.block_outputs[without[0]], found[without[0]])
+    analyzer.extract_layer_activations([0, without[0]], text)
+    correlations = analyzer.compute_cross_layer_correlations()
+    assert list(correlations) == [f"layer_0_to_{without[0]}"]
+    with pytest.raises(ValueError, match=rf"layer {without[0]} "):
+        analyzer.extract_layer_activations([without[0]], text, stream="mixer")
 
 
 def test_a_model_in_training_mode_is_put_right():
