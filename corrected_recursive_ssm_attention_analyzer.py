@@ -17,9 +17,9 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,46 +33,26 @@ from analysis_results import (
     TextAnalysis,
     TwinResults,
     assemble,
-    neuron_rows,
     step_sections,
-    text_tensors,
     with_findings,
     write_analysis,
 )
-from analysis_steps import Step, failure_of, is_recoverable, run_steps
-from attention_neurons import (
-    NEURON_METHODS,
-    AttentionData,
-    attention_data,
-    layer_parameters,
-)
+from analysis_steps import Step, is_recoverable, run_steps
+from attention_neurons import layer_parameters
 from attribution_faithfulness import faithfulness_table
-from cross_text_analysis import CROSS_TEXT_STEPS, text_measures
-from delta_extraction import delta_memory
-from delta_neurons import delta_neuron_correlation
+from cross_text_analysis import CROSS_TEXT_STEPS
 from key_findings import key_findings
-from layer_correlation_analyzer import (
-    cross_layer_correlations,
-    recursive_patterns,
-    summarise_activations,
-)
-from mamba_mixers import MixerParameters
-from neuron_effects import ablation_check
-from neuron_evolution import neuron_evolution
-from neuron_sets import NeuronSet
 from recursive_analysis_report import write_report
 from recursive_visualizer import figure_state_vs_activation_change, write_figures
 from result_views import Results, run_summary
-from ssm_attention import ssm_attention_correlations
 from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
     capture,
     job_from_options,
     model_layers,
-    recursive_dynamics,
 )
-from targets import resolve_target
+from text_analysis import TextInputs, analyze_text, without_capture
 from untrained_twin import ENOUGH_TWINS, twin_seeds, untrained_twin
 from utils import (
     DEMO_MODEL_PATH,
@@ -95,22 +75,6 @@ from utils import (
 logger = logging.getLogger(__name__)
 
 DEFAULT_OUTPUT_DIR = "corrected_mamba_analysis"
-
-
-@dataclass(frozen=True, eq=False)
-class TextInputs:
-    """What the steps of one text work on."""
-
-    model: PreTrainedModel
-    captured: Capture
-    """one text, without padding"""
-    parameters: Mapping[int, MixerParameters]
-    settings: Settings
-
-    @property
-    def seed(self) -> int:
-        """Of all random draws."""
-        return self.settings.seed
 
 
 def analyze(
@@ -152,120 +116,6 @@ def _analyze_alone(
     cross_text = _together(model, encoded, tokenizer, texts, settings, after_each)
     seconds = round(time.perf_counter() - started, 3)
     return assemble(model, encoded, texts, cross_text, settings, seconds)
-
-
-def analyze_text(inputs: TextInputs, after_each: Callable[[], None] | None = None) -> TextAnalysis:
-    """Run the seven steps of one text."""
-    steps = (*TEXT_STEPS, *((ABLATION_STEP,) if inputs.settings.num_ablations else ()))
-    outcomes = run_steps(steps, inputs, after_each)
-    found = outcomes.results
-    return TextAnalysis(
-        sections=step_sections(outcomes, steps),
-        tensors=text_tensors(inputs.captured, found.get("attention_data"), found.get("neurons")),
-        neuron_rows=neuron_rows(found.get("neurons")),
-        measures=text_measures(inputs.captured, found),
-        replay_errors={
-            f"layer_{layer}": parts.replay_error
-            for layer, parts in inputs.captured.components.items()
-        },
-        failures=outcomes.failures,
-    )
-
-
-def _ssm_components(inputs: TextInputs) -> dict[int, Any]:
-    """1: components, their dynamics, and what delta lets the state remember."""
-    return {
-        layer: {
-            **parts.to_dict(),
-            "dynamics": recursive_dynamics(parts),
-            "delta_memory": delta_memory([parts], layer, seed=inputs.seed),
-            "delta_activation": delta_neuron_correlation([parts], layer, seed=inputs.seed),
-        }
-        for layer, parts in inputs.captured.components.items()
-    }
-
-
-def _attention(inputs: TextInputs) -> AttentionData:
-    """2: implicit attention, exact, and the synthetic one beside it."""
-    return attention_data(inputs.captured, inputs.parameters)
-
-
-def _neurons(inputs: TextInputs, attention: AttentionData) -> dict[str, dict[int, NeuronSet]]:
-    """3: neurons by each method."""
-    return {name: make(attention, inputs.model, None) for name, make in NEURON_METHODS.items()}
-
-
-def _layer_activations(inputs: TextInputs) -> dict[int, dict[str, Any]]:
-    """4a: the residual stream and what each mixer adds to it."""
-    captured = inputs.captured
-    return {layer: summarise_activations(captured, layer) for layer in captured.layers}
-
-
-def _layer_correlations(inputs: TextInputs) -> dict[str, Any]:
-    """4b: neighbouring layers, by residual stream and by mixer output."""
-    if len(inputs.captured.layers) < 2:
-        return {"reason": "needs at least two layers"}
-    captures = [inputs.captured]
-    return {
-        stream: cross_layer_correlations(captures, stream=stream, seed=inputs.seed)
-        for stream in ("residual", "mixer")
-    }
-
-
-def _recursive_patterns(inputs: TextInputs) -> dict[int, Any]:
-    """5: autocorrelation, and change of state against change of activation."""
-    captured = inputs.captured
-    return {
-        layer: recursive_patterns([captured], layer, seed=inputs.seed) for layer in captured.layers
-    }
-
-
-def _ssm_attention_correlations(inputs: TextInputs, attention: AttentionData) -> dict[int, Any]:
-    """6: delta, B and C with attention received and paid."""
-    return {
-        layer: ssm_attention_correlations(
-            parts, attention.layers[layer].absolute[0], seed=inputs.seed
-        )
-        for layer, parts in inputs.captured.components.items()
-    }
-
-
-def _neuron_evolution(
-    inputs: TextInputs, neurons: dict[str, dict[int, NeuronSet]]
-) -> dict[str, Any]:
-    """7: how the profile of importance and the activations change from layer to layer."""
-    return {
-        name: neuron_evolution(by_layer, seed=inputs.seed) for name, by_layer in neurons.items()
-    }
-
-
-def _neuron_ablation(
-    inputs: TextInputs, neurons: dict[str, dict[int, NeuronSet]]
-) -> dict[int, dict[str, Any]]:
-    """On request: how well each method's importance agrees with ablation."""
-    settings = inputs.settings
-    return ablation_check(
-        inputs.model,
-        inputs.captured,
-        neurons,
-        resolve_target(),
-        settings.num_ablations,
-        seed=settings.seed,
-    )
-
-
-TEXT_STEPS = (
-    Step("ssm_components", _ssm_components),
-    Step("attention_data", _attention),
-    Step("neurons", _neurons, needs=("attention_data",)),
-    Step("layer_activations", _layer_activations),
-    Step("layer_correlations", _layer_correlations),
-    Step("recursive_patterns", _recursive_patterns),
-    Step("ssm_attention_correlations", _ssm_attention_correlations, needs=("attention_data",)),
-    Step("neuron_evolution", _neuron_evolution, needs=("neurons",)),
-)
-
-ABLATION_STEP = Step("neuron_ablation", _neuron_ablation, needs=("neurons",))
 
 
 class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
@@ -386,7 +236,7 @@ def _each_text(
         for index, captured in _captures(model, encoded, batch, settings.layers, pad_token_id):
             logger.info("analysing text %d", index)
             if isinstance(captured, Exception):
-                texts[index] = _without_capture(captured)
+                texts[index] = without_capture(captured)
             else:
                 inputs = TextInputs(model, captured, parameters, settings)
                 texts[index] = analyze_text(inputs, after_each)
@@ -427,14 +277,6 @@ def _captures(
         yield from ((index, error) for index in batch)
         return
     yield from ((index, captured.text(row)) for row, index in enumerate(batch))
-
-
-def _without_capture(error: Exception) -> TextAnalysis:
-    """The record of a text whose forward pass failed."""
-    first, *rest = (step.name for step in TEXT_STEPS)
-    skipped = {name: {"skipped": "needs the forward pass, which failed"} for name in rest}
-    failures = {first: failure_of(error), **skipped}
-    return TextAnalysis(failures, {}, [], None, {}, failures)
 
 
 @contextmanager

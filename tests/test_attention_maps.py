@@ -1,6 +1,7 @@
 """Attention maps: operator identities against float64 loops, planted attention, bad input."""
 
 import math
+from typing import Any
 
 import hand_weighted
 import pytest
@@ -54,8 +55,10 @@ def make_mixer(
     u = reference.silu(reference.causal_convolution(x, weight, b))
     y, _ = reference.scan(u[..., None], delta, A, B[:, :, None], C[:, :, None], D)
     y = y.squeeze(-1)
-    fields = {"A": A, "B": B, "C": C, "D": D, "delta": delta, "u": u, "gate": gate, "y": y,
-              "gated": y * reference.silu(gate), "conv_input": x}  # fmt: skip
+    fields: dict[str, Any] = {
+        "A": A, "B": B, "C": C, "D": D, "delta": delta, "u": u, "gate": gate, "y": y,
+        "gated": y * reference.silu(gate), "conv_input": x,
+    }  # fmt: skip
     components = SSMComponents(
         **{name: value.to(dtype) for name, value in fields.items()},
         mixer_output=torch.zeros(batch, length, 1, dtype=dtype),

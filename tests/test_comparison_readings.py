@@ -2,7 +2,6 @@
 
 import math
 
-import family_models
 import hand_weighted
 import numpy as np
 import pytest
@@ -13,6 +12,7 @@ from transformers import MambaForCausalLM, RwkvConfig, RwkvForCausalLM
 from analysis_utils import causal_spearman, linear_cka
 from attention_maps import mean_map
 from attention_measures import row_shares
+from benchmarks import family_models
 from comparison_readings import (
     MEASURES,
     Site,

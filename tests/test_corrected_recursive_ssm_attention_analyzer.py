@@ -9,13 +9,14 @@ import torch
 from safetensors.torch import load_file
 
 import corrected_recursive_ssm_attention_analyzer as module
+import text_analysis
 from analysis_steps import Step
 from corrected_recursive_ssm_attention_analyzer import (
-    TEXT_STEPS,
     CorrectedRecursiveSSMAttentionNeuronAnalyzer,
     main,
 )
 from findings import Finding, read
+from text_analysis import TEXT_STEPS
 from utils import AnalysisError
 
 TEXTS = [
@@ -155,7 +156,7 @@ def _with_failing(step_name, error):
 
 def test_a_failed_step_leaves_the_rest_whole(analyzer, monkeypatch, tmp_path):
     error = AnalysisError("no attention today")
-    monkeypatch.setattr(module, "TEXT_STEPS", _with_failing("attention_data", error))
+    monkeypatch.setattr(text_analysis, "TEXT_STEPS", _with_failing("attention_data", error))
     results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[:2], [0, 2])
     analysis = results["individual_texts"]["text_0"]["analysis"]
     assert list(analysis) == STEPS
@@ -191,7 +192,7 @@ def test_running_out_of_memory_in_a_forward_pass_loses_that_batch_only(analyzer,
 
 def test_programming_errors_go_through(analyzer, monkeypatch):
     steps = _with_failing("neurons", TypeError("a bug"))
-    monkeypatch.setattr(module, "TEXT_STEPS", steps)
+    monkeypatch.setattr(text_analysis, "TEXT_STEPS", steps)
     with pytest.raises(TypeError, match="a bug"):
         analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], [0])
 
@@ -277,7 +278,7 @@ def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):
 
 def test_command_ends_with_1_when_a_step_failed(tiny_model_dir, tmp_path, monkeypatch, capsys):
     steps = _with_failing("neurons", AnalysisError("no neurons"))
-    monkeypatch.setattr(module, "TEXT_STEPS", steps)
+    monkeypatch.setattr(text_analysis, "TEXT_STEPS", steps)
     arguments = ["--model", str(tiny_model_dir), "--text", TEXTS[0], "--layers", "0,2"]
     assert main([*arguments, "--output-dir", str(tmp_path), "--quiet"]) == 1
     assert "Without result: text_0.neurons" in capsys.readouterr().out

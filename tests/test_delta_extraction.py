@@ -33,7 +33,7 @@ def components(delta, A):
     delta, A = torch.as_tensor(delta, dtype=torch.float32)[None], torch.as_tensor(A)
     generator = torch.Generator().manual_seed(0)
     _, length, d_inner = delta.shape
-    noise = {
+    noise: dict[str, Any] = {
         name: torch.randn(1, length, d_inner, generator=generator)
         for name in ("u", "gate", "y", "gated", "conv_input")
     }

@@ -42,6 +42,6 @@ def test_without_results_every_claim_is_open():
     names = ("delta_neurons", "ablation_memory", "causal_memory", "recursive_patterns",
              "memory_kernel", "cross_layer_correlations")  # fmt: skip
     for sections in ({}, dict.fromkeys(names, failed)):
-        rows = claims_on(dict(sections), [0, 3], 100)
+        rows = claims_on({**sections}, [0, 3], 100)
         assert {row.verdict for row in rows} == {TOO_LITTLE}
         assert all(row.reason and row.path.startswith("memory.") for row in rows)

@@ -1,0 +1,170 @@
+"""The steps that the main analysis takes on one text, and what becomes of their results.
+
+Numbers as in ``corrected_recursive_ssm_attention_analyzer``, which runs them text by text. A step
+reads the capture or the results of the steps that it names, never another step's module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from transformers import PreTrainedModel
+
+from analysis_results import Settings, TextAnalysis, neuron_rows, step_sections, text_tensors
+from analysis_steps import Step, failure_of, run_steps
+from attention_neurons import NEURON_METHODS, AttentionData, attention_data
+from cross_text_analysis import text_measures
+from delta_extraction import delta_memory
+from delta_neurons import delta_neuron_correlation
+from layer_correlation_analyzer import (
+    cross_layer_correlations,
+    recursive_patterns,
+    summarise_activations,
+)
+from mamba_mixers import MixerParameters
+from neuron_effects import ablation_check
+from neuron_evolution import neuron_evolution
+from neuron_sets import NeuronSet
+from ssm_attention import ssm_attention_correlations
+from ssm_component_extractor import Capture, recursive_dynamics
+from targets import resolve_target
+
+
+@dataclass(frozen=True, eq=False)
+class TextInputs:
+    """What the steps of one text work on."""
+
+    model: PreTrainedModel
+    captured: Capture
+    """one text, without padding"""
+    parameters: Mapping[int, MixerParameters]
+    settings: Settings
+
+    @property
+    def seed(self) -> int:
+        """Of all random draws."""
+        return self.settings.seed
+
+
+def _ssm_components(inputs: TextInputs) -> dict[int, Any]:
+    """1: components, their dynamics, and what delta lets the state remember."""
+    return {
+        layer: {
+            **parts.to_dict(),
+            "dynamics": recursive_dynamics(parts),
+            "delta_memory": delta_memory([parts], layer, seed=inputs.seed),
+            "delta_activation": delta_neuron_correlation([parts], layer, seed=inputs.seed),
+        }
+        for layer, parts in inputs.captured.components.items()
+    }
+
+
+def _attention(inputs: TextInputs) -> AttentionData:
+    """2: implicit attention, exact, and the synthetic one beside it."""
+    return attention_data(inputs.captured, inputs.parameters)
+
+
+def _neurons(inputs: TextInputs, attention: AttentionData) -> dict[str, dict[int, NeuronSet]]:
+    """3: neurons by each method."""
+    return {name: make(attention, inputs.model, None) for name, make in NEURON_METHODS.items()}
+
+
+def _layer_activations(inputs: TextInputs) -> dict[int, dict[str, Any]]:
+    """4a: the residual stream and what each mixer adds to it."""
+    captured = inputs.captured
+    return {layer: summarise_activations(captured, layer) for layer in captured.layers}
+
+
+def _layer_correlations(inputs: TextInputs) -> dict[str, Any]:
+    """4b: neighbouring layers, by residual stream and by mixer output."""
+    if len(inputs.captured.layers) < 2:
+        return {"reason": "needs at least two layers"}
+    captures = [inputs.captured]
+    return {
+        stream: cross_layer_correlations(captures, stream=stream, seed=inputs.seed)
+        for stream in ("residual", "mixer")
+    }
+
+
+def _recursive_patterns(inputs: TextInputs) -> dict[int, Any]:
+    """5: autocorrelation, and change of state against change of activation."""
+    captured = inputs.captured
+    return {
+        layer: recursive_patterns([captured], layer, seed=inputs.seed) for layer in captured.layers
+    }
+
+
+def _ssm_attention_correlations(inputs: TextInputs, attention: AttentionData) -> dict[int, Any]:
+    """6: delta, B and C with attention received and paid."""
+    return {
+        layer: ssm_attention_correlations(
+            parts, attention.layers[layer].absolute[0], seed=inputs.seed
+        )
+        for layer, parts in inputs.captured.components.items()
+    }
+
+
+def _neuron_evolution(
+    inputs: TextInputs, neurons: dict[str, dict[int, NeuronSet]]
+) -> dict[str, Any]:
+    """7: how the profile of importance and the activations change from layer to layer."""
+    return {
+        name: neuron_evolution(by_layer, seed=inputs.seed) for name, by_layer in neurons.items()
+    }
+
+
+def _neuron_ablation(
+    inputs: TextInputs, neurons: dict[str, dict[int, NeuronSet]]
+) -> dict[int, dict[str, Any]]:
+    """On request: how well each method's importance agrees with ablation."""
+    settings = inputs.settings
+    return ablation_check(
+        inputs.model,
+        inputs.captured,
+        neurons,
+        resolve_target(),
+        settings.num_ablations,
+        seed=settings.seed,
+    )
+
+
+TEXT_STEPS = (
+    Step("ssm_components", _ssm_components),
+    Step("attention_data", _attention),
+    Step("neurons", _neurons, needs=("attention_data",)),
+    Step("layer_activations", _layer_activations),
+    Step("layer_correlations", _layer_correlations),
+    Step("recursive_patterns", _recursive_patterns),
+    Step("ssm_attention_correlations", _ssm_attention_correlations, needs=("attention_data",)),
+    Step("neuron_evolution", _neuron_evolution, needs=("neurons",)),
+)
+
+ABLATION_STEP = Step("neuron_ablation", _neuron_ablation, needs=("neurons",))
+
+
+def analyze_text(inputs: TextInputs, after_each: Callable[[], None] | None = None) -> TextAnalysis:
+    """Run the seven steps of one text."""
+    steps = (*TEXT_STEPS, *((ABLATION_STEP,) if inputs.settings.num_ablations else ()))
+    outcomes = run_steps(steps, inputs, after_each)
+    found = outcomes.results
+    return TextAnalysis(
+        sections=step_sections(outcomes, steps),
+        tensors=text_tensors(inputs.captured, found.get("attention_data"), found.get("neurons")),
+        neuron_rows=neuron_rows(found.get("neurons")),
+        measures=text_measures(inputs.captured, found),
+        replay_errors={
+            f"layer_{layer}": parts.replay_error
+            for layer, parts in inputs.captured.components.items()
+        },
+        failures=outcomes.failures,
+    )
+
+
+def without_capture(error: Exception) -> TextAnalysis:
+    """The analysis of a text whose forward pass failed: no step of it gave a result."""
+    first, *rest = (step.name for step in TEXT_STEPS)
+    skipped = {name: {"skipped": "needs the forward pass, which failed"} for name in rest}
+    failures = {first: failure_of(error), **skipped}
+    return TextAnalysis(failures, {}, [], None, {}, failures)
