@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from utils import forward_hooks, validate_int
+from utils import execution_device, forward_hooks, validate_int
 
 MAX_WEIGHTS_GB = 1.0
 """Largest attention weights (heads, l, l) of one layer, in GB of 1e9 bytes, float32."""
@@ -98,7 +98,9 @@ def attending_layers(model: PreTrainedModel) -> list[int]:
 
     Raises ValueError for attention that is not causal (an encoder's), and as ``traced_layers``.
     """
-    ids = torch.arange(_PROBE_TOKENS, device=model.device)[None] % model.config.vocab_size
+    ids = (
+        torch.arange(_PROBE_TOKENS, device=execution_device(model))[None] % model.config.vocab_size
+    )
     with traced_layers(model) as traces:
         model(input_ids=ids, use_cache=False)
     maps = {layer: trace.softmax for layer, trace in traces.items() if trace.softmax is not None}

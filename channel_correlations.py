@@ -258,16 +258,18 @@ def _significance(
 
 
 def share_rejected(r: FloatArray, n_eff: FloatArray) -> float:
-    """Share of pairs rejected at the false discovery rate, without the p-values of hopeless pairs.
+    """Share of pairs rejected at the false discovery rate (Benjamini & Hochberg), and no more.
 
-    A pair whose p exceeds the rate cannot be rejected, and |t| <= 1.95 means p > 0.05 at any number
-    of degrees of freedom (the normal distribution's limit is 1.96).
+    That is the largest k / m with the k-th smallest of m p-values at most k / m times the rate.
+    Only p-values up to the rate are computed: |t| <= 1.95 means p > 0.05 at any number of degrees
+    of freedom (the normal distribution's limit is 1.96).
     """
     degrees = np.maximum(n_eff - 2.0, 0.0)
     possible = np.square(r) * (degrees + 1.95**2) > 1.95**2
-    p_values = np.ones_like(r)
-    p_values[possible] = pearson_p_values(r[possible], n_eff[possible])
-    return float(benjamini_hochberg(p_values, FALSE_DISCOVERY_RATE).rejected.mean())
+    p_values = np.sort(pearson_p_values(r[possible], n_eff[possible]))
+    ranks = np.arange(1, len(p_values) + 1)
+    rejected = ranks[p_values <= ranks / r.size * FALSE_DISCOVERY_RATE]
+    return float(rejected[-1]) / r.size if len(rejected) else 0.0
 
 
 def top_pairs(

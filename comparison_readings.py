@@ -48,6 +48,7 @@ from untrained_twin import twin_seeds, untrained_twin
 from utils import (
     EncodedText,
     StrPath,
+    execution_device,
     progress,
     require_tokenizer,
     resolve_layer_indices,
@@ -242,7 +243,7 @@ def read_text(subject: Subject, input_ids: Sequence[int], pieces: Pieces) -> Rea
     attended in the probe and does not now.
     """
     model, layers = subject.model, subject.layers
-    ids = torch.tensor(input_ids)[None, : len(pieces.groups)].to(model.device)
+    ids = torch.tensor(input_ids)[None, : len(pieces.groups)].to(execution_device(model))
     with_ssm = [site.layer for site in subject.sites if site.kind == "implicit"]
     with traced_layers(model) as traces:
         components = capture(model, ids, None, with_ssm).components if with_ssm else {}

@@ -63,6 +63,7 @@ from utils import (
     check_output_dir,
     check_texts,
     encode_texts,
+    execution_device,
     pad_batch,
     padding_id,
     progress,
@@ -337,7 +338,7 @@ def _command(argv: list[str]) -> int:
     if not args.quiet:
         print(_announcement(args))
     job = job_from_options(args)
-    tracker = MemoryTracker(job.model.device)
+    tracker = MemoryTracker(execution_device(job.model))
     command = ["python", Path(__file__).name, *argv]
     settings = Settings(
         job.layers,

@@ -38,6 +38,7 @@ from utils import (
     add_common_options,
     check_output_dir,
     configure_logging,
+    execution_device,
     finite_or_none,
     load_model,
     load_tokenizer,
@@ -140,7 +141,9 @@ def read_stream(
         for number, start in enumerate(progress(starts, desc="chunks")):
             with_kernel = number % kernel_every == 0
             chunk = ids[start : start + chunk_size]
-            logits = model(input_ids=chunk[None].to(model.device), use_cache=False).logits
+            logits = model(
+                input_ids=chunk[None].to(execution_device(model)), use_cache=False
+            ).logits
             following = ids[None, start + 1 : start + 1 + len(chunk)]
             loss[start : start + following.shape[1]] = _losses(logits, following)[0]
     return Stream(
@@ -167,7 +170,7 @@ def window_losses(model: PreTrainedModel, input_ids: Tensor | Sequence[int], wid
     losses, start = [], 0
     with fast_scan(model):
         for rows in progress(parts, desc=f"windows of {width}"):
-            logits = model(input_ids=rows.to(model.device), use_cache=False).logits
+            logits = model(input_ids=rows.to(execution_device(model)), use_cache=False).logits
             stop = start + rows.numel()
             losses.append(_losses(logits, following[start:stop].view(rows.shape)).flatten())
             start = stop

@@ -11,7 +11,7 @@ import copy
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from utils import validate_int
+from utils import execution_device, validate_int
 
 ENOUGH_TWINS = 19
 """With as many, a value above all of theirs has a probability of 1 / 20 among its like."""
@@ -26,7 +26,7 @@ def untrained_twin(model: PreTrainedModel, seed: int) -> PreTrainedModel:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         twin = AutoModelForCausalLM.from_config(copy.deepcopy(model.config), dtype=model.dtype)
-    return twin.to(model.device).eval()
+    return twin.to(execution_device(model)).eval()
 
 
 def twin_seeds(count: int, seed: int = 0) -> list[int]:

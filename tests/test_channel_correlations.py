@@ -6,8 +6,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from analysis_utils import linear_cka, pearson_matrix, pearson_p_values
-from channel_correlations import PooledActivations, cross_layer_correlation
+from analysis_utils import benjamini_hochberg, linear_cka, pearson_matrix, pearson_p_values
+from channel_correlations import (
+    FALSE_DISCOVERY_RATE,
+    PooledActivations,
+    cross_layer_correlation,
+    share_rejected,
+)
 from time_shift_nulls import draw_shifts
 
 
@@ -202,3 +207,13 @@ def test_results_are_seeded_and_strict_json():
         "num_texts_agreeing", "leading_text", "leading_share",
     }  # fmt: skip
     assert correlate(x, y, seed=2).to_dict()["mean"]["null_mean"] != first["mean"]["null_mean"]
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.5])
+def test_the_share_rejected_is_that_of_all_p_values(strength):
+    rng = np.random.default_rng(0)
+    r = np.clip(rng.normal(0, 0.15, (40, 30)) + strength * (rng.random((40, 30)) < 0.1), -1, 1)
+    n_eff = rng.uniform(1.5, 60, r.shape)
+    expected = benjamini_hochberg(pearson_p_values(r, n_eff), FALSE_DISCOVERY_RATE).rejected
+    assert share_rejected(r, n_eff) == expected.mean()
+    assert expected.any() == (strength > 0)
