@@ -44,13 +44,13 @@ from benchmarks.repeated_passage import (
     REACH,
     SKIPPED,
     repeated_rows,
-    untrained_twin,
 )
 from intervention_effects import intervention_effects
 from intervention_study import LayerLagMap, causal_memory_curve, layer_lag_map
 from long_memory import read_book
 from memory_interventions import reset_state
 from ssm_component_extractor import capture, model_layers
+from untrained_twin import untrained_twin
 from utils import (
     DEMO_MODEL_PATH,
     load_model,

@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from analysis_utils import bootstrap_interval
 from attention_neurons import NEURON_METHODS, attention_data, layer_parameters
 from attribution_faithfulness import FaithfulnessTable, faithfulness_table
+from memory_report import markdown_table
 from neuron_effects import ablation_check
 from ssm_component_extractor import capture_texts, model_layers
 from targets import resolve_target
@@ -51,7 +52,10 @@ Estimates = dict[str, dict[int, tuple[float, float, float]]]
 def passages(
     text: str, tokenizer: PreTrainedTokenizerBase, count: int, length: int
 ) -> list[EncodedText]:
-    """``count`` passages of about ``length`` tokens, spread evenly over the text."""
+    """``count`` passages of about ``length`` tokens, spread evenly over the text.
+
+    Raises ValueError for a text with fewer than count * length tokens.
+    """
     offsets = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
     if len(offsets) < count * length:
         raise ValueError(
@@ -128,9 +132,8 @@ def neuron_table(estimates: Estimates) -> str:
 
 
 def _markdown(frame: pd.DataFrame) -> str:
-    rows = [list(map(str, frame.columns)), ["---"] * len(frame.columns)]
-    rows += [list(map(str, row)) for row in frame.itertuples(index=False)]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    body = [list(map(str, row)) for row in frame.itertuples(index=False)]
+    return "\n".join(markdown_table(list(map(str, frame.columns)), body)).rstrip("\n")
 
 
 def _interval(row: Mapping, name: str) -> str:

@@ -16,21 +16,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from transformers import PreTrainedTokenizerBase
-
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis_results import Settings
+from benchmarks.faithfulness import passages
 from corrected_recursive_ssm_attention_analyzer import analyze
 from findings import Finding, compared, number
 from ssm_component_extractor import model_layers
 from untrained_twin import ENOUGH_TWINS
 from utils import (
     DEMO_MODEL_PATH,
-    EncodedText,
-    encode_texts,
     load_model,
     load_tokenizer,
     parse_layers,
@@ -40,25 +36,6 @@ from utils import (
 )
 
 RESULTS = Path(__file__).resolve().parent / "results" / "key_findings.md"
-
-
-def passages(
-    tokenizer: PreTrainedTokenizerBase, text: str, count: int, length: int
-) -> list[EncodedText]:
-    """``count`` passages of about ``length`` tokens, spread evenly over the text.
-
-    Raises ValueError for a text with fewer than count * length tokens.
-    """
-    ids = tokenizer(text, verbose=False)["input_ids"]
-    if len(ids) < count * length:
-        raise ValueError(
-            f"the text has {len(ids)} tokens; {count} passages of {length} need {count * length}. "
-            "Give a longer text, or fewer --passages or --tokens"
-        )
-    starts = np.linspace(0, len(ids) - length, count).astype(int)
-    texts = [str(tokenizer.decode(ids[start : start + length])) for start in starts]
-    # Cut within a word, a passage may have other tokens at its ends when it is read again.
-    return encode_texts(tokenizer, texts, length)
 
 
 def table(findings: Sequence[Finding]) -> str:
@@ -93,7 +70,7 @@ def _command(argv: list[str]) -> int:
     twins, ablations = (validate_int(n, getattr(args, n), 0) for n in ("twins", "ablate"))
     model, tokenizer = load_model(args.model), load_tokenizer(args.model)
     layers = model_layers(model, None if args.layers is None else parse_layers(args.layers))
-    encoded = passages(tokenizer, Path(args.text).read_text(encoding="utf-8"), count, length)
+    encoded = passages(Path(args.text).read_text(encoding="utf-8"), tokenizer, count, length)
     settings = Settings(layers, seed=args.seed, num_ablations=ablations, num_twins=twins)
     results = analyze(model, encoded, tokenizer, settings).results
     findings = [Finding.from_dict(row) for row in results["findings"]]

@@ -3,7 +3,8 @@
 mamba-130m's shape with random weights, which is what speed and memory depend on; the tokenizer is
 the demo model's. Four figures, each from a process of its own:
 
-- the whole analysis of one text, figures and files included, after loading, in stock forward passes
+- the whole analysis of one text, figures and result files included but not the report, after
+  loading, in stock forward passes
 - peak memory above the model of the same with two texts, the default batch
 - peak memory of a layer's mean map, and of that of magnitudes, for a long text
 
@@ -90,7 +91,7 @@ def map_memory(sizes: Sizes, absolute: bool) -> tuple[float, float | None]:
 
 
 def analyse_and_write(ours: CorrectedRecursiveSSMAttentionNeuronAnalyzer, count: int) -> None:
-    """What the main command does after loading."""
+    """What the main command does after loading, all but its report."""
     with tempfile.TemporaryDirectory() as folder:
         ours.analyze_recursive_ssm_attention_effects(texts(count, ours.max_sequence_length))
         ours.visualize_analysis_results(folder)

@@ -14,12 +14,12 @@ def words(count):
 
 def test_passages_are_spread_over_the_text_and_of_their_length(tiny_tokenizer):
     text = words(60)
-    found = key_findings.passages(tiny_tokenizer, text, 3, 20)
+    found = key_findings.passages(text, tiny_tokenizer, 3, 20)
     # Decoded and read again, a passage that starts or ends within a word may lose a token.
     assert all(18 <= len(passage.input_ids) <= 20 for passage in found)
     assert len({passage.text for passage in found}) == 3
     with pytest.raises(ValueError, match="3 passages of 5000 need 15000"):
-        key_findings.passages(tiny_tokenizer, text, 3, 5000)
+        key_findings.passages(text, tiny_tokenizer, 3, 5000)
 
 
 def test_every_finding_has_a_row():
