@@ -111,16 +111,10 @@ def pooled_activations(
 
     Raises ValueError for an unknown stream, no captures, and a layer that was not captured.
     """
-    activations = STREAMS[validate_choice("stream", stream, STREAMS)]
-    parts = []
-    for captured in captures:
-        if layer not in (known := _layers_of(captured, stream)):
-            raise ValueError(f"layer {layer} was not captured; those that were: {known}")
-        rows = zip(activations(captured, layer), captured.attention_mask.bool(), strict=True)
-        parts += [values[keep].double().numpy() for values, keep in rows]
+    parts = [part for captured in captures for part in _texts_of(captured, layer, stream)]
     if not parts:
         raise ValueError("captures is empty; pass at least one")
-    return PooledActivations(np.concatenate(parts), tuple(len(part) for part in parts))
+    return PooledActivations(torch.cat(parts).double().numpy(), tuple(len(part) for part in parts))
 
 
 def summarise_activations(captured: Capture, layer: int) -> dict[str, Any]:
@@ -191,9 +185,9 @@ def stream_cross_layer_correlations(
             pairs = _checked_pairs(layer_pairs, captured.layers)
             layers = sorted({*sum(pairs, ())})
             sums = StreamedCorrelations(pairs, stream=stream, num_shifts=num_shifts, seed=seed)
-        pooled = {layer: pooled_activations([captured], layer, stream) for layer in layers}
-        values = {layer: torch.from_numpy(part.values) for layer, part in pooled.items()}
-        sums.update(values, pooled[layers[0]].lengths)
+        texts = {layer: _texts_of(captured, layer, stream) for layer in layers}
+        lengths = [len(text) for text in texts[layers[0]]]
+        sums.update({layer: torch.cat(parts) for layer, parts in texts.items()}, lengths)
     if sums is None:
         raise ValueError("batches is empty; pass at least one capture")
     return sums.results()
@@ -306,6 +300,15 @@ def _with_and_without_ssm(
 def _layers_of(captured: Capture, stream: str) -> list[int]:
     """Layers whose stream was captured: of the residual stream also some without an SSM."""
     return captured.layers if stream == "mixer" else sorted(captured.block_outputs)
+
+
+def _texts_of(captured: Capture, layer: int, stream: str) -> list[Tensor]:
+    """The layer's activations on each text of the capture (l, d_model), without padding."""
+    activations = STREAMS[validate_choice("stream", stream, STREAMS)]
+    if layer not in (known := _layers_of(captured, stream)):
+        raise ValueError(f"layer {layer} was not captured; those that were: {known}")
+    rows = zip(activations(captured, layer), captured.attention_mask.bool(), strict=True)
+    return [values[keep] for values, keep in rows]
 
 
 def _checked_pairs(
