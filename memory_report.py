@@ -191,7 +191,9 @@ def _recursion(patterns: Row | None) -> str:
         if time is not None
         else f"it stays above its null up to lag {series['lags'][-1]}"
     )
-    return f"Autocorrelation of the mixer's output at lag 1 {_tested(first)}; {ends}."
+    period = (series.get("rhythm") or {}).get("period")
+    swing = f" It swings with a period of {period:.1f} tokens." if period is not None else ""
+    return f"Autocorrelation of the mixer's output at lag 1 {_tested(first)}; {ends}.{swing}"
 
 
 def _neurons(methods: Row | None) -> str:

@@ -42,6 +42,9 @@ def _layer_row(sections: Mapping[str, Any], layer: int) -> dict[str, Any]:
                          "last_over_third", "participation_ratio")
         },
         "memory_time": at("recursive_patterns", key, "mixer", "autocorrelation", "memory_time"),
+        "rhythm_period": at(
+            "recursive_patterns", key, "mixer", "autocorrelation", "rhythm", "period"
+        ),
     }  # fmt: skip
     tests = {
         "delta_activation": ("delta_neurons", key, "observed", "mean_abs"),

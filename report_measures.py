@@ -135,6 +135,11 @@ MEASURES = {
     "memory_time": Measure(
         "Above null until", "tokens", "First lag at which the autocorrelation meets its null."
     ),
+    "rhythm": Measure(
+        "Period", "tokens",
+        "Of a swing of the residual stream whose power rises above that of all slower change and "
+        "of shuffled tokens; a dash where there is none, as in most layers of most texts.",
+    ),
     "change_correlation": Measure(
         "Change of state and activation", "ρ, −1 to 1",
         "Spearman over tokens of ‖hₜ − hₜ₋₁‖ and the change of the residual stream.",

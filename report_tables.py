@@ -209,11 +209,12 @@ def _over_time(steps: Section) -> Table:
         change = part.get("change_correlation")
         rows.append(
             (Cell(str(layer)), null_cell(first), cell(series.get("memory_time")),
-             null_cell(change), cell(entry_at(part, "change_correlation", "p_value")))
+             cell(entry_at(series, "rhythm", "period")), null_cell(change),
+             cell(entry_at(part, "change_correlation", "p_value")))
         )  # fmt: skip
     columns = (
         Column("layer"), Column("autocorrelation, lag 1", "autocorrelation"),
-        Column("above null until, tokens", "memory_time"),
+        Column("above null until, tokens", "memory_time"), Column("period, tokens", "rhythm"),
         Column("ρ of change of state and activation", "change_correlation"), Column("p"),
     )  # fmt: skip
     return Table("Over time", columns, tuple(rows), _NULL_NOTE, failure(section) or _if_none(rows))

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from analysis_utils import FloatArray, Values, lagged_products, spearman, unit_columns
+from rhythms import Rhythm, no_rhythm, rhythm
 from utils import validate_int
 
 MIN_TOKENS = 40
@@ -215,6 +216,8 @@ class MeanAutocorrelation(NamedTuple):
     all; None if it never comes down within `lags`"""
     first_lag_below: int | None
     """first lag at which `mean` lies below the band; None if never"""
+    rhythm: Rhythm
+    """period at which the spectrum of `mean` stands out, with its null"""
     reason: str | None
     """why there are no lags"""
 
@@ -235,7 +238,7 @@ def mean_autocorrelation(
     grams = _gram_matrices(as_float64(x), lengths) if lags else []
     if not grams:
         reason = "no channel varies within a text" if lags else "a text has one token"
-        return MeanAutocorrelation((), (), (), (), (), None, None, reason)
+        return MeanAutocorrelation((), (), (), (), (), None, None, no_rhythm(reason), reason)
     rng = np.random.default_rng(seed)
     observed = _lag_sums(grams, lags, [np.arange(len(gram)) for gram in grams])
     draws = np.stack(
@@ -253,6 +256,7 @@ def mean_autocorrelation(
         null_high=tuple(high.tolist()),
         memory_time=_first(lags, observed <= high),
         first_lag_below=_first(lags, observed < low),
+        rhythm=rhythm(observed, draws),
         reason=None,
     )
 

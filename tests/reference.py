@@ -236,3 +236,12 @@ def debiased_cka(x: np.ndarray, y: np.ndarray) -> float:
     """Kornblith et al. 2019, eq. 1, with the unbiased HSIC, as Nguyen et al. 2021, eq. 3."""
     own = unbiased_hsic(x, x) * unbiased_hsic(y, y)
     return unbiased_hsic(x, y) / math.sqrt(own)
+
+
+def bartlett_spectrum(rho: np.ndarray, frequency: float) -> float:
+    """1 + 2 sum_k (1 - k / (K + 1)) rho_k cos(2 pi f k) of autocorrelations at lags 1..K."""
+    total = 1.0
+    for k, value in enumerate(rho, start=1):
+        weight = 1.0 - k / (len(rho) + 1)
+        total += 2.0 * weight * float(value) * math.cos(2.0 * math.pi * frequency * k)
+    return total

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from series import ar1
 
 from analysis_utils import benjamini_hochberg, linear_cka, pearson_matrix, pearson_p_values
 from channel_correlations import (
@@ -20,16 +21,6 @@ def known(value: Any) -> Any:
     """The value of a statistic that must not be undefined here."""
     assert value is not None
     return value
-
-
-def ar1(phi, n, channels, seed):
-    """Stationary AR(1) series (n, channels)."""
-    noise = np.random.default_rng(seed).standard_normal((n, channels))
-    x = noise.copy()
-    x[0] /= np.sqrt(1 - phi**2)
-    for t in range(1, n):
-        x[t] += phi * x[t - 1]
-    return x
 
 
 def correlate(x, y, lengths=None, **options):

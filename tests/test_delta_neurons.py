@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
+from series import ar1
 
 from delta_extraction import DeltaExtractor, layer_components
 from delta_neurons import delta_neuron_correlation, delta_sensitivity
@@ -20,16 +21,6 @@ def known(value: Any) -> Any:
     """The value of a statistic that must not be undefined here."""
     assert value is not None
     return value
-
-
-def ar1(phi, n, channels, seed):
-    """Stationary AR(1) series (n, channels)."""
-    noise = np.random.default_rng(seed).standard_normal((n, channels))
-    x = noise.copy()
-    x[0] /= np.sqrt(1 - phi**2)
-    for t in range(1, n):
-        x[t] += phi * x[t - 1]
-    return x
 
 
 def components(delta, gated, A=None):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import reference
 import torch
+from series import ar1
 
 from analysis_utils import linear_cka
 from channel_correlations import PooledActivations, cross_layer_correlation
@@ -17,14 +18,6 @@ from streamed_correlations import TESTED, StreamedCorrelations
 
 LENGTHS = (90, 60, 75)
 TOKENS = 225
-
-
-def ar1(phi, n, channels, seed):
-    """Stationary AR(1) series (n, channels)."""
-    x = np.random.default_rng(seed).standard_normal((n, channels))
-    for t in range(1, n):
-        x[t] += phi * x[t - 1]
-    return x
 
 
 def layers(seed=0, n=TOKENS, p=7, q=5):

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from series import ar1
 
 from analysis_utils import autocorrelation, effective_sample_size
 from time_shift_nulls import (
@@ -32,17 +33,6 @@ def known(value: Any) -> Any:
     """The value of a statistic that must not be undefined here."""
     assert value is not None
     return value
-
-
-def ar1(phi, n, channels, seed):
-    """Stationary AR(1) series (n, channels) of unit innovations."""
-    rng = np.random.default_rng(seed)
-    noise = rng.standard_normal((n, channels))
-    x = noise.copy()
-    x[0] /= np.sqrt(1 - phi**2)
-    for t in range(1, n):
-        x[t] += phi * x[t - 1]
-    return x
 
 
 def naive_autocorrelation(x, lengths, max_lag):
