@@ -45,10 +45,12 @@ from time_shift_nulls import (
     why_too_few,
     why_too_slow,
 )
-from utils import validate_int
+from utils import finite_or_none, validate_int
 
 NUM_SAMPLED = 128
 """Channels of a layer whose time-shifts are drawn."""
+BATCH_TOKENS = 2000
+"""Tokens whose sums are taken at once."""
 AUTOCORRELATION_LAGS = 64
 """Lags that correct the sample size, tokens; a quarter of a shorter text."""
 
@@ -108,7 +110,8 @@ class StreamedCorrelations:
     float64, and some copies of one batch. Cost a batch: for each pair one (p, n) x (n, q) product
     and num_shifts + 17 of the sampled channels, in float32; for each layer one (p, n) x (n, p)
     product and a Fourier transform. Sums within a batch are float32 on data centred and scaled by
-    the first batch [1]: give batches of one to a few thousand tokens.
+    the first batch [1]; small batches are gathered until they have `batch_tokens` tokens, so that a
+    single odd text does not set the scale.
     """
 
     def __init__(
@@ -118,6 +121,7 @@ class StreamedCorrelations:
         stream: str = "residual",
         num_shifts: int = NUM_SHIFTS,
         num_sampled: int = NUM_SAMPLED,
+        batch_tokens: int = BATCH_TOKENS,
         seed: int = 0,
     ) -> None:
         if not layer_pairs or len(set(layer_pairs)) < len(layer_pairs):
@@ -126,8 +130,11 @@ class StreamedCorrelations:
         self.stream = stream
         self.num_shifts = validate_int("num_shifts", num_shifts, 20)
         self.num_sampled = validate_int("num_sampled", num_sampled, 1)
+        self.batch_tokens = validate_int("batch_tokens", batch_tokens, 1)
         self.rng = np.random.default_rng(seed)
         self.lengths: list[int] = []
+        self._widths: dict[int, int] = {}
+        self._gathered: list[tuple[dict[int, Tensor], list[int]]] = []
         self._layers: dict[int, _LayerSums] = {}
         self._sums: dict[tuple[int, int], _PairSums] = {}
 
@@ -139,8 +146,27 @@ class StreamedCorrelations:
         """
         needed = sorted({layer for pair in self.pairs for layer in pair})
         self._check(values, lengths, needed)
+        self._widths = {layer: values[layer].shape[1] for layer in needed}
+        gathered = sum(sum(known) for _, known in self._gathered) + sum(lengths)
+        enough = gathered >= self.batch_tokens
+        # What stays for later is copied: the caller may write over it.
+        kept = {layer: values[layer] if enough else values[layer].clone() for layer in needed}
+        self._gathered.append((kept, list(lengths)))
+        if enough:
+            self._add_gathered()
+
+    def _add_gathered(self) -> None:
+        """Add what has been gathered to the sums, as one batch."""
+        parts, self._gathered = self._gathered, []
+        values = {
+            layer: torch.cat([part[layer] for part, _ in parts])
+            if parts[1:]
+            else parts[0][0][layer]
+            for layer in self._widths
+        }
+        lengths = [length for _, known in parts for length in known]
         orders = self._draw(lengths)
-        batch = {layer: self._layer(layer, values[layer]) for layer in needed}
+        batch = {layer: self._layer(layer, values[layer]) for layer in values}
         columns = {layer: sums.update(values[layer], lengths) for layer, sums in batch.items()}
         for a, b in self.pairs:
             if (a, b) not in self._sums:
@@ -150,6 +176,8 @@ class StreamedCorrelations:
 
     def results(self) -> dict[str, StreamedCorrelation]:
         """The correlations so far, by "layer_a_to_b"; RuntimeError before any batch."""
+        if self._gathered:
+            self._add_gathered()
         if not self.lengths:
             raise RuntimeError("nothing has been streamed yet: call update(...) first")
         return {f"layer_{a}_to_{b}": self._result((a, b), self._sums[a, b]) for a, b in self.pairs}
@@ -197,12 +225,12 @@ class StreamedCorrelations:
         if not lengths or min(lengths) < 1:
             raise ValueError(f"lengths is {list(lengths)}; every text has at least one token")
         for layer in needed:
-            shape, known = tuple(values[layer].shape), self._layers.get(layer)
-            width = known.width if known else shape[-1]
-            if shape != (sum(lengths), width):
+            shape = tuple(values[layer].shape)
+            expected = (sum(lengths), self._widths.get(layer, shape[-1]))
+            if shape != expected:
                 raise ValueError(
-                    f"values of layer {layer} have shape {shape}; expected "
-                    f"{(sum(lengths), width)}: a row for each token of lengths"
+                    f"values of layer {layer} have shape {shape}; expected {expected}: a row for "
+                    "each token of lengths"
                 )
             # One pass: a mean is finite only if every entry is.
             if not values[layer].mean(dim=0).isfinite().all():
@@ -244,6 +272,7 @@ class _LayerSums:
         centred = (values - self.offset.to(values)).float()
         every = _columns(centred, self.scale, self.norms[0])
         some = _columns(centred[:, self.sampled], self.scale[self.sampled], self.norms[1])
+        # All products are torch's: the threads that numpy's wait with would slow torch's by half.
         for own, part in ((self.own, every), (self.own_sampled, some)):
             own += (part.mT @ part).numpy()
         self._add_lags(every[:, :-2], lengths)
@@ -328,11 +357,12 @@ class _PairSums:
             return self.undefined(reason, sum(lengths))
         rows, columns = np.flatnonzero(a.varies), np.flatnonzero(b.varies)
         r = _correlations(self.every, a.own, b.own)[np.ix_(rows, columns)]
+        values = *_summary(r), finite_or_none(self._cka(self.every, False))
         adjusted = benjamini_hochberg(pearson_p_values(r, n_eff), FALSE_DISCOVERY_RATE).adjusted
         return {
             "enough_tokens": True,
             "reason": None,
-            "values": dict(zip(TESTED, [*_summary(r), self._cka(self.every, False)], strict=True)),
+            "values": dict(zip(TESTED, values, strict=True)),
             "significant_share": float((adjusted <= FALSE_DISCOVERY_RATE).mean()),
             "median_effective_samples": float(np.median(n_eff)),
             "top_pairs": top_pairs(r, n_eff, adjusted, rows, columns),
@@ -410,6 +440,10 @@ class _PairSums:
             "lags": (),
             "lagged_mean_abs": (),
         }
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def _columns(centred: Tensor, scale: Tensor, width: int) -> Tensor:
