@@ -1,9 +1,8 @@
 """Correlation of layers over a stream of tokens: sums a batch, memory that no token adds to.
 
-For every pair of layers the sums X^T Y of its channels are kept, with two columns more: the squared
-norm of each token, and 1. Means, variances, Pearson's r of every pair of channels, and debiased
-linear CKA follow from them at the end, so that memory depends on d_model^2 and the number of pairs,
-and time on matrix products alone.
+For every pair of layers the sums X^T Y of its channels are kept (`correlation_sums`), from which
+Pearson's r of every pair of channels and debiased linear CKA follow at the end: memory depends on
+d_model^2 and the number of pairs, time on matrix products.
 
 How nulls go with a stream: a circular time-shift needs both ends of what it shifts, so that every
 text (or segment of a long text) is shifted within itself, by its own seeded shift for each draw;
@@ -12,10 +11,6 @@ each side. Draws cost as much as the data: where a layer has more than `num_samp
 null and the lags are those of a seeded sample of them, the same in every batch, and the value
 tested is that of the sample too; the values over all channels stand beside.
 
-References:
-  [1] Chan, Golub & LeVeque 1983, Algorithms for computing the sample variance (shifted data)
-  [2] Kornblith et al. 2019; Song et al. 2012, eq. 5: see `channel_correlations`
-
 Shapes: n tokens of a batch with texts of `lengths`; p and q channels of two layers.
 """
 
@@ -23,15 +18,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from scipy import fft
 from torch import Tensor
 
 from analysis_utils import FloatArray, benjamini_hochberg, pearson_p_values
 from channel_correlations import FALSE_DISCOVERY_RATE, TopPair, share_rejected, top_pairs
+from correlation_sums import (
+    AUTOCORRELATION_LAGS,
+    LayerSums,
+    PairSums,
+    correlations,
+    debiased_cka,
+)
 from time_shift_nulls import (
     MAX_LAG,
     NUM_SHIFTS,
@@ -51,12 +52,7 @@ NUM_SAMPLED = 128
 """Channels of a layer whose time-shifts are drawn."""
 BATCH_TOKENS = 2000
 """Tokens whose sums are taken at once."""
-AUTOCORRELATION_LAGS = 64
-"""Lags that correct the sample size, tokens; a quarter of a shorter text."""
-
 TESTED = ("mean", "mean_abs", "max_abs", "best_match", "cka")
-# Shifts whose columns stand side by side in one matrix product.
-_SHIFTS_AT_ONCE = 8
 _NUM_CALIBRATIONS = 3
 
 
@@ -110,7 +106,7 @@ class StreamedCorrelations:
     float64, and some copies of one batch. Cost a batch: for each pair one (p, n) x (n, q) product
     and num_shifts + 17 of the sampled channels, in float32; for each layer one (p, n) x (n, p)
     product and a Fourier transform. Sums within a batch are float32 on data centred and scaled by
-    the first batch [1]; small batches are gathered until they have `batch_tokens` tokens, so that a
+    the first batch; small batches are gathered until they have `batch_tokens` tokens, so that a
     single odd text does not set the scale.
     """
 
@@ -135,8 +131,8 @@ class StreamedCorrelations:
         self.lengths: list[int] = []
         self._widths: dict[int, int] = {}
         self._gathered: list[tuple[dict[int, Tensor], list[int]]] = []
-        self._layers: dict[int, _LayerSums] = {}
-        self._sums: dict[tuple[int, int], _PairSums] = {}
+        self._layers: dict[int, LayerSums] = {}
+        self._sums: dict[tuple[int, int], PairSums] = {}
 
     def update(self, values: Mapping[int, Tensor], lengths: Sequence[int]) -> None:
         """Add a batch: by layer (n, channels), the tokens of one text after those of another.
@@ -170,7 +166,7 @@ class StreamedCorrelations:
         columns = {layer: sums.update(values[layer], lengths) for layer, sums in batch.items()}
         for a, b in self.pairs:
             if (a, b) not in self._sums:
-                self._sums[a, b] = _PairSums(batch[a], batch[b], orders.shape[1])
+                self._sums[a, b] = PairSums(batch[a], batch[b], orders.shape[1])
             self._sums[a, b].update(columns[a], columns[b], orders)
         self.lengths += lengths
 
@@ -182,13 +178,16 @@ class StreamedCorrelations:
             raise RuntimeError("nothing has been streamed yet: call update(...) first")
         return {f"layer_{a}_to_{b}": self._result((a, b), self._sums[a, b]) for a, b in self.pairs}
 
-    def _result(self, pair: tuple[int, int], sums: _PairSums) -> StreamedCorrelation:
+    def _result(self, pair: tuple[int, int], sums: PairSums) -> StreamedCorrelation:
         a, b = (self._layers[layer] for layer in pair)
         reason = why_too_few(self.lengths)
         if reason is None and not (a.varies.any() and b.varies.any()):
             reason = "no channel of one of the layers varies over the tokens"
         n = sum(self.lengths)
-        found = sums.undefined(reason, n) if reason else sums.statistics(self.lengths)
+        if reason is None:
+            found = _statistics(a, b, sums, self.lengths)
+        else:
+            found = _undefined(reason, n, a, b)
         return StreamedCorrelation(
             layers=pair,
             stream=self.stream,
@@ -199,11 +198,11 @@ class StreamedCorrelations:
             **found,
         )
 
-    def _layer(self, layer: int, values: Tensor) -> _LayerSums:
+    def _layer(self, layer: int, values: Tensor) -> LayerSums:
         if layer not in self._layers:
             width = values.shape[1]
             chosen = self.rng.permutation(width)[: min(width, self.num_sampled)]
-            self._layers[layer] = _LayerSums(values, np.sort(chosen))
+            self._layers[layer] = LayerSums(values, np.sort(chosen))
         return self._layers[layer]
 
     def _draw(self, lengths: Sequence[int]) -> Tensor:
@@ -237,264 +236,97 @@ class StreamedCorrelations:
                 raise ValueError(f"values of layer {layer} hold nan or infinite entries")
 
 
-class _Columns(NamedTuple):
-    """A batch of one layer: (n, p + 2) scaled channels, squared norm and 1; of all, of some."""
-
-    every: Tensor
-    sampled: Tensor
-
-
-class _LayerSums:
-    """Sums of one layer with itself."""
-
-    def __init__(self, first: Tensor, sampled: np.ndarray) -> None:
-        self.width, self.sampled = first.shape[1], torch.from_numpy(sampled)
-        spread, self.offset = torch.std_mean(first.double(), dim=0, correction=0)
-        self.scale = torch.where(spread > 0, spread, torch.ones_like(spread))
-        # Scales of the squared norms, of all channels and of those sampled.
-        self.norms = self.width, len(sampled)
-        self.own = np.zeros((self.width + 2,) * 2)
-        self.own_sampled = np.zeros((len(sampled) + 2,) * 2)
-        self.first_token = first[0].clone()
-        self.changed = torch.zeros(self.width, dtype=torch.bool)
-        self.lagged = np.zeros((AUTOCORRELATION_LAGS + 1, self.width))
-        self.ends = np.zeros((AUTOCORRELATION_LAGS + 1, self.width))
-        self.counts = np.zeros(AUTOCORRELATION_LAGS + 1)
-
-    @property
-    def varies(self) -> np.ndarray:
-        """(channels,) whether a channel has taken two values."""
-        return self.changed.numpy()
-
-    def update(self, values: Tensor, lengths: Sequence[int]) -> _Columns:
-        constant = (~self.changed).nonzero().squeeze(1)
-        self.changed[constant] = (values[:, constant] != self.first_token[constant]).any(dim=0)
-        centred = (values - self.offset.to(values)).float()
-        every = _columns(centred, self.scale, self.norms[0])
-        some = _columns(centred[:, self.sampled], self.scale[self.sampled], self.norms[1])
-        # All products are torch's: the threads that numpy's wait with would slow torch's by half.
-        for own, part in ((self.own, every), (self.own_sampled, some)):
-            own += (part.mT @ part).numpy()
-        self._add_lags(every[:, :-2], lengths)
-        return _Columns(every, some)
-
-    def _add_lags(self, scaled: Tensor, lengths: Sequence[int]) -> None:
-        """Products of each channel with itself k tokens later, texts of one length at once."""
-        parts = scaled.split(list(lengths))
-        for length in set(lengths):
-            texts = torch.stack([part for part in parts if len(part) == length])
-            reach = min(AUTOCORRELATION_LAGS, length - 1)
-            kept = slice(0, reach + 1)
-            self.lagged[kept] += _lagged_products(texts, reach)
-            total = texts.sum(dim=0).double().numpy()
-            self.ends[kept] += 2.0 * total.sum(axis=0)
-            self.ends[1 : reach + 1] -= np.cumsum(total[:reach] + total[::-1][:reach], axis=0)
-            self.counts[kept] += len(texts) * (length - np.arange(reach + 1))
-
-    def autocorrelation(self, max_lag: int) -> FloatArray:
-        """(max_lag + 1, channels that vary), as `time_shift_nulls.autocorrelation_within_texts`."""
-        varies, lags = self.varies, slice(0, max_lag + 1)
-        mean = (self.own[:-2, -1] / self.own[-1, -1])[varies]
-        sums = self.lagged[lags, varies] - mean * self.ends[lags, varies]
-        return (sums + self.counts[lags, None] * mean**2) / np.square(self.deviations()[varies])
-
-    def deviations(self) -> FloatArray:
-        """(channels,) square root of the centred sum of squares, of the scaled channels."""
-        return _deviations(self.own)
-
-    def norm_weights(self, own: FloatArray, some: bool) -> FloatArray:
-        """Weights (p + 2,) of a row's columns that give its squared norm about the mean.
-
-        |z - m|^2 = |z|^2 - 2 m.z + |m|^2, z the channels about the offset in units of the largest
-        scale.
-        """
-        scale = self.scale[self.sampled] if some else self.scale
-        relative = (scale / scale.max()).numpy()
-        mean = relative * own[:-2, -1] / own[-1, -1]
-        width = self.norms[1] if some else self.norms[0]
-        return np.concatenate([-2.0 * mean * relative, [width, float(mean @ mean)]])
-
-    def weights(self, some: bool) -> FloatArray:
-        """(p,) scale of each channel in units of the largest."""
-        scale = self.scale[self.sampled] if some else self.scale
-        return (scale / scale.max()).numpy()
-
-
-class _PairSums:
-    """Sums of two layers: of the data, and of the sampled channels for each shift and lag."""
-
-    def __init__(self, first: _LayerSums, second: _LayerSums, num_orders: int) -> None:
-        self.first, self.second = first, second
-        self.every = np.zeros((first.width + 2, second.width + 2))
-        p, q = len(first.sampled) + 2, len(second.sampled) + 2
-        self.sampled = np.zeros((p, q))
-        self.shifted = np.zeros((p, num_orders, q))
-
-    def update(self, a: _Columns, b: _Columns, orders: Tensor) -> None:
-        self.every += (a.every.mT @ b.every).numpy()
-        self.sampled += (a.sampled.mT @ b.sampled).numpy()
-        transposed = a.sampled.mT.contiguous()
-        for start in range(0, orders.shape[1], _SHIFTS_AT_ONCE):
-            rows = orders[:, start : start + _SHIFTS_AT_ONCE]
-            # index_select copies whole rows: three times as fast as indexing by a matrix.
-            shifted = b.sampled.index_select(0, rows.flatten()).view(len(rows), -1)
-            product = transposed @ shifted
-            self.shifted[:, start : start + rows.shape[1]] += product.unflatten(
-                1, (rows.shape[1], -1)
-            ).numpy()
-
-    def effective_samples(self, lengths: Sequence[int]) -> FloatArray:
-        """(p, q) of the channels that vary: see `time_shift_nulls.effective_samples`."""
-        lags = min(AUTOCORRELATION_LAGS, max(lengths) // 4)
-        rho_x, rho_y = (side.autocorrelation(lags) for side in (self.first, self.second))
-        return effective_samples(rho_x, rho_y, sum(lengths), pairs=True)
-
-    def statistics(self, lengths: Sequence[int]) -> dict[str, Any]:
-        """The fields of `StreamedCorrelation` that the sums decide."""
-        a, b = self.first, self.second
-        n_eff = self.effective_samples(lengths)
-        if reason := why_too_slow(n_eff, lengths):
-            return self.undefined(reason, sum(lengths))
-        rows, columns = np.flatnonzero(a.varies), np.flatnonzero(b.varies)
-        r = _correlations(self.every, a.own, b.own)[np.ix_(rows, columns)]
-        values = *_summary(r), finite_or_none(self._cka(self.every, False))
-        adjusted = benjamini_hochberg(pearson_p_values(r, n_eff), FALSE_DISCOVERY_RATE).adjusted
-        return {
-            "enough_tokens": True,
-            "reason": None,
-            "values": dict(zip(TESTED, values, strict=True)),
-            "significant_share": float((adjusted <= FALSE_DISCOVERY_RATE).mean()),
-            "median_effective_samples": float(np.median(n_eff)),
-            "top_pairs": top_pairs(r, n_eff, adjusted, rows, columns),
-            **self._against_shifts(n_eff, lengths),
-        }
-
-    def _against_shifts(self, n_eff: FloatArray, lengths: Sequence[int]) -> dict[str, Any]:
-        """The tests of the sampled channels; ``n_eff`` of all channels that vary."""
-        n = sum(lengths)
-        sides = self.first, self.second
-        chosen = [side.sampled.numpy() for side in sides]
-        varies = [side.varies[numbers] for side, numbers in zip(sides, chosen, strict=True)]
-        if not (varies[0].any() and varies[1].any()):
-            return self.untested("none of the sampled channels of a layer varies", n)
-        some = np.ix_(*varies)
-        # Among the channels that vary, the sampled ones.
-        places = [
-            np.searchsorted(np.flatnonzero(side.varies), numbers[kept])
-            for side, numbers, kept in zip(sides, chosen, varies, strict=True)
-        ]
-        samples = n_eff[np.ix_(*places)]
-        own = self.first.own_sampled, self.second.own_sampled
-        shifted = self.shifted.swapaxes(0, 1)
-        num_draws = len(shifted) - (2 * MAX_LAG + 1)
-
-        def r_of(sums: FloatArray) -> FloatArray:
-            return _correlations(sums, *own)[some]
-
-        draws = np.array([[*_summary(r_of(s)), self._cka(s, True)] for s in shifted[:num_draws]])
-        values = [*_summary(r_of(self.sampled)), self._cka(self.sampled, True)]
-        tests = [against_null(v, drawn, n) for v, drawn in zip(values, draws.T, strict=True)]
-        by_chance = [share_rejected(r_of(s), samples) for s in shifted[:_NUM_CALIBRATIONS]]
-        reach = min(MAX_LAG, min(smallest_shift(length) for length in lengths) - 1)
-        lagged = shifted[num_draws:][MAX_LAG - reach : MAX_LAG + reach + 1]
-        return {
-            "num_sampled": tuple(int(v.sum()) for v in varies),
-            "tests": dict(zip(TESTED, tests, strict=True)),
-            "significant_share_null": float(np.mean(by_chance)),
-            "lags": tuple(range(-reach, reach + 1)),
-            "lagged_mean_abs": tuple(float(np.abs(r_of(s)).mean()) for s in lagged),
-        }
-
-    def _cka(self, sums: FloatArray, some: bool) -> float:
-        a, b = self.first, self.second
-        own = (a.own_sampled, b.own_sampled) if some else (a.own, b.own)
-        x, y = a.norm_weights(own[0], some), b.norm_weights(own[1], some)
-        scales = a.weights(some), b.weights(some)
-        cross = _hsic(sums, x, y, *scales)
-        selves = (
-            _hsic(own[0], x, x, scales[0], scales[0]),
-            _hsic(own[1], y, y, scales[1], scales[1]),
-        )
-        if min(selves) <= 0:
-            return np.nan
-        return float(np.clip(cross / np.sqrt(selves[0] * selves[1]), -1.0, 1.0))
-
-    def undefined(self, reason: str, n: int) -> dict[str, Any]:
-        """The same fields when nothing is claimed."""
-        return {
-            "enough_tokens": False,
-            "reason": reason,
-            "values": dict.fromkeys(TESTED),
-            "significant_share": None,
-            "median_effective_samples": None,
-            "top_pairs": (),
-            **self.untested(reason, n),
-        }
-
-    def untested(self, reason: str, n: int) -> dict[str, Any]:
-        """The fields of the sampled channels when there is nothing to draw."""
-        return {
-            "num_sampled": (len(self.first.sampled), len(self.second.sampled)),
-            "tests": dict.fromkeys(TESTED, undefined(reason, n)),
-            "significant_share_null": None,
-            "lags": (),
-            "lagged_mean_abs": (),
-        }
-
-
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
-def _columns(centred: Tensor, scale: Tensor, width: int) -> Tensor:
-    """(n, p + 2): channels (n, p) in units of their scale, the token's squared norm, and 1.
-
-    The squared norm is that of the channels in units of the largest scale, over `width`.
-    """
-    columns = centred.new_ones(len(centred), centred.shape[1] + 2)
-    torch.div(centred, scale.float(), out=columns[:, :-2])
-    norms = torch.linalg.vector_norm(centred, dim=1) / float(scale.max())
-    columns[:, -2] = norms.square() / width
-    return columns
-
-
-def _lagged_products(texts: Tensor, max_lag: int) -> FloatArray:
-    """sum over texts and t of x_t x_{t+k} for k = 0..max_lag: (texts, l, p) -> (max_lag + 1, p)."""
-    size = fft.next_fast_len(texts.shape[1] + max_lag, real=True)  # no wrap-around up to max_lag
-    spectra = torch.view_as_real(torch.fft.rfft(texts, size, dim=1))
-    power = spectra.square().sum(dim=(0, -1)).double()
-    return torch.fft.irfft(power, size, dim=0)[: max_lag + 1].numpy()
-
-
-def _deviations(own: FloatArray) -> FloatArray:
-    squares = np.diag(own)[:-2] - np.square(own[:-2, -1]) / own[-1, -1]
-    return np.sqrt(np.maximum(squares, 0.0))
+def _statistics(
+    a: LayerSums, b: LayerSums, sums: PairSums, lengths: Sequence[int]
+) -> dict[str, Any]:
+    """The fields of `StreamedCorrelation` that the sums decide."""
+    n, lags = sum(lengths), min(AUTOCORRELATION_LAGS, max(lengths) // 4)
+    n_eff = effective_samples(a.autocorrelation(lags), b.autocorrelation(lags), n, pairs=True)
+    if reason := why_too_slow(n_eff, lengths):
+        return _undefined(reason, n, a, b)
+    rows, columns = np.flatnonzero(a.varies), np.flatnonzero(b.varies)
+    r = correlations(sums.every, a.every, b.every)[np.ix_(rows, columns)]
+    values = *_summary(r), finite_or_none(debiased_cka(sums.every, a.every, b.every))
+    adjusted = benjamini_hochberg(pearson_p_values(r, n_eff), FALSE_DISCOVERY_RATE).adjusted
+    return {
+        "enough_tokens": True,
+        "reason": None,
+        "values": dict(zip(TESTED, values, strict=True)),
+        "significant_share": float((adjusted <= FALSE_DISCOVERY_RATE).mean()),
+        "median_effective_samples": float(np.median(n_eff)),
+        "top_pairs": top_pairs(r, n_eff, adjusted, rows, columns),
+        **_against_shifts(a, b, sums, n_eff, lengths),
+    }
 
 
-def _centred(sums: FloatArray) -> FloatArray:
-    """(p, q) centred sums of products: the last row and column are the sums of each side."""
-    return sums[:-2, :-2] - np.outer(sums[:-2, -1], sums[-1, :-2]) / sums[-1, -1]
+def _against_shifts(
+    a: LayerSums, b: LayerSums, sums: PairSums, n_eff: FloatArray, lengths: Sequence[int]
+) -> dict[str, Any]:
+    """The tests of the sampled channels; ``n_eff`` of all channels that vary."""
+    n = sum(lengths)
+    varies = [layer.varies[layer.chosen.numpy()] for layer in (a, b)]
+    if not (varies[0].any() and varies[1].any()):
+        return _untested("none of the sampled channels of a layer varies", n, a, b)
+
+    def statistics(products: FloatArray) -> tuple[FloatArray, list[float]]:
+        r = correlations(products, a.sampled, b.sampled)[np.ix_(*varies)]
+        return r, [*_summary(r), debiased_cka(products, a.sampled, b.sampled)]
+
+    num_draws = len(sums.reordered) - (2 * MAX_LAG + 1)
+    drawn = [statistics(products) for products in sums.reordered[:num_draws]]
+    draws = np.array([found for _, found in drawn])
+    tests = [
+        against_null(value, column, n)
+        for value, column in zip(statistics(sums.sampled)[1], draws.T, strict=True)
+    ]
+    samples = n_eff[np.ix_(_places(a), _places(b))]
+    by_chance = [share_rejected(r, samples) for r, _ in drawn[:_NUM_CALIBRATIONS]]
+    reach = min(MAX_LAG, min(smallest_shift(length) for length in lengths) - 1)
+    lagged = sums.reordered[num_draws:][MAX_LAG - reach : MAX_LAG + reach + 1]
+    return {
+        "num_sampled": tuple(int(v.sum()) for v in varies),
+        "tests": dict(zip(TESTED, tests, strict=True)),
+        "significant_share_null": float(np.mean(by_chance)),
+        "lags": tuple(range(-reach, reach + 1)),
+        "lagged_mean_abs": tuple(statistics(products)[1][1] for products in lagged),
+    }
 
 
-def _correlations(sums: FloatArray, own_a: FloatArray, own_b: FloatArray) -> FloatArray:
-    """Pearson's r (p, q); 0 in channels that do not vary, which callers leave out."""
-    scale = np.outer(_deviations(own_a), _deviations(own_b))
-    r = np.divide(_centred(sums), scale, out=np.zeros_like(scale), where=scale > 0)
-    return np.clip(r, -1.0, 1.0)
+def _places(layer: LayerSums) -> np.ndarray:
+    """Where the sampled channels that vary stand among all that vary."""
+    chosen = layer.chosen.numpy()
+    return np.searchsorted(np.flatnonzero(layer.varies), chosen[layer.varies[chosen]])
+
+
+def _undefined(reason: str, n: int, a: LayerSums, b: LayerSums) -> dict[str, Any]:
+    """The fields of `StreamedCorrelation` when nothing is claimed."""
+    return {
+        "enough_tokens": False,
+        "reason": reason,
+        "values": dict.fromkeys(TESTED),
+        "significant_share": None,
+        "median_effective_samples": None,
+        "top_pairs": (),
+        **_untested(reason, n, a, b),
+    }
+
+
+def _untested(reason: str, n: int, a: LayerSums, b: LayerSums) -> dict[str, Any]:
+    """Those of the sampled channels when there is nothing to draw."""
+    return {
+        "num_sampled": (len(a.chosen), len(b.chosen)),
+        "tests": dict.fromkeys(TESTED, undefined(reason, n)),
+        "significant_share_null": None,
+        "lags": (),
+        "lagged_mean_abs": (),
+    }
 
 
 def _summary(r: FloatArray) -> list[float]:
     """The quantities of TESTED but the last."""
     best = np.abs(r).max(axis=0)
     return [float(x) for x in (r.mean(), np.abs(r).mean(), best.max(), best.mean())]
-
-
-def _hsic(
-    sums: FloatArray, x: FloatArray, y: FloatArray, scale_x: FloatArray, scale_y: FloatArray
-) -> float:
-    """Unbiased HSIC [2] times a factor of n alone, from the sums of augmented columns."""
-    n = sums[-1, -1]
-    energy = np.square(scale_x[:, None] * _centred(sums) * scale_y).sum()
-    diagonal = x @ sums @ y
-    traces = (x @ sums[:, -1]) * (sums[-1, :] @ y)
-    return float(energy - n / (n - 2) * diagonal + traces / ((n - 1) * (n - 2)))

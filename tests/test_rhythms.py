@@ -1,5 +1,9 @@
 """Planted periods are named, and noise that is white or slow in any way has none."""
 
+# A value is None only where it is undefined: pyright is told not to mind here.
+# pyright: reportOptionalOperand=false, reportOperatorIssue=false, reportCallIssue=false
+# pyright: reportArgumentType=false
+
 import numpy as np
 import pytest
 from reference import bartlett_spectrum
