@@ -27,6 +27,7 @@ SHORTER = {
     "corrected_recursive_ssm_attention_analyzer": ["--max-sequence-length", "24"],
     "run_memory_recursion_analysis": ["--max-sequence-length", "40", "--num-positions", "2",
                                       "--ablate", "3", "--layers", "0,12"],
+    "layer_correlation_analyzer": ["--max-sequence-length", "60"],
     "model_comparison": ["--max-sequence-length", "24"],
     "recursive_analysis_report": [],
     "recursive_visualizer": ["--formats", "svg"],
