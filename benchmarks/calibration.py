@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from scipy import signal, stats
 from transformers import MambaConfig, MambaForCausalLM
 
@@ -38,7 +39,8 @@ from channel_correlations import CrossLayerCorrelation, PooledActivations, cross
 from corrected_recursive_ssm_attention_analyzer import analyze
 from findings import SUPPORTED, Finding, exceeds_null
 from key_findings import beside_twins
-from time_shift_nulls import spearman_shift_test
+from streamed_correlations import StreamedCorrelations
+from time_shift_nulls import NUM_SHIFTS, mean_autocorrelation, spearman_shift_test
 from untrained_twin import ENOUGH_TWINS, untrained_twin
 from utils import (
     DEMO_MODEL_PATH,
@@ -55,6 +57,8 @@ RESULTS = Path(__file__).resolve().parent / "results" / "calibration.md"
 ALPHA = 0.05
 CHANNELS = 16  # of each layer
 NOISE_TOKENS = 1000
+STREAM_TEXTS = 5  # of as many tokens
+RHYTHM_LAGS = 32
 NOISE = {"white noise": 0.0, "AR(1) noise, 0.95": 0.95}
 PLANTED = (0.3, 0.5, 0.8)
 PLANTED_PAIRS = 4  # of CHANNELS^2
@@ -86,7 +90,7 @@ def false_on_noise(phi: float, seed: int) -> dict[str, tuple[bool, bool]]:
     rng = np.random.default_rng(seed)
     x, y = (ar1(phi, NOISE_TOKENS, CHANNELS, rng) for _ in range(2))
     found = correlated(x, y, seed)
-    uncorrected = pearson_p_values(pearson_matrix(x, y), NOISE_TOKENS) <= ALPHA
+    uncorrected = _uncorrected(x, y)
     shown = {
         LABELS[name]: (_above(getattr(found, name).to_dict()), bool(uncorrected.mean() > ALPHA))
         for name in TESTS
@@ -101,7 +105,35 @@ def false_on_noise(phi: float, seed: int) -> dict[str, tuple[bool, bool]]:
         _above(single.to_dict()),
         plain <= ALPHA,
     )
+    shown |= false_over_stream(phi, seed)
+    swing = mean_autocorrelation(
+        x, [NOISE_TOKENS], RHYTHM_LAGS, num_shuffles=NUM_SHIFTS, seed=seed
+    ).rhythm
+    shown["a period in the spectrum of a layer"] = (
+        swing.period is not None,
+        swing.rise is not None,
+    )
     return shown
+
+
+def false_over_stream(phi: float, seed: int) -> dict[str, tuple[bool, bool]]:
+    """The same of statistics over a stream of STREAM_TEXTS texts that come one by one."""
+    rng = np.random.default_rng([seed, 1])  # apart from the stream's own draws
+    sums, uncorrected = StreamedCorrelations([(0, 1)], batch_tokens=1, seed=seed), []
+    for _ in range(STREAM_TEXTS):
+        x, y = (ar1(phi, NOISE_TOKENS, CHANNELS, rng) for _ in range(2))
+        sums.update({0: torch.from_numpy(x), 1: torch.from_numpy(y)}, [NOISE_TOKENS])
+        uncorrected.append(_uncorrected(x, y))
+    tests = sums.results()["layer_0_to_1"].tests
+    many = bool(np.mean(uncorrected) > ALPHA)
+    return {
+        f"{LABELS[name]}, over a stream": (_above(tests[name].to_dict()), many) for name in TESTS
+    }
+
+
+def _uncorrected(x: FloatArray, y: FloatArray) -> NDArray[np.bool_]:
+    """By pair of channels: p <= 0.05 by Student's t over all tokens."""
+    return pearson_p_values(pearson_matrix(x, y), len(x)) <= ALPHA
 
 
 def _above(test: Mapping[str, object]) -> bool:
@@ -213,7 +245,9 @@ def report(num_seeds: int, num_power_seeds: int) -> str:
             "the seeds is within chance.",
             f"**Noise**: two layers of {CHANNELS} independent series, {NOISE_TOKENS:,} tokens. "
             "Uncorrected, for statistics of all pairs: more than 5 % of the pairs have p <= 0.05; "
-            "for a pair: any has; for one pair: it has.",
+            "for a pair: any has; for one pair: it has. Over a stream: "
+            f"{STREAM_TEXTS} such texts, uncorrected text by text. For a period: a frequency has "
+            "more power than shuffled tokens have at any.",
             noise_table(num_seeds),
             "Slow noise on texts too short for it (AR(1) 0.95 on texts of a few hundred tokens) is "
             "not tested at all: see `time_shift_nulls.why_too_slow`.",
