@@ -7,7 +7,7 @@ what came and what is allowed.
 import json
 import logging
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from operator import index as as_int
 from pathlib import Path
@@ -276,11 +276,31 @@ def read_texts_file(path_or_dash: str | Path) -> list[str]:
     Raises ValueError for a file that is missing or cannot be read, bytes that are not UTF-8 (with
     their position), a `.jsonl` line that is wrong (with its number), and a file without texts.
     """
-    name = "standard input" if str(path_or_dash) == "-" else f"texts file {str(path_or_dash)!r}"
+    from_stdin = str(path_or_dash) == "-"
+    name = "standard input" if from_stdin else f"texts file {str(path_or_dash)!r}"
+    content = _decoded(sys.stdin.buffer.read if from_stdin else Path(path_or_dash).read_bytes, name)
+    # Not splitlines(): it also splits at characters that may stand inside a JSON string.
+    lines = content.split("\n")
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    is_jsonl = str(path_or_dash).lower().endswith(".jsonl")
+    texts = [_jsonl_text(line, f"{name}, line {n}") if is_jsonl else line for n, line in numbered]
+    if not texts:
+        raise ValueError(f"{name} holds no text; write one text a line")
+    return texts
+
+
+def read_book(path: str | Path) -> str:
+    """A UTF-8 file as one text; ValueError, with the reason, if it cannot be read or is blank."""
+    text = _decoded(Path(path).read_bytes, f"book {str(path)!r}")
+    if not text.strip():
+        raise ValueError(f"book {str(path)!r} is empty; give a file with text")
+    return text
+
+
+def _decoded(read: Callable[[], bytes], name: str) -> str:
+    """UTF-8 text without byte order mark, its lines ended by "\\n" alone."""
     try:
-        from_stdin = str(path_or_dash) == "-"
-        data = sys.stdin.buffer.read() if from_stdin else Path(path_or_dash).read_bytes()
-        content = data.decode("utf-8").removeprefix("\ufeff")
+        return read().decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{name} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; "
@@ -288,14 +308,6 @@ def read_texts_file(path_or_dash: str | Path) -> list[str]:
         ) from error
     except OSError as error:
         raise ValueError(f"{name} cannot be read: {error.strerror or error}") from error
-    # Not splitlines(): it also splits at characters that may stand inside a JSON string.
-    lines = content.replace("\r\n", "\n").split("\n")
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    is_jsonl = str(path_or_dash).lower().endswith(".jsonl")
-    texts = [_jsonl_text(line, f"{name}, line {n}") if is_jsonl else line for n, line in numbered]
-    if not texts:
-        raise ValueError(f"{name} holds no text; write one text a line")
-    return texts
 
 
 def _jsonl_text(line: str, place: str) -> str:

@@ -19,7 +19,6 @@ import argparse
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -44,6 +43,7 @@ from utils import (
     load_tokenizer,
     progress,
     provenance,
+    read_book,
     run_main,
     validate_int,
     write_csv,
@@ -349,20 +349,6 @@ def long_memory(
         "along": {name: loss_along(loss) for name, (loss, _) in named.items()},
         "layers": {f"layer_{layer}": part.to_dict() for layer, part in stream.layers.items()},
     }
-
-
-def read_book(path: str | Path) -> str:
-    """A text file as one text; ValueError where it does not exist, is no UTF-8 or is empty."""
-    file = Path(path)
-    if not file.is_file():
-        raise ValueError(f"book is {str(path)!r}; that is no file. Give a plain text file")
-    try:
-        text = file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"book {str(path)!r} is not UTF-8 text: {error}") from error
-    if not text.strip():
-        raise ValueError(f"book {str(path)!r} is empty; give a file with text")
-    return text
 
 
 def readings_table(readings: Sequence[Mapping[str, Any]]) -> list[str]:

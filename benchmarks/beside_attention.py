@@ -25,26 +25,26 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerB
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.commands import RESULTS_FOLDER, add_model_option, benchmark_parser, keep
 from comparison_report import comparison_section
-from demo_model.training_data import check_held_out, read_text
+from demo_model.training_data import check_held_out
 from model_comparison import compare_models
 from untrained_twin import ENOUGH_TWINS
 from utils import (
-    DEMO_MODEL_PATH,
     load_model,
     load_tokenizer,
     progress,
+    read_book,
     run_main,
     set_seed,
     validate_int,
-    write_atomically,
 )
 
 ROW = 256  # tokens of a training row
 ROWS_PER_STEP = 8
 PEAK_RATE = 2e-3  # learning rate, after the first tenth of the steps; it then falls to zero
 PASSAGE = 900  # characters of a passage
-RESULTS = Path(__file__).resolve().parent / "results" / "beside_attention.md"
+RESULTS = RESULTS_FOLDER / "beside_attention.md"
 
 
 def small_neox(vocab_size: int) -> GPTNeoXForCausalLM:
@@ -114,7 +114,7 @@ def _command(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     steps = validate_int("steps", args.steps, 1)
     set_seed(args.seed)
-    texts, held_out = [read_text(Path(path)) for path in args.texts], read_text(Path(args.held_out))
+    texts, held_out = [read_book(path) for path in args.texts], read_book(args.held_out)
     check_held_out(texts, held_out)
     chosen = passages(held_out, validate_int("passages", args.passages, 1))
     mamba, tokenizer = load_model(args.model, device="cpu"), load_tokenizer(args.model)
@@ -137,22 +137,19 @@ def _command(argv: list[str]) -> int:
     )
     print(report)
     if args.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with write_atomically(RESULTS) as handle:
-            handle.write(report)
+        keep(RESULTS, report)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = benchmark_parser(__doc__, "a section of a report")
     parser.add_argument("texts", nargs="+", help="plain text files to train the GPT-NeoX on")
     parser.add_argument("--held-out", required=True, help="a plain text to compare the two on")
-    parser.add_argument("--model", default=str(DEMO_MODEL_PATH), help="a Mamba with its tokenizer")
+    add_model_option(parser)
     parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--passages", type=int, default=4)
     parser.add_argument("--twins", type=int, default=ENOUGH_TWINS)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name}")
     return parser
 
 

@@ -19,7 +19,6 @@ How to run (about 10 minutes on one core)::
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -35,6 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis_results import Settings
 from analysis_utils import FloatArray, pearson_matrix, pearson_p_values, spearman
+from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from channel_correlations import CrossLayerCorrelation, PooledActivations, cross_layer_correlation
 from corrected_recursive_ssm_attention_analyzer import analyze
 from findings import SUPPORTED, Finding, exceeds_null
@@ -50,10 +50,9 @@ from utils import (
     progress,
     run_main,
     validate_int,
-    write_atomically,
 )
 
-RESULTS = Path(__file__).resolve().parent / "results" / "calibration.md"
+RESULTS = RESULTS_FOLDER / "calibration.md"
 ALPHA = 0.05
 CHANNELS = 16  # of each layer
 NOISE_TOKENS = 1000
@@ -268,18 +267,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = benchmark_parser(__doc__, "three tables: noise, untrained models, power")
     parser.add_argument("--seeds", type=int, default=200, help="of noise and models (default: 200)")
     parser.add_argument("--power-seeds", type=int, default=50, help="of plants (default: 50)")
-    parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name}")
     args = parser.parse_args(argv)
     seeds = validate_int("seeds", args.seeds, ENOUGH_TWINS + 1)
     text = report(seeds, validate_int("power-seeds", args.power_seeds, 1))
     print(text)
     if args.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with write_atomically(RESULTS) as handle:
-            handle.write(text + "\n")
+        keep(RESULTS, text)
     return 0
 
 

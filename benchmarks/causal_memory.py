@@ -37,37 +37,31 @@ from transformers import PreTrainedModel
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis_utils import FloatArray, bootstrap_interval
-from benchmarks.repeated_passage import (
+from benchmarks.commands import RESULTS_FOLDER, add_book_options, benchmark_parser, keep
+from benchmarks.passages import (
+    AROUND,
     GAP,
-    NEIGHBOURS,
+    LAG,
     PASSAGE,
     REACH,
     SKIPPED,
+    fresh_rows,
     repeated_rows,
+    spread_rows,
 )
 from intervention_effects import intervention_effects
 from intervention_study import LayerLagMap, causal_memory_curve, layer_lag_map
-from long_memory import read_book
 from memory_interventions import reset_state
 from ssm_component_extractor import capture, model_layers
 from untrained_twin import untrained_twin
-from utils import (
-    DEMO_MODEL_PATH,
-    load_model,
-    load_tokenizer,
-    progress,
-    run_main,
-    validate_int,
-    write_atomically,
-)
+from utils import load_model, load_tokenizer, progress, read_book, run_main, validate_int
 
-LAG = PASSAGE + GAP - 1  # tokens, from a query of the second reading to what it needs
 SECOND = slice(PASSAGE + GAP + SKIPPED - 1, 2 * PASSAGE + GAP - 1)  # queries of the second reading
 FIRST = slice(SKIPPED - 1, PASSAGE - 1)  # those of the first, of the same next tokens
 MIN_PEAK_LAG = 16  # shorter lags are what any text needs, and no recall
 PLAIN_LAG = 64  # largest lag on plain text
 PLAIN_LENGTH = 256  # tokens of a plain text
-RESULTS = Path(__file__).resolve().parent / "results" / "causal_memory.md"
+RESULTS = RESULTS_FOLDER / "causal_memory.md"
 
 
 class Estimate(NamedTuple):
@@ -129,8 +123,7 @@ def knockout_curves(model: PreTrainedModel, rows: Tensor, num_sources: int) -> d
 def lag_effect(curves: Tensor) -> LagEffect:
     """The effect at the true lag of curves (rows, lags)."""
     at_lag = _window(curves, LAG)
-    offsets = [k * REACH for k in range(-NEIGHBOURS, NEIGHBOURS + 1) if k]
-    around = np.mean([_window(curves, LAG + offset) for offset in offsets], axis=0)
+    around = np.mean([_window(curves, LAG + offset) for offset in AROUND], axis=0)
     peak = MIN_PEAK_LAG + int(curves[:, MIN_PEAK_LAG:].nanmean(0).nan_to_num(nan=-1.0).argmax())
     gain = estimate(at_lag / around) if around.all() else None
     return LagEffect(estimate(at_lag), gain, peak)
@@ -166,24 +159,11 @@ def _losses(model: PreTrainedModel, row: Tensor) -> Tensor:
     return -log_p.gather(1, row[1:, None])[:, 0]
 
 
-def fresh_rows(ids: Sequence[int], count: int) -> Tensor:
-    """Rows as long as those of ``repeated_rows``, from the same places, of text that goes on."""
-    length = 2 * PASSAGE + GAP
-    if len(ids) < count * length:
-        raise ValueError(
-            f"the text has {len(ids)} tokens; {count} passages need {count * length}. Give a "
-            "longer text or fewer --passages"
-        )
-    starts = np.linspace(0, len(ids) - length, count).astype(int)
-    return torch.tensor([list(ids[start : start + length]) for start in starts])
-
-
 def plain_map(model: PreTrainedModel, ids: Sequence[int], num_texts: int) -> LayerLagMap:
     """Knockouts by layer and lag on plain text, 64 positions in all where the text allows."""
-    starts = np.linspace(0, max(0, len(ids) - PLAIN_LENGTH), num_texts).astype(int)
     layers = model_layers(model, "all")
-    texts = [torch.tensor([list(ids[start : start + PLAIN_LENGTH])]) for start in starts]
-    captures = [capture(model, text, None, layers) for text in texts]
+    texts = spread_rows(ids, num_texts, min(PLAIN_LENGTH, len(ids)))
+    captures = [capture(model, text[None], None, layers) for text in texts]
     return layer_lag_map(
         model, captures, layers, PLAIN_LAG, kind="knockout", num_positions=64 // num_texts
     )
@@ -261,7 +241,7 @@ def report(
         "intervals are 95 %, by resampling passages.",
         "",
         f"Knockouts of {len(sources_of(args.sources))} single sources of the first reading: KL on "
-        f"the lags {LAG - REACH + 1} to {LAG}, against the {2 * NEIGHBOURS} windows around, and "
+        f"the lags {LAG - REACH + 1} to {LAG}, against the {len(AROUND)} windows around, and "
         f"the lag of the largest mean KL (from {MIN_PEAK_LAG} on).",
         "",
         *lag_table(effects),
@@ -286,14 +266,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("text", help="a plain text file that the model was not trained on")
-    parser.add_argument("--model", default=str(DEMO_MODEL_PATH))
+    parser = benchmark_parser(__doc__, "three tables: knockouts, resets, plain text")
+    add_book_options(parser)
     parser.add_argument("--passages", type=int, default=12)
     parser.add_argument("--sources", type=int, default=4, help="hidden in each passage, one by one")
     parser.add_argument("--texts", type=int, default=2, help="plain texts (default: 2)")
     parser.add_argument("--seed", type=int, default=0, help="of the twin's weights (default: 0)")
-    parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name}")
     args = parser.parse_args(argv)
     for name, least in (("passages", 2), ("sources", 1), ("texts", 1)):
         validate_int(name, getattr(args, name), least)
@@ -303,9 +281,7 @@ def _command(argv: list[str]) -> int:
     text = report(models, ids, args)
     print(text)
     if args.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with write_atomically(RESULTS) as handle:
-            handle.write(text)
+        keep(RESULTS, text)
     return 0
 
 

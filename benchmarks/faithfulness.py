@@ -11,14 +11,13 @@ How to run (any plain text that the model was not trained on; the demo model is 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -26,46 +25,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from analysis_utils import bootstrap_interval
 from attention_neurons import NEURON_METHODS, attention_data, layer_parameters
 from attribution_faithfulness import FaithfulnessTable, faithfulness_table
+from benchmarks.commands import RESULTS_FOLDER, add_book_options, benchmark_parser, keep
+from benchmarks.passages import encoded_passages
 from memory_report import markdown_table
 from neuron_effects import ablation_check
 from ssm_component_extractor import capture_texts, model_layers
 from targets import resolve_target
 from utils import (
-    DEMO_MODEL_PATH,
     EncodedText,
-    encode_texts,
     load_model,
     load_tokenizer,
     progress,
+    read_book,
     run_main,
     validate_int,
-    write_atomically,
     write_json,
 )
 
-RESULTS = Path(__file__).resolve().parent / "results" / "faithfulness.md"
+RESULTS = RESULTS_FOLDER / "faithfulness.md"
 
 Estimates = dict[str, dict[int, tuple[float, float, float]]]
 """By method, by layer: mean over texts, and its 95 % interval."""
-
-
-def passages(
-    text: str, tokenizer: PreTrainedTokenizerBase, count: int, length: int
-) -> list[EncodedText]:
-    """``count`` passages of about ``length`` tokens, spread evenly over the text.
-
-    Raises ValueError for a text with fewer than count * length tokens.
-    """
-    offsets = tokenizer(text, return_offsets_mapping=True, verbose=False)["offset_mapping"]
-    if len(offsets) < count * length:
-        raise ValueError(
-            f"the text has {len(offsets)} tokens; {count} passages of {length} need "
-            f"{count * length}. Give a longer text, or fewer or shorter passages"
-        )
-    starts = np.linspace(0, len(offsets) - length, count).astype(int)
-    pieces = [text[offsets[i][0] : offsets[i + length - 1][1]] for i in starts]
-    # A passage's first word may be cut into more tokens by itself than it is inside the text.
-    return encode_texts(tokenizer, pieces, 2 * length)
 
 
 def neuron_agreement(
@@ -161,20 +141,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("text", help="a plain text file that the model was not trained on")
-    parser.add_argument("--model", default=str(DEMO_MODEL_PATH))
+    parser = benchmark_parser(
+        __doc__, "two tables: attributions by method, neuron methods by layer"
+    )
+    add_book_options(parser)
     parser.add_argument("--texts", type=int, default=100, help="passages for the attributions")
     parser.add_argument("--tokens", type=int, default=64, help="tokens of a passage")
     parser.add_argument("--neuron-texts", type=int, default=12, help="passages for the neurons")
     parser.add_argument("--neurons", type=int, default=32, help="neurons ablated a layer and text")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name} and a JSON")
     args = parser.parse_args(argv)
     count, length = validate_int("texts", args.texts, 2), validate_int("tokens", args.tokens, 8)
     validate_int("neuron-texts", args.neuron_texts, 2, count)
     model, tokenizer = load_model(args.model), load_tokenizer(args.model)
-    encoded = passages(Path(args.text).read_text(encoding="utf-8"), tokenizer, count, length)
+    encoded = encoded_passages(read_book(args.text), tokenizer, count, length)
     table = faithfulness_table(model, tokenizer, encoded, seed=args.seed)
     chosen = encoded[:: count // args.neuron_texts][: args.neuron_texts]
     neurons = neuron_agreement(model, chosen, validate_int("neurons", args.neurons, 3), args.seed)
@@ -189,9 +169,7 @@ def _command(argv: list[str]) -> int:
     )
     print(report)
     if args.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with write_atomically(RESULTS) as handle:
-            handle.write(f"# Faithfulness\n\n`python benchmarks/faithfulness.py BOOK`\n\n{report}")
+        keep(RESULTS, report)
         write_json(RESULTS.with_suffix(".json"), {"attributions": table.to_dict()})
     return 0
 

@@ -15,7 +15,6 @@ How to run, once in an environment of each version; rows of other versions stay 
 
 from __future__ import annotations
 
-import argparse
 import logging
 import math
 import sys
@@ -30,6 +29,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis_utils import relative_error
+from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from benchmarks.family_models import (
     CONFIGS,
     MODELS,
@@ -43,9 +43,9 @@ from corrected_recursive_ssm_attention_analyzer import (
 )
 from mamba_mixers import record_layers
 from replay_check import replay_tolerance
-from utils import run_main, write_atomically
+from utils import run_main
 
-RESULTS = Path(__file__).resolve().parent / "results" / "families.md"
+RESULTS = RESULTS_FOLDER / "families.md"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 COLUMNS = ("model", "transformers", "dtype", "replay", "state", "allowed", "steps", "remark")
 
@@ -133,8 +133,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--save", action="store_true", help=f"write {RESULTS.name}")
+    parser = benchmark_parser(__doc__, "a table: a row a model and precision")
     parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS)
     args = parser.parse_args(argv)
     transformers.logging.set_verbosity_error()
@@ -144,8 +143,7 @@ def _command(argv: list[str]) -> int:
         earlier = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
         rows += kept_rows(earlier, transformers.__version__)
         explained = (__doc__ or "").split("How to run")[0].strip()
-        with write_atomically(RESULTS) as file:
-            file.write(f"# Families\n\n{explained}\n\n{table(rows)}")
+        keep(RESULTS, f"{explained}\n\n{table(rows)}")
     print(table(rows), end="")
     return 0
 

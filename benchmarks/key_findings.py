@@ -11,7 +11,6 @@ How to run (any plain text that the model was not trained on; the demo model is 
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,22 +19,22 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis_results import Settings
-from benchmarks.faithfulness import passages
+from benchmarks.commands import RESULTS_FOLDER, add_book_options, benchmark_parser, keep
+from benchmarks.passages import encoded_passages
 from corrected_recursive_ssm_attention_analyzer import analyze
 from findings import Finding, compared, number
 from ssm_component_extractor import model_layers
 from untrained_twin import ENOUGH_TWINS
 from utils import (
-    DEMO_MODEL_PATH,
     load_model,
     load_tokenizer,
     parse_layers,
+    read_book,
     run_main,
     validate_int,
-    write_atomically,
 )
 
-RESULTS = Path(__file__).resolve().parent / "results" / "key_findings.md"
+RESULTS = RESULTS_FOLDER / "key_findings.md"
 
 
 def table(findings: Sequence[Finding]) -> str:
@@ -55,22 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("text", help="a plain text file that the model was not trained on")
-    parser.add_argument("--model", default=str(DEMO_MODEL_PATH))
+    parser = benchmark_parser(__doc__, "a table: a row a claim")
+    add_book_options(parser)
     parser.add_argument("--passages", type=int, default=10)
-    parser.add_argument("--tokens", type=int, default=160, help="of a passage (default: 160)")
+    parser.add_argument("--tokens", type=int, default=96, help="of a passage (default: 96)")
     parser.add_argument("--layers", help="such as 0,3,6 or all (default: as the analysis)")
     parser.add_argument("--twins", type=int, default=ENOUGH_TWINS, help="untrained (default: 19)")
     parser.add_argument("--ablate", type=int, default=12, help="random neurons of each layer")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name}")
     args = parser.parse_args(argv)
     count, length = (validate_int(n, getattr(args, n), 2) for n in ("passages", "tokens"))
     twins, ablations = (validate_int(n, getattr(args, n), 0) for n in ("twins", "ablate"))
     model, tokenizer = load_model(args.model), load_tokenizer(args.model)
     layers = model_layers(model, None if args.layers is None else parse_layers(args.layers))
-    encoded = passages(Path(args.text).read_text(encoding="utf-8"), tokenizer, count, length)
+    encoded = encoded_passages(read_book(args.text), tokenizer, count, length)
     settings = Settings(layers, seed=args.seed, num_ablations=ablations, num_twins=twins)
     results = analyze(model, encoded, tokenizer, settings).results
     findings = [Finding.from_dict(row) for row in results["findings"]]
@@ -80,9 +77,7 @@ def _command(argv: list[str]) -> int:
     )
     print(report)
     if args.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with write_atomically(RESULTS) as handle:
-            handle.write(report)
+        keep(RESULTS, report)
     return 0
 
 

@@ -15,7 +15,6 @@ How to run (on a machine that does nothing else)::
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import json
 import subprocess
@@ -32,11 +31,12 @@ from torch import Tensor
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from memory_tracker import MemoryTracker
 from streamed_correlations import StreamedCorrelations
-from utils import run_main, validate_choice, validate_int, write_atomically
+from utils import run_main, validate_choice, validate_int
 
-RESULTS = Path(__file__).resolve().parent / "results" / "layer_correlations.md"
+RESULTS = RESULTS_FOLDER / "layer_correlations.md"
 BATCH = 2000  # tokens of a batch
 SEGMENT = 500  # tokens of a text
 
@@ -138,10 +138,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = benchmark_parser(__doc__, "a table: a row a way")
     parser.add_argument("sizes", nargs="*", type=int, help="layers, d_model and tokens")
     parser.add_argument("--way", help="run this way alone and print JSON: streamed or corrcoef")
-    parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name}")
     args = parser.parse_args(argv)
     if len(args.sizes) not in (0, 3):
         raise ValueError(f"sizes is {args.sizes}; give layers, d_model and tokens, or none of them")
@@ -157,8 +156,7 @@ def _command(argv: list[str]) -> int:
     text = report(sizes, *(run_way(name, sizes) for name in WAYS))
     print(text)
     if args.save:
-        with write_atomically(RESULTS) as handle:
-            handle.write(text + "\n")
+        keep(RESULTS, text)
     return 0
 
 

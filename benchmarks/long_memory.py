@@ -11,7 +11,6 @@ How to run (any plain text; the demo model is the default)::
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -21,24 +20,24 @@ from typing import Any
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from long_memory import BLOCK, WINDOWS, long_memory, parse_widths, read_book, read_stream
+from benchmarks.commands import RESULTS_FOLDER, add_book_options, benchmark_parser, keep
+from long_memory import BLOCK, WINDOWS, long_memory, parse_widths, read_stream
 from long_memory import readings_table as table
 from memory_tracker import MemoryTracker
 from recursive_visualizer import write_figures
 from ssm_component_extractor import model_layers
 from utils import (
-    DEMO_MODEL_PATH,
     load_model,
     load_tokenizer,
     provenance,
+    read_book,
     run_main,
     validate_int,
-    write_atomically,
 )
 
 MAX_TOKENS = 65536
 LENGTHS = (8192, 65536)  # tokens, at which peak memory is measured
-RESULTS = Path(__file__).resolve().parent / "results" / "long_memory.md"
+RESULTS = RESULTS_FOLDER / "long_memory.md"
 
 
 def report(results: Mapping[str, Any], peaks: Mapping[int, float], model: str) -> str:
@@ -145,9 +144,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("text", help="a plain text file that the model was not trained on")
-    parser.add_argument("--model", default=str(DEMO_MODEL_PATH))
+    parser = benchmark_parser(
+        __doc__, "four tables: readings, losses by context and along the book, layers"
+    )
+    add_book_options(parser)
     parser.add_argument("--max-tokens", type=int, default=MAX_TOKENS)
     parser.add_argument("--windows", default=",".join(map(str, WINDOWS)))
     parser.add_argument("--lengths", default=",".join(map(str, LENGTHS)),
@@ -155,7 +155,6 @@ def _command(argv: list[str]) -> int:
     parser.add_argument(
         "--measure", type=int, help="print the peak memory at so many tokens, in MB"
     )
-    parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name}")
     args = parser.parse_args(argv)
     if args.measure is not None:
         print(measured_peak(args.model, validate_int("measure", args.measure, 2)))
@@ -176,9 +175,7 @@ def _command(argv: list[str]) -> int:
 
 
 def _save(results: Mapping[str, Any], text: str) -> None:
-    RESULTS.parent.mkdir(exist_ok=True)
-    with write_atomically(RESULTS) as handle:
-        handle.write(text)
+    keep(RESULTS, text)
     write_figures(results, RESULTS.parent)
 
 

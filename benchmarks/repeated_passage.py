@@ -14,7 +14,6 @@ How to run (any plain text; the demo model is the default)::
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -31,26 +30,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from analysis_utils import bootstrap_interval
 from attention_maps import contribution_map, mean_map
 from attention_measures import row_shares
+from benchmarks.commands import RESULTS_FOLDER, add_book_options, benchmark_parser, keep
+from benchmarks.passages import AROUND, GAP, LAG, PASSAGE, REACH, SKIPPED, repeated_rows
 from neuron_effects import target_gradients
 from ssm_component_extractor import Capture, capture, model_layers
 from targets import Target, resolve_target
 from untrained_twin import untrained_twin
-from utils import (
-    DEMO_MODEL_PATH,
-    load_model,
-    load_tokenizer,
-    progress,
-    run_main,
-    validate_int,
-    write_atomically,
-)
+from utils import load_model, load_tokenizer, progress, read_book, run_main, validate_int
 
-PASSAGE = 64  # tokens of the passage
-GAP = 64  # tokens between its readings
-SKIPPED = 8  # tokens at the start of the second reading that nothing tells to be a repeat
-REACH = 4  # tokens that the convolution mixes: width of the window of lags
-NEIGHBOURS = 4  # windows on either side that the window is compared with
-RESULTS = Path(__file__).resolve().parent / "results" / "repeated_passage.md"
+RESULTS = RESULTS_FOLDER / "repeated_passage.md"
 
 
 class LagShare(NamedTuple):
@@ -64,32 +52,17 @@ class LagShare(NamedTuple):
     """share / around, and its 95 % interval by resampling passages"""
 
 
-def repeated_rows(ids: Sequence[int], count: int) -> Tensor:
-    """(count, PASSAGE + GAP + PASSAGE) rows, from ``count`` places spread over a text's ids."""
-    row = PASSAGE + GAP
-    if len(ids) < count * row:
-        raise ValueError(
-            f"the text has {len(ids)} tokens; {count} passages need {count * row}. "
-            "Give a longer text or fewer --passages"
-        )
-    starts = np.linspace(0, len(ids) - row, count).astype(int)
-    texts = [list(ids[start : start + row]) for start in starts]
-    return torch.tensor([text + text[:PASSAGE] for text in texts])
-
-
 def lag_shares(absolute_map: Tensor) -> tuple[float, float]:
     """Share on the true lag's window and mean share of its neighbours, of one (l, l) map."""
     rows = row_shares(absolute_map)[PASSAGE + GAP + SKIPPED - 1 : -1]
     queries = torch.arange(PASSAGE + GAP + SKIPPED - 1, absolute_map.shape[0] - 1)
-    true_lag = PASSAGE + GAP - 1
 
     def share(first_lag: int) -> float:
         lags = torch.arange(first_lag - REACH + 1, first_lag + 1)
         sources = queries[:, None] - lags
         return float(rows.gather(1, sources.clamp_min(0)).sum(1).mean())
 
-    offsets = [k * REACH for k in range(-NEIGHBOURS, NEIGHBOURS + 1) if k]
-    return share(true_lag), float(np.mean([share(true_lag + offset) for offset in offsets]))
+    return share(LAG), float(np.mean([share(LAG + offset) for offset in AROUND]))
 
 
 def measured(model: PreTrainedModel, rows: Tensor) -> dict[str, dict[int, LagShare]]:
@@ -149,32 +122,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("text", help="a plain text file that the model was not trained on")
-    parser.add_argument("--model", default=str(DEMO_MODEL_PATH))
-    parser.add_argument("--passages", type=int, default=32)
+    parser = benchmark_parser(__doc__, "a table: a row a layer")
+    add_book_options(parser)
+    parser.add_argument("--passages", type=int, default=16)
     parser.add_argument("--seed", type=int, default=0, help="of the twin's weights (default: 0)")
-    parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name}")
     args = parser.parse_args(argv)
     count = validate_int("passages", args.passages, 2)
     model, tokenizer = load_model(args.model), load_tokenizer(args.model)
-    text = Path(args.text).read_text(encoding="utf-8")
-    rows = repeated_rows(tokenizer(text, verbose=False)["input_ids"], count)
+    ids = tokenizer(read_book(args.text), verbose=False)["input_ids"]
+    rows = repeated_rows(ids, count)
     results = {
         "trained": measured(model, rows),
         "untrained": measured(untrained_twin(model, args.seed), rows),
     }
     title = (
-        f"Share of attention on the {REACH} lags up to {PASSAGE + GAP - 1}, of queries in the "
+        f"Share of attention on the {REACH} lags up to {LAG}, of queries in the "
         f"second reading of {count} passages of {PASSAGE} tokens, {GAP} tokens after the first; "
-        f"x: against the {2 * NEIGHBOURS} windows around, with 95 % interval over passages."
+        f"x: against the {len(AROUND)} windows around, with 95 % interval over passages."
     )
     report = f"{title}\n\n{table(results)}\n"
     print(report)
     if args.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with write_atomically(RESULTS) as handle:
-            handle.write(report)
+        keep(RESULTS, report)
     return 0
 
 

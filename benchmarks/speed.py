@@ -35,6 +35,7 @@ from transformers import MambaConfig, MambaForCausalLM
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from benchmarks.other_ways import (
     Operands,
     dense_map,
@@ -54,12 +55,11 @@ from utils import (
     set_seed,
     validate_choice,
     validate_int,
-    write_atomically,
 )
 
 logger = logging.getLogger(__name__)
 
-RESULTS = Path(__file__).resolve().parent / "results" / "speed.md"
+RESULTS = RESULTS_FOLDER / "speed.md"
 
 
 class Sizes(NamedTuple):
@@ -444,18 +444,15 @@ def _command(argv: list[str]) -> int:
     text = f"{machine_facts(sizes, runs)}\n\n{table(rows)}\n"
     print(text)
     if args.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with write_atomically(RESULTS) as file:
-            file.write(f"# Speed and memory\n\n`python benchmarks/speed.py`\n\n{text}")
+        keep(RESULTS, text)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Speed and memory beside the stock or naive way.",
-        epilog=f"rows: {', '.join(ROWS)}",
+    parser = benchmark_parser(__doc__, "a table: a row a kind of work")
+    parser.add_argument(
+        "--rows", default=",".join(ROWS), metavar="NAME,...", help=f"of {', '.join(ROWS)}"
     )
-    parser.add_argument("--rows", default=",".join(ROWS), metavar="NAME,...", help="default: all")
     parser.add_argument("--length", type=_at_least(16), default=512, help="tokens (default: 512)")
     parser.add_argument("--layers", type=_at_least(1), default=24, help="default: 24")
     parser.add_argument("--runs", type=_at_least(1), default=3, help="of each way (default: 3)")
@@ -463,7 +460,6 @@ def _parser() -> argparse.ArgumentParser:
         "--include-hopeless", action="store_true", help="run the stock backward at full length too"
     )
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does every row run?")
-    parser.add_argument("--save", action="store_true", help="write benchmarks/results/speed.md")
     parser.add_argument("--measure", choices=MEASURED, help="print one way's peak memory in bytes")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -15,7 +15,6 @@ How to run::
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import tempfile
@@ -28,12 +27,13 @@ from typing import NamedTuple
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from benchmarks.other_ways import random_operands
 from benchmarks.speed import Bench, Row, Sizes, machine_facts, our_map, table
 from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
-from utils import DEMO_MODEL_PATH, MemoryTracker, load_tokenizer, run_main, write_atomically
+from utils import DEMO_MODEL_PATH, MemoryTracker, load_tokenizer, run_main
 
-RESULTS = Path(__file__).resolve().parent / "results" / "whole_run.md"
+RESULTS = RESULTS_FOLDER / "whole_run.md"
 SMOKE = Sizes(32, 4, 16, 4, 2048)
 LONG = 8  # a long text is this many times as long
 
@@ -143,9 +143,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser = benchmark_parser(__doc__, "a table: a row a figure")
     parser.add_argument("--smoke", action="store_true", help="tiny sizes: does every row run?")
-    parser.add_argument("--save", action="store_true", help=f"also write {RESULTS.name}")
     parser.add_argument("--measure", choices=FIGURES, help="print one figure, in this process")
     args = parser.parse_args(argv)
     sizes = SMOKE if args.smoke else Sizes()
@@ -160,9 +159,7 @@ def _command(argv: list[str]) -> int:
     report = f"{machine_facts(sizes, 1)}\n\n{long}\n\n{table(rows)}\n"
     print(report)
     if args.save:
-        RESULTS.parent.mkdir(exist_ok=True)
-        with write_atomically(RESULTS) as file:
-            file.write(f"# Whole runs\n\n`python benchmarks/whole_run.py`\n\n{report}")
+        keep(RESULTS, report)
     return 0
 
 

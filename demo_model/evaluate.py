@@ -24,9 +24,15 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from demo_model.training_data import read_text
 from mamba_mixers import fast_scan
-from utils import DEMO_MODEL_PATH, configure_logging, load_model, load_tokenizer, run_main
+from utils import (
+    DEMO_MODEL_PATH,
+    configure_logging,
+    load_model,
+    load_tokenizer,
+    read_book,
+    run_main,
+)
 
 WINDOW = 512  # tokens the model reads at a time when a whole book is scored
 STRIDE = 256  # new tokens of each window; the others are context
@@ -155,7 +161,7 @@ def _main(argv: list[str]) -> int:
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(argv)
     configure_logging(debug=args.debug)
-    text = read_text(args.text)
+    text = read_book(args.text)
     scores = evaluate(load_model(args.model, device="cpu"), load_tokenizer(args.model), text)
     print(json.dumps(scores, indent=1))
     return 0

@@ -47,12 +47,11 @@ from demo_model.training_data import (
     LONG_ROW,
     check_held_out,
     encode_text,
-    read_text,
     train_tokenizer,
     training_rows,
 )
 from mamba_mixers import fast_scan
-from utils import check_output_dir, configure_logging, run_main, write_json
+from utils import check_output_dir, configure_logging, read_book, run_main, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -232,8 +231,8 @@ def run(args: argparse.Namespace) -> None:
     """The whole job: data, tokenizer, training from the start or a checkpoint, scores, files."""
     check_options(args)
     folder = check_output_dir(args.output_dir)
-    texts = [read_text(path) for path in args.texts]
-    held_out = read_text(args.held_out)
+    texts = [read_book(path) for path in args.texts]
+    held_out = read_book(args.held_out)
     check_held_out(texts, held_out)
     if args.workers > 1:
         torch.set_num_threads(1)  # a core for each process

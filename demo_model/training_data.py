@@ -7,7 +7,6 @@ goes on reads what an uninterrupted one would have read.
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -27,19 +26,6 @@ REREAD_TOKENS = 5_200_000  # from here on, with prose well known, later readings
 REREAD_WEIGHT = 4.0  # weight in the loss of a token that is read again
 ROW_KINDS = ("prose", "repeats", "made_up")
 LONG_PARAGRAPH = 200  # characters from which on the same paragraph twice is no coincidence
-
-
-def read_text(path: Path) -> str:
-    """The text of a UTF-8 file; ValueError, with the reason, when it cannot be read or is blank."""
-    try:
-        text = path.read_bytes().decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not UTF-8 at byte {error.start}; save it as UTF-8") from error
-    except OSError as error:
-        raise ValueError(f"{path} cannot be read: {error.strerror or error}") from error
-    if not text.strip():
-        raise ValueError(f"{path} holds no text")
-    return text
 
 
 def check_held_out(texts: list[str], held_out: str) -> None:

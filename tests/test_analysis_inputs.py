@@ -22,6 +22,7 @@ from analysis_inputs import (
     encode_texts,
     pad_batch,
     padding_id,
+    read_book,
     read_texts_file,
     resolve_device,
     resolve_dtype,
@@ -313,3 +314,14 @@ def test_read_texts_file_reads_standard_input(monkeypatch: pytest.MonkeyPatch) -
     feed(b"")
     with pytest.raises(ValueError, match="standard input holds no text"):
         read_texts_file("-")
+
+
+def test_a_book_that_cannot_be_read_is_refused(tmp_path: Path):
+    with pytest.raises(ValueError, match="cannot be read: No such file"):
+        read_book(tmp_path / "none.txt")
+    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
+    with pytest.raises(ValueError, match="is not UTF-8"):
+        read_book(tmp_path / "latin.txt")
+    (tmp_path / "blank.txt").write_text(" \n")
+    with pytest.raises(ValueError, match="is empty"):
+        read_book(tmp_path / "blank.txt")

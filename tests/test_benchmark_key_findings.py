@@ -1,7 +1,5 @@
 """The table of key findings: passages of a text, a row a claim, and no line of the text in it."""
 
-import pytest
-
 from benchmarks import key_findings
 from findings import Finding, undecided
 from key_findings import key_findings as claims_on
@@ -10,16 +8,6 @@ from key_findings import key_findings as claims_on
 def words(count):
     """A text of our own, with places that can be told apart."""
     return " ".join(f"the {i}th boat came in with the tide" for i in range(count))
-
-
-def test_passages_are_spread_over_the_text_and_of_their_length(tiny_tokenizer):
-    text = words(60)
-    found = key_findings.passages(text, tiny_tokenizer, 3, 20)
-    # Decoded and read again, a passage that starts or ends within a word may lose a token.
-    assert all(18 <= len(passage.input_ids) <= 20 for passage in found)
-    assert len({passage.text for passage in found}) == 3
-    with pytest.raises(ValueError, match="3 passages of 5000 need 15000"):
-        key_findings.passages(text, tiny_tokenizer, 3, 5000)
 
 
 def test_every_finding_has_a_row():
@@ -40,5 +28,5 @@ def test_the_command_prints_every_claim(tiny_model_dir, tmp_path, capsys, monkey
     for finding in claims_on({}):
         assert f"| {finding.claim} |" in printed
     assert "boat" not in printed
-    assert (tmp_path / "results" / "table.md").read_text() in printed
+    assert (tmp_path / "results" / "table.md").read_text().endswith(printed[:-1])
     assert key_findings.main([str(book), "--model", str(tiny_model_dir), "--passages", "1"]) == 2

@@ -30,7 +30,7 @@ def test_the_benchmark_runs_on_a_book(tmp_path: Path, tiny_model_dir: Path, caps
     monkeypatch.setattr(benchmark, "RESULTS", saved)
     options = ["--model", str(tiny_model_dir), "--windows", "16", "--lengths", "", "--save"]
     assert benchmark.main([str(book), *options]) == 0
-    assert saved.read_text() == capsys.readouterr().out[:-1]
+    assert saved.read_text().endswith(capsys.readouterr().out[:-1])
     assert saved.with_suffix(".png").exists()
 
 

@@ -10,7 +10,6 @@ from analysis_utils import relative_error
 from attribution_faithfulness import faithfulness_table
 from benchmarks import faithfulness, other_ways, speed, whole_run
 from benchmarks.speed import MEASURED, ROWS, SMOKE, Bench, Row, Sizes, main, table
-from utils import DEMO_MODEL_PATH, load_tokenizer
 
 OPERANDS = other_ways.random_operands(12, 6, 4)
 
@@ -147,18 +146,6 @@ def test_every_figure_of_a_whole_run_is_measured(monkeypatch, capsys):
     assert written == [1, 2]
     assert whole_run.main(["--smoke", "--save"]) == 2
     assert "tiny sizes are no result" in capsys.readouterr().err
-
-
-def test_passages_are_spread_over_the_text():
-    tokenizer = load_tokenizer(DEMO_MODEL_PATH)
-    text = " ".join(f"word {i} of a long text." for i in range(200))
-    cut = faithfulness.passages(text, tokenizer, 5, 20)
-    assert cut[0].text == text[: len(cut[0].text)]
-    assert text.endswith(cut[-1].text)
-    # A number that is cut in two by a passage's edge may take more tokens by itself.
-    assert all(20 <= len(one.input_ids) <= 22 for one in cut)
-    with pytest.raises(ValueError, match="passages of 2000 need 10000. Give a longer text"):
-        faithfulness.passages(text, tokenizer, 5, 2000)
 
 
 def test_faithfulness_tables(tiny_model_dir, tmp_path, capsys, monkeypatch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDERS = (".", "examples")
+FOLDERS = (".", "benchmarks", "examples")
 
 
 def has_main(path: Path) -> bool:

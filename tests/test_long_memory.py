@@ -24,7 +24,6 @@ from long_memory import (
     loss_by_context,
     main,
     parse_widths,
-    read_book,
     read_stream,
     readings_table,
     window_losses,
@@ -214,17 +213,6 @@ def test_bad_input_is_refused():
         window_losses(model, [1, 2], 0)
     with pytest.raises(ValueError, match="windows is '128,x'"):
         parse_widths("128,x")
-
-
-def test_a_book_that_cannot_be_read_is_refused(tmp_path: Path):
-    with pytest.raises(ValueError, match="that is no file"):
-        read_book(tmp_path / "none.txt")
-    (tmp_path / "latin.txt").write_bytes(b"caf\xe9")
-    with pytest.raises(ValueError, match="is not UTF-8"):
-        read_book(tmp_path / "latin.txt")
-    (tmp_path / "blank.txt").write_text(" \n")
-    with pytest.raises(ValueError, match="is empty"):
-        read_book(tmp_path / "blank.txt")
 
 
 def test_the_command_reads_a_book(tmp_path: Path, tiny_model_dir: Path, capsys):

@@ -137,7 +137,7 @@ def test_links_and_pictures_are_there(page):
 
 
 def test_every_benchmark_is_listed():
-    helpers = {"other_ways.py", "family_models.py"}
+    helpers = {"commands.py", "family_models.py", "other_ways.py", "passages.py"}
     scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - helpers
     listed = set(re.findall(r"`(?:python benchmarks/)?(\w+\.py)`", README))
     assert scripts - {"speed.py"} <= listed

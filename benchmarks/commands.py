@@ -1,0 +1,51 @@
+"""What the benchmarks' commands share: a help with an example, and a table that is kept."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+from utils import DEMO_MODEL_PATH, write_atomically
+
+RESULTS_FOLDER = Path(__file__).resolve().parent / "results"
+
+
+def benchmark_parser(doc: str | None, prints: str) -> argparse.ArgumentParser:
+    """A parser with ``--save``; its help has a script's question and example from its docstring.
+
+    ``prints`` says what the command prints, to end "Prints ...".
+    """
+    doc = doc or ""
+    example = re.search(r"python benchmarks/[^#\n]+", doc)
+    parser = argparse.ArgumentParser(
+        description=f"{doc.splitlines()[0] if doc else ''} Prints {prints}.",
+        epilog=f"example: {' '.join(example[0].split())}" if example else None,
+    )
+    parser.add_argument("--save", action="store_true", help="also write it to benchmarks/results")
+    return parser
+
+
+def add_book_options(parser: argparse.ArgumentParser) -> None:
+    """Add the text of a benchmark that reads one, and the model that reads it."""
+    parser.add_argument("text", help="a plain text file that the model was not trained on")
+    add_model_option(parser)
+
+
+def add_model_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--model``, by default the demo model."""
+    parser.add_argument(
+        "--model",
+        default=str(DEMO_MODEL_PATH),
+        metavar="NAME_OR_PATH",
+        help="model folder or hub name (default: the demo model)",
+    )
+
+
+def keep(path: Path, report: str) -> None:
+    """Write a report under its title, with the command that says how to make it again."""
+    path.parent.mkdir(exist_ok=True)
+    title = path.stem.replace("_", " ").capitalize()
+    how = f"`python benchmarks/{path.stem}.py --help` says how to make this again."
+    with write_atomically(path) as handle:
+        handle.write(f"# {title}\n\n{how}\n\n{report.rstrip()}\n")

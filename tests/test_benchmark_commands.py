@@ -1,0 +1,20 @@
+"""A benchmark's help is made from its docstring, and what it keeps says how it was made."""
+
+from benchmarks import layer_correlations, speed
+from benchmarks.commands import benchmark_parser, keep
+
+
+def test_the_help_asks_the_scripts_question_and_shows_its_first_example():
+    parser = benchmark_parser(speed.__doc__, "a table")
+    assert parser.description == f"{speed.__doc__.splitlines()[0]} Prints a table."
+    assert parser.epilog == "example: python benchmarks/speed.py"
+    other = benchmark_parser(layer_correlations.__doc__, "a table")
+    assert other.epilog == "example: python benchmarks/layer_correlations.py --save"
+    assert other.parse_args([]).save is False
+
+
+def test_a_kept_report_has_a_title_and_says_how_it_was_made(tmp_path):
+    path = tmp_path / "results" / "key_findings.md"
+    keep(path, "| a |\n\n")
+    how = "`python benchmarks/key_findings.py --help` says how to make this again."
+    assert path.read_text() == f"# Key findings\n\n{how}\n\n| a |\n"
