@@ -258,7 +258,7 @@ def test_evaluate_command(capsys, tiny_model_dir, tmp_path):
     scores = json.loads(capsys.readouterr().out)
     assert set(scores) == {"book", "repeats"}
     assert evaluate.main([str(tmp_path / "none.txt"), "--model", str(tiny_model_dir)]) == 2
-    assert "none.txt cannot be read" in capsys.readouterr().err
+    assert "none.txt' cannot be read" in capsys.readouterr().err
 
 
 # training_data.py
@@ -608,7 +608,7 @@ def test_bad_options_are_named(texts, tmp_path, capsys, options, message):
 def test_bad_inputs_are_named(texts, tmp_path, capsys):
     a, b, held_out, _ = texts
     assert _train((a, tmp_path / "none.txt", held_out), tmp_path / "model") == 2
-    assert "none.txt cannot be read" in capsys.readouterr().err
+    assert "none.txt' cannot be read" in capsys.readouterr().err
     a.write_text("short\n" + " ".join(PASSAGES), encoding="utf-8")
     assert _train((a, b, a), tmp_path / "model") == 2
     assert "--held-out shares 1 paragraphs" in capsys.readouterr().err
