@@ -23,7 +23,6 @@ import torch
 
 from analysis_utils import (
     FloatArray,
-    benjamini_hochberg,
     pearson_p_values,
     unit_columns,
 )
@@ -47,6 +46,7 @@ from time_shift_nulls import (
 FALSE_DISCOVERY_RATE = 0.05
 _NUM_TOP_PAIRS = 10
 _TESTS = ("mean", "mean_abs", "max_abs", "best_match", "cka")
+Places = tuple[IntArray, IntArray]
 # Shifts at which the whole significance test is repeated, to see what it finds in nothing.
 _NUM_CALIBRATIONS = 3
 
@@ -243,18 +243,31 @@ def _significance(
     lengths: tuple[int, ...],
     shifts: IntArray,
 ) -> dict[str, Any]:
-    adjusted = benjamini_hochberg(pearson_p_values(r, n_eff), FALSE_DISCOVERY_RATE).adjusted
+    places = largest_pairs(r)
+    share, adjusted = rejected_and_adjusted(pearson_p_values(r, n_eff), places)
     shifted = (y.units[shifted_rows(lengths, shift)] for shift in shifts[:_NUM_CALIBRATIONS])
     by_chance = [share_rejected(np.clip(x.units.T @ y, -1.0, 1.0), n_eff) for y in shifted]
+    pairs = _pairs_at(places, r, n_eff, adjusted, x.channels, y.channels)
     return {
-        "significant_share": float((adjusted <= FALSE_DISCOVERY_RATE).mean()),
+        "significant_share": share,
         "significant_share_null": float(np.mean(by_chance)),
         "median_effective_samples": float(np.median(n_eff)),
-        "top_pairs": tuple(
-            _with_texts(pair, x, y, lengths)
-            for pair in top_pairs(r, n_eff, adjusted, x.channels, y.channels)
-        ),
+        "top_pairs": tuple(_with_texts(pair, x, y, lengths) for pair in pairs),
     }
+
+
+def rejected_and_adjusted(p_values: FloatArray, places: Places) -> tuple[float, FloatArray]:
+    """Share of p-values rejected at the false discovery rate, and those at `places` adjusted.
+
+    As `analysis_utils.benjamini_hochberg`, but with a sort instead of an argsort, which for 768 x
+    768 pairs takes fifteen times as long.
+    """
+    ordered = np.sort(p_values, axis=None)
+    adjusted = ordered * (ordered.size / np.arange(1, ordered.size + 1))
+    adjusted = np.minimum(np.minimum.accumulate(adjusted[::-1])[::-1], 1.0)
+    # Equal p-values share the adjusted one of the last of them.
+    chosen = adjusted[np.searchsorted(ordered, p_values[places], side="right") - 1]
+    return float((adjusted <= FALSE_DISCOVERY_RATE).mean()), chosen
 
 
 def share_rejected(r: FloatArray, n_eff: FloatArray) -> float:
@@ -276,15 +289,26 @@ def top_pairs(
     r: FloatArray, n_eff: FloatArray, adjusted: FloatArray, a: IntArray, b: IntArray
 ) -> tuple[TopPair, ...]:
     """The pairs of largest |r| (p, q), descending; a and b are the channels' numbers."""
+    places = largest_pairs(r)
+    return _pairs_at(places, r, n_eff, adjusted[places], a, b)
+
+
+def largest_pairs(r: FloatArray) -> Places:
+    """Rows and columns of the largest |r|, descending."""
     magnitudes = np.abs(r).ravel()
     count = min(_NUM_TOP_PAIRS, magnitudes.size)
     largest = np.argpartition(magnitudes, -count)[-count:]
     largest = largest[np.argsort(-magnitudes[largest], kind="stable")]
     rows, columns = np.unravel_index(largest, r.shape)
-    return tuple(
-        TopPair(int(a[i]), int(b[j]), float(r[i, j]), float(n_eff[i, j]), float(adjusted[i, j]))
-        for i, j in zip(rows, columns, strict=True)
-    )
+    return rows, columns
+
+
+def _pairs_at(
+    places: Places, r: FloatArray, n_eff: FloatArray, adjusted: FloatArray, a: IntArray, b: IntArray
+) -> tuple[TopPair, ...]:
+    """The pairs at these rows and columns; `adjusted` holds theirs alone."""
+    columns = (a[places[0]], b[places[1]], r[places], n_eff[places], adjusted)
+    return tuple(TopPair(*pair) for pair in zip(*(c.tolist() for c in columns), strict=True))
 
 
 def _with_texts(pair: TopPair, x: _Columns, y: _Columns, lengths: tuple[int, ...]) -> TopPair:
@@ -347,7 +371,8 @@ def _products(
     second = torch.from_numpy(y.units.astype(np.float32))
     product = torch.empty(len(first), second.shape[1])
     for shift in shifts:
-        yield torch.mm(first, second[torch.from_numpy(shifted_rows(lengths, shift))], out=product)
+        rows = torch.from_numpy(shifted_rows(lengths, shift))
+        yield torch.mm(first, second.index_select(0, rows), out=product)
 
 
 class _DebiasedCKA:

@@ -39,6 +39,8 @@ class TextMeasures:
     methods that know no target"""
     activations: dict[str, dict[int, PooledActivations]]
     """by stream (see layer_correlation_analyzer.STREAMS) and layer"""
+    correlations: dict[str, dict[str, CrossLayerCorrelation]] | None
+    """of this text alone, by stream and pair of layers; None where the step failed"""
 
 
 def text_measures(captured: Capture, results: Mapping[str, Any]) -> TextMeasures:
@@ -74,6 +76,7 @@ def text_measures(captured: Capture, results: Mapping[str, Any]) -> TextMeasures
             }
             for stream in STREAMS
         },
+        correlations=results.get("layer_correlations"),
     )
 
 
@@ -111,13 +114,15 @@ def correlation_patterns(texts: Sequence[TextMeasures]) -> dict[str, Any]:
     """Correlation of neighbouring layers over the tokens of all texts together, by stream.
 
     In the residual stream neighbouring layers share what was there before them; the mixers'
-    outputs are what each layer adds.
+    outputs are what each layer adds. One text alone keeps the correlations that it has.
     """
     if not texts:
         return {}
     layers = sorted(texts[0].activations["residual"])
     if len(layers) < 2:
         return {"reason": "needs at least two layers"}
+    if len(texts) == 1 and texts[0].correlations is not None:
+        return texts[0].correlations
     return {stream: _neighbours(texts, layers, stream) for stream in STREAMS}
 
 

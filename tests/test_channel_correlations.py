@@ -12,6 +12,8 @@ from channel_correlations import (
     FALSE_DISCOVERY_RATE,
     PooledActivations,
     cross_layer_correlation,
+    largest_pairs,
+    rejected_and_adjusted,
     share_rejected,
 )
 from time_shift_nulls import draw_shifts
@@ -208,3 +210,17 @@ def test_the_share_rejected_is_that_of_all_p_values(strength):
     expected = benjamini_hochberg(pearson_p_values(r, n_eff), FALSE_DISCOVERY_RATE).rejected
     assert share_rejected(r, n_eff) == expected.mean()
     assert expected.any() == (strength > 0)
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.6])
+def test_adjusted_p_values_of_some_pairs_are_those_among_all(strength):
+    rng = np.random.default_rng(0)
+    r = np.clip(rng.normal(0, 0.15, (40, 30)) + strength * (rng.random((40, 30)) < 0.1), -1, 1)
+    p_values = pearson_p_values(r, rng.uniform(1.5, 60, r.shape))  # some are 1, and tied
+    expected = benjamini_hochberg(p_values, FALSE_DISCOVERY_RATE)
+    places = largest_pairs(r)
+    share, adjusted = rejected_and_adjusted(p_values, places)
+    assert share == expected.rejected.mean()
+    assert adjusted.tolist() == expected.adjusted[places].tolist()
+    everywhere = rejected_and_adjusted(p_values, tuple(np.indices(r.shape)))[1]
+    assert everywhere.tolist() == expected.adjusted.tolist()

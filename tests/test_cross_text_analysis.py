@@ -13,6 +13,7 @@ from cross_text_analysis import (
     ssm_consistency,
     text_measures,
 )
+from layer_correlation_analyzer import STREAMS, cross_layer_correlations
 from ssm_component_extractor import capture, recursive_dynamics
 
 
@@ -80,6 +81,20 @@ def test_a_text_whose_steps_failed_is_left_out_of_what_it_lacks(texts):
     spreads = ssm_consistency([bare, whole])[0]
     assert spreads["mean_delta"].num_texts == 2
     assert spreads["state_norm"].num_texts == 1
+
+
+def test_one_text_alone_keeps_its_correlations(texts):
+    captured, results, measures = texts[0]
+    own = {stream: cross_layer_correlations([captured], stream=stream) for stream in STREAMS}
+    with_own = text_measures(captured, {**results, "layer_correlations": own})
+    assert correlation_patterns([with_own]) is own
+    computed = correlation_patterns([measures])  # a text whose own step gave no result
+    for stream, pairs in own.items():
+        assert [pair.to_dict() for pair in pairs.values()] == [
+            pair.to_dict() for pair in computed[stream].values()
+        ]
+    both = correlation_patterns([with_own, with_own])
+    assert both["mixer"]["layer_0_to_2"].num_texts == 2
 
 
 def test_no_texts_give_empty_sections():
