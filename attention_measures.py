@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 
 from analysis_utils import causal_spearman, entropy, summarise
-from selective_scan import scan_hidden_states
 from ssm_component_extractor import SSMComponents
 from utils import finite_or_none
 
@@ -24,9 +23,6 @@ SYNTHETIC_TEMPERATURE = 0.1
 
 CONVOLUTION_REACH = 4
 """Tokens, the query included, that count as recent in :func:`query_statistics`."""
-
-# Heads whose states are held at once: bounds memory, not the result.
-_CHANNELS_PER_PASS = 128
 
 
 def row_shares(absolute_map: Tensor) -> Tensor:
@@ -55,7 +51,7 @@ def synthetic_attention(
     s <= t; rows and columns of padding are zero. A zero state has no direction: its cosine with
     another counts as 0. It says which states look alike, not what is read from where: compare it
     with alpha (:func:`selective_scan.implicit_attention`). Raises ValueError for a temperature
-    that is not positive. Cost: the states, a few heads at a time, and l^2 H N multiply-adds.
+    that is not positive. Cost: that of `SSMComponents.states`, the first time.
     """
     if not temperature > 0:
         raise ValueError(f"temperature is {temperature}; it must be positive")
@@ -188,13 +184,8 @@ def _first_lag(passed: Tensor, share: float) -> float:
 
 
 def _state_gram(components: SSMComponents) -> Tensor:
-    """Inner products of the states of every two tokens, (b, l, l), some channels at a time."""
-    batch, length, d_inner = components.u.shape
-    gram = components.delta.new_zeros(batch, length, length)
-    for channels in torch.arange(d_inner).split(_CHANNELS_PER_PASS):
-        B, heads = components.B, channels // components.head_width
-        B = B if B.dim() == 3 else B[:, :, channels // (d_inner // B.shape[2])]
-        u, delta, A = components.u[..., channels], components.delta[..., heads], components.A[heads]
-        h = scan_hidden_states(u, delta, A, B).flatten(2)
-        gram.baddbmm_(h, h.mT)
-    return gram
+    """Inner products of the states of every two tokens, (b, l, l)."""
+    if components.states.gram is not None:
+        return components.states.gram
+    h = components.hidden_states.flatten(2)
+    return h @ h.mT

@@ -42,6 +42,7 @@ from delta_neurons import (
     delta_neuron_correlation,
     delta_sensitivity,
 )
+from delta_survival import survival
 from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
@@ -89,8 +90,8 @@ TOKEN_CLASSES = {
 """Kinds of token, by its decoded piece, its position and the earlier pieces of its text.
 `punctuation` is anything visible without a letter or digit."""
 
-# Lags at which survival is measured, as far as the texts reach.
-_SURVIVAL_LAGS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+# The longest lag at which survival is measured, as far as the texts reach.
+_MAX_SURVIVAL_LAG = 256
 _AUTOCORRELATION_LAGS = 16
 _NUM_CLASS_SHIFTS = 199
 
@@ -216,16 +217,14 @@ def layer_components(captures: Sequence[Capture], layer: int) -> list[SSMCompone
 def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 0) -> DeltaMemory:
     """Memory of one layer under its own delta, over one or more texts (b = 1, no padding).
 
-    Raises ValueError for no texts or padding. Cost: one exponential a token, state and lag, at
-    most 9 lags; memory O(tokens * H) beyond the components.
+    Raises ValueError for no texts or padding. Cost: that of `delta_survival.survival`, and of a
+    Gram matrix over tokens; memory O(tokens * H) beyond the components.
     """
     deltas, lengths = checked_deltas(texts)
     A, pooled = texts[0].A.double(), np.concatenate(deltas)
     means = pooled.mean(axis=0)
     half_life = math.log(2) / (torch.from_numpy(means)[:, None] * A.abs())
-    lags = tuple(lag for lag in _SURVIVAL_LAGS if lag < max(lengths))
-    sums = [np.cumsum(delta, axis=0) for delta in deltas]
-    survival = np.array([_survival(sums, A, lag) for lag in lags]).reshape(-1, len(A))
+    surviving = survival(deltas, A, _MAX_SURVIVAL_LAG)
     slowest = half_life.max(dim=1).values
     order = np.argsort(slowest.numpy(), kind="stable")
     thirds = zip(TIME_SCALES, np.array_split(order, len(TIME_SCALES)), strict=True)
@@ -235,20 +234,20 @@ def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 
         num_texts=len(lengths),
         delta=summarise(pooled),
         consistency=_profile_consistency(pooled),
-        persistence=float(_mean_decay(deltas, A).mean()),
+        persistence=float(surviving.kept.mean()),
         temporal_variance=_temporal_variance(pooled),
         selectivity=_selectivity(pooled),
         autocorrelation=mean_autocorrelation(pooled, lengths, _AUTOCORRELATION_LAGS, seed=seed),
         half_life=half_life.float(),
         channel_half_life=slowest.float(),
-        lags=lags,
-        survival=tuple(survival.mean(axis=1).tolist()),
+        lags=surviving.lags,
+        survival=tuple(surviving.shares.mean(axis=1).tolist()),
         by_time_scale={
             name: TimeScaleClass(
                 len(channels),
                 summarise(slowest[channels]),
                 float(means[channels].mean()),
-                tuple(survival[:, channels].mean(axis=1).tolist()),
+                tuple(surviving.shares[:, channels].mean(axis=1).tolist()),
             )
             for name, channels in thirds
             if len(channels)
@@ -376,21 +375,6 @@ class DeltaExtractor:
         by_layer = None if captured is None else captured.components
         extracted_layer(by_layer, layer_idx, "extract_deltas")
         return layer_components([self.capture_], layer_idx)
-
-
-def _survival(sums: list[FloatArray], A: Tensor, lag: int) -> FloatArray:
-    """Mean over tokens and states of exp(A (S_t - S_{t-lag})), for each head (H,).
-
-    The differences are taken in float64; their exponential in float32 is exact to 1e-6.
-    """
-    return _mean_decay([total[lag:] - total[:-lag] for total in sums if len(total) > lag], A)
-
-
-def _mean_decay(steps: list[FloatArray], A: Tensor) -> FloatArray:
-    """Mean over tokens and states of exp(A step), for each head; steps (l, H)."""
-    pooled = torch.from_numpy(np.concatenate(steps)).float()
-    by_state = [(pooled * rate).exp_().mean(dim=0) for rate in A.float().unbind(dim=1)]
-    return torch.stack(by_state).double().mean(dim=0).numpy()
 
 
 def _profile_consistency(pooled: FloatArray) -> float | None:

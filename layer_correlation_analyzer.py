@@ -76,8 +76,6 @@ STREAMS = {
 """Activations of a layer, (b, l, d_model): the residual stream after it, or what it adds to it."""
 
 _MAX_RECURSION_LAG = 32
-# Tokens whose states are differenced at once.
-_STEP_BLOCK = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -334,24 +332,19 @@ def _changes(
     for captured in captures:
         components = captured.components[layer]
         for row in range(len(captured.input_ids)):
-            states.append(_relative_steps(components.text(row).hidden_states[0].flatten(1)))
+            measured = components.text(row).states
+            states.append(_relative(measured.step[0, 1:], measured.norm[0]))
     parts = np.split(pooled.values, np.cumsum(pooled.lengths)[:-1])
     return states, [_relative_steps(torch.from_numpy(part)) for part in parts]
 
 
 def _relative_steps(x: Tensor) -> FloatArray:
     """|x_t - x_{t-1}| / mean |x| over the rows of x (l, d): (l - 1,); nan where all is zero."""
-    steps = [
-        (
-            x[start + 1 : start + _STEP_BLOCK + 1]
-            - x[start : start + _STEP_BLOCK][: len(x) - 1 - start]
-        )
-        .norm(dim=1)
-        .double()
-        for start in range(0, len(x) - 1, _STEP_BLOCK)
-    ]
-    scale = float(x.norm(dim=1).double().mean())
-    moved = torch.cat([*steps, torch.empty(0, dtype=torch.float64)]).numpy()
+    return _relative((x[1:] - x[:-1]).norm(dim=1), x.norm(dim=1))
+
+
+def _relative(steps: Tensor, norms: Tensor) -> FloatArray:
+    moved, scale = steps.double().numpy(), float(norms.double().mean())
     return moved / scale if scale > 0 else np.full_like(moved, math.nan)
 
 

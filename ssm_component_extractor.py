@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mamba_mixers import LayerRecord, find_mixers, num_layers, record_layers, record_streams
-from ssm_components import RecursiveDynamics, SSMComponents, recursive_dynamics
+from ssm_components import RecursiveDynamics, SSMComponents, kept_tokens, recursive_dynamics
 from utils import (
     EncodedText,
     add_common_options,
@@ -75,8 +75,9 @@ class Capture:
         return sorted(self.components)
 
     def text(self, row: int) -> Capture:
-        """The capture of one text of the batch, b = 1, without its padding."""
-        keep = self.attention_mask[row].bool()
+        """The capture of one text of the batch, b = 1, without its padding: see
+        :meth:`SSMComponents.text`."""
+        keep = kept_tokens(self.attention_mask[row])
 
         def cut(tensor: Tensor) -> Tensor:
             return tensor[row : row + 1, keep]

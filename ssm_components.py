@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from analysis_utils import participation_ratio, summarise
+from analysis_utils import summarise
 from scan_operands import with_groups
 from selective_scan import scan_hidden_states
+from state_measures import StateMeasures, measure_states
 from utils import five_digits
-
-# Tokens whose decayed states are held at once when energies are measured.
-_ENERGY_BLOCK = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,9 +110,20 @@ class SSMComponents:
         """
         return scan_hidden_states(self.u, self.delta, self.A, self.B)
 
+    @cached_property
+    def states(self) -> StateMeasures:
+        """Norms, steps and inner products of the states, computed once: l^2 floats a text."""
+        return measure_states(self.u, self.delta, self.A, self.B, self.attention_mask)
+
     def text(self, row: int) -> SSMComponents:
-        """The components of one text of the batch, b = 1, without its padding."""
-        keep = self.attention_mask[row].bool()
+        """The components of one text of the batch, b = 1, without its padding.
+
+        Views of this batch's tensors, unless padding stands between tokens; of a single text
+        without padding, these components themselves.
+        """
+        keep = kept_tokens(self.attention_mask[row])
+        if len(self.attention_mask) == 1 and bool(self.attention_mask.all()):
+            return self
         per_token = ("B", "C", "delta", "u", "gate", "y", "norm_scale", "gated", "conv_input",
                      "mixer_output", "attention_mask")  # fmt: skip
         tensors = {name: getattr(self, name) for name in per_token}
@@ -182,44 +192,38 @@ class RecursiveDynamics:
 def recursive_dynamics(components: SSMComponents) -> RecursiveDynamics:
     """Eigenvalues, decay, stability, state norm, energies and rank of one layer's state.
 
-    Means over delta leave padding out. Cost: the states of the layer, once, and their Gram matrix
-    over tokens.
+    Means over delta leave padding out. Cost: that of `SSMComponents.states`, the first time.
     """
     keep = components.attention_mask.bool()
-    A, delta = components.A, components.delta
+    A, delta, states = components.A, components.delta, components.states
     mean_delta = delta[keep].mean(0)
-    h = components.hidden_states
     slowest = torch.exp(delta * A.max(dim=1).values).masked_fill(~keep[..., None], math.nan)
-    write, retain = _energies(components, h)
     return RecursiveDynamics(
         eigenvalues=A,
         spectral_radius=slowest,
         half_life=math.log(2) / (mean_delta[:, None] * A.abs()),
         lyapunov_exponent=mean_delta[:, None] * A,
         is_stable=bool((A < 0).all()),
-        state_norm=h.flatten(2).norm(dim=2).masked_fill(~keep, math.nan),
-        write_energy=write.masked_fill(~keep, math.nan),
-        retain_energy=retain.masked_fill(~keep, math.nan),
-        state_participation_ratio=tuple(
-            float(participation_ratio(states[rows].flatten(1))) if int(rows.sum()) > 1 else math.nan
-            for states, rows in zip(h, keep, strict=True)
-        ),
+        state_norm=states.norm.masked_fill(~keep, math.nan),
+        write_energy=_written(components).masked_fill(~keep, math.nan),
+        retain_energy=states.retained.masked_fill(~keep, math.nan),
+        state_participation_ratio=states.participation_ratio,
     )
 
 
-def _energies(components: SSMComponents, h: Tensor) -> tuple[Tensor, Tensor]:
-    """L2 norms (b, l) of delta B u and of exp(delta A) h_{t-1}, a block of tokens at a time."""
-    delta, A = components.channel_delta, components.channel_A
+def _written(components: SSMComponents) -> Tensor:
+    """L2 norm (b, l) of delta B u."""
     B = with_groups(components.B)
-    by_group = (delta * components.u).unflatten(2, (B.shape[2], -1)).norm(dim=3) * B.norm(dim=3)
-    written = by_group.norm(dim=2)
-    retained = torch.zeros_like(written)
-    for start in range(1, h.shape[1], _ENERGY_BLOCK):
-        block = slice(start, start + _ENERGY_BLOCK)
-        decay = torch.exp(delta[:, block, :, None] * A)
-        previous = h[:, start - 1 : start - 1 + decay.shape[1]]
-        retained[:, block] = (decay * previous).flatten(2).norm(dim=2)
-    return written, retained
+    written = (components.channel_delta * components.u).unflatten(2, (B.shape[2], -1))
+    return (written.norm(dim=3) * B.norm(dim=3)).norm(dim=2)
+
+
+def kept_tokens(mask: Tensor) -> slice | Tensor:
+    """Where a text's mask (l,) is not 0: a slice, unless padding stands between tokens."""
+    places = mask.nonzero()[:, 0]
+    if len(places) == 0 or int(places[-1] - places[0]) >= len(places):
+        return mask.bool()
+    return slice(int(places[0]), int(places[-1]) + 1)
 
 
 def _finite(x: Tensor) -> Tensor:

@@ -142,6 +142,18 @@ def test_padding_is_in_no_statistic(tiny_model, captured):
     assert torch.equal(other.lyapunov_exponent, batch.lyapunov_exponent)
 
 
+def test_a_text_is_a_view_unless_padding_stands_in_it(captured):
+    parts = captured.components[2]
+    alone = parts.text(1)
+    assert alone.u.untyped_storage().data_ptr() == parts.u.untyped_storage().data_ptr()
+    assert torch.equal(alone.u, parts.u[1:, 7:])
+    assert alone.text(0) is alone
+    gaps = torch.tensor([[1, 0, 1] * 7, [1, 1, 0] * 7])
+    scattered = replace(parts, attention_mask=gaps).text(1)
+    assert torch.equal(scattered.u, parts.u[1:, gaps[1].bool()])
+    assert bool(scattered.attention_mask.all())
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.1])
 def test_a_state_that_does_not_decay_is_not_stable(rate):
     A = torch.tensor([[-1.0, rate]])
