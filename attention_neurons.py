@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -38,6 +37,7 @@ from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
     Job,
+    ModelAnalyzer,
     SSMComponents,
     capture_for,
     captures_of,
@@ -49,7 +49,6 @@ from utils import (
     add_common_options,
     five_digits,
     require_tokenizer,
-    resolve_model,
     run_main,
     validate_choice,
     validate_int,
@@ -239,17 +238,8 @@ NEURON_METHODS: dict[str, NeuronMethod] = {
 """Neurons by layer, by the method's name, each (data, model, target)."""
 
 
-class MambaAttentionNeurons:
+class MambaAttentionNeurons(ModelAnalyzer):
     """Attention of chosen layers of a Mamba, and neurons made from it."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel | str | Path,
-        device: str | torch.device | None = None,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> None:
-        self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
 
     def extract_attention_vectors(
         self,
@@ -301,7 +291,7 @@ class MambaAttentionNeurons:
                 f"neurons is of type {type(neurons).__name__}; pass what "
                 "create_mamba_neurons(...) returned, a dict by layer"
             )
-        chosen = extracted_layer(dict(neurons), layer_idx, "create_mamba_neurons")
+        chosen = extracted_layer(neurons, layer_idx, "create_mamba_neurons")
         out_weight = layer_parameters(self.model, [layer_idx])[layer_idx].out_weight
         self.behavior_ = neuron_behavior(
             chosen,
@@ -336,10 +326,9 @@ class MambaAttentionNeurons:
         divided by its sum, non-negative and without its sign. Raises RuntimeError before
         ``extract_attention_vectors``, ValueError for a layer, group count or text it has not.
         """
-        data = getattr(self, "attention_data_", None)
-        components = extracted_layer(
-            None if data is None else data.captured.components, layer, "extract_attention_vectors"
-        )
+        method = "extract_attention_vectors"
+        captured = self._earlier("attention_data_", method).captured
+        components = extracted_layer(captured.components, layer, method)
         text = validate_int("text", text, 0, len(components.attention_mask) - 1)
         alone = components.text(text)
         groups = head_groups_by_half_life(alone, min(num_groups, alone.delta.shape[2]))

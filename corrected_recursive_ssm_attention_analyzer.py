@@ -48,6 +48,7 @@ from result_views import Results, run_summary
 from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
+    ModelAnalyzer,
     capture,
     job_from_options,
     model_layers,
@@ -68,7 +69,6 @@ from utils import (
     padding_id,
     progress,
     require_tokenizer,
-    resolve_model,
     run_main,
     validate_int,
 )
@@ -119,7 +119,7 @@ def _analyze_alone(
     return assemble(model, encoded, texts, cross_text, settings, seconds)
 
 
-class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
+class CorrectedRecursiveSSMAttentionNeuronAnalyzer(ModelAnalyzer):
     """The eight-step analysis of texts by a Mamba, its figures and its files.
 
     ``num_ablations`` random neurons of each layer are ablated to check the neuron methods,
@@ -141,7 +141,7 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
         faithfulness: bool = False,
         num_twins: int = 0,
     ) -> None:
-        self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
+        super().__init__(model, device, tokenizer=tokenizer)
         self.max_sequence_length = validate_int("max_sequence_length", max_sequence_length, 2)
         self.batch_size = validate_int("batch_size", batch_size, 1)
         self.seed = seed
@@ -215,11 +215,7 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer:
             self._memory.cleanup()
 
     def _analysis(self) -> Analysis:
-        if not hasattr(self, "analysis_"):
-            raise RuntimeError(
-                "nothing has been analysed yet: call analyze_recursive_ssm_attention_effects first"
-            )
-        return self.analysis_
+        return self._earlier("analysis_", "analyze_recursive_ssm_attention_effects")
 
 
 def _each_text(

@@ -1,9 +1,10 @@
 """Delta, the step size of a selective SSM: what it lets a layer remember, and who depends on it.
 
 Delta sets how fast a state decays and how much a token writes: h_t = exp(delta_t A) h_{t-1} +
-delta_t B_t u_t. Four analyses of captured texts: the memory of a layer under its own delta (half-
-lives, survival, selectivity); the tokens at which delta is large or small; its correlation with
-the activation of each neuron; and the change of each neuron when delta is really changed.
+delta_t B_t u_t. Here is the memory of a layer under its own delta: half-lives, survival,
+selectivity. The class adds the tokens at which delta is large or small (`gate_tokens`), its
+correlation with the activation of each neuron, and the change of each neuron when delta is really
+changed (`delta_neurons`).
 
 Reference: Gu & Dao 2023, Mamba, sections 3.2 and 3.5.1 (delta as a generalised gate).
 
@@ -20,20 +21,14 @@ import math
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
-from analysis_utils import (
-    FloatArray,
-    clean_token,
-    summarise,
-    unit_columns,
-)
+from analysis_utils import FloatArray, summarise, unit_columns
 from delta_neurons import (
     SCALE_FACTOR,
     DeltaNeuronCorrelation,
@@ -43,9 +38,11 @@ from delta_neurons import (
     delta_sensitivity,
 )
 from delta_survival import survival
+from gate_tokens import TOP_TOKENS, GateTokens, TokenDelta, gate_tokens, token_pieces
 from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
+    ModelAnalyzer,
     SSMComponents,
     capture_for,
     capture_texts,
@@ -54,23 +51,12 @@ from ssm_component_extractor import (
     job_from_options,
     model_layers,
 )
-from time_shift_nulls import (
-    MeanAutocorrelation,
-    NullTest,
-    against_null,
-    draw_shifts,
-    fields_to_dict,
-    mean_autocorrelation,
-    shifted_rows,
-    undefined,
-    why_too_few,
-)
+from time_shift_nulls import MeanAutocorrelation, fields_to_dict, mean_autocorrelation
 from utils import (
     add_common_options,
     encode_texts,
     padding_id,
     require_tokenizer,
-    resolve_model,
     run_main,
     write_csv,
     write_json,
@@ -79,21 +65,10 @@ from utils import (
 
 TIME_SCALES = ("short", "medium", "long")
 """Terciles of the channels by half-life."""
-TOKEN_CLASSES = {
-    "first": lambda piece, position, _: position == 0,
-    "space_leading": lambda piece, *_: piece.startswith(" "),
-    "line_break": lambda piece, *_: "\n" in piece,
-    "punctuation": lambda piece, *_: bool(piece.strip()) and not any(map(str.isalnum, piece)),
-    "digits": lambda piece, *_: any(map(str.isdigit, piece)),
-    "repeated": lambda piece, _, earlier: piece in earlier,
-}
-"""Kinds of token, by its decoded piece, its position and the earlier pieces of its text.
-`punctuation` is anything visible without a letter or digit."""
 
 # The longest lag at which survival is measured, as far as the texts reach.
 _MAX_SURVIVAL_LAG = 256
 _AUTOCORRELATION_LAGS = 16
-_NUM_CLASS_SHIFTS = 199
 
 
 class TimeScaleClass(NamedTuple):
@@ -154,49 +129,6 @@ class DeltaMemory:
         return result
 
 
-class TokenDelta(NamedTuple):
-    """Delta at one token."""
-
-    text: int
-    position: int
-    token: str
-    """as the tokenizer spells it, made readable"""
-    mean_delta: float
-    """mean over channels"""
-    openness: float
-    """mean over channels of ln delta in standard deviations from the channel's mean: > 0 writes
-    more and forgets more than usual; every channel counts alike"""
-
-
-class ClassDelta(NamedTuple):
-    """Delta at the tokens of one class."""
-
-    count: int
-    mean_delta: float | None
-    """mean over its tokens and channels; None for an empty class"""
-    difference: NullTest
-    """mean openness of its tokens minus that of all others; null: circular time-shifts of the
-    classes"""
-
-
-@dataclass(frozen=True, eq=False)
-class GateTokens:
-    """Which tokens open and close the gate of one layer."""
-
-    layer: int
-    num_tokens: int
-    opening: tuple[TokenDelta, ...]
-    """largest openness first"""
-    closing: tuple[TokenDelta, ...]
-    """smallest openness first"""
-    by_class: dict[str, ClassDelta]
-    """by TOKEN_CLASSES; a token may be in several"""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Strict JSON."""
-        return fields_to_dict(self)
-
-
 def layer_components(captures: Sequence[Capture], layer: int) -> list[SSMComponents]:
     """One layer's components for each text of the captures, without padding.
 
@@ -255,77 +187,8 @@ def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 
     )
 
 
-def gate_tokens(
-    texts: Sequence[SSMComponents],
-    pieces: Sequence[Sequence[str]],
-    layer: int = 0,
-    *,
-    top_k: int = 10,
-    seed: int = 0,
-) -> GateTokens:
-    """Delta by token and by class of token, over one or more texts.
-
-    `pieces` are the decoded tokens of each text (see `token_pieces`). Where delta never varies the
-    lists are empty and the differences undefined. Raises ValueError for texts or padding as
-    `delta_memory` and for pieces of other lengths. Cost: 199 inner products a class.
-    """
-    deltas, lengths = checked_deltas(texts)
-    if [len(text) for text in pieces] != list(lengths):
-        raise ValueError(
-            f"pieces holds texts of {[len(text) for text in pieces]} tokens, the components "
-            f"{list(lengths)}; pass the pieces of the same tokens"
-        )
-    pooled = np.concatenate(deltas)
-    openness = _openness(pooled)
-    means = pooled.mean(axis=1)
-    places = [
-        (text, t, piece) for text, entry in enumerate(pieces) for t, piece in enumerate(entry)
-    ]
-    rows = [
-        TokenDelta(text, position, clean_token(piece), mean, extent)
-        for (text, position, piece), mean, extent in zip(
-            places, means.tolist(), openness.tolist(), strict=True
-        )
-    ]
-    ranked = sorted((row for row in rows if math.isfinite(row.openness)), key=lambda r: -r.openness)
-    return GateTokens(
-        layer=layer,
-        num_tokens=len(pooled),
-        opening=tuple(ranked[:top_k]),
-        closing=tuple(ranked[::-1][:top_k]),
-        by_class={
-            name: ClassDelta(
-                int(members.sum()),
-                float(means[members].mean()) if members.any() else None,
-                _class_difference(openness, members, lengths, seed),
-            )
-            for name, members in _class_members(pieces).items()
-        },
-    )
-
-
-def token_pieces(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[str]:
-    """Each token decoded by itself, a leading space kept (SentencePiece's decoder drops it)."""
-    ids = [int(i) for i in input_ids]
-    pieces = []
-    for token, token_id in zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True):
-        piece = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
-        lost_space = str(token).startswith("\u2581") and not piece.startswith(" ")
-        pieces.append(" " + piece if lost_space else piece)
-    return pieces
-
-
-class DeltaExtractor:
+class DeltaExtractor(ModelAnalyzer):
     """Delta of chosen layers, its memory, and the neurons that depend on it."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel | str | Path,
-        device: str | torch.device | None = None,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> None:
-        self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
 
     def extract_deltas(
         self, layer_indices: Sequence[int] | str | None, input_text: str | Sequence[str]
@@ -343,7 +206,9 @@ class DeltaExtractor:
         """`delta_memory` of one extracted layer; RuntimeError before `extract_deltas`."""
         return delta_memory(self._texts(layer_idx), layer_idx, seed=seed)
 
-    def find_gate_tokens(self, layer_idx: int, *, top_k: int = 10, seed: int = 0) -> GateTokens:
+    def find_gate_tokens(
+        self, layer_idx: int, *, top_k: int = TOP_TOKENS, seed: int = 0
+    ) -> GateTokens:
         """`gate_tokens` of one extracted layer; RuntimeError before `extract_deltas`."""
         texts = self._texts(layer_idx)
         pieces = _pieces_of(require_tokenizer(self.model, self.tokenizer), [self.capture_])
@@ -371,10 +236,9 @@ class DeltaExtractor:
         return delta_sensitivity(parts, layer, factor=factor, top_k=top_k, rank_by=rank_by)
 
     def _texts(self, layer_idx: int) -> list[SSMComponents]:
-        captured = getattr(self, "capture_", None)
-        by_layer = None if captured is None else captured.components
-        extracted_layer(by_layer, layer_idx, "extract_deltas")
-        return layer_components([self.capture_], layer_idx)
+        captured = self._earlier("capture_", "extract_deltas")
+        extracted_layer(captured.components, layer_idx, "extract_deltas")
+        return layer_components([captured], layer_idx)
 
 
 def _profile_consistency(pooled: FloatArray) -> float | None:
@@ -396,45 +260,6 @@ def _temporal_variance(pooled: FloatArray) -> float | None:
 def _selectivity(pooled: FloatArray) -> float | None:
     within = np.square(pooled - pooled.mean(axis=0)).sum()
     return float(within / np.square(pooled - pooled.mean()).sum()) if np.ptp(pooled) else None
-
-
-def _openness(pooled: FloatArray) -> FloatArray:
-    """Mean over channels of standardised ln delta (n,); nan if no channel varies."""
-    units, constant = unit_columns(np.log(pooled))
-    if constant.all():
-        return np.full(len(pooled), math.nan)
-    return units[:, ~constant].mean(axis=1) * math.sqrt(len(pooled))
-
-
-def _class_members(pieces: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
-    members: dict[str, list[bool]] = {name: [] for name in TOKEN_CLASSES}
-    for text in pieces:
-        earlier: set[str] = set()
-        for position, piece in enumerate(text):
-            for name, belongs in TOKEN_CLASSES.items():
-                members[name].append(belongs(piece, position, earlier))
-            earlier.add(piece)
-    return {name: np.array(flags) for name, flags in members.items()}
-
-
-def _class_difference(
-    openness: FloatArray, members: np.ndarray, lengths: Sequence[int], seed: int
-) -> NullTest:
-    n, count = len(members), int(members.sum())
-    reason = why_too_few(lengths)
-    if reason is None and count in (0, n):
-        reason = f"{count} of {n} tokens are of this class; a difference needs both kinds"
-    if reason is None and not np.isfinite(openness).all():
-        reason = "delta is the same at every token"
-    if reason is not None:
-        return undefined(reason, count)
-
-    def difference(flags: np.ndarray) -> float:
-        return float(openness[flags].mean() - openness[~flags].mean())
-
-    shifts = draw_shifts(lengths, _NUM_CLASS_SHIFTS, seed)
-    draws = [difference(members[shifted_rows(lengths, shift)]) for shift in shifts]
-    return against_null(difference(members), draws, count)
 
 
 def _pieces_of(tokenizer: PreTrainedTokenizerBase, captures: Sequence[Capture]) -> list[list[str]]:
@@ -466,7 +291,7 @@ def _command(argv: list[str]) -> int:
         tokens = gate_tokens(texts, pieces, layer, top_k=sys.maxsize, seed=seed)
         results[f"layer_{layer}"] = {
             "memory": delta_memory(texts, layer, seed=seed).to_dict(),
-            "gate_tokens": gate_tokens(texts, pieces, layer, seed=seed).to_dict(),
+            "gate_tokens": tokens.first(TOP_TOKENS).to_dict(),
             "neuron_correlation": delta_neuron_correlation(texts, layer, seed=seed).to_dict(),
             "sensitivity": delta_sensitivity(texts, layer).to_dict(),
         }

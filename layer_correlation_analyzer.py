@@ -17,13 +17,12 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from analysis_utils import FloatArray, participation_ratio, summarise
 from channel_correlations import (
@@ -37,6 +36,7 @@ from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
     Job,
+    ModelAnalyzer,
     capture,
     capture_for,
     captures_of,
@@ -61,7 +61,6 @@ from utils import (
     padding_id,
     progress,
     resolve_layer_indices,
-    resolve_model,
     run_main,
     validate_choice,
     write_csv,
@@ -221,17 +220,8 @@ def recursive_patterns(
     )
 
 
-class LayerCorrelationAnalyzer:
+class LayerCorrelationAnalyzer(ModelAnalyzer):
     """Correlations across layers and recursive patterns within them, for one text or a batch."""
-
-    def __init__(
-        self,
-        model: PreTrainedModel | str | Path,
-        device: str | torch.device | None = None,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> None:
-        self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
 
     def extract_layer_activations(
         self,
@@ -275,11 +265,7 @@ class LayerCorrelationAnalyzer:
         )
 
     def _captured(self) -> Capture:
-        if not hasattr(self, "capture_"):
-            raise RuntimeError(
-                "nothing has been extracted yet: call extract_layer_activations(...) first"
-            )
-        return self.capture_
+        return self._earlier("capture_", "extract_layer_activations")
 
 
 def _with_and_without_ssm(

@@ -21,8 +21,9 @@ from transformers import PreTrainedModel
 from analysis_steps import Step
 from analysis_utils import summarise
 from attention_neurons import NEURON_METHODS, AttentionData, attention_data
-from delta_extraction import DeltaMemory, delta_memory, gate_tokens, layer_components
+from delta_extraction import DeltaMemory, delta_memory, layer_components
 from delta_neurons import DeltaSensitivity, delta_neuron_correlation, delta_sensitivity
+from gate_tokens import gate_tokens
 from layer_correlation_analyzer import STREAMS, cross_layer_correlations, recursive_patterns
 from mamba_mixers import MixerParameters
 from memory_causal import (

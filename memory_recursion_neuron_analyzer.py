@@ -23,8 +23,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from analysis_results import step_sections
 from analysis_steps import StepOutcomes, run_steps
 from attention_neurons import NEURON_METHODS, layer_parameters
-from delta_extraction import token_pieces
 from findings import Finding
+from gate_tokens import token_pieces
 from key_findings import beside_twins
 from memory_claims import claims_on
 from memory_measures import MEMORY_STEPS, MemoryInputs, MemorySettings, channel_tensors
@@ -37,6 +37,7 @@ from result_views import Results, run_summary
 from ssm_component_extractor import (
     STEP_OPTIONS,
     Capture,
+    ModelAnalyzer,
     capture_texts,
     job_from_options,
     model_layers,
@@ -52,7 +53,6 @@ from utils import (
     padding_id,
     provenance,
     require_tokenizer,
-    resolve_model,
     run_main,
     to_jsonable,
     validate_int,
@@ -116,7 +116,7 @@ def write_memory_analysis(analysis: MemoryAnalysis, folder: Path) -> Path:
     return write_json(folder / "memory_recursion_results.json", analysis.results)
 
 
-class MemoryRecursionNeuronAnalyzer:
+class MemoryRecursionNeuronAnalyzer(ModelAnalyzer):
     """Memory of a Mamba's states over texts, its causal effect, its neurons, and a report of both.
 
     ``num_positions`` tokens of each text at which memory is taken away, ``num_ablations`` random
@@ -139,7 +139,7 @@ class MemoryRecursionNeuronAnalyzer:
         num_random: int = 2,
         num_twins: int = 5,
     ) -> None:
-        self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
+        super().__init__(model, device, tokenizer=tokenizer)
         self.max_sequence_length = validate_int("max_sequence_length", max_sequence_length, 2)
         self.batch_size = validate_int("batch_size", batch_size, 1)
         self.seed = seed
@@ -191,11 +191,7 @@ class MemoryRecursionNeuronAnalyzer:
         return write_memory_analysis(self._analysis(), check_output_dir(save_dir))
 
     def _analysis(self) -> MemoryAnalysis:
-        if not hasattr(self, "analysis_"):
-            raise RuntimeError(
-                "nothing has been analysed yet: call analyze_memory_recursion_effects first"
-            )
-        return self.analysis_
+        return self._earlier("analysis_", "analyze_memory_recursion_effects")
 
 
 def _results(

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -45,6 +45,8 @@ from utils import (
     write_json,
     write_tensors,
 )
+
+T = TypeVar("T")
 
 STEP_OPTIONS = (
     "model", "text", "texts_file", "layers", "max_sequence_length", "batch_size", "device",
@@ -156,8 +158,11 @@ def capture_texts(
     return [captures[index] for index in range(len(encoded))]
 
 
-class SSMComponentExtractor:
-    """A, B, C, D, delta, states and their dynamics for chosen layers of a Mamba."""
+class ModelAnalyzer:
+    """What the classes of the suite share: a model, and the results of earlier calls.
+
+    ``model`` may be a name or a folder; ``tokenizer`` None is the one beside the model's weights.
+    """
 
     def __init__(
         self,
@@ -167,6 +172,16 @@ class SSMComponentExtractor:
         tokenizer: PreTrainedTokenizerBase | None = None,
     ) -> None:
         self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
+
+    def _earlier(self, name: str, method: str) -> Any:
+        """What an earlier call left under ``name``, or an error that names the call to make."""
+        if not hasattr(self, name):
+            raise RuntimeError(f"nothing has been computed yet: call {method}(...) first")
+        return getattr(self, name)
+
+
+class SSMComponentExtractor(ModelAnalyzer):
+    """A, B, C, D, delta, states and their dynamics for chosen layers of a Mamba."""
 
     def extract_ssm_components(
         self, layer_indices: Sequence[int] | str | None, input_text: str | Sequence[str]
@@ -183,8 +198,9 @@ class SSMComponentExtractor:
 
     def analyze_recursive_dynamics(self, layer_idx: int) -> RecursiveDynamics:
         """Dynamics of one extracted layer; RuntimeError before ``extract_ssm_components``."""
+        method = "extract_ssm_components"
         return recursive_dynamics(
-            extracted_layer(getattr(self, "components_", None), layer_idx, "extract_ssm_components")
+            extracted_layer(self._earlier("components_", method), layer_idx, method)
         )
 
 
@@ -254,10 +270,8 @@ def model_layers(model: PreTrainedModel, layer_indices: Sequence[int] | str | No
     return resolve_layer_indices(layer_indices, available, num_layers(model))
 
 
-def extracted_layer(by_layer: dict | None, layer_idx: int, method: str):
-    """One layer of an earlier result, or an error that names the call to make first."""
-    if by_layer is None:
-        raise RuntimeError(f"nothing has been extracted yet: call {method}(...) first")
+def extracted_layer(by_layer: Mapping[int, T], layer_idx: int, method: str) -> T:
+    """One layer of an earlier result; ValueError, naming the call to make, if it is not there."""
     if layer_idx not in by_layer:
         raise ValueError(
             f"layer_idx is {layer_idx}; the layers extracted are {sorted(by_layer)}. "

@@ -256,7 +256,9 @@ def test_results_are_asked_for_after_the_analysis_only(analyzer, tmp_path):
         analyzer.save_analysis_results,
         analyzer.plot_recursive_state_vs_activation_change,
     ):
-        with pytest.raises(RuntimeError, match="analyze_recursive_ssm_attention_effects first"):
+        with pytest.raises(
+            RuntimeError, match=r"analyze_recursive_ssm_attention_effects\(\.\.\.\) first"
+        ):
             call(tmp_path)
 
 

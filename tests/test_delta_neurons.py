@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from component_cases import components
 from scipy.stats import spearmanr
 from series import ar1
 
 from delta_extraction import DeltaExtractor, layer_components
 from delta_neurons import delta_neuron_correlation, delta_sensitivity
 from mamba_mixers import fast_scan
-from ssm_component_extractor import SSMComponents, capture, capture_texts
+from ssm_component_extractor import capture, capture_texts
 from utils import EXAMPLE_TEXTS, encode_texts
 
 
@@ -21,32 +22,6 @@ def known(value: Any) -> Any:
     """The value of a statistic that must not be undefined here."""
     assert value is not None
     return value
-
-
-def components(delta, gated, A=None):
-    """Components of one text with this delta and gated output (l, d_inner); the rest is noise."""
-    length, d_inner = delta.shape
-    rng = np.random.default_rng(0)
-
-    def noise(*shape):
-        return torch.from_numpy(rng.standard_normal(shape)).float()
-
-    shape = (1, length, d_inner)
-    return SSMComponents(
-        A=-torch.ones(d_inner, 2) if A is None else A,
-        B=noise(1, length, 2),
-        C=noise(1, length, 2),
-        D=torch.ones(d_inner),
-        delta=torch.from_numpy(np.asarray(delta)).float()[None],
-        u=noise(*shape),
-        gate=noise(*shape),
-        y=noise(*shape),
-        gated=torch.from_numpy(np.asarray(gated)).float()[None],
-        conv_input=noise(*shape),
-        mixer_output=noise(1, length, 4),
-        attention_mask=torch.ones(1, length),
-        replay_errors=(0.0,),
-    )
 
 
 def positive(x):

@@ -184,7 +184,7 @@ def test_results_are_asked_for_after_the_analysis_only(tmp_path):
         analyzer.generate_comprehensive_report,
         analyzer.save_analysis_results,
     ):
-        with pytest.raises(RuntimeError, match="analyze_memory_recursion_effects first"):
+        with pytest.raises(RuntimeError, match=r"analyze_memory_recursion_effects\(\.\.\.\) first"):
             call(tmp_path / "x")
 
 

@@ -1,0 +1,195 @@
+"""Which tokens open a layer's gate and which close it: delta by token and by class of token.
+
+A large delta writes the token and forgets what was there, a small one passes over it (Gu & Dao
+2023, Mamba, section 3.5.1). Heads differ in scale, so that tokens are ranked by ln delta in
+standard deviations of each head. Tokens of all texts are pooled, padding left out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from analysis_utils import FloatArray, clean_token, unit_columns
+from delta_neurons import checked_deltas
+from ssm_component_extractor import SSMComponents
+from time_shift_nulls import (
+    NullTest,
+    against_null,
+    draw_shifts,
+    fields_to_dict,
+    shifted_rows,
+    undefined,
+    why_too_few,
+)
+
+TOKEN_CLASSES = {
+    "first": lambda piece, position, _: position == 0,
+    "space_leading": lambda piece, *_: piece.startswith(" "),
+    "line_break": lambda piece, *_: "\n" in piece,
+    "punctuation": lambda piece, *_: bool(piece.strip()) and not any(map(str.isalnum, piece)),
+    "digits": lambda piece, *_: any(map(str.isdigit, piece)),
+    "repeated": lambda piece, _, earlier: piece in earlier,
+}
+"""Kinds of token, by its decoded piece, its position and the earlier pieces of its text.
+`punctuation` is anything visible without a letter or digit."""
+
+
+TOP_TOKENS = 10
+"""Tokens that open the gate most, and that close it most, which are named."""
+
+_NUM_CLASS_SHIFTS = 199
+
+
+class TokenDelta(NamedTuple):
+    """Delta at one token."""
+
+    text: int
+    position: int
+    token: str
+    """as the tokenizer spells it, made readable"""
+    mean_delta: float
+    """mean over channels"""
+    openness: float
+    """mean over channels of ln delta in standard deviations from the channel's mean: > 0 writes
+    more and forgets more than usual; every channel counts alike"""
+
+
+class ClassDelta(NamedTuple):
+    """Delta at the tokens of one class."""
+
+    count: int
+    mean_delta: float | None
+    """mean over its tokens and channels; None for an empty class"""
+    difference: NullTest
+    """mean openness of its tokens minus that of all others; null: circular time-shifts of the
+    classes"""
+
+
+@dataclass(frozen=True, eq=False)
+class GateTokens:
+    """Which tokens open and close the gate of one layer."""
+
+    layer: int
+    num_tokens: int
+    opening: tuple[TokenDelta, ...]
+    """largest openness first"""
+    closing: tuple[TokenDelta, ...]
+    """smallest openness first"""
+    by_class: dict[str, ClassDelta]
+    """by TOKEN_CLASSES; a token may be in several"""
+
+    def first(self, count: int) -> GateTokens:
+        """The same with so many tokens on either list at the most."""
+        return replace(self, opening=self.opening[:count], closing=self.closing[:count])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Strict JSON."""
+        return fields_to_dict(self)
+
+
+def gate_tokens(
+    texts: Sequence[SSMComponents],
+    pieces: Sequence[Sequence[str]],
+    layer: int = 0,
+    *,
+    top_k: int = TOP_TOKENS,
+    seed: int = 0,
+) -> GateTokens:
+    """Delta by token and by class of token, over one or more texts.
+
+    `pieces` are the decoded tokens of each text (see `token_pieces`). Where delta never varies the
+    lists are empty and the differences undefined. Raises ValueError for texts or padding as
+    `delta_memory` and for pieces of other lengths. Cost: 199 inner products a class.
+    """
+    deltas, lengths = checked_deltas(texts)
+    if [len(text) for text in pieces] != list(lengths):
+        raise ValueError(
+            f"pieces holds texts of {[len(text) for text in pieces]} tokens, the components "
+            f"{list(lengths)}; pass the pieces of the same tokens"
+        )
+    pooled = np.concatenate(deltas)
+    means, openness = pooled.mean(axis=1), _openness(pooled)
+    ranked = _ranked_tokens(pieces, means, openness)
+    return GateTokens(
+        layer=layer,
+        num_tokens=len(pooled),
+        opening=tuple(ranked[:top_k]),
+        closing=tuple(ranked[::-1][:top_k]),
+        by_class={
+            name: ClassDelta(
+                int(members.sum()),
+                float(means[members].mean()) if members.any() else None,
+                _class_difference(openness, members, lengths, seed),
+            )
+            for name, members in _class_members(pieces).items()
+        },
+    )
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[str]:
+    """Each token decoded by itself, a leading space kept (SentencePiece's decoder drops it)."""
+    ids = [int(i) for i in input_ids]
+    pieces = []
+    for token, token_id in zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True):
+        piece = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        lost_space = str(token).startswith("\u2581") and not piece.startswith(" ")
+        pieces.append(" " + piece if lost_space else piece)
+    return pieces
+
+
+def _ranked_tokens(
+    pieces: Sequence[Sequence[str]], means: FloatArray, openness: FloatArray
+) -> list[TokenDelta]:
+    """Every token that has an openness, the largest first."""
+    places = [(text, t, piece) for text, own in enumerate(pieces) for t, piece in enumerate(own)]
+    rows = [
+        TokenDelta(text, position, clean_token(piece), float(mean), float(extent))
+        for (text, position, piece), mean, extent in zip(places, means, openness, strict=True)
+        if math.isfinite(extent)
+    ]
+    return sorted(rows, key=lambda row: -row.openness)
+
+
+def _openness(pooled: FloatArray) -> FloatArray:
+    """Mean over channels of standardised ln delta (n,); nan if no channel varies."""
+    units, constant = unit_columns(np.log(pooled))
+    if constant.all():
+        return np.full(len(pooled), math.nan)
+    return units[:, ~constant].mean(axis=1) * math.sqrt(len(pooled))
+
+
+def _class_members(pieces: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    members: dict[str, list[bool]] = {name: [] for name in TOKEN_CLASSES}
+    for text in pieces:
+        earlier: set[str] = set()
+        for position, piece in enumerate(text):
+            for name, belongs in TOKEN_CLASSES.items():
+                members[name].append(belongs(piece, position, earlier))
+            earlier.add(piece)
+    return {name: np.array(flags) for name, flags in members.items()}
+
+
+def _class_difference(
+    openness: FloatArray, members: np.ndarray, lengths: Sequence[int], seed: int
+) -> NullTest:
+    n, count = len(members), int(members.sum())
+    reason = why_too_few(lengths)
+    if reason is None and count in (0, n):
+        reason = f"{count} of {n} tokens are of this class; a difference needs both kinds"
+    if reason is None and not np.isfinite(openness).all():
+        reason = "delta is the same at every token"
+    if reason is not None:
+        return undefined(reason, count)
+
+    def difference(flags: np.ndarray) -> float:
+        return float(openness[flags].mean() - openness[~flags].mean())
+
+    shifts = draw_shifts(lengths, _NUM_CLASS_SHIFTS, seed)
+    draws = [difference(members[shifted_rows(lengths, shift)]) for shift in shifts]
+    return against_null(difference(members), draws, count)
