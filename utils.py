@@ -1,15 +1,14 @@
 """Model-agnostic plumbing of the suite: models, tokenizers, texts, hooks, memory, command lines.
 
 Nothing here knows what a Mamba is. Texts, layers, devices and numbers are checked in
-`analysis_inputs`, memory is measured by `memory_tracker`, files of results are written by
-`result_files`; the rest of the suite imports the names of all three from here. Bad input raises
-ValueError; data that cannot be analysed raises AnalysisError, the one error of the suite that a
-pipeline records and goes on from.
+`analysis_inputs`, models are loaded by `model_loading`, memory is measured by `memory_tracker`,
+files of results are written by `result_files`; the rest of the suite imports the names of all four
+from here. Bad input raises ValueError; data that cannot be analysed raises AnalysisError, the one
+error of the suite that a pipeline records and goes on from.
 """
 
 import argparse
 import logging
-import os
 import random
 import signal
 import sys
@@ -17,17 +16,13 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from tqdm import tqdm
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers import logging as transformers_logging
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from analysis_inputs import (
     DEFAULT_LAYERS,
@@ -48,6 +43,13 @@ from analysis_inputs import (
     validate_int,
 )
 from memory_tracker import MemoryTracker, is_out_of_memory
+from model_loading import (
+    execution_device,
+    load_model,
+    load_tokenizer,
+    require_tokenizer,
+    resolve_model,
+)
 from result_files import (
     DEMO_MODEL_PATH,
     SCHEMA_VERSION,
@@ -140,185 +142,6 @@ def set_seed(seed: int) -> None:
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - scipy draws from the global generator by default
     torch.manual_seed(seed)
-
-
-def load_model(
-    name_or_path: StrPath,
-    *,
-    device: str | torch.device | None = None,
-    dtype: str | torch.dtype | None = None,
-) -> PreTrainedModel:
-    """Load a causal language model for analysis, in eval mode, from a folder or the model hub.
-
-    Reads safetensors only (never a pickle) and runs no code that comes with a model.
-    dtype None is float32, whatever the weights are stored in.
-    Raises ValueError, saying what came and what to do, for a folder that is missing, is no model,
-    holds only pickled weights or a truncated file; for weights that lack parameters of the model
-    (they would be random) or hold NaN or infinity; and for a name that cannot be fetched.
-    """
-    target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
-    name = os.fspath(name_or_path)
-    if _is_local(name):
-        name = str(Path(name).expanduser())
-        _check_model_folder(Path(name))
-    try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=target_dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(_loading_message("model", name, error)) from error
-    model, loading = loaded
-    if absent := sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"])):
-        raise ValueError(
-            f"the weights of {name!r} lack {len(absent)} of the model's parameters "
-            f"({', '.join(absent[:3])}, ...), which would be random; get the complete weights"
-        )
-    _check_weights_are_finite(model, name)
-    return model.to(target_device).eval()
-
-
-def _is_local(name: str) -> bool:
-    """Whether `name` means a folder: it exists, or cannot be a hub name ("model", "org/model")."""
-    looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name
-    return looks_like_path or not name or Path(name).exists()
-
-
-def _check_model_folder(folder: Path) -> None:
-    advice = "pass a folder made by save_pretrained, or a name on the model hub"
-    if not folder.exists():
-        raise ValueError(f"model folder {str(folder)!r} does not exist; {advice}")
-    if not folder.is_dir():
-        raise ValueError(f"model path {str(folder)!r} is a file, not a folder; {advice}")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"folder {str(folder)!r} holds no config.json, so no model; {advice}")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickled = [p.name for p in sorted(folder.iterdir()) if p.suffix in (".bin", ".pt", ".pth")]
-        found = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
-        raise ValueError(
-            f"folder {str(folder)!r} holds {found}; weights are read from safetensors files alone, "
-            "since a pickle can run code: store them by save_pretrained(folder)"
-        )
-    for path in weights:
-        _check_safetensors_file(path)
-
-
-def _check_safetensors_file(path: Path) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"weights file {str(path)!r} ({path.stat().st_size} bytes) is truncated or not "
-            f"safetensors ({error}); copy or download it again"
-        ) from error
-
-
-def _check_weights_are_finite(model: nn.Module, name: str) -> None:
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
-    if bad:
-        raise ValueError(
-            f"{len(bad)} weight tensors of {name!r} hold NaN or infinity: {', '.join(bad[:3])}"
-            f"{', ...' if len(bad) > 3 else ''}; get intact weights, or load them in float32"
-        )
-
-
-def _loading_message(kind: str, name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(name).exists():
-        return f"{kind} in folder {name!r} cannot be loaded: {reason}"
-    return (
-        f"{kind} {name!r} is no folder here and could not be fetched from the model hub: {reason} "
-        "Check the name and the connection, or pass the folder of a downloaded model"
-    )
-
-
-def load_tokenizer(name_or_path: StrPath) -> PreTrainedTokenizerBase:
-    """Load the tokenizer saved in a folder or on the hub; it pads on the left from then on.
-
-    Raises ValueError when there is none, or when it cannot be read.
-    """
-    name = os.fspath(name_or_path)
-    if _is_local(name):
-        folder = Path(name).expanduser()
-        name = str(folder)
-        # Without these files transformers would make up an empty tokenizer for some models.
-        if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-            raise ValueError(
-                f"no tokenizer in folder {name!r}: it holds none of {', '.join(_TOKENIZER_FILES)}"
-            )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ValueError(_loading_message("tokenizer", name, error)) from error
-    tokenizer.padding_side = "left"
-    return tokenizer
-
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
-
-
-def resolve_model(
-    model: PreTrainedModel | StrPath,
-    tokenizer: PreTrainedTokenizerBase | StrPath | None = None,
-    device: str | torch.device | None = None,
-) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, torch.device]:
-    """Return (model in eval mode, tokenizer or None, device) from what a user passed.
-
-    A model object stays on its device unless `device` is given, and is changed to eval mode in
-    place, with a log line if it was training. A name or path is loaded by `load_model`.
-    tokenizer None stays None: `require_tokenizer` fetches the one beside the weights when needed.
-    """
-    if isinstance(model, (str, os.PathLike)):
-        model = load_model(model, device=device)
-    elif not isinstance(model, PreTrainedModel):
-        raise ValueError(
-            f"model is of type {type(model).__name__}; pass a transformers model, or the name or "
-            "folder of one"
-        )
-    elif device is not None:
-        nn.Module.to(model, resolve_device(device))
-    if model.training:
-        logger.info("the model was in training mode; it is in eval mode now")
-        model.eval()
-    if isinstance(tokenizer, (str, os.PathLike)):
-        tokenizer = load_tokenizer(tokenizer)
-    return model, tokenizer, execution_device(model)
-
-
-def execution_device(model: PreTrainedModel) -> torch.device:
-    """Where the model takes its inputs: its device, or that of its first layers if it is split.
-
-    An offloaded model's parameters are on no device; ``accelerate`` then says where it computes.
-    """
-    for module in model.modules():
-        device = getattr(getattr(module, "_hf_hook", None), "execution_device", None)
-        if device is not None:
-            return torch.device(device)
-    return model.device
-
-
-def require_tokenizer(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None = None
-) -> PreTrainedTokenizerBase:
-    """Return `tokenizer`, or the one saved beside the model's weights; ValueError if none is."""
-    if tokenizer is not None:
-        return tokenizer
-    name = getattr(model.config, "name_or_path", "")
-    how = "pass tokenizer=AutoTokenizer.from_pretrained(...), or token ids instead of text"
-    if not name:
-        raise ValueError(f"the model was not loaded from a folder, so it has no tokenizer; {how}")
-    try:
-        return load_tokenizer(name)
-    except ValueError as error:
-        raise ValueError(
-            f"the model has no tokenizer beside its weights ({error}); {how}"
-        ) from error
 
 
 @contextmanager

@@ -34,7 +34,7 @@ LEVELS = (
 LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
 
 # What `utils` passes on, and what `analysis_utils` is made of.
-PLUMBING = {"utils", "analysis_inputs", "memory_tracker", "result_files"}
+PLUMBING = {"utils", "analysis_inputs", "memory_tracker", "model_loading", "result_files"}
 DRAWING = {
     "analysis_panels", "analysis_utils", "comparison_figures", "drawing", "faithfulness_figures",
     "figure_pages", "finding_figures", "long_memory_figures", "memory_figures", "memory_panels",
