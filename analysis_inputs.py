@@ -85,8 +85,11 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
     try:
         resolved = torch.device(device)
         torch.empty(0, device=resolved)
+        if resolved.type == "meta":
+            raise RuntimeError("tensors there have no values")
     except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0]
+        # Of torch's messages, some of them paragraphs, the first sentence.
+        reason = str(error).strip().splitlines()[0].split(". ")[0]
         raise ValueError(
             f"device {device!r} cannot be used here ({reason}); pass 'cpu', or 'cuda' where torch "
             "sees a GPU"
@@ -197,24 +200,43 @@ def check_texts(texts: str | Sequence[str]) -> list[str]:
 
 
 def encode_texts(
-    tokenizer: PreTrainedTokenizerBase, texts: str | Sequence[str], max_length: int
+    tokenizer: PreTrainedTokenizerBase,
+    texts: str | Sequence[str],
+    max_length: int,
+    *,
+    vocab_size: int | None = None,
+    reader: str = "the model",
 ) -> list[EncodedText]:
     """Encode each text by itself, cut at `max_length` tokens (a warning is logged, and recorded).
 
     Special tokens are those that the tokenizer adds by default, no others.
-    Raises ValueError for texts that `check_texts` refuses, `max_length` below 2, and a text of
-    fewer than 2 tokens (named by its index): a single token has no dynamics to analyse.
+    Raises ValueError for texts that `check_texts` refuses or the tokenizer cannot take,
+    `max_length` below 2, a text of fewer than 2 tokens (named by its index): a single token has no
+    dynamics to analyse; and a token of `vocab_size` or above, which `reader` does not have.
     """
     limit = validate_int("max_length", max_length, 2)
-    return [_encode(tokenizer, text, i, limit) for i, text in enumerate(check_texts(texts))]
+    encoded = [_encode(tokenizer, text, i, limit) for i, text in enumerate(check_texts(texts))]
+    for index, text in enumerate(encoded):
+        if vocab_size is not None and max(text.input_ids) >= vocab_size:
+            raise ValueError(
+                f"text {index} has the token id {max(text.input_ids)} for {reader}, which knows 0 "
+                f"to {vocab_size - 1}; pass the tokenizer that belongs to this model"
+            )
+    return encoded
 
 
 def _encode(
     tokenizer: PreTrainedTokenizerBase, text: str, index: int, max_length: int
 ) -> EncodedText:
     has_offsets = bool(getattr(tokenizer, "is_fast", False))
-    # verbose=False: the tokenizer's own remark on its model_max_length; ours follows below.
-    encoding = tokenizer(text, return_offsets_mapping=has_offsets, verbose=False)
+    try:
+        # verbose=False: the tokenizer's own remark on its model_max_length; ours follows below.
+        encoding = tokenizer(text, return_offsets_mapping=has_offsets, verbose=False)
+    except Exception as error:  # the tokenizers package raises the bare class
+        raise ValueError(
+            f"text {index} ({text[:40]!r}) cannot be tokenized: {type(error).__name__}: {error}; "
+            "leave out what the tokenizer does not know, such as half of a surrogate pair"
+        ) from error
     ids: list[int] = list(encoding["input_ids"])
     if len(ids) < 2:
         raise ValueError(
@@ -268,14 +290,23 @@ def batches_by_length(encoded: Sequence[EncodedText], batch_size: int) -> list[l
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
+_NOT_LINES_OF_TEXT = (".json", ".csv", ".tsv")
+
+
 def read_texts_file(path_or_dash: str | Path) -> list[str]:
     """Read texts from a UTF-8 file, or from standard input for "-".
 
     `.jsonl`: one object a line, with its text under "text". Any other name, and "-": one text a
     line. Blank lines are skipped.
-    Raises ValueError for a file that is missing or cannot be read, bytes that are not UTF-8 (with
-    their position), a `.jsonl` line that is wrong (with its number), and a file without texts.
+    Raises ValueError for a file that is missing or cannot be read, one whose name says that its
+    lines are not texts (`.json`, `.csv`, ...), bytes that are not UTF-8 (with their position), a
+    `.jsonl` line that is wrong (with its number), and a file without texts.
     """
+    if (suffix := Path(path_or_dash).suffix.lower()) in _NOT_LINES_OF_TEXT:
+        raise ValueError(
+            f"texts file {str(path_or_dash)!r} is {suffix}, whose lines are not texts; write one "
+            'text a line as .txt, or objects like {"text": "..."} as .jsonl'
+        )
     from_stdin = str(path_or_dash) == "-"
     name = "standard input" if from_stdin else f"texts file {str(path_or_dash)!r}"
     content = _decoded(sys.stdin.buffer.read if from_stdin else Path(path_or_dash).read_bytes, name)
@@ -315,6 +346,8 @@ def _jsonl_text(line: str, place: str) -> str:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno})") from error
+    except RecursionError as error:
+        raise ValueError(f"{place}: brackets too deep to read; write an object a line") from error
     if not isinstance(record, dict) or "text" not in record:
         raise ValueError(f'{place}: no "text" field; each line is an object like {{"text": "..."}}')
     text = record["text"]

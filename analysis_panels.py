@@ -484,8 +484,9 @@ def plot_changes(sections: Sections, layer: int, ax: Axes | None = None) -> Axes
             markeredgewidth=0,
             rasterized=True,
         )
-    if not any(np.isfinite(line.get_xydata()).any() for line in ax.lines):
-        return write_reason(ax, why_none(sections) or "no token to compare with")
+    if not any(np.isfinite(line.get_xydata()).all(axis=1).any() for line in ax.lines):
+        reason = "no token to compare with, or a state or an activation that is zero throughout"
+        return write_reason(ax, why_none(sections) or reason)
     x, y = (np.concatenate([line.get_data()[i] for line in ax.lines]) for i in (0, 1))
     # From 0, so that a change twice as large lies twice as far out.
     ax.set_xlim(0, 1.05 * max(np.nanmax(x), 1e-3))

@@ -72,7 +72,7 @@ class TopPair(NamedTuple):
     adjusted_p: float
     """Benjamini-Hochberg adjusted over all pairs of channels"""
     num_texts_agreeing: int | None = None
-    """texts whose part of r has r's sign; None where texts were not told apart"""
+    """texts whose part of r has r's sign; None where texts were not told apart, or r = 0"""
     leading_text: int | None = None
     """number of the text with the largest part of r"""
     leading_share: float | None = None
@@ -312,7 +312,9 @@ def _pairs_at(
 
 
 def _with_texts(pair: TopPair, x: _Columns, y: _Columns, lengths: tuple[int, ...]) -> TopPair:
-    """The pair with the texts that it rests on: r is the sum of their parts."""
+    """The pair with the texts that it rests on, for r is the sum of their parts; none for r = 0."""
+    if pair.r == 0:
+        return pair
     i, j = np.searchsorted(x.channels, pair.channel_a), np.searchsorted(y.channels, pair.channel_b)
     starts = np.cumsum([0, *lengths[:-1]])
     parts = np.add.reduceat(x.units[:, i] * y.units[:, j], starts) / pair.r

@@ -42,6 +42,7 @@ from attention_neurons import layer_parameters
 from attribution_faithfulness import faithfulness_table
 from cross_text_analysis import CROSS_TEXT_STEPS
 from key_findings import key_findings
+from mamba_mixers import check_has_logits
 from recursive_analysis_report import write_report
 from recursive_visualizer import figure_state_vs_activation_change, write_figures
 from result_views import Results, run_summary
@@ -144,7 +145,7 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer(ModelAnalyzer):
         super().__init__(model, device, tokenizer=tokenizer)
         self.max_sequence_length = validate_int("max_sequence_length", max_sequence_length, 2)
         self.batch_size = validate_int("batch_size", batch_size, 1)
-        self.seed = seed
+        self.seed = validate_int("seed", seed, 0, 2**32 - 1)
         self.num_ablations = validate_int("num_ablations", num_ablations, 0)
         self.faithfulness = faithfulness
         self.num_twins = validate_int("num_twins", num_twins, 0)
@@ -165,9 +166,12 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer(ModelAnalyzer):
         failed. Raises ValueError for bad texts or layers before the model runs.
         """
         layers = model_layers(self.model, layer_indices)
+        check_has_logits(self.model)
         texts = check_texts(input_texts)
         tokenizer = require_tokenizer(self.model, self.tokenizer)
-        encoded = encode_texts(tokenizer, texts, self.max_sequence_length)
+        encoded = encode_texts(
+            tokenizer, texts, self.max_sequence_length, vocab_size=self.model.config.vocab_size
+        )
         settings = Settings(
             layers,
             self.batch_size,
@@ -264,14 +268,18 @@ def _captures(
     layers: Sequence[int],
     pad_token_id: int,
 ) -> Iterator[tuple[int, Capture | Exception]]:
-    """Each text of a batch with its capture, or with the error that all of the batch met."""
+    """Each text of a batch with its capture, or with the error that it meets alone too."""
     input_ids, mask = pad_batch([encoded[index] for index in batch], pad_token_id)
     try:
         captured = capture(model, input_ids, mask, layers)
     except Exception as error:
         if not is_recoverable(error):
             raise
-        yield from ((index, error) for index in batch)
+        if len(batch) == 1:
+            yield batch[0], error
+        else:
+            for index in batch:
+                yield from _captures(model, encoded, [index], layers, pad_token_id)
         return
     yield from ((index, captured.text(row)) for row, index in enumerate(batch))
 

@@ -21,8 +21,9 @@ class TextSpread:
     """Spread of one per-token statistic between texts, beside its spread within them."""
 
     num_texts: int
-    text_means: tuple[float, ...]
-    """mean over the tokens of each text, in the statistic's unit"""
+    text_means: tuple[float | None, ...]
+    """mean over the tokens of each text, in the statistic's unit; None where it is undefined at
+    every token, as a share of attention is where a layer pays none"""
     between: float | None
     """standard deviation of ``text_means`` (n - 1)"""
     within: float | None
@@ -76,11 +77,14 @@ class NeuronAgreement:
 def text_spread(values: Sequence[ArrayLike]) -> TextSpread:
     """Spread of a statistic between and within texts; ``values`` holds each text's (l,) values.
 
-    Undefined entries (nan) are left out. With one text, or without variance within the texts,
-    what cannot be computed is None, with the reason. Raises ValueError for a text without values.
+    Undefined entries (nan) are left out. With one text, a text of undefined entries alone, or
+    without variance within the texts, what cannot be computed is None, with the reason.
     """
-    series = [_finite(value, index) for index, value in enumerate(values)]
-    means = tuple(float(x.mean()) for x in series)
+    series = [_finite(value) for value in values]
+    means = tuple(float(x.mean()) if len(x) else None for x in series)
+    if None in means:
+        reason = f"the statistic is undefined at every token of text {means.index(None)}"
+        return TextSpread(len(series), means, None, None, None, None, reason)
     if len(series) < 2:
         return TextSpread(len(series), means, None, None, None, None, "needs at least two texts")
     if min(map(len, series)) < 3:
@@ -104,8 +108,9 @@ def neuron_agreement(
 
     ``importances``: for each text (neurons,) values, larger is more important. ``top_n`` is cut to
     a tenth of the neurons, at least 1. ``halves``: the same for the two halves of each text, where
-    the method's importance can be told of a half. With one text the agreement is None. Raises
-    ValueError for importances of unequal length.
+    the method's importance can be told of a half. With one text the agreement is None, and with a
+    text in which all neurons are equally important. Where equal ones straddle the end of a list, it
+    takes some of them at random (seeded). Raises ValueError for importances of unequal length.
     """
     arrays = [np.asarray(importance, dtype=float) for importance in importances]
     if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1:
@@ -115,17 +120,20 @@ def neuron_agreement(
     top_n = max(1, min(top_n, num_neurons // 10))
     expected = top_n**2 / num_neurons
     stability = split_half_stability(halves)
-    if len(arrays) < 2:
-        reason = "needs at least two texts"
+    by_chance = num_neurons * (top_n / num_neurons) ** len(arrays)
+    reason = "needs at least two texts" if len(arrays) < 2 else None
+    if any(np.ptp(array) == 0 for array in arrays):
+        reason = "the importance of a text is constant"
+    if reason is not None:
         return NeuronAgreement(
-            1, top_n, None, expected, None, None, top_n, None, None, stability, reason
+            len(arrays), top_n, None, expected, None, None, by_chance, None, None, stability, reason
         )
-    tops = [set(np.argsort(array)[-top_n:].tolist()) for array in arrays]
+    rng = np.random.default_rng(0)
+    tops = [_most_important(array, top_n, rng) for array in arrays]
     overlaps = [len(a & b) for a, b in combinations(tops, 2)]
     p_values = [hypergeometric_overlap(n, top_n, top_n, num_neurons)[1] for n in overlaps]
     ranks = [spearman(a, b) for a, b in combinations(arrays, 2)]
     shared = len(set.intersection(*tops))
-    undefined = bool(np.isnan(ranks).any())
     return NeuronAgreement(
         len(arrays),
         top_n,
@@ -133,11 +141,11 @@ def neuron_agreement(
         expected,
         min(1.0, max(p_values) * len(p_values)),
         shared,
-        num_neurons * (top_n / num_neurons) ** len(arrays),
+        by_chance,
         shared_tail(shared, top_n, len(arrays), num_neurons),
-        None if undefined else float(np.mean(ranks)),
+        float(np.mean(ranks)),
         stability,
-        "the importance of a text is constant" if undefined else None,
+        None,
     )
 
 
@@ -171,12 +179,19 @@ def shared_tail(shared: int, size: int, num_lists: int, population: int) -> floa
     return min(1.0, float(chances[shared:].sum()))
 
 
-def _finite(values: ArrayLike, index: int) -> np.ndarray:
+def _finite(values: ArrayLike) -> np.ndarray:
     array = np.asarray(values, dtype=float).ravel()
-    array = array[np.isfinite(array)]
-    if array.size == 0:
-        raise ValueError(f"text {index} has no finite values")
-    return array
+    return array[np.isfinite(array)]
+
+
+def _most_important(importance: np.ndarray, top_n: int, rng: np.random.Generator) -> set[int]:
+    """Numbers of the top_n largest; of equal ones, a random choice.
+
+    By number, neurons that are alike in every text, such as those that never fire, would stand on
+    all lists: agreement where there is none.
+    """
+    shuffled = rng.permutation(len(importance))
+    return set(shuffled[np.argsort(importance[shuffled], kind="stable")[-top_n:]].tolist())
 
 
 def _squared_standard_error(x: np.ndarray) -> float:

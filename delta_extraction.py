@@ -230,8 +230,10 @@ class DeltaExtractor(ModelAnalyzer):
         """`delta_sensitivity` of one layer on these texts, captured for it two at a time."""
         tokenizer = require_tokenizer(self.model, self.tokenizer)
         [layer] = model_layers(self.model, [layer_idx])
-        encoded, pad = encode_texts(tokenizer, texts, sys.maxsize), padding_id(tokenizer)
-        captures = capture_texts(self.model, encoded, [layer], pad_token_id=pad)
+        encoded = encode_texts(
+            tokenizer, texts, sys.maxsize, vocab_size=self.model.config.vocab_size
+        )
+        captures = capture_texts(self.model, encoded, [layer], pad_token_id=padding_id(tokenizer))
         parts = layer_components(captures, layer)
         return delta_sensitivity(parts, layer, factor=factor, top_k=top_k, rank_by=rank_by)
 

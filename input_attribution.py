@@ -22,6 +22,7 @@ From a shell: ``python input_attribution.py --text "some text" --method mamba_lr
 from __future__ import annotations
 
 import argparse
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ from selective_scan import attention_map, attention_row
 from ssm_component_extractor import STEP_OPTIONS, Capture, capture, job_from_options
 from targets import TARGETS, PinnedTarget, Target, resolve_target
 from utils import (
+    AnalysisError,
     add_common_options,
     execution_device,
     run_main,
@@ -180,7 +182,8 @@ def explain(
     """Fix what is explained on one text (l,) of token ids: f's tokens, its value, the baseline.
 
     ``baseline``: one of ``BASELINES`` or a token id. Raises ValueError for a bad argument, and for
-    a target that does not fit the text. Cost: one forward pass.
+    a target that does not fit the text, and AnalysisError where it is no number. Cost: one forward
+    pass.
     """
     ids = torch.as_tensor(input_ids, device=execution_device(model)).reshape(1, -1)
     _check_ids(ids, len(model.get_input_embeddings().get_parameter("weight")))
@@ -192,6 +195,8 @@ def explain(
         pinned = target.pin(logits, ids)
         f = float(pinned(logits))
         vector, name = _baseline(model, baseline)
+    if not math.isfinite(f):
+        raise AnalysisError(f"the target is {f} on this text: the model's logits overflow")
     return Explained(model, ids, pinned, f, embeddings, vector, name, num_steps, batch_size, seed)
 
 

@@ -21,7 +21,7 @@ from mamba_mixers import fast_scan, find_mixers, forward_from, mixer_parameters
 from memory_interventions import LayerEdit, set_neuron
 from ssm_component_extractor import Capture, extracted_layer
 from targets import PinnedTarget, Target
-from utils import execution_device, finite_or_none, validate_int
+from utils import AnalysisError, execution_device, finite_or_none, validate_int
 
 # Tokens, over the rows of a pass, and logits that it may give: both bound memory, not results.
 _TOKENS_PER_PASS = 4096
@@ -237,6 +237,11 @@ def _clean_run(
     pinned = None if target is None else target.pin(logits, ids)
     f = math.nan if pinned is None else float(pinned(logits))
     log_p = logits[0].double().log_softmax(-1)
+    if not bool(torch.isfinite(log_p).all()):
+        raise AnalysisError(
+            "the model's predictions are NaN or infinite without any intervention: they overflow "
+            f"on this text in {str(model.dtype).removeprefix('torch.')}; run it in a wider dtype"
+        )
     return _CleanRun(layer, stream, ids, ids[0, 1:], log_p, pinned, f)
 
 

@@ -17,6 +17,7 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import index as as_int
 from typing import Any
 
 import numpy as np
@@ -302,7 +303,12 @@ def _checked_pairs(
         if len(layers) < 2:
             raise ValueError(f"only layer {layers[0]} was captured; a correlation needs two")
         return list(itertools.pairwise(layers))
-    pairs = [(int(a), int(b)) for a, b in layer_pairs]
+    try:
+        pairs = [(as_int(a), as_int(b)) for a, b in layer_pairs]
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"layer_pairs is {layer_pairs!r}; pass pairs of layers such as [(0, 3), (3, 6)]"
+        ) from error
     if not pairs or len(set(pairs)) < len(pairs):
         raise ValueError(f"layer_pairs is {layer_pairs!r}; name each pair once, at least one")
     if unknown := sorted({layer for pair in pairs for layer in pair} - set(layers)):

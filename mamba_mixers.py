@@ -57,6 +57,7 @@ __all__ = [
     "Rules",
     "UnsupportedModelError",
     "bias_parameters",
+    "check_has_logits",
     "embedding_scale",
     "fast_scan",
     "find_mixers",
@@ -315,6 +316,7 @@ def forward_from(
     pass of the remaining blocks.
     """
     blocks = blocks_of(model)
+    check_has_logits(model)
     if not 0 <= layer < len(blocks):
         raise ValueError(f"layer is {layer}; the model has layers 0 to {len(blocks) - 1}")
     inputs = hidden_states
@@ -330,12 +332,15 @@ def forward_from(
             stack.enter_context(_replaced_forward(block, _skip))
         entered = _entered_by(blocks[layer].forward, hidden_states)
         stack.enter_context(_replaced_forward(blocks[layer], entered))
-        output = model(inputs_embeds=inputs, use_cache=False)
-    if not hasattr(output, "logits"):
+        return model(inputs_embeds=inputs, use_cache=False).logits
+
+
+def check_has_logits(model: nn.Module) -> None:
+    """Raise UnsupportedModelError for a model that predicts nothing, such as a bare backbone."""
+    if getattr(model, "get_output_embeddings", lambda: None)() is None:
         raise UnsupportedModelError(
             f"{type(model).__name__} has no logits; load it with AutoModelForCausalLM"
         )
-    return output.logits
 
 
 def input_embeddings(model: Any, input_ids: Tensor) -> Tensor:

@@ -387,19 +387,23 @@ def delta_interventions_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
 
 
 def neuron_causes_step(inputs: MemoryInputs, neurons: TextNeurons) -> dict[int, dict[str, Any]]:
-    """The neurons that the gradient-guided method ranks first, beside random ones of their norm."""
+    """The neurons that the gradient-guided method ranks first, beside random ones of their norm.
+
+    In a layer of few neurons fewer of them, so that enough others are left to draw from; with none
+    there is only a ``reason``.
+    """
+    return {layer: _neuron_causes(inputs, neurons, layer) for layer in inputs.settings.layers}
+
+
+def _neuron_causes(inputs: MemoryInputs, neurons: TextNeurons, layer: int) -> dict[str, Any]:
     settings = inputs.settings
-    return {
-        layer: neurons_beside_random(
-            inputs.model,
-            inputs.captures,
-            layer,
-            _ranked(neurons.importance("gradient_guided", layer))[:NUM_CAUSAL_NEURONS],
-            settings.num_random,
-            settings.seed,
-        )
-        for layer in settings.layers
-    }
+    ranked = _ranked(neurons.importance("gradient_guided", layer))
+    count = min(NUM_CAUSAL_NEURONS, len(ranked) - settings.num_random)
+    if count < 1:
+        return {"reason": f"{len(ranked)} neuron(s), too few to draw {settings.num_random} others"}
+    return neurons_beside_random(
+        inputs.model, inputs.captures, layer, ranked[:count], settings.num_random, settings.seed
+    )
 
 
 MEMORY_STEPS = (

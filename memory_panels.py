@@ -115,9 +115,10 @@ def plot_autocorrelation(section: Section, stream: str, ax: Axes | None = None) 
         begin(ax, f"Autocorrelation, {_STREAMS[stream]}", "lag (tokens)", "mean over channels"),
     )  # fmt: skip
     if failure(section) is None:
-        found = [part[stream]["autocorrelation"] for _, part in layers_of(section)]
+        given = [part[stream]["autocorrelation"] for _, part in layers_of(section)]
+        found = [series for series in given if series["lags"]]  # a silent layer has none
         low, high = (as_array([one[end] for one in found]) for end in ("null_low", "null_high"))
-        if low.size:
+        if found:
             draw_null_band(ax, found[0]["lags"], low.min(0), high.max(0))
     return ax
 

@@ -26,6 +26,7 @@ from attention_neurons import NEURON_METHODS, layer_parameters
 from findings import Finding
 from gate_tokens import token_pieces
 from key_findings import beside_twins
+from mamba_mixers import check_has_logits
 from memory_claims import claims_on
 from memory_measures import MEMORY_STEPS, MemoryInputs, MemorySettings, channel_tensors
 from memory_report import memory_report
@@ -142,7 +143,7 @@ class MemoryRecursionNeuronAnalyzer(ModelAnalyzer):
         super().__init__(model, device, tokenizer=tokenizer)
         self.max_sequence_length = validate_int("max_sequence_length", max_sequence_length, 2)
         self.batch_size = validate_int("batch_size", batch_size, 1)
-        self.seed = seed
+        self.seed = validate_int("seed", seed, 0, 2**32 - 1)
         self.num_positions = validate_int("num_positions", num_positions, 1)
         self.num_ablations = validate_int("num_ablations", num_ablations, 3)
         self.num_random = validate_int("num_random", num_random, 1)
@@ -157,9 +158,12 @@ class MemoryRecursionNeuronAnalyzer(ModelAnalyzer):
         layers. Raises ValueError for bad texts or layers before the model runs.
         """
         layers = model_layers(self.model, layer_indices)
+        check_has_logits(self.model)
         checked = check_texts(texts)
         tokenizer = require_tokenizer(self.model, self.tokenizer)
-        encoded = encode_texts(tokenizer, checked, self.max_sequence_length)
+        encoded = encode_texts(
+            tokenizer, checked, self.max_sequence_length, vocab_size=self.model.config.vocab_size
+        )
         settings = MemorySettings(
             layers,
             self.batch_size,

@@ -130,11 +130,7 @@ def compare_models(
     subjects = subjects_of(models, tokenizers, layer_indices, max_sequence_length)
     count = validate_int("num_twins", num_twins, 0)
     given = check_texts(texts)
-    encoded = {
-        one.name: encode_texts(one.tokenizer, given, one.max_tokens) for one in subjects
-    }  # fmt: skip
-    for subject in subjects:
-        _check_vocabulary(subject, encoded[subject.name])
+    encoded = {one.name: _encoded(one, given) for one in subjects}
     pieces = [
         shared_pieces({name: encodings[index] for name, encodings in encoded.items()}, index)
         for index in range(len(given))
@@ -149,15 +145,11 @@ def compare_models(
     return _results(compared, seed, command)
 
 
-def _check_vocabulary(subject: Subject, encoded: Sequence[EncodedText]) -> None:
-    """Raise ValueError for token ids that the model does not have: another model's tokenizer."""
+def _encoded(subject: Subject, texts: Sequence[str]) -> list[EncodedText]:
     size = subject.model.config.vocab_size
-    for index, text in enumerate(encoded):
-        if max(text.input_ids) >= size:
-            raise ValueError(
-                f"text {index} has the token id {max(text.input_ids)} for {subject.name}, which "
-                f"knows 0 to {size - 1}; pass the tokenizer that belongs to this model"
-            )
+    return encode_texts(
+        subject.tokenizer, texts, subject.max_tokens, vocab_size=size, reader=subject.name
+    )
 
 
 def findings_on(

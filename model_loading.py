@@ -56,7 +56,7 @@ def load_model(
             f"the weights of {name!r} lack {len(absent)} of the model's parameters "
             f"({', '.join(absent[:3])}, ...), which would be random; get the complete weights"
         )
-    _check_weights_are_finite(model, name)
+    _check_weights(model, name)
     return model.to(target_device).eval()
 
 
@@ -97,9 +97,21 @@ def _check_safetensors_file(path: Path) -> None:
         ) from error
 
 
-def _check_weights_are_finite(model: nn.Module, name: str) -> None:
+def _check_weights(model: nn.Module, name: str) -> None:
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    bad = [key for key, value in tensors.items() if not bool(torch.isfinite(value).all())]
+    known = {key: value for key, value in tensors.items() if not value.is_meta}
+    offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
+    if tensors and not known and not offloaded:
+        raise ValueError(
+            f"all weights of {name!r} are on the meta device, without values; load the model by "
+            "from_pretrained, on a device that holds them"
+        )
+    if any(value.is_inference() for value in known.values()):
+        raise ValueError(
+            f"the weights of {name!r} were made in torch.inference_mode, which allows no "
+            "gradients; load the model outside of it"
+        )
+    bad = [key for key, value in known.items() if not bool(torch.isfinite(value.detach()).all())]
     if bad:
         raise ValueError(
             f"{len(bad)} weight tensors of {name!r} hold NaN or infinity: {', '.join(bad[:3])}"
@@ -152,6 +164,8 @@ def resolve_model(
     A model object stays on its device unless `device` is given, and is changed to eval mode in
     place, with a log line if it was training. A name or path is loaded by `load_model`.
     tokenizer None stays None: `require_tokenizer` fetches the one beside the weights when needed.
+    Raises ValueError for what is no model or tokenizer, and for weights that hold NaN or infinity,
+    have no values (on the meta device), or allow no gradients (made in `torch.inference_mode`).
     """
     if isinstance(model, (str, os.PathLike)):
         model = load_model(model, device=device)
@@ -160,13 +174,20 @@ def resolve_model(
             f"model is of type {type(model).__name__}; pass a transformers model, or the name or "
             "folder of one"
         )
-    elif device is not None:
-        nn.Module.to(model, resolve_device(device))
+    else:
+        _check_weights(model, type(model).__name__)
+        if device is not None:
+            nn.Module.to(model, resolve_device(device))
     if model.training:
         logger.info("the model was in training mode; it is in eval mode now")
         model.eval()
     if isinstance(tokenizer, (str, os.PathLike)):
         tokenizer = load_tokenizer(tokenizer)
+    if not (tokenizer is None or callable(tokenizer)):
+        raise ValueError(
+            f"tokenizer is of type {type(tokenizer).__name__}; pass a transformers tokenizer, the "
+            "name or folder of one, or None for the one beside the model's weights"
+        )
     return model, tokenizer, execution_device(model)
 
 

@@ -15,12 +15,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from analysis_utils import pearson_p_values, spearman
-from mamba_mixers import MixerReplay, fast_scan
+from mamba_mixers import MixerReplay, check_has_logits, fast_scan
 from memory_interventions import set_neuron
 from neuron_sets import NeuronSet
 from ssm_component_extractor import Capture, extracted_layer
 from targets import PinnedTarget, Target
-from utils import execution_device, finite_or_none, progress, validate_int
+from utils import AnalysisError, execution_device, finite_or_none, progress, validate_int
 
 # Tokens, over the variants of a text, that an ablation's forward pass handles at once.
 _TOKENS_PER_PASS = 4096
@@ -69,7 +69,8 @@ def target_gradients(
     """Gradients of the target in the neurons and in the scan's output of these layers, exact.
 
     One forward and one backward pass of the whole model, by the suite's scan. The sum over texts
-    is differentiated, which keeps texts apart. Raises ValueError as ``Target.pin`` does.
+    is differentiated, which keeps texts apart. Raises ValueError as ``Target.pin`` does,
+    UnsupportedModelError for a model without logits, and AnalysisError where they overflow.
     """
     replays: dict[int, MixerReplay] = {}
 
@@ -78,11 +79,19 @@ def target_gradients(
             replays[layer] = replay
 
     edits = dict.fromkeys(layers, _on_graph)
-    with torch.enable_grad(), fast_scan(model, edits=edits, observe=observe):
+    # A caller's no_grad or inference_mode is lifted for as long as gradients are needed.
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        fast_scan(model, edits=edits, observe=observe),
+    ):
         logits, pinned = _run(model, captured, target)
         value = pinned(logits)
-    sources = [x for layer in layers for x in (replays[layer].y, replays[layer].gated)]
-    grads = [g.cpu() for g in torch.autograd.grad(value.sum(), sources)]
+        _check_finite(value, "the target", model)
+        sources = [x for layer in layers for x in (replays[layer].y, replays[layer].gated)]
+        grads = [g.cpu() for g in torch.autograd.grad(value.sum(), sources)]
+    for grad in grads:
+        _check_finite(grad, "a gradient of the target", model)
     token_ids = pinned.token.tolist() if pinned.reads_one_position else [-1] * len(value)
     return TargetGradients(
         value.detach().cpu(),
@@ -112,6 +121,7 @@ def ablation_effects(
     with fast_scan(model):
         logits, pinned = _run(model, captured, target)
         baseline = pinned(logits).cpu()
+    _check_finite(baseline, "the target", model)
     size = max(1, _TOKENS_PER_PASS // gated.shape[1])
     batches = chosen.split(size) if len(chosen) else ()
     effects = [gated.new_empty(0)]
@@ -198,18 +208,32 @@ def _run(
 ) -> tuple[Tensor, PinnedTarget]:
     """Logits of the captured texts, only those that the target reads, and the target pinned."""
     device = execution_device(model)
-    ids, mask = captured.input_ids.to(device), captured.attention_mask.to(device)
+    # Cloned: of tensors made in inference_mode autograd can keep a copy alone.
+    ids = captured.input_ids.to(device).clone()
+    mask = captured.attention_mask.to(device).clone()
     length = ids.shape[1]
     column = length + target.position
-    # Texts end in the same column, for padding is on the left.
-    one = target.name != "loss" and target.position < 0 <= column
+    # With padding on the left alone, texts end in the same column.
+    ends_alike = bool(mask[:, -1].all())
+    one = target.name != "loss" and target.position < 0 <= column and ends_alike
     options: Mapping = {"logits_to_keep": torch.tensor([column])} if one else {}
     padding = None if bool(mask.all()) else mask
+    check_has_logits(model)
     logits = model(input_ids=ids, attention_mask=padding, use_cache=False, **options).logits
     if pinned is None:
         pinned = target.pin(logits.detach().expand(-1, length, -1), ids, mask)
         pinned = pinned.for_kept_logits() if logits.shape[1] == 1 else pinned
     return logits, pinned
+
+
+def _check_finite(values: Tensor, what: str, model: PreTrainedModel) -> None:
+    """Raise AnalysisError where the layers up to the logits overflow, or hold NaN."""
+    if not bool(torch.isfinite(values).all()):
+        raise AnalysisError(
+            f"{what} is NaN or infinite: the model's logits overflow on this text in "
+            f"{str(model.dtype).removeprefix('torch.')}. Run it in a wider dtype, or check its "
+            "weights"
+        )
 
 
 def _on_graph(stage: str, x: Tensor) -> Tensor:

@@ -334,7 +334,12 @@ def name_layers(ax: Axes, layers: Sequence[int]) -> Axes:
 
 
 def log_axis(ax: Axes, name: str) -> Axes:
-    """Make an axis with its data logarithmic, with more than powers of ten over a short range."""
+    """Make an axis with its data logarithmic, with more than powers of ten over a short range.
+
+    Data of which none is above 0 stay on a linear axis, the only one that shows them.
+    """
+    if not np.isfinite(ax.dataLim.minposx if name == "x" else ax.dataLim.minposy):
+        return ax
     (ax.set_xscale if name == "x" else ax.set_yscale)("log")
     axis = ax.xaxis if name == "x" else ax.yaxis
     low, high = axis.get_view_interval()

@@ -29,7 +29,13 @@ from torch import Tensor
 from finding_figures import finding_figures
 from findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE, Finding, compared, sentence
 from panel_primitives import Section
-from recursive_visualizer import DEFAULT_RESULTS, figures_of, load_results, write_figures
+from recursive_visualizer import (
+    DEFAULT_RESULTS,
+    drawing_from,
+    figures_of,
+    load_results,
+    write_figures,
+)
 from report_content import report_content
 from report_markdown import markdown_report
 from report_measures import MEASURES
@@ -241,15 +247,20 @@ def _command(argv: list[str]) -> int:
     parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
     args = parser.parse_args(argv)
     configure_logging(args.debug, args.quiet)
-    results, tensors = load_results(args.named or args.results or DEFAULT_RESULTS)
+    given = args.named or args.results or DEFAULT_RESULTS
+    results, tensors = load_results(given)
     memory = None if args.memory_results is None else load_results(args.memory_results)[0]
-    report_content(results, tensors, memory)  # what is wrong is said before figures are drawn
+    with drawing_from(given):
+        report_content(results, tensors, memory)  # what is wrong is said before figures are drawn
     folder = check_output_dir(args.output_dir)
     formats = list(dict.fromkeys(["png", *args.formats]))
-    figures = write_figures(results, folder, tensors=tensors, formats=formats)
+    with drawing_from(given):
+        figures = write_figures(results, folder, tensors=tensors, formats=formats)
     if memory is not None:
-        figures += write_figures(memory, folder / "memory", formats=formats)
-    page, text = write_report(results, folder, tensors=tensors, figures=figures, memory=memory)
+        with drawing_from(args.memory_results):
+            figures += write_figures(memory, folder / "memory", formats=formats)
+    with drawing_from(given):
+        page, text = write_report(results, folder, tensors=tensors, figures=figures, memory=memory)
     if not args.quiet:
         print(f"Wrote {page} (open it in a browser), {text} and {len(figures)} figure files.")
     return 0

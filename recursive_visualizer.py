@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -382,6 +383,22 @@ def load_results(path: StrPath) -> tuple[dict[str, Any], Tensors]:
     return results, _read_tensors(path.with_suffix(".safetensors"))
 
 
+@contextmanager
+def drawing_from(path: StrPath) -> Iterator[None]:
+    """Within this context results are a file's: what they lack is that file's fault.
+
+    Figures and reports read what the suite wrote and look for nothing else, so that in a file cut
+    or edited by hand they find keys missing, or of another kind: a ValueError that names the file.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, StopIteration) as error:
+        raise ValueError(
+            f"results file {str(path)!r} lacks what is drawn from it ({type(error).__name__}: "
+            f"{error}): it was damaged, or edited by hand; run the analysis again"
+        ) from error
+
+
 class TensorFile(Mapping[str, Tensor]):
     """Tensors of a safetensors file, each read when it is asked for."""
 
@@ -434,7 +451,8 @@ def _command(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     configure_logging(args.debug, args.quiet)
     results, tensors = load_results(args.results)
-    paths = write_figures(results, args.output_dir, tensors=tensors, formats=args.formats)
+    with drawing_from(args.results):
+        paths = write_figures(results, args.output_dir, tensors=tensors, formats=args.formats)
     if not args.quiet:
         print("\n".join(f"Wrote {path}" for path in paths))
     return 0

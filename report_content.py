@@ -121,6 +121,11 @@ def report_content(
     check_tensors(results, tensors or {})
     if memory is not None:
         check_results(memory, "memory results", ("text",))
+        if not isinstance(memory.get("memory"), Mapping):
+            raise ValueError(
+                "memory results: memory is missing; pass the memory_recursion_results.json that "
+                "run_memory_recursion_analysis.py writes"
+            )
     found = findings_of(results)
     remembered = [] if memory is None else findings_of(memory)
     return ReportContent(

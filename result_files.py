@@ -53,6 +53,8 @@ def check_output_dir(path: StrPath) -> Path:
     Call it before the model runs: hours of work should not end at a read-only folder.
     Raises ValueError when the folder cannot be made or written, with the system's own reason.
     """
+    if not os.fspath(path):
+        raise ValueError("the name of the output folder is empty; pass '.' for the current one")
     folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -200,7 +202,7 @@ def read_json(path: StrPath) -> Any:
     except OSError as error:
         reason = error.strerror or error
         raise ValueError(f"results file {str(path)!r} cannot be read: {reason}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"results file {str(path)!r} is not strict JSON: {error}") from error
 
 

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mamba_mixers import LayerRecord, find_mixers, num_layers, record_layers, record_streams
 from ssm_components import RecursiveDynamics, SSMComponents, kept_tokens, recursive_dynamics
 from utils import (
+    AnalysisError,
     EncodedText,
     add_common_options,
     batches_by_length,
@@ -102,20 +103,41 @@ def capture(
     """Run the model once on (b, l) token ids and keep the components of these layers.
 
     The forward pass ends after the last of the layers. Raises UnsupportedModelError for a model
-    without selective SSM mixers. Cost: that forward pass and one replay for each layer; memory
-    about 8 * b * l * d_inner floats a layer.
+    without selective SSM mixers, and AnalysisError where a layer's quantities overflow. Cost: that
+    forward pass and one replay for each layer; memory about 8 * b * l * d_inner floats a layer.
     """
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     device = execution_device(model)
     records = record_layers(model, list(layer_indices), input_ids.to(device), mask.to(device))
     mask = mask.cpu()
-    return Capture(
+    captured = Capture(
         input_ids.cpu(),
         mask,
         {layer: _components(record, mask) for layer, record in records.items()},
         {layer: _kept(record.block_input) for layer, record in records.items()},
         {layer: _kept(record.block_output) for layer, record in records.items()},
     )
+    _check_finite(captured, model.dtype)
+    return captured
+
+
+def _check_finite(captured: Capture, dtype: torch.dtype) -> None:
+    """Raise AnalysisError for NaN, infinity, or a norm that is, naming the first layer with it."""
+    keep = captured.attention_mask.bool()
+    for layer, parts in sorted(captured.components.items()):
+        streams = {
+            "residual stream before the layer": captured.block_inputs[layer],
+            **{name: getattr(parts, name) for name in ("u", "delta", "B", "C", "y", "gated")},
+            "mixer_output": parts.mixer_output,
+            "residual stream after the layer": captured.block_outputs[layer],
+        }
+        for name, values in streams.items():
+            if not bool(torch.isfinite(values[keep].norm())):
+                raise AnalysisError(
+                    f"{name} of layer {layer} holds NaN, infinity or numbers near the largest: "
+                    f"the model overflows on this text in {str(dtype).removeprefix('torch.')}. "
+                    "Run it in a wider dtype, or check its weights"
+                )
 
 
 def with_streams(model: PreTrainedModel, captured: Capture, layers: Sequence[int]) -> Capture:
@@ -229,16 +251,17 @@ def encode_inputs(
         inputs = {"input_ids": inputs}
     if not isinstance(inputs, Mapping):
         tokenizer = require_tokenizer(model, tokenizer)
-        encoded = encode_texts(tokenizer, check_texts(inputs), sys.maxsize)
+        encoded = encode_texts(
+            tokenizer, check_texts(inputs), sys.maxsize, vocab_size=model.config.vocab_size
+        )
         return pad_batch(encoded, padding_id(tokenizer))
     if "input_ids" not in inputs:
         raise ValueError(
             f"inputs has no input_ids, only {sorted(inputs)}; pass a tokenizer's output"
         )
-    ids = torch.as_tensor(inputs["input_ids"])
-    ids = ids.unsqueeze(0) if ids.dim() == 1 else ids
+    ids = _whole_numbers("input_ids", inputs["input_ids"])
     vocabulary = model.config.vocab_size
-    if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point():
+    if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point() or ids.dtype == torch.bool:
         raise ValueError(
             f"inputs must be token ids (l,) or (b, l), got {tuple(ids.shape)} of {ids.dtype}"
         )
@@ -251,17 +274,41 @@ def encode_inputs(
 
 
 def _mask_of(ids: Tensor, mask: Tensor | None) -> Tensor:
-    """The attention mask that came with these ids (b, l), ones for None; checked."""
+    """The attention mask that came with these ids (b, l), ones for None; checked.
+
+    Padding stands before or after a text: between its tokens the state would run on over it.
+    """
     if mask is None:
         return torch.ones_like(ids)
-    mask = torch.as_tensor(mask)
-    mask = mask.unsqueeze(0) if mask.dim() == 1 else mask
+    mask = _whole_numbers("attention_mask", mask)
     if mask.shape != ids.shape:
         raise ValueError(
             f"attention_mask must have the shape of input_ids, {tuple(ids.shape)}, got "
             f"{tuple(mask.shape)}"
         )
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("attention_mask must be 1 at tokens and 0 at padding; it has other values")
+    mask = mask.to(ids.dtype)
+    starts = (mask.diff(dim=1, prepend=torch.zeros_like(mask[:, :1])) == 1).sum(1)
+    if not bool((starts == 1).all()):
+        row = int((starts != 1).long().argmax())
+        raise ValueError(
+            f"attention_mask has {int(starts[row])} runs of tokens in row {row}; each row is one "
+            "text without gaps, with padding before or after it"
+        )
     return mask
+
+
+def _whole_numbers(name: str, values: Any) -> Tensor:
+    """A tensor (b, l) of what a user passed; ValueError for what has no such shape."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} cannot be taken as numbers of shape (l,) or (b, l) ({error}); pad texts of "
+            "unequal length, as tokenizer(texts, padding=True) does"
+        ) from error
+    return tensor.unsqueeze(0) if tensor.dim() == 1 else tensor
 
 
 def model_layers(model: PreTrainedModel, layer_indices: Sequence[int] | str | None) -> list[int]:
@@ -274,7 +321,7 @@ def extracted_layer(by_layer: Mapping[int, T], layer_idx: int, method: str) -> T
     """One layer of an earlier result; ValueError, naming the call to make, if it is not there."""
     if layer_idx not in by_layer:
         raise ValueError(
-            f"layer_idx is {layer_idx}; the layers extracted are {sorted(by_layer)}. "
+            f"layer_idx is {layer_idx!r}; the layers extracted are {sorted(by_layer)}. "
             f"Call {method}(...) with it first"
         )
     return by_layer[layer_idx]
@@ -319,7 +366,9 @@ def job_from_options(args: argparse.Namespace) -> Job:
     output_dir = check_output_dir(args.output_dir)
     model = load_model(args.model, device=args.device, dtype=args.dtype)
     tokenizer = load_tokenizer(args.model)
-    encoded = encode_texts(tokenizer, texts, args.max_sequence_length)
+    encoded = encode_texts(
+        tokenizer, texts, args.max_sequence_length, vocab_size=model.config.vocab_size
+    )
     return Job(args, model, tokenizer, encoded, model_layers(model, args.layers), output_dir)
 
 

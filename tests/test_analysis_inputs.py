@@ -72,7 +72,7 @@ def test_resolve_device() -> None:
     assert resolve_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-@pytest.mark.parametrize("bad", ["gpu", "cuda:97", "", 1.5])
+@pytest.mark.parametrize("bad", ["gpu", "cuda:97", "", 1.5, "meta"])
 def test_resolve_device_refuses_what_torch_cannot_use(bad: Any) -> None:
     with pytest.raises(ValueError, match=r"device .* cannot be used here \(.*pass 'cpu'"):
         resolve_device(bad)
@@ -213,6 +213,7 @@ def test_encode_texts_without_offsets_of_a_slow_tokenizer() -> None:
         (["a tide pool"], 1, "max_length is 1 .*at least 2"),
         (["a tide pool"], 8.0, r"max_length is 8.0 \(float\)"),
         (["a tide pool", " "], 8, "text 1 is empty"),
+        (["a tide pool", "half \ud800"], 8, "text 1 .* cannot be tokenized: .*surrogate"),
     ],
 )
 def test_encode_texts_refuses(
@@ -220,6 +221,17 @@ def test_encode_texts_refuses(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         encode_texts(tiny_tokenizer, texts, max_length)
+
+
+def test_encode_texts_refuses_tokens_that_the_model_does_not_have(
+    tiny_tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    (text,) = encode_texts(tiny_tokenizer, "a tide pool", 8)
+    largest = max(text.input_ids)
+    assert encode_texts(tiny_tokenizer, "a tide pool", 8, vocab_size=largest + 1)
+    message = f"text 0 has the token id {largest} for M, which knows 0 to {largest - 1}; pass the"
+    with pytest.raises(ValueError, match=message):
+        encode_texts(tiny_tokenizer, "a tide pool", 8, vocab_size=largest, reader="M")
 
 
 def test_pad_batch_pads_on_the_left() -> None:
@@ -274,6 +286,7 @@ def test_read_texts_file_takes_the_text_field_of_jsonl(tmp_path: Path) -> None:
         ('["x"]', 'line 3: no "text" field'),
         ('{"text": 5}', 'line 3: "text" is of type int, not a string'),
         ('{"text": " "}', 'line 3: "text" is empty'),
+        ("[" * 100_000, "line 3: brackets too deep"),
     ],
 )
 def test_read_texts_file_names_the_bad_line_of_jsonl(
@@ -282,6 +295,16 @@ def test_read_texts_file_names_the_bad_line_of_jsonl(
     path = tmp_path / "texts.jsonl"
     path.write_text('{"text": "good"}\n\n' + line + "\n")
     with pytest.raises(ValueError, match=f"texts.jsonl', {message}"):
+        read_texts_file(path)
+
+
+@pytest.mark.parametrize("suffix", ["json", "csv", "TSV"])
+def test_read_texts_file_refuses_files_whose_lines_are_no_texts(
+    tmp_path: Path, suffix: str
+) -> None:
+    path = tmp_path / f"texts.{suffix}"
+    path.write_text('[{"text": "a tide pool"}]\n')
+    with pytest.raises(ValueError, match=f"is .{suffix.lower()}, whose lines are not texts; write"):
         read_texts_file(path)
 
 

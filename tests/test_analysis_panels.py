@@ -305,6 +305,12 @@ def test_changes_of_state_and_activation(ax):
     assert ax.get_title() == "layer 3"
 
 
+def test_changes_of_a_state_that_is_zero_say_so(ax):
+    part = {"state_change": [None, None], "activation_change": [0.5, 0.25]}
+    panels.plot_changes({"text_0": {"layer_3": part}}, 3, ax)
+    assert "zero throughout" in " ".join(texts_of(ax).split())
+
+
 def test_correlation_of_the_changes_beside_its_null(ax):
     section = {"layer_0": patterns(0.1), "layer_3": patterns(0.5)}
     panels.plot_change_correlation({"text_0": section}, ax)

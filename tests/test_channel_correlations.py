@@ -224,3 +224,14 @@ def test_adjusted_p_values_of_some_pairs_are_those_among_all(strength):
     assert adjusted.tolist() == expected.adjusted[places].tolist()
     everywhere = rejected_and_adjusted(p_values, tuple(np.indices(r.shape)))[1]
     assert everywhere.tolist() == expected.adjusted.tolist()
+
+
+def test_channels_that_do_not_correlate_at_all_rest_on_no_text():
+    # Two square waves a quarter of a period apart: r is 0 exactly, and so has no parts.
+    t = np.arange(448)
+    a, b = (np.where(wave % 2, 1.0, -1.0)[:, None] for wave in (t, t // 2))
+    lengths = (148, 148, 152)
+    found = cross_layer_correlation(PooledActivations(a, lengths), PooledActivations(b, lengths))
+    (pair,) = found.top_pairs
+    assert (pair.r, pair.leading_text, pair.leading_share) == (0, None, None)
+    json.dumps(found.to_dict(), allow_nan=False)

@@ -172,22 +172,77 @@ def test_a_failed_step_leaves_the_rest_whole(analyzer, monkeypatch, tmp_path):
     assert analyzer.visualize_analysis_results(tmp_path)
 
 
-def test_running_out_of_memory_in_a_forward_pass_loses_that_batch_only(analyzer, monkeypatch):
+def test_a_forward_pass_that_fails_loses_its_text_only(analyzer, monkeypatch):
     capture = module.capture
+    longest = max(len(analyzer.tokenizer(text)["input_ids"]) for text in TEXTS)
 
     def scarce(model, input_ids, mask, layers):
-        if input_ids.shape[0] == 2:
+        if int(mask.sum()) >= longest:  # two texts at once, or the longest alone
             raise torch.OutOfMemoryError("tried to allocate 80 GB")
         return capture(model, input_ids, mask, layers)
 
     monkeypatch.setattr(module, "capture", scarce)
     results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS, [0, 2])
-    failed = results["self_check"]["without_result"]
-    assert len(failed) == 2
-    assert all("error" in text["ssm_components"] for text in failed.values())
-    whole = next(f"text_{i}" for i in range(3) if f"text_{i}" not in failed)
-    analysis = results["individual_texts"][whole]["analysis"]
-    assert all("error" not in analysis[step] for step in STEPS)
+    ((failed, steps),) = results["self_check"]["without_result"].items()
+    assert steps["ssm_components"]["error"]["message"] == "tried to allocate 80 GB"
+    for index, text in enumerate(results["individual_texts"].values()):
+        if f"text_{index}" != failed:
+            assert all("error" not in text["analysis"][step] for step in STEPS)
+
+
+def _change_layer(model, layer, change):
+    with torch.no_grad():
+        change(model.backbone.layers[layer].mixer)
+
+
+SILENT = {
+    "writes nothing": lambda mixer: mixer.out_proj.weight.zero_(),
+    "all weights zero": lambda mixer: [weight.zero_() for weight in mixer.parameters()],
+    "reads nothing": lambda mixer: mixer.x_proj.weight[-4:].zero_(),
+}
+
+
+@pytest.mark.parametrize("how", SILENT)
+def test_a_silent_layer_has_reasons_figures_and_no_claims(analyzer, tmp_path, how):
+    _change_layer(analyzer.model, 2, SILENT[how])
+    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS, [0, 2, 3])
+    assert results["self_check"]["without_result"] == {}
+    assert analyzer.visualize_analysis_results(tmp_path)
+    agreement = results["cross_text_analysis"]["neuron_consistency"]["layer_2"]
+    if how == "all weights zero":
+        assert agreement["attention_weighted"]["shared_p_value"] is None
+        assert agreement["attention_weighted"]["reason"] == "the importance of a text is constant"
+
+
+def test_numbers_that_overflow_are_an_error_of_their_step(analyzer):
+    _change_layer(analyzer.model, 3, lambda mixer: mixer.out_proj.weight.mul_(1e30))
+    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[:1], [0, 3])
+    failed = results["self_check"]["without_result"]["text_0"]["ssm_components"]["error"]
+    assert failed["type"] == "AnalysisError"
+    assert "of layer 3 holds NaN, infinity or numbers near the largest" in failed["message"]
+
+
+def test_logits_that_overflow_leave_the_steps_that_need_none(analyzer):
+    with torch.no_grad():
+        analyzer.model.backbone.norm_f.weight.fill_(3e38)
+    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[:1], [0])
+    failed = results["self_check"]["without_result"]["text_0"]
+    assert failed["neurons"]["error"]["type"] == "AnalysisError"
+    assert "ssm_components" not in failed
+
+
+def test_a_model_without_logits_is_refused_before_it_runs(tiny_model, tiny_tokenizer):
+    bare = CorrectedRecursiveSSMAttentionNeuronAnalyzer(
+        tiny_model.backbone, tokenizer=tiny_tokenizer
+    )
+    with pytest.raises(ValueError, match="MambaModel has no logits; load it with AutoModel"):
+        bare.analyze_recursive_ssm_attention_effects(TEXTS)
+
+
+@pytest.mark.parametrize("seed", [-1, 1.5, "0"])
+def test_the_seed_is_checked_when_the_analyzer_is_made(tiny_model, seed):
+    with pytest.raises(ValueError, match="seed is"):
+        CorrectedRecursiveSSMAttentionNeuronAnalyzer(tiny_model, seed=seed)
 
 
 def test_programming_errors_go_through(analyzer, monkeypatch):

@@ -57,8 +57,9 @@ def test_undefined_spreads_say_why():
     assert constant.ratio is None
     assert constant.reason == "the statistic does not vary within the texts"
     assert text_spread([[1.0, 2.0], [1.0, 2.0]]).reason == "a text has fewer than three values"
-    with pytest.raises(ValueError, match="text 1 has no finite values"):
-        text_spread([[1.0, 2.0, 3.0], [float("nan")]])
+    silent = text_spread([[1.0, 2.0, 3.0], [float("nan")] * 3])
+    assert silent.text_means == (2.0, None)
+    assert silent.reason == "the statistic is undefined at every token of text 1"
 
 
 def test_same_neurons_in_every_text():
@@ -82,7 +83,18 @@ def test_one_text_and_unequal_lengths():
     assert neuron_agreement([[1.0, 2.0]]).reason == "needs at least two texts"
     with pytest.raises(ValueError, match="of one length"):
         neuron_agreement([[1.0, 2.0], [1.0]])
-    assert neuron_agreement([[1.0] * 30, [2.0] * 30]).mean_spearman is None
+    constant = neuron_agreement([[1.0] * 30, [2.0] * 30])
+    assert (constant.mean_spearman, constant.shared, constant.shared_p_value) == (None,) * 3
+    assert constant.reason == "the importance of a text is constant"
+
+
+def test_neurons_that_are_alike_are_no_agreement():
+    # One neuron fires in every text, 199 never do: which of these fill the lists is nobody's merit.
+    importance = np.zeros(200)
+    importance[77] = 1.0
+    agreement = neuron_agreement([importance] * 2, top_n=20)
+    assert agreement.mean_overlap < 8  # 1 and 19 x 19 / 199 of the others: 2.8, deviation 1.2
+    assert agreement.shared_p_value > 1e-3
 
 
 def test_neurons_of_all_texts_against_the_hypergeometric_distribution():

@@ -94,6 +94,9 @@ def test_consecutive_pairs_are_the_default_and_others_can_be_named(captures):
         ([], "name each pair once"),
         ([(0, 2), (0, 2)], "name each pair once"),
         ([(0, 1)], r"names \[1\]; the layers captured are \[0, 2, 3\]"),
+        ([(0,)], r"pass pairs of layers such as \[\(0, 3\)"),
+        ((0, 2), "pass pairs of layers"),
+        ([(0.5, 2)], "pass pairs of layers"),
     ],
 )
 def test_wrong_pairs_are_refused(captures, pairs, message):

@@ -75,6 +75,17 @@ def test_autocorrelation_lies_on_the_nulls_of_all_layers(ax):
     assert (heights.min(), heights.max()) == (-0.3, 0.3)
 
 
+def test_autocorrelation_leaves_out_a_silent_layer(ax):
+    series = {"lags": [1, 2], "mean": [0.5, 0.2], "null_low": [-0.1, -0.2], "null_high": [0.1, 0.2]}
+    none = {"lags": [], "mean": [], "null_low": [], "null_high": []}
+    section = {
+        f"layer_{i}": {"mixer": {"autocorrelation": one}} for i, one in enumerate((none, series))
+    }
+    panels.plot_autocorrelation(section, "mixer", ax)
+    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == (-0.2, 0.2)
+
+
 DRAWN = [
     lambda section, ax: panels.plot_activation(section, "rollout", ax),
     lambda section, ax: panels.plot_tests_by_layer(section, ("x",), "t", "y", ax),

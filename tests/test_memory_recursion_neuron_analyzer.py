@@ -7,7 +7,8 @@ import re
 
 import pytest
 import torch
-from conftest import make_tiny_model, make_tiny_tokenizer
+from conftest import VOCAB_SIZE, make_tiny_model, make_tiny_tokenizer
+from transformers import MambaConfig, MambaForCausalLM
 
 import memory_recursion_neuron_analyzer as module
 from analysis_steps import Step
@@ -201,6 +202,30 @@ def test_bad_input_is_refused(texts, layers, message):
 def test_options_are_checked_when_the_analyzer_is_made(option):
     with pytest.raises(ValueError, match=option):
         make_analyzer(**{option: 0})
+    with pytest.raises(ValueError, match="seed is -1"):
+        make_analyzer(seed=-1)
+
+
+def test_a_layer_of_few_neurons_and_a_silent_one(tmp_path):
+    config = MambaConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=5, expand=1, num_hidden_layers=2, state_size=2,
+        pad_token_id=0, bos_token_id=0, eos_token_id=0,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model = MambaForCausalLM(config)
+    with torch.no_grad():
+        model.backbone.layers[1].mixer.out_proj.weight.zero_()
+    few = MemoryRecursionNeuronAnalyzer(
+        model, tokenizer=make_tiny_tokenizer(), num_positions=2, num_twins=0, num_random=2
+    )
+    results = few.analyze_memory_recursion_effects(TEXTS, "all")
+    assert results["self_check"]["without_result"] == {}
+    # Of 5 neurons 3 are tried, each beside 2 of the others.
+    assert len(results["memory"]["neuron_causes"]["layer_0"]["neurons"]) == 3
+    assert few.visualize_memory_recursion_effects(save_dir=tmp_path)
+    few.num_random = 5
+    found = few.analyze_memory_recursion_effects(TEXTS, [0])["memory"]["neuron_causes"]["layer_0"]
+    assert found == {"reason": "5 neuron(s), too few to draw 5 others"}
 
 
 def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):

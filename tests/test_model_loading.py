@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from conftest import make_tiny_model
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, MambaForCausalLM, PreTrainedTokenizerFast
@@ -220,6 +221,27 @@ def test_resolve_model_ends_training_mode_and_says_so(
         model, _, _ = resolve_model(tiny_model)
     assert not model.training
     assert "the model was in training mode" in caplog.text
+
+
+def test_resolve_model_refuses_weights_that_are_no_numbers(tiny_model: MambaForCausalLM) -> None:
+    with torch.no_grad():
+        tiny_model.backbone.layers[2].mixer.D[0] = float("nan")
+    with pytest.raises(ValueError, match=r"1 weight tensors .* NaN or .*layers\.2\.mixer\.D"):
+        resolve_model(tiny_model)
+    with pytest.raises(ValueError, match="are on the meta device, without values"):
+        resolve_model(tiny_model.to("meta"))
+
+
+def test_resolve_model_refuses_weights_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        model = make_tiny_model()
+    with pytest.raises(ValueError, match="made in torch.inference_mode, which allows no gradients"):
+        resolve_model(model)
+
+
+def test_resolve_model_refuses_what_is_no_tokenizer(tiny_model: MambaForCausalLM) -> None:
+    with pytest.raises(ValueError, match="tokenizer is of type int; pass a transformers tokenizer"):
+        resolve_model(tiny_model, 5)  # pyright: ignore[reportArgumentType]
 
 
 def test_resolve_model_refuses_other_types() -> None:

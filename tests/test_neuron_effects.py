@@ -131,6 +131,32 @@ def test_frozen_models_and_left_padded_batches_have_the_same_gradients():
     assert torch.equal(batch.grad_gated[LAYER][1, :5], torch.zeros(5, 64))
 
 
+@pytest.mark.parametrize("off", [torch.no_grad, torch.inference_mode])
+def test_gradients_do_not_need_the_callers_leave(off):
+    model, target = make_tiny_model(), resolve_target()
+    expected = target_gradients(model, tiny_capture(model), [LAYER], target)
+    with off():
+        found = target_gradients(model, tiny_capture(model), [LAYER], target)
+    assert torch.equal(found.grad_gated[LAYER], expected.grad_gated[LAYER])
+
+
+@pytest.mark.parametrize("name", ["log_probability", "loss"])
+def test_right_padded_batches_have_the_same_gradients(name):
+    # As a tokenizer that pads on the right gives them: the last column is then no token of text 1.
+    model, ids, target = make_tiny_model(), tiny_ids(16, batch=2), resolve_target(name)
+    mask = torch.ones_like(ids)
+    mask[1, 11:] = 0
+    batch = target_gradients(model, capture(model, ids, mask, [LAYER]), [LAYER], target)
+    alone = capture(model, ids[1:, :11], None, [LAYER])
+    single = target_gradients(model, alone, [LAYER], target)
+    assert batch.token_ids[1] == single.token_ids[0]
+    # The suite's bound for a padded batch against one text at a time.
+    assert float(batch.value[1]) == pytest.approx(float(single.value[0]), abs=1e-5)
+    torch.testing.assert_close(
+        batch.grad_gated[LAYER][1, :11], single.grad_gated[LAYER][0], rtol=1e-4, atol=1e-6
+    )
+
+
 def test_a_position_inside_the_text_explains_the_token_that_follows():
     model, ids = make_tiny_model(), tiny_ids()
     found = target_gradients(

@@ -179,6 +179,11 @@ def test_a_short_logarithmic_range_has_more_labels_than_powers_of_ten(ax):
     assert {"0.02", "0.05", "0.1", "0.2", "0.5"} <= set(labels)
 
 
+def test_zeros_stay_on_a_linear_axis(ax):
+    ax.plot([0, 1], [0, 0])
+    assert primitives.log_axis(ax, "y").get_yscale() == "linear"
+
+
 def test_chosen_cells_are_marked(ax):
     primitives.mark_cells(ax, np.array([[True, False], [False, True]]))
     np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[0, 0], [1, 1]])

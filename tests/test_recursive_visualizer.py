@@ -323,6 +323,17 @@ def test_command_refuses_files_that_are_no_results(tmp_path, capsys, content, me
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("damage", ["individual_texts", "analysis_metadata"])
+def test_command_refuses_results_that_were_cut(results, tmp_path, capsys, damage):
+    del results[damage]
+    path = tmp_path / "cut.json"
+    path.write_text(json.dumps(results))
+    assert main([str(path), "--output-dir", str(tmp_path / "figures")]) == 2
+    said = capsys.readouterr().err
+    assert f"cut.json' lacks what is drawn from it (KeyError: '{damage}')" in said
+    assert "run the analysis again" in said
+
+
 def test_command_refuses_broken_tensors(saved, tmp_path, capsys):
     saved.with_suffix(".safetensors").write_bytes(b"broken")
     assert main([str(saved), "--output-dir", str(tmp_path / "out")]) == 2

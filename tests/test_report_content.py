@@ -84,11 +84,17 @@ def test_the_command_is_one_for_a_shell(results):
     assert report_content(results).command is None
 
 
+def test_the_main_results_are_no_memory_results(results):
+    with pytest.raises(ValueError, match="memory results: memory is missing; pass the memory_rec"):
+        report_content(results, None, results)
+
+
 def test_memory_results_add_findings_and_a_table(results):
     memory = {
         **{key: results[key] for key in ("self_check", "provenance", "analysis_metadata")},
         "individual_texts": {"text_0": {"text": "another"}},
         "findings": [FINDING.to_dict()],
+        "memory": {},
         "memory_by_layer": [{"layer": 0, "mean_delta": 0.25}],
     }
     content = report_content(results, None, memory)

@@ -39,6 +39,11 @@ def test_check_output_dir_makes_nested_folders_and_leaves_them_empty(tmp_path: P
     assert names_in(folder) == []
 
 
+def test_check_output_dir_refuses_an_empty_name() -> None:
+    with pytest.raises(ValueError, match="name of the output folder is empty; pass '.'"):
+        check_output_dir("")
+
+
 def test_check_output_dir_refuses_a_file_in_the_way(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("a file")
     with pytest.raises(ValueError, match=r"taken' cannot be written \(File exists\)"):
@@ -213,6 +218,7 @@ def test_write_json_writes_nothing_when_the_value_cannot_be_written(tmp_path: Pa
         (b'{"a": NaN}', "not strict JSON: it holds NaN"),
         (b'{"a": ', "not strict JSON: Expecting value"),
         (b"\xff\xff\xff", "not strict JSON"),
+        (b"[" * 100_000, "not strict JSON"),
     ],
 )
 def test_read_json_refuses_what_is_not_strict(tmp_path: Path, content: bytes, message: str) -> None:

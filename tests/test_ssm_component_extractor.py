@@ -28,7 +28,7 @@ from ssm_component_extractor import (
     main,
     recursive_dynamics,
 )
-from utils import EXAMPLE_TEXTS, encode_texts, write_json
+from utils import EXAMPLE_TEXTS, AnalysisError, encode_texts, write_json
 
 D_MODEL, D_INNER, D_STATE = 32, 64, 4
 
@@ -323,6 +323,12 @@ def test_a_list_of_texts_is_one_padded_batch(tiny_model, tiny_tokenizer):
             r"attention_mask must have the shape of input_ids, \(2, 3\), got \(2, 4\)",
         ),
         ({"attention_mask": torch.ones(1, 2)}, "inputs has no input_ids"),
+        (torch.tensor([[True, False]]), "got .* of torch.bool"),
+        ({"input_ids": [[1, 2], [1]]}, r"input_ids cannot be taken .* padding=True"),
+        ({"input_ids": "ids"}, "input_ids cannot be taken as numbers"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[0, 0]]}, "has 0 runs of tokens in row 0"),
+        ({"input_ids": [[1, 2, 3]], "attention_mask": [[1, 0, 1]]}, "has 2 runs of tokens"),
+        ({"input_ids": [[1, 2]], "attention_mask": [[5, 1]]}, "it has other values"),
     ],
 )
 def test_ids_that_mean_nothing_are_refused(tiny_model, inputs, message):
@@ -418,3 +424,25 @@ def test_models_are_unchanged_by_a_capture():
         assert torch.equal(x, before[name]), name
     with torch.no_grad():
         assert torch.equal(model(ids, use_cache=False).logits, logits)
+
+
+@pytest.mark.parametrize("where", ["embeddings", "norm"])
+def test_what_overflows_is_named_by_layer(tiny_model, where):
+    with torch.no_grad():
+        if where == "embeddings":
+            tiny_model.backbone.embeddings.weight.mul_(1e30)
+        else:
+            tiny_model.backbone.layers[1].norm.weight.fill_(1e38)
+    message = "before the layer of layer 1" if where == "embeddings" else "layer 1 holds NaN"
+    with pytest.raises(AnalysisError, match=message):
+        capture_for(tiny_model, None, [1], torch.tensor([[1, 2, 3]]))
+
+
+def test_a_tokenizer_of_another_model_is_refused(tiny_model_dir, tiny_tokenizer):
+    model = make_tiny_model()
+    small = model.resize_token_embeddings(20)
+    assert small.num_embeddings == model.config.vocab_size == 20
+    with pytest.raises(ValueError, match="for the model, which knows 0 to 19; pass the tokenizer"):
+        SSMComponentExtractor(model, tokenizer=tiny_tokenizer).extract_ssm_components(
+            [0], EXAMPLE_TEXTS[0]
+        )
