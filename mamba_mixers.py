@@ -11,7 +11,7 @@ What is particular to a model family is in ``mixer_families``, the replay in ``m
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mixer_families import FAMILIES, MixerFamily, at_least_float32, gated_norm
 from mixer_placement import linear_weight, parameters_at_hand
@@ -265,6 +266,7 @@ def fast_scan(
     observe: Observer | None = None,
     rules: Rules = GRADIENT,
     memories: MutableMapping[int, MixerMemory] | None = None,
+    recompute: Collection[int] = (),
 ) -> Iterator[nn.Module]:
     """Within this context the model's mixers run by replay, with the suite's scan.
 
@@ -279,9 +281,17 @@ def fast_scan(
     each mixer starts from its layer's entry (none: an empty memory) and leaves its memory there,
     detached. Chunks then give what the whole text gives. Edits count tokens from the chunk's
     start. Raises UnsupportedModelError for a model with attention, which would need its own cache.
+
+    A backward pass needs some 12 tensors (b, l, d_inner) of every block. Those of the layers in
+    ``recompute`` are not kept, but computed a second time by it, to the same bits: a block's
+    forward for its memory. Edits and observers of these layers are then called a second time too,
+    and the gradient has to be taken inside the context. Raises ValueError beside ``memories``,
+    which a second time would confuse.
     """
     sites = find_mixers(model)
     if memories is not None:
+        if recompute:
+            raise ValueError(f"recompute is {recompute} beside memories; use one of the two")
         _check_that_all_memory_is_in_mixers(model)
     edits = dict(edits or {})
     if unknown := sorted(set(edits) - set(sites)):
@@ -299,6 +309,10 @@ def fast_scan(
         for norm in _rms_norms(model) if rules is not GRADIENT else ():
             forward = partial(rules.elementwise, norm.forward)
             stack.enter_context(_replaced_forward(norm, forward))
+        blocks = blocks_of(model) if recompute else ()
+        for block in (blocks[layer] for layer in recompute):
+            forward = partial(checkpoint, block.forward, use_reentrant=False)
+            stack.enter_context(_replaced_forward(block, forward))
         yield model
 
 

@@ -1,7 +1,10 @@
 """How much memory an analysis takes, measured on the device that it runs on."""
 
+import ctypes
 import gc
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -28,13 +31,14 @@ class MemoryTracker:
         self.baseline_bytes = _memory_bytes(self.device)[0]
 
     def cleanup(self) -> None:
-        """Collect recent garbage, give back torch's unused CUDA memory, and count it.
+        """Collect recent garbage, give unused memory back to the device or system, and count it.
 
         Recent, because a full collection looks at all of torch and takes a fifth of a second.
         """
         gc.collect(1)
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+        _give_back_freed_pages()
         self.cleanup_count += 1
 
     def stats(self) -> dict[str, Any]:
@@ -53,6 +57,21 @@ class MemoryTracker:
             "source": source,
             "reason": None if source and current is not None else _NO_MEMORY_REASON,
         }
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """The C library's function of this name, which glibc alone has."""
+    try:
+        return ctypes.CDLL("libc.so.6").malloc_trim
+    except (OSError, AttributeError):
+        return None
+
+
+def _give_back_freed_pages() -> None:
+    """What was freed between blocks still in use stays with the process until glibc is told."""
+    if (trim := _malloc_trim()) is not None:
+        trim(0)
 
 
 _NO_MEMORY_REASON = "this system shows no current resident set (/proc/self/status)"

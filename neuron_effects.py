@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from analysis_utils import pearson_p_values, spearman
-from mamba_mixers import MixerReplay, check_has_logits, fast_scan
+from mamba_mixers import MixerReplay, check_has_logits, fast_scan, num_layers
 from memory_interventions import set_neuron
 from neuron_sets import NeuronSet
 from ssm_component_extractor import Capture, extracted_layer
@@ -24,6 +24,9 @@ from utils import AnalysisError, execution_device, finite_or_none, progress, val
 
 # Tokens, over the variants of a text, that an ablation's forward pass handles at once.
 _TOKENS_PER_PASS = 4096
+# What a backward pass may keep of the blocks, and how many tensors (b, l, d_inner) it keeps of one.
+_GRAPH_BYTES = 100_000_000
+_KEPT_TENSORS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,26 +72,29 @@ def target_gradients(
     """Gradients of the target in the neurons and in the scan's output of these layers, exact.
 
     One forward and one backward pass of the whole model, by the suite's scan. The sum over texts
-    is differentiated, which keeps texts apart. Raises ValueError as ``Target.pin`` does,
-    UnsupportedModelError for a model without logits, and AnalysisError where they overflow.
+    is differentiated, which keeps texts apart. What the backward pass needs of early layers is
+    computed again where it would not fit `_GRAPH_BYTES`: for long texts almost a forward pass more.
+    Raises ValueError as ``Target.pin`` does, UnsupportedModelError for a model without logits, and
+    AnalysisError where they overflow.
     """
-    replays: dict[int, MixerReplay] = {}
+    ends: dict[int, tuple[Tensor, Tensor]] = {}
 
     def observe(layer: int, replay: MixerReplay) -> None:
         if layer in layers:
-            replays[layer] = replay
+            ends.setdefault(layer, (replay.y, replay.gated))  # not those computed again
 
     edits = dict.fromkeys(layers, _on_graph)
+    recompute = _layers_too_large(captured, num_layers(model))
     # A caller's no_grad or inference_mode is lifted for as long as gradients are needed.
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        fast_scan(model, edits=edits, observe=observe),
+        fast_scan(model, edits=edits, observe=observe, recompute=recompute),
     ):
         logits, pinned = _run(model, captured, target)
         value = pinned(logits)
         _check_finite(value, "the target", model)
-        sources = [x for layer in layers for x in (replays[layer].y, replays[layer].gated)]
+        sources = [x for layer in layers for x in ends[layer]]
         grads = [g.cpu() for g in torch.autograd.grad(value.sum(), sources)]
     for grad in grads:
         _check_finite(grad, "a gradient of the target", model)
@@ -234,6 +240,13 @@ def _check_finite(values: Tensor, what: str, model: PreTrainedModel) -> None:
             f"{str(model.dtype).removeprefix('torch.')}. Run it in a wider dtype, or check its "
             "weights"
         )
+
+
+def _layers_too_large(captured: Capture, depth: int) -> range:
+    """The early layers of which a backward pass keeps too much if it is to keep the last ones'."""
+    widest = max(parts.u.nbytes for parts in captured.components.values())
+    num_kept = _GRAPH_BYTES // (_KEPT_TENSORS * widest)
+    return range(max(0, depth - num_kept))
 
 
 def _on_graph(stage: str, x: Tensor) -> Tensor:

@@ -261,6 +261,32 @@ def test_fast_scan_within_fast_scan():
     assert_untouched(model)
 
 
+def test_a_recomputed_block_keeps_less_for_the_same_gradient():
+    model, ids = make_tiny_model(), make_ids()
+    found, kept = [], []
+    for recompute in ((), (0, 2)):
+        sizes = []
+
+        def counted(x, sizes=sizes):
+            sizes.append(x.nbytes)
+            return x
+
+        with fast_scan(model, recompute=recompute):
+            with torch.autograd.graph.saved_tensors_hooks(counted, lambda x: x):
+                value = model(ids, use_cache=False).logits.logsumexp(-1).sum()
+            parameters = [p for p in model.parameters() if p.requires_grad]
+            found.append(torch.autograd.grad(value, parameters))
+        kept.append(sum(sizes))
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+    assert kept[1] < 0.7 * kept[0]  # two of four blocks
+    assert_untouched(model)
+    with (
+        pytest.raises(ValueError, match="beside memories"),
+        fast_scan(model, recompute=[0], memories={}),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("layer", [0, 2, 3])
 def test_a_forward_from_a_block_gives_the_whole_models_logits(layer):
     model, ids = make_tiny_model(), make_ids()

@@ -8,6 +8,8 @@ import torch
 from conftest import make_tiny_model
 from torch import Tensor
 
+import mamba_mixers
+import neuron_effects
 from mamba_mixers import find_mixers
 from neuron_effects import (
     AblationEffects,
@@ -155,6 +157,26 @@ def test_right_padded_batches_have_the_same_gradients(name):
     torch.testing.assert_close(
         batch.grad_gated[LAYER][1, :11], single.grad_gated[LAYER][0], rtol=1e-4, atol=1e-6
     )
+@pytest.mark.parametrize("trainable", [True, False])
+def test_gradients_of_recomputed_layers_are_the_same_to_the_bit(monkeypatch, trainable):
+    model = make_tiny_model().requires_grad_(trainable)
+    captured = tiny_capture(model)
+    kept = target_gradients(model, captured, captured.layers, resolve_target())
+    replays, replay_mixer = [], mamba_mixers.replay_mixer
+
+    def counted(site, *args):
+        replays.append(site.layer)
+        return replay_mixer(site, *args)
+
+    monkeypatch.setattr(mamba_mixers, "replay_mixer", counted)
+    monkeypatch.setattr(neuron_effects, "_GRAPH_BYTES", 12 * captured.components[0].u.nbytes)
+    again = target_gradients(model, captured, captured.layers, resolve_target())
+    # Of four layers the last is kept.
+    assert replays == [0, 1, 2, 3, 2, 1, 0]
+    assert torch.equal(again.value, kept.value)
+    for layer in captured.layers:
+        assert torch.equal(again.grad_y[layer], kept.grad_y[layer])
+        assert torch.equal(again.grad_gated[layer], kept.grad_gated[layer])
 
 
 def test_a_position_inside_the_text_explains_the_token_that_follows():
