@@ -1,6 +1,7 @@
 """Results of the main analysis: how they are put together, checked and written.
 
-The JSON is nested by text and step; tensors and a table of neurons go beside it.
+The JSON is nested by text and step, with its statistics at six significant digits; tensors and a
+table of neurons go beside it.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from utils import (
     SCHEMA_VERSION,
     EncodedText,
     provenance,
+    six_digits,
     to_jsonable,
     write_csv,
     write_json,
@@ -209,11 +211,11 @@ def assemble(
                 "text": text.text,
                 "tokens": text.tokens,
                 "offsets": text.offsets,
-                "analysis": found.sections,
+                "analysis": six_digits(found.sections),
             }
             for i, (text, found) in enumerate(zip(encoded, texts, strict=True))
         },
-        "cross_text_analysis": cross_text,
+        "cross_text_analysis": six_digits(cross_text),
         "provenance": origin,
     }
     return Analysis(

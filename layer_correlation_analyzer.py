@@ -58,6 +58,7 @@ from utils import (
     add_common_options,
     batches_by_length,
     finite_or_none,
+    five_digits,
     pad_batch,
     padding_id,
     progress,
@@ -98,8 +99,10 @@ class RecursivePatterns:
     """Spearman correlation of the two over tokens; null: circular time-shifts"""
 
     def to_dict(self) -> dict[str, Any]:
-        """Strict JSON."""
-        return fields_to_dict(self)
+        """Strict JSON, with the changes of every token to five digits."""
+        series = ("state_change", "activation_change")
+        short = {name: [five_digits(x) for x in getattr(self, name)] for name in series}
+        return {**fields_to_dict(self), **short}
 
 
 def pooled_activations(

@@ -103,6 +103,20 @@ def test_what_is_returned_is_what_is_saved(analyzer, tmp_path):
     assert (tmp_path / "results_neurons.csv").read_text().startswith("text,method,layer,neuron")
 
 
+def test_a_long_text_takes_less_than_two_megabytes_in_a_model_of_24_layers(analyzer, tmp_path):
+    # Statistics do not grow with the model's width: layers and tokens make the size.
+    text = " ".join(TEXTS * 40)
+    sizes = []
+    for layers in ([0, 1], [0, 1, 2, 3]):
+        results = analyzer.analyze_recursive_ssm_attention_effects(text, layers)
+        assert results["provenance"]["texts"]["text_0"]["num_tokens"] == 512
+        sizes.append(analyzer.save_analysis_results(tmp_path / "results.json").stat().st_size)
+    a_layer = (sizes[1] - sizes[0]) / 2
+    assert sizes[1] + 20 * a_layer < 2e6
+    numbers = dict(_numbers(results["individual_texts"]["text_0"]["analysis"]))
+    assert all(value == float(f"{value:.6g}") for value in numbers.values() if value % 1)
+
+
 def test_texts_differ_and_each_equals_a_run_of_its_own(analyzer):
     together = analyzer.analyze_recursive_ssm_attention_effects(TEXTS, [0, 3])["individual_texts"]
     assert together["text_0"]["analysis"] != together["text_1"]["analysis"]

@@ -20,6 +20,7 @@ from result_files import (
     five_digits,
     provenance,
     read_json,
+    six_digits,
     to_jsonable,
     weights_sha256,
     write_atomically,
@@ -157,6 +158,14 @@ def test_five_digits() -> None:
     assert five_digits(-123456.7) == -123460.0
     assert five_digits(float("inf")) is None
     assert five_digits(None) is None
+
+
+def test_six_digits_leave_everything_but_floats_as_it_is():
+    given = {"a": [0.123456789, 12345678, None, True], "b": ("1.23456789", -9.87654321e-20)}
+    assert six_digits(given) == {
+        "a": [0.123457, 12345678, None, True],
+        "b": ["1.23456789", -9.87654e-20],
+    }
 
 
 def test_to_jsonable_converts_scalars_and_keeps_order() -> None:
