@@ -157,6 +157,8 @@ def test_right_padded_batches_have_the_same_gradients(name):
     torch.testing.assert_close(
         batch.grad_gated[LAYER][1, :11], single.grad_gated[LAYER][0], rtol=1e-4, atol=1e-6
     )
+
+
 @pytest.mark.parametrize("trainable", [True, False])
 def test_gradients_of_recomputed_layers_are_the_same_to_the_bit(monkeypatch, trainable):
     model = make_tiny_model().requires_grad_(trainable)
