@@ -21,8 +21,7 @@ from transformers import PreTrainedModel
 from analysis_steps import Step
 from analysis_utils import summarise
 from attention_neurons import NEURON_METHODS, AttentionData, attention_data
-from delta_extraction import DeltaMemory, delta_memory, layer_components
-from delta_neurons import DeltaSensitivity, delta_neuron_correlation, delta_sensitivity
+from delta_extraction import delta_memory, layer_components
 from gate_tokens import gate_tokens
 from layer_correlation_analyzer import STREAMS, cross_layer_correlations, recursive_patterns
 from mamba_mixers import MixerParameters
@@ -32,15 +31,22 @@ from memory_causal import (
     delta_interventions,
     neurons_beside_random,
 )
+from memory_neurons import (
+    DeltaAndNeurons,
+    TextNeurons,
+    channel_memory,
+    delta_and_neurons,
+    importance_and_memory,
+    mean_effects,
+    rank_test,
+    ranked,
+)
 from neuron_effects import ablation_check
-from neuron_sets import NeuronSet
 from ssm_component_extractor import Capture, RecursiveDynamics, SSMComponents, recursive_dynamics
-from ssm_components import mean_by_head
 from targets import resolve_target
-from time_shift_nulls import NullTest, spearman_permutation_test
+from time_shift_nulls import NullTest
 from utils import finite_or_none
 
-NUM_TOP_NEURONS = 10
 NUM_CAUSAL_NEURONS = 8
 """Most important neurons of a layer that are set to their mean one by one."""
 
@@ -85,25 +91,6 @@ class MemoryInputs:
 
 
 @dataclass(frozen=True, eq=False)
-class DeltaAndNeurons:
-    """How one layer's delta goes with its neurons, observed and by changing delta."""
-
-    observed: Any
-    """`DeltaNeuronCorrelation`: Spearman over tokens of delta with |activation|, by channel"""
-    sensitivity: DeltaSensitivity
-    """change of each neuron when delta is scaled, in all and in the decay alone"""
-    delta_with_memory: NullTest
-    """Spearman over heads of mean delta with `memory_sensitivity`, in Mamba-2 its mean over the
-    head's channels: whether those of larger delta depend more on what their state keeps; null:
-    permutations of the heads, which in Mamba-1 are the channels"""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Strict JSON."""
-        names = ("observed", "sensitivity", "delta_with_memory")
-        return {name: getattr(self, name).to_dict() for name in names}
-
-
-@dataclass(frozen=True, eq=False)
 class TextAttention:
     """Implicit attention of each text, of which the memory kernels go to JSON."""
 
@@ -112,35 +99,6 @@ class TextAttention:
     def to_dict(self) -> dict[str, Any]:
         """By layer: lags of each text, their summaries, and the kernel, mean over texts."""
         return {f"layer_{layer}": _kernels(self.texts, layer) for layer in self.texts[0].layers}
-
-
-@dataclass(frozen=True, eq=False)
-class TextNeurons:
-    """Neurons of each text by method and layer."""
-
-    texts: Sequence[Mapping[str, Mapping[int, NeuronSet]]]
-
-    def importance(self, method: str, layer: int) -> Tensor:
-        """(d_inner,) share of the layer's importance, mean over texts, so that each counts alike.
-
-        A text in which the method finds nothing at all counts as zeros.
-        """
-        given = [sets[method][layer].importance.double() for sets in self.texts]
-        return torch.stack([x / x.sum().clamp_min(1e-300) for x in given]).mean(0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """By layer, method and text: size and spread of activations, concentration, top neurons."""
-        layers = next(iter(self.texts[0].values()))
-        return {
-            f"layer_{layer}": {
-                method: {
-                    f"text_{i}": _neuron_summary(sets[method][layer])
-                    for i, sets in enumerate(self.texts)
-                }
-                for method in self.texts[0]
-            }
-            for layer in layers
-        }
 
 
 def delta_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
@@ -157,7 +115,10 @@ def delta_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
 
 def delta_neurons_step(inputs: MemoryInputs) -> dict[int, DeltaAndNeurons]:
     """Delta with the activation of each neuron, and the change of neurons when delta changes."""
-    return {layer: _delta_and_neurons(inputs, layer) for layer in inputs.settings.layers}
+    return {
+        layer: delta_and_neurons(inputs.components(layer), layer, inputs.settings.seed)
+        for layer in inputs.settings.layers
+    }
 
 
 def attention_step(inputs: MemoryInputs) -> TextAttention:
@@ -279,9 +240,11 @@ def neuron_memory_step(
     delta and memory, in Mamba-2 the mean over a head's channels."""
     return {
         layer: {
-            method: _join(
+            method: importance_and_memory(
                 neurons.importance(method, layer),
-                channel_memory(inputs, layer, delta[layer]["memory"], delta_neurons[layer]),
+                channel_memory(
+                    inputs.components(layer), delta[layer]["memory"], delta_neurons[layer]
+                ),
                 len(delta[layer]["memory"].channel_half_life),
                 inputs.settings.seed,
             )
@@ -304,7 +267,9 @@ def ablation_memory_step(
     result = {}
     for layer in inputs.settings.layers:
         ids, effects = mean_effects(ablation[layer])
-        memory = channel_memory(inputs, layer, delta[layer]["memory"], delta_neurons[layer])
+        memory = channel_memory(
+            inputs.components(layer), delta[layer]["memory"], delta_neurons[layer]
+        )
         importance = {name: neurons.importance(name, layer) for name in NEURON_METHODS}
         tests = {
             name: rank_test(effects, values[ids], inputs.settings.seed)
@@ -317,34 +282,6 @@ def ablation_memory_step(
             **tests,
         }
     return result
-
-
-def channel_memory(
-    inputs: MemoryInputs, layer: int, memory: DeltaMemory, delta_neurons: DeltaAndNeurons
-) -> dict[str, Tensor]:
-    """(d_inner,) each: mean delta over all tokens, half-life of the slowest state in tokens, and
-    `memory_sensitivity` of `delta_neurons`. A channel has the delta and half-life of its head."""
-    deltas = torch.cat([parts.channel_delta[0] for parts in inputs.components(layer)])
-    half_life = memory.channel_half_life.double()
-    return {
-        "mean_delta": deltas.double().mean(0),
-        "half_life": half_life.repeat_interleave(deltas.shape[1] // len(half_life)),
-        "memory_sensitivity": delta_neurons.sensitivity.memory_sensitivity.double(),
-    }
-
-
-def mean_effects(by_text: Mapping[str, Mapping[str, Any]]) -> tuple[Tensor, Tensor]:
-    """The ablated neurons of a layer, and the mean over texts of |effect| of each."""
-    effects = [part["effects"] for part in by_text.values()]
-    ids = [int(neuron) for neuron in effects[0]]
-    sizes = [[abs(part[str(neuron)]) for neuron in ids] for part in effects]
-    return torch.tensor(ids), torch.tensor(sizes, dtype=torch.float64).mean(0)
-
-
-def rank_test(x: Tensor, y: Tensor, seed: int) -> NullTest:
-    """Spearman over the entries that both sides define, against permutations."""
-    keep = x.isfinite() & y.isfinite()
-    return spearman_permutation_test(x[keep], y[keep], seed=seed)
 
 
 def causal_step(inputs: MemoryInputs) -> dict[str, Any]:
@@ -397,12 +334,12 @@ def neuron_causes_step(inputs: MemoryInputs, neurons: TextNeurons) -> dict[int, 
 
 def _neuron_causes(inputs: MemoryInputs, neurons: TextNeurons, layer: int) -> dict[str, Any]:
     settings = inputs.settings
-    ranked = _ranked(neurons.importance("gradient_guided", layer))
-    count = min(NUM_CAUSAL_NEURONS, len(ranked) - settings.num_random)
+    order = ranked(neurons.importance("gradient_guided", layer))
+    count = min(NUM_CAUSAL_NEURONS, len(order) - settings.num_random)
     if count < 1:
-        return {"reason": f"{len(ranked)} neuron(s), too few to draw {settings.num_random} others"}
+        return {"reason": f"{len(order)} neuron(s), too few to draw {settings.num_random} others"}
     return neurons_beside_random(
-        inputs.model, inputs.captures, layer, ranked[:count], settings.num_random, settings.seed
+        inputs.model, inputs.captures, layer, order[:count], settings.num_random, settings.seed
     )
 
 
@@ -444,18 +381,6 @@ def channel_tensors(inputs: MemoryInputs, results: Mapping[str, Any]) -> dict[st
     return tensors
 
 
-def _delta_and_neurons(inputs: MemoryInputs, layer: int) -> DeltaAndNeurons:
-    parts, seed = inputs.components(layer), inputs.settings.seed
-    sensitivity = delta_sensitivity(parts, layer)
-    mean_delta = torch.cat([part.delta[0] for part in parts]).double().mean(0)
-    memory_sensitivity = mean_by_head(sensitivity.memory_sensitivity.double(), len(mean_delta))
-    return DeltaAndNeurons(
-        delta_neuron_correlation(parts, layer, seed=seed),
-        sensitivity,
-        rank_test(mean_delta, memory_sensitivity, seed),
-    )
-
-
 def _kernels(texts: Sequence[AttentionData], layer: int) -> dict[str, Any]:
     kernels = [data.layers[layer].kernel for data in texts]
     lags = {
@@ -472,41 +397,6 @@ def _kernels(texts: Sequence[AttentionData], layer: int) -> dict[str, Any]:
         },
         "kernel": [finite_or_none(x) for x in mean[:_KERNEL_LAGS].tolist()],
     }
-
-
-def _neuron_summary(found: NeuronSet) -> dict[str, Any]:
-    """What of a neuron set goes to JSON; the activations' summary is over neurons of their RMS."""
-    full = found.to_dict()
-    rms = found.activations[0].double().square().mean(0).sqrt()
-    names = ("importance", "concentration", "top_neurons", "target", "note")
-    kept = {name: full[name] for name in names}
-    kept["top_neurons"] = kept["top_neurons"][:NUM_TOP_NEURONS]
-    return {"activation_rms": summarise(rms), **kept}
-
-
-def _join(
-    importance: Tensor, memory: Mapping[str, Tensor], num_heads: int, seed: int
-) -> dict[str, Any]:
-    """Correlations over heads, in Mamba-1 the channels; the top neurons with their values."""
-    top = _ranked(importance)[:NUM_TOP_NEURONS]
-    return {
-        "correlations": {
-            name: rank_test(mean_by_head(importance, num_heads), mean_by_head(x, num_heads), seed)
-            for name, x in memory.items()
-        },
-        "top_neurons": [
-            {
-                "neuron": neuron,
-                "importance_share": float(importance[neuron]),
-                **{name: finite_or_none(x[neuron]) for name, x in memory.items()},
-            }
-            for neuron in top
-        ],
-    }
-
-
-def _ranked(importance: Tensor) -> list[int]:
-    return importance.argsort(descending=True, stable=True).tolist()
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

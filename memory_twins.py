@@ -21,13 +21,8 @@ from findings import Finding
 from layer_correlation_analyzer import cross_layer_correlations, recursive_patterns
 from memory_causal import knockouts_by_layer
 from memory_claims import claims_on
-from memory_measures import (
-    MemoryInputs,
-    delta_causes_step,
-    delta_neurons_step,
-    mean_effects,
-    rank_test,
-)
+from memory_measures import MemoryInputs, delta_causes_step, delta_neurons_step
+from memory_neurons import mean_effects, rank_test
 from neuron_effects import ablation_effects, random_neurons
 from ssm_component_extractor import capture_texts
 from targets import resolve_target

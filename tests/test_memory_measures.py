@@ -1,4 +1,4 @@
-"""Measures of the memory analysis: state along a text, shares of importance, joined tests."""
+"""Measures of the memory analysis: the state along a text."""
 
 # A value is None only where it is undefined, and stand-ins have the fields in use: pyright is
 # told not to mind either here.
@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import make_tiny_model
 
-from memory_measures import TextNeurons, mean_effects, rank_test, state_along_text
+from memory_measures import state_along_text
 from ssm_component_extractor import capture, recursive_dynamics
 
 
@@ -48,29 +48,3 @@ def test_the_norm_is_that_of_the_states():
     norms = parts.hidden_states[0].double().flatten(1).norm(dim=1)
     # float32 norms against float64 ones.
     assert found["norm_by_quarter"][3] == pytest.approx(float(norms[9:].mean()), rel=1e-5)
-
-
-def test_texts_count_alike_in_the_importance():
-    def text(*importance):
-        return {"m": {0: SimpleNamespace(importance=torch.tensor(importance))}}
-
-    found = TextNeurons([text(1.0, 3.0), text(300.0, 100.0)]).importance("m", 0)
-    assert found.tolist() == [0.5, 0.5]
-    assert TextNeurons([text(0.0, 0.0)]).importance("m", 0).tolist() == [0, 0]
-
-
-def test_effects_are_averaged_in_size():
-    texts = {"text_0": {"effects": {"7": -2.0, "1": 1.0}},
-             "text_1": {"effects": {"7": 4.0, "1": 0.0}}}  # fmt: skip
-    ids, effects = mean_effects(texts)
-    assert ids.tolist() == [7, 1]
-    assert effects.tolist() == [3.0, 0.5]
-
-
-def test_undefined_channels_are_left_out_of_a_rank_test():
-    x = torch.arange(20.0)
-    y = x.clone()
-    y[3] = math.nan
-    found = rank_test(x, y, seed=0)
-    assert (found.n, found.value) == (19, pytest.approx(1.0, abs=1e-12))  # rounding of a sum
-    assert rank_test(x[:5], y[:5], seed=0).value is None
