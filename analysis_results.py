@@ -19,7 +19,7 @@ from analysis_steps import Step, StepOutcomes
 from attention_neurons import NEURON_METHODS, AttentionData
 from cross_text_analysis import TextMeasures
 from findings import Finding
-from key_findings import beside_twins
+from key_findings import beside_twins, twins_section
 from neuron_sets import NeuronSet
 from replay_check import replay_check
 from ssm_component_extractor import Capture
@@ -111,11 +111,7 @@ def with_findings(
     ]
     if twins:
         results["untrained_twins"] = {
-            "seeds": [twin.seed for twin in twins],
-            "values": {
-                finding.claim: [twin.findings[i].value for twin in twins]
-                for i, finding in enumerate(findings)
-            },
+            **twins_section(findings, {twin.seed: twin.findings for twin in twins}),
             "cross_text_analysis": twins[0].results["cross_text_analysis"],
         }
     return replace(analysis, results=to_jsonable(results))
@@ -189,12 +185,12 @@ def assemble(
     settings: Settings,
     seconds: float,
 ) -> Analysis:
-    """The seed's nested result, with self-check and provenance beside it."""
+    """The nested result of all texts, with self-check and provenance beside it."""
     origin = provenance(
         model,
         command=settings.command,
         seed=settings.seed,
-        texts={f"text_{i}": _text_origin(text) for i, text in enumerate(encoded)},
+        texts=text_origins(encoded),
     )
     origin["run"]["seconds"] = seconds
     results = {
@@ -225,11 +221,15 @@ def assemble(
     )
 
 
-def _text_origin(text: EncodedText) -> dict[str, Any]:
+def text_origins(encoded: Sequence[EncodedText]) -> dict[str, dict[str, Any]]:
+    """By text, for the provenance: how many tokens it has, and had before it was cut."""
     return {
-        "num_tokens": len(text.input_ids),
-        "num_tokens_before_truncation": text.num_tokens_before_truncation,
-        "truncated": text.truncated,
+        f"text_{i}": {
+            "num_tokens": len(text.input_ids),
+            "num_tokens_before_truncation": text.num_tokens_before_truncation,
+            "truncated": text.truncated,
+        }
+        for i, text in enumerate(encoded)
     }
 
 

@@ -42,6 +42,17 @@ def row_stochastic(absolute_map: Tensor) -> Tensor:
     return shares + torch.diag_embed(empty)
 
 
+def mixer_share(components: SSMComponents, stream: Tensor) -> Tensor:
+    """The mixer's share w of the residual stream's norm, (b, l), in [0, 1]: what rollout mixes by.
+
+    w_t = |o_t| / (|o_t| + |r_t|), o what the mixer adds and r the ``stream`` before the layer,
+    (b, l, d_model); 0 where both are zero.
+    """
+    mixed = components.written.norm(dim=-1)
+    total = mixed + stream.norm(dim=-1)
+    return torch.where(total > 0, mixed / total.clamp_min(1e-38), 0.0)
+
+
 def synthetic_attention(
     components: SSMComponents, temperature: float = SYNTHETIC_TEMPERATURE
 ) -> Tensor:

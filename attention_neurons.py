@@ -24,6 +24,7 @@ from attention_measures import (
     QueryStatistics,
     map_agreement,
     memory_kernel,
+    mixer_share,
     query_statistics,
     row_shares,
     row_stochastic,
@@ -373,13 +374,10 @@ def _gathered(
 
 def _rollout_step(data: AttentionData, layer: int) -> Tensor:
     """w A_hat + (1 - w) I of one layer, (b, l, l)."""
-    mixed = data.captured.components[layer].written.norm(dim=-1)
-    kept = data.captured.block_inputs[layer].norm(dim=-1)
-    total = mixed + kept
-    weight = torch.where(total > 0, mixed / total.clamp_min(1e-38), 0.0).unsqueeze(-1)
-    return weight * row_stochastic(data.layers[layer].absolute) + torch.diag_embed(
-        (1 - weight).squeeze(-1)
-    )
+    captured = data.captured
+    share = mixer_share(captured.components[layer], captured.block_inputs[layer])
+    attended = share.unsqueeze(-1) * row_stochastic(data.layers[layer].absolute)
+    return attended + torch.diag_embed(1 - share)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -57,10 +57,10 @@ from ssm_component_extractor import (
 from text_analysis import TextInputs, analyze_text, without_capture
 from untrained_twin import ENOUGH_TWINS, twin_seeds, untrained_twin
 from utils import (
-    DEMO_MODEL_PATH,
     EncodedText,
     MemoryTracker,
     add_common_options,
+    announcement,
     batches_by_length,
     check_output_dir,
     check_texts,
@@ -309,6 +309,36 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    validate_int("ablate", args.ablate, 0)
+    validate_int("twins", args.twins, 0)
+    if not args.quiet:
+        print(announcement(args))
+    job = job_from_options(args)
+    tracker = MemoryTracker(execution_device(job.model))
+    command = ["python", Path(__file__).name, *argv]
+    settings = Settings(
+        job.layers,
+        args.batch_size,
+        args.seed,
+        args.ablate,
+        num_twins=args.twins,
+        faithfulness=args.faithfulness,
+        command=command,
+    )
+    analysis = analyze(job.model, job.encoded, job.tokenizer, settings, after_each=tracker.cleanup)
+    path = write_analysis(analysis, job.output_dir / "analysis_results.json")
+    figures = write_figures(
+        analysis.results, job.output_dir, tensors=analysis.tensors, formats=args.formats
+    )
+    report, _ = write_report(
+        analysis.results, job.output_dir, tensors=analysis.tensors, figures=figures
+    )
+    print(run_summary(analysis.results, _files(path, figures, report, tracker.stats())))
+    return 1 if analysis.results["self_check"]["without_result"] else 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Eight-step analysis of recursion, attention and neurons in a Mamba.",
         epilog="example: python corrected_recursive_ssm_attention_analyzer.py "
@@ -336,42 +366,7 @@ def _command(argv: list[str]) -> int:
         help="also attribute each prediction to input tokens and measure how faithful that is",
     )
     parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
-    args = parser.parse_args(argv)
-    validate_int("ablate", args.ablate, 0)
-    validate_int("twins", args.twins, 0)
-    if not args.quiet:
-        print(_announcement(args))
-    job = job_from_options(args)
-    tracker = MemoryTracker(execution_device(job.model))
-    command = ["python", Path(__file__).name, *argv]
-    settings = Settings(
-        job.layers,
-        args.batch_size,
-        args.seed,
-        args.ablate,
-        num_twins=args.twins,
-        faithfulness=args.faithfulness,
-        command=command,
-    )
-    analysis = analyze(job.model, job.encoded, job.tokenizer, settings, after_each=tracker.cleanup)
-    path = write_analysis(analysis, job.output_dir / "analysis_results.json")
-    figures = write_figures(
-        analysis.results, job.output_dir, tensors=analysis.tensors, formats=args.formats
-    )
-    report, _ = write_report(
-        analysis.results, job.output_dir, tensors=analysis.tensors, figures=figures
-    )
-    print(run_summary(analysis.results, _files(path, figures, report, tracker.stats())))
-    return 1 if analysis.results["self_check"]["without_result"] else 0
-
-
-def _announcement(args: argparse.Namespace) -> str:
-    """What is about to be analysed, in two lines."""
-    is_demo = Path(args.model) == DEMO_MODEL_PATH
-    model = "the bundled demo model (pass --model for another)" if is_demo else args.model
-    given = args.text or args.texts_file
-    texts = "the given texts" if given else "three built-in texts (pass --text or --texts-file)"
-    return f"Model: {model}\nTexts: {texts}"
+    return parser
 
 
 def _files(path: Path, figures: Sequence[Path], report: Path, memory: dict[str, Any]) -> list[str]:

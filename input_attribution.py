@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from attention_measures import mixer_share, row_stochastic
 from mamba_mixers import (
     LRP,
     MixerReplay,
@@ -283,10 +284,9 @@ def _rollout(explained: Explained) -> Scores:
     row = _read_positions(explained)
     for layer in reversed(captured.layers):
         parts = captured.components[layer]
-        output = parts.written.norm(dim=-1)
-        share = (output / (output + captured.block_inputs[layer].norm(dim=-1)))[0].double()
+        share = mixer_share(parts, captured.block_inputs[layer])[0].double()
         alpha = attention_map(parts.delta, parts.A, parts.B, parts.C, absolute=True)[0]
-        row = (row * share) @ _row_stochastic(alpha.double()) + row * (1 - share)
+        row = (row * share) @ row_stochastic(alpha.double()) + row * (1 - share)
     return Scores(row)
 
 
@@ -432,13 +432,6 @@ def _read_positions(explained: Explained) -> Tensor:
         return read
     read = (explained.target.labels[0] >= 0).double().cpu()
     return read / read.sum()
-
-
-def _row_stochastic(weights: Tensor) -> Tensor:
-    """Rows (l, l) divided by their sums; a row of zeros attends to its own token."""
-    sums = weights.sum(1, keepdim=True)
-    identity = torch.eye(len(weights), dtype=weights.dtype)
-    return torch.where(sums > 0, weights / sums.clamp_min(1e-300), identity)
 
 
 def _check_ids(ids: Tensor, vocabulary: int) -> None:

@@ -34,7 +34,7 @@ Results = Mapping[str, Any]
 SPARSE_SHARE = 0.1
 """Fewer significant pairs of channels than this share count as few."""
 STRONG = 0.99
-"""A correlation as strong as the founding document reports."""
+"""A correlation as strong as earlier analyses of this kind report."""
 _ALPHA = 0.05
 
 _TEXT = "individual_texts.*.analysis"
@@ -141,7 +141,7 @@ _DIFFERS = (
     ),
 )
 
-# What the founding document says without naming a quantity that could be measured.
+# What earlier analyses say without naming a quantity that could be measured.
 _NOT_MEASURABLE = (
     "Sparse connections make processing efficient and precise",
     "Compressed states make memory processing scalable",
@@ -178,6 +178,17 @@ def beside_twins(findings: Sequence[Finding], twins: Sequence[Sequence[Finding]]
         finding.beside([twin[i] for twin in twins]) if finding.learned else finding
         for i, finding in enumerate(findings)
     ]
+
+
+def twins_section(
+    findings: Sequence[Finding], twins: Mapping[int, Sequence[Finding]]
+) -> dict[str, Any]:
+    """Seeds of untrained twins, and the value of every finding in each; ``twins`` by seed."""
+    values = {
+        finding.claim: [twin[i].value for twin in twins.values()]
+        for i, finding in enumerate(findings)
+    }
+    return {"seeds": list(twins), "values": values}
 
 
 def _structure(results: Results) -> list[Finding]:

@@ -20,12 +20,12 @@ from typing import Any
 from torch import Tensor, device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis_results import step_sections
+from analysis_results import step_sections, text_origins
 from analysis_steps import StepOutcomes, run_steps
 from attention_neurons import NEURON_METHODS, layer_parameters
 from findings import Finding
 from gate_tokens import token_pieces
-from key_findings import beside_twins
+from key_findings import beside_twins, twins_section
 from mamba_mixers import check_has_logits
 from memory_claims import claims_on
 from memory_measures import MEMORY_STEPS, MemoryInputs, MemorySettings, channel_tensors
@@ -44,10 +44,10 @@ from ssm_component_extractor import (
     model_layers,
 )
 from utils import (
-    DEMO_MODEL_PATH,
     SCHEMA_VERSION,
     EncodedText,
     add_common_options,
+    announcement,
     check_output_dir,
     check_texts,
     encode_texts,
@@ -223,13 +223,7 @@ def _results(
         },
         "self_check": _self_check(inputs, outcomes),
         "findings": [finding.to_dict() for finding in findings],
-        "untrained_twins": {
-            "seeds": [twin.seed for twin in twins],
-            "values": {
-                finding.claim: [twin.findings[i].value for twin in twins]
-                for i, finding in enumerate(findings)
-            },
-        },
+        "untrained_twins": twins_section(findings, {twin.seed: twin.findings for twin in twins}),
         "memory_by_layer": memory_by_layer(sections, settings.layers),
         "individual_texts": {
             f"text_{i}": {"text": text.text, "tokens": text.tokens}
@@ -240,14 +234,7 @@ def _results(
             inputs.model,
             command=settings.command,
             seed=settings.seed,
-            texts={
-                f"text_{i}": {
-                    "num_tokens": len(text.input_ids),
-                    "num_tokens_before_truncation": text.num_tokens_before_truncation,
-                    "truncated": text.truncated,
-                }
-                for i, text in enumerate(encoded)
-            },
+            texts=text_origins(encoded),
         ),
     }
 
@@ -277,6 +264,32 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    for name, least in (("num_positions", 1), ("ablate", 3), ("num_random", 1), ("twins", 0)):
+        validate_int(name.replace("_", "-"), getattr(args, name), least)
+    if not args.quiet:
+        print(announcement(args))
+    job = job_from_options(args)
+    command = ["python", "run_memory_recursion_analysis.py", *argv]
+    settings = MemorySettings(
+        job.layers, args.batch_size, args.seed, args.num_positions, args.ablate,
+        args.num_random, args.twins, command,
+    )  # fmt: skip
+    analysis = analyze_memory(job.model, job.encoded, job.tokenizer, settings)
+    path = write_memory_analysis(analysis, job.output_dir)
+    report = job.output_dir / "memory_recursion_report.md"
+    _write_text(report, memory_report(analysis.results))
+    figures = write_figures(analysis.results, job.output_dir, formats=args.formats)
+    files = [
+        f"Results: {path}, its .safetensors, findings.csv and memory_by_layer.csv",
+        f"Figures: {len(figures)} files in {job.output_dir}",
+        f"Report:  {report}",
+    ]
+    print(run_summary(analysis.results, files))
+    return 1 if analysis.results["self_check"]["without_result"] else 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Memory of a Mamba: what its states keep, and what its predictions owe to it.",
         epilog="example: python run_memory_recursion_analysis.py --texts-file my_texts.txt "
@@ -302,31 +315,7 @@ def _command(argv: list[str]) -> int:
         "(default: 5)",
     )  # fmt: skip
     parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
-    args = parser.parse_args(argv)
-    for name, least in (("num_positions", 1), ("ablate", 3), ("num_random", 1), ("twins", 0)):
-        validate_int(name.replace("_", "-"), getattr(args, name), least)
-    if not args.quiet and Path(args.model) == DEMO_MODEL_PATH:
-        print("Model: the bundled demo model (pass --model for another)")
-    if not args.quiet and not (args.text or args.texts_file):
-        print("Texts: three built-in texts (pass --text or --texts-file)")
-    job = job_from_options(args)
-    command = ["python", "run_memory_recursion_analysis.py", *argv]
-    settings = MemorySettings(
-        job.layers, args.batch_size, args.seed, args.num_positions, args.ablate,
-        args.num_random, args.twins, command,
-    )  # fmt: skip
-    analysis = analyze_memory(job.model, job.encoded, job.tokenizer, settings)
-    path = write_memory_analysis(analysis, job.output_dir)
-    report = job.output_dir / "memory_recursion_report.md"
-    _write_text(report, memory_report(analysis.results))
-    figures = write_figures(analysis.results, job.output_dir, formats=args.formats)
-    files = [
-        f"Results: {path}, its .safetensors, findings.csv and memory_by_layer.csv",
-        f"Figures: {len(figures)} files in {job.output_dir}",
-        f"Report:  {report}",
-    ]
-    print(run_summary(analysis.results, files))
-    return 1 if analysis.results["self_check"]["without_result"] else 0
+    return parser
 
 
 if __name__ == "__main__":

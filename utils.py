@@ -16,6 +16,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -84,6 +85,7 @@ __all__ = [
     "MemoryTracker",
     "StrPath",
     "add_common_options",
+    "announcement",
     "batches_by_length",
     "check_output_dir",
     "check_texts",
@@ -263,6 +265,15 @@ def texts_from_options(args: argparse.Namespace) -> list[str]:
     if args.texts_file:
         return check_texts(read_texts_file(args.texts_file))
     return check_texts(args.text or list(EXAMPLE_TEXTS))
+
+
+def announcement(args: argparse.Namespace) -> str:
+    """What a command is about to analyse, in two lines: its model and its texts."""
+    is_demo = Path(args.model) == DEMO_MODEL_PATH
+    model = "the bundled demo model (pass --model for another)" if is_demo else args.model
+    given = args.text or args.texts_file
+    texts = "the given texts" if given else "three built-in texts (pass --text or --texts-file)"
+    return f"Model: {model}\nTexts: {texts}"
 
 
 def configure_logging(debug: bool = False, quiet: bool = False) -> None:
