@@ -44,6 +44,7 @@ from panel_primitives import (
     why_none,
     write_reason,
 )
+from report_measures import STATISTIC_NAMES, method_name
 
 PAIR_NAMES = {
     "delta_received": "Δ, attention\nreceived",
@@ -53,20 +54,6 @@ PAIR_NAMES = {
     "C_norm_paid": "|C|, attention\npaid",
 }
 """How the pairs of quantities of the SSM-attention correlations are written."""
-
-METHOD_NAMES = {
-    "attention_weighted": "attention-weighted",
-    "gradient_guided": "gradient-guided",
-    "rollout": "rollout",
-}
-STATISTIC_NAMES = {
-    "mean_delta": "mean Δ",
-    "state_norm": "state norm",
-    "retain_energy": "kept energy",
-    "entropy_share": "entropy share",
-    "mean_distance": "mean distance",
-    "strength": "strength",
-}
 
 
 # SSM components
@@ -174,11 +161,10 @@ def plot_memory_kernel(sections: Sections, ax: Axes | None = None) -> Axes:
 
 def plot_entropy_share(sections: Sections, ax: Axes | None = None) -> Axes:
     """Entropy of attention over its largest possible value, ln(t + 1), over queries."""
-    ax = draw_summary(
+    return draw_summary(
         sections, "statistics.entropy_share", ax, "Entropy over its maximum ln(t + 1)", "share",
         spread=True,
     )  # fmt: skip
-    return ax
 
 
 def plot_mean_distance(sections: Sections, ax: Axes | None = None) -> Axes:
@@ -278,7 +264,7 @@ def plot_neuron_magnitude(sections: Sections, method: str, ax: Axes | None = Non
 
 
 def _of(quantity: str, method: str) -> str:
-    return f"{quantity},\n{METHOD_NAMES.get(method, method)}"
+    return f"{quantity},\n{method_name(method)}"
 
 
 def plot_neuron_concentration(sections: Sections, method: str, ax: Axes | None = None) -> Axes:
@@ -305,8 +291,7 @@ def plot_pair_statistic(
     parts = {text: part[stream] for text, part in usable(sections).items()}
     labels = pair_labels(next(iter(parts.values()), {}))
     tests = {text: [pair[statistic] for pair in part.values()] for text, part in parts.items()}
-    ax = draw_tests(ax, sections, labels, tests)
-    return ax
+    return draw_tests(ax, sections, labels, tests)
 
 
 def plot_lagged_correlation(section: Section, ax: Axes | None = None) -> Axes:
@@ -442,9 +427,7 @@ def plot_neuron_rank_agreement(section: Section, ax: Axes | None = None) -> Axes
 def _by_method(section: Section, name: str) -> dict[str, list[float | None]]:
     methods = layers_of(section)[0][1]
     return {
-        METHOD_NAMES.get(method) or str(method): [
-            part[method][name] for _, part in layers_of(section)
-        ]
+        method_name(method): [part[method][name] for _, part in layers_of(section)]
         for method in methods
     }
 

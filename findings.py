@@ -44,6 +44,8 @@ MIN_DEPTH = 5
 order once in 24 times."""
 LAYER_GROUPS = {"early": (0, 3), "middle": (3, 9), "late": (9, 13)}
 """Layers from the first number up to, not including, the second."""
+SPARSE_SHARE = 0.1
+"""Fewer significant pairs of channels than this share count as few."""
 
 Interval = tuple[float, float]
 

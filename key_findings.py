@@ -16,6 +16,7 @@ import numpy as np
 
 from findings import (
     LAYER_GROUPS,
+    SPARSE_SHARE,
     Finding,
     above_null,
     differs_by_layer,
@@ -31,8 +32,6 @@ from findings import (
 
 Results = Mapping[str, Any]
 
-SPARSE_SHARE = 0.1
-"""Fewer significant pairs of channels than this share count as few."""
 STRONG = 0.99
 """A correlation as strong as earlier analyses of this kind report."""
 _ALPHA = 0.05

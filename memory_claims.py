@@ -16,6 +16,7 @@ import numpy as np
 from analysis_utils import FloatArray
 from findings import (
     LAYER_GROUPS,
+    SPARSE_SHARE,
     Finding,
     above_null,
     differs_by_layer,
@@ -26,9 +27,6 @@ from findings import (
     undecided,
 )
 from time_shift_nulls import MIN_TOKENS
-
-SPARSE_SHARE = 0.1
-"""Fewer significant pairs of channels than this share count as few."""
 
 
 def claims_on(

@@ -28,6 +28,7 @@ from panel_primitives import (
     thin_ticks,
     write_reason,
 )
+from report_measures import method_name
 
 CAUSAL_KINDS = {"reset": "State reset", "knockout": "One source hidden"}
 """How the interventions on the state are written, by the name they have in the results."""
@@ -65,7 +66,7 @@ def plot_by_layer(
 
 def plot_activation(section: Section, method: str, ax: Axes | None = None) -> Axes:
     """RMS of a method's neurons by layer: mean over neurons and texts, band of the texts' range."""
-    ax = begin(ax, method.replace("_", "-"), "layer", "RMS per neuron")
+    ax = begin(ax, method_name(method), "layer", "RMS per neuron")
     if reason := failure(section):
         return write_reason(ax, reason)
     layers = layers_of(section)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from findings import Finding, compared, number, sentence
+from report_measures import method_name
 
 Row = Mapping[str, Any]
 
@@ -136,6 +137,15 @@ def _tested(test: Row) -> str:
     return f"{number(test['value'])} (null {number(low)} to {number(high)}{within})"
 
 
+def _interval(estimate: Row) -> str:
+    """An interval, and whether it holds 0; "" for none."""
+    low, high = estimate["low"], estimate["high"]
+    if low is None:
+        return ""
+    within = ": not found" if low <= 0 <= high else ""
+    return f"interval {number(low)} to {number(high)}{within}"
+
+
 def _delta_causes(part: Row | None) -> str:
     if not part:
         return ""
@@ -198,7 +208,7 @@ def _recursion(patterns: Row | None) -> str:
 
 def _neurons(methods: Row | None) -> str:
     given = [
-        f"{method.replace('_', '-')} {_tested(part['correlations']['memory_sensitivity'])}"
+        f"{method_name(method)} {_tested(part['correlations']['memory_sensitivity'])}"
         for method, part in (methods or {}).items()
         if isinstance(part, Mapping) and "correlations" in part
     ]
@@ -209,10 +219,7 @@ def _neuron_causes(part: Row | None) -> str:
     if not part or "excess" not in part:
         return ""
     excess = part["excess"]
-    ends = "no interval for one neuron"
-    if excess["low"] is not None:
-        within = ": not found" if excess["low"] <= 0 <= excess["high"] else ""
-        ends = f"interval {number(excess['low'])} to {number(excess['high'])}{within}"
+    ends = _interval(excess) or "no interval for one neuron"
     return (
         f"Setting one of the {len(part['neurons'])} neurons that the gradient-guided method ranks "
         f"first to its mean costs {number(part['kl'])} nats of KL a token, a random neuron of the "
@@ -256,10 +263,7 @@ def _agreement(agreement: Row) -> str:
     rho = agreement["spearman"]
     if rho is None:
         return f"no agreement with the memory kernel is defined: {agreement['reason']}."
-    ends = "no interval for one position"
-    if agreement["low"] is not None:
-        within = ": not found" if agreement["low"] <= 0 <= agreement["high"] else ""
-        ends = f"interval {number(agreement['low'])} to {number(agreement['high'])}{within}"
+    ends = _interval(agreement) or "no interval for one position"
     return (
         f"rank agreement with the memory kernel over {agreement['num_lags']} lags {number(rho)} "
         f"({ends}); with a curve that only falls {number(agreement['falling'])}."

@@ -17,6 +17,7 @@ from torch import Tensor
 from findings import VERDICTS, Finding, caveat
 from memory_table import entry_at
 from panel_primitives import Section, failure
+from report_measures import method_name
 from report_tables import (
     Table,
     cross_text_tables,
@@ -247,7 +248,7 @@ def _neuron_notes(results: Section) -> list[str]:
                 if found.get("note"):
                     notes.setdefault((method, found["note"]), set()).add(layer.replace("_", " "))
     return [
-        f"Neurons by {method.replace('_', '-')}, {', '.join(sorted(layers))}: {note}."
+        f"Neurons by {method_name(method)}, {', '.join(sorted(layers))}: {note}."
         for (method, note), layers in notes.items()
     ]
 

@@ -1,12 +1,27 @@
 """What the numbers of a report are: name, unit, definition and how each can mislead.
 
-The report shows them as tooltips and as its glossary; `mathematics` in the definitions follows the
-glossary of letters in `selective_scan`.
+The report shows them as tooltips and as its glossary, with the letters of the glossary in
+`selective_scan`. Here too how tables and figures write the names of statistics and methods.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
+
+STATISTIC_NAMES = {
+    "mean_delta": "mean Δ",
+    "state_norm": "state norm",
+    "retain_energy": "kept energy",
+    "entropy_share": "entropy share",
+    "mean_distance": "mean distance",
+    "strength": "strength",
+}
+"""Statistics whose spread between texts is measured, as they are written."""
+
+
+def method_name(method: str) -> str:
+    """A neuron method as text: gradient_guided is gradient-guided."""
+    return method.replace("_", "-")
 
 
 class Measure(NamedTuple):

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from findings import number
 from memory_table import entry_at
 from panel_primitives import Section, cross_text_section, failure, layers_of
+from report_measures import STATISTIC_NAMES, method_name
 
 UNDEFINED = "–"
 
@@ -272,11 +273,6 @@ def _evolution(steps: Section) -> Table:
     )
 
 
-def method_name(method: str) -> str:
-    """A neuron method as text: gradient_guided is gradient-guided."""
-    return method.replace("_", "-")
-
-
 def _ablation(steps: Section) -> Table:
     section = steps["neuron_ablation"]
     rows = []
@@ -303,16 +299,6 @@ def _ablation(steps: Section) -> Table:
     )
 
 
-_SPREADS = {
-    "mean_delta": "mean Δ",
-    "state_norm": "state norm",
-    "retain_energy": "kept energy",
-    "entropy_share": "entropy share",
-    "mean_distance": "mean distance",
-    "strength": "strength",
-}
-
-
 def _spread(results: Section) -> Table:
     sections = [cross_text_section(results, f"{part}_consistency") for part in ("ssm", "attention")]
     by_layer: dict[int, dict[str, Any]] = {}
@@ -320,11 +306,11 @@ def _spread(results: Section) -> Table:
         for layer, part in layers_of(section) if failure(section) is None else ():
             by_layer.setdefault(layer, {}).update(part)
     rows = [
-        (Cell(str(layer)), *(_ratio(parts.get(name)) for name in _SPREADS))
+        (Cell(str(layer)), *(_ratio(parts.get(name)) for name in STATISTIC_NAMES))
         for layer, parts in sorted(by_layer.items())
     ]
     whys = [why for section in sections if (why := failure(section)) is not None]
-    columns = (Column("layer"), *(Column(label, "spread") for label in _SPREADS.values()))
+    columns = (Column("layer"), *(Column(label, "spread") for label in STATISTIC_NAMES.values()))
     why = None if rows else "; ".join(whys) or "no results"
     return Table("Spread between texts", columns, tuple(rows), "Near 1: as by chance.", why)
 

@@ -19,8 +19,8 @@ from drawing import clean_token
 from memory_table import entry_at
 from packed_maps import pack_maps
 from panel_primitives import Section, failure
-from report_measures import MEASURES
-from report_tables import Cell, Column, Table, cell, method_name, shown, text_name
+from report_measures import MEASURES, method_name
+from report_tables import Cell, Column, Table, cell, shown, text_name
 
 MAX_TEXTS = 12
 """More texts than this, and the first of them are in the view."""

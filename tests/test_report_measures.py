@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from report_measures import MEASURES
+from report_measures import MEASURES, method_name
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -22,3 +22,7 @@ def test_the_page_refers_to_measures_that_there_are():
     referred = set(re.findall(r'term\("[^"]+", "(\w+)"\)', page))
     assert referred
     assert referred <= set(MEASURES)
+
+
+def test_methods_are_written_with_hyphens():
+    assert method_name("gradient_guided") == "gradient-guided"

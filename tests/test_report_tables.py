@@ -10,7 +10,6 @@ from report_tables import (
     cross_text_tables,
     failures,
     memory_table,
-    method_name,
     null_cell,
     provenance_table,
     replay_table,
@@ -140,4 +139,3 @@ def test_pairs_of_too_few_tokens_give_the_reason(results):
     broken = {**results, "individual_texts": {"text_0": {**part, "analysis": steps}}}
     table = by_title(text_tables(broken, "text_0"))["From layer to layer"]
     assert [entry.text for entry in table.rows[0]][:3] == ["0 to 2", "mixers", "– (5 tokens)"]
-    assert method_name("gradient_guided") == "gradient-guided"
