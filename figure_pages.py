@@ -48,6 +48,7 @@ STYLE: dict[str, Any] = {
 _WIDTH = 7.2
 _LINE = 0.13
 _CHARACTERS_PER_LINE = 155
+_LABEL_LENGTH = 36  # characters of a text in the legend
 
 
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
@@ -126,14 +127,14 @@ def _text_handle(results: Section, name: str) -> Line2D:
     return Line2D([], [], color=colour, marker=marker, label=label)
 
 
-def _beginning(text: str, length: int = 36) -> str:
+def _beginning(text: str) -> str:
     """How a text begins, on one line, with nothing in it that matplotlib takes for mathematics."""
-    start = " ".join(text[: 4 * length].split())
+    start = " ".join(text[: 4 * _LABEL_LENGTH].split())
     printable = "".join(
         c if c.isprintable() else c.encode("unicode_escape").decode() for c in start
     )
     # One more than is shown, so that a cut is marked where the whole text is longer.
-    return drawable_text(printable[: length + 1], length).replace("$", r"\$")
+    return drawable_text(printable[: _LABEL_LENGTH + 1], _LABEL_LENGTH).replace("$", r"\$")
 
 
 def _origin(results: Section, sections: Mapping[str, Section]) -> str:

@@ -233,13 +233,16 @@ def _sparse_but_strong(results: Results) -> list[Finding]:
     """Claims about few significant pairs of channels, and about the largest correlation."""
     given = _parts(results, f"{_PAIRS}.*")
     pairs = {name: pair for name, pair in given.items() if pair["enough_tokens"]}
-    reason = first_reason(given.values())
     share = {name: pair["significant_share"] for name, pair in pairs.items()}
     by_chance = {name: pair["significant_share_null"] for name, pair in pairs.items()}
     strong = {name: pair["max_abs"] for name, pair in pairs.items()}
     some_but_few = {name: by_chance[name] < share[name] < SPARSE_SHARE for name in pairs}
     above = {name: test["value"] > test["null_high"] for name, test in strong.items()}
-    unit = "pairs of layers"
+    same: dict[str, Any] = {
+        "rule": "in more than half of the pairs of layers, and in more than chance gives",
+        "unit": "pairs of layers",
+        "reason": first_reason(given.values()),
+    }
     return [
         share_of_hits(
             "Connections between layers are sparse",
@@ -247,9 +250,7 @@ def _sparse_but_strong(results: Results) -> list[Finding]:
             f"significant at a false discovery rate of 5 %, but fewer than {SPARSE_SHARE:g}",
             list(some_but_few.values()),
             f"{_PAIRS}.*.significant_share",
-            rule="in more than half of the pairs of layers, and in more than chance gives",
-            unit=unit,
-            reason=reason,
+            **same,
             chance=_ALPHA,
             details={name: {"significant_share": share[name]} for name in pairs},
         ),
@@ -259,18 +260,14 @@ def _sparse_but_strong(results: Results) -> list[Finding]:
             "pairs of channels",
             [above[name] and share[name] < SPARSE_SHARE for name in pairs],
             f"{_PAIRS}.*.significant_share",
-            rule="in more than half of the pairs of layers, and in more than chance gives",
-            unit=unit,
-            reason=reason,
+            **same,
         ),
         share_of_hits(
             f"The largest correlations between layers reach {STRONG:g}",
             f"share of pairs of layers with the largest |r| above its null and at least {STRONG:g}",
             [above[name] and strong[name]["value"] >= STRONG for name in pairs],
             f"{_PAIRS}.*.max_abs",
-            rule="in more than half of the pairs of layers, and in more than chance gives",
-            unit=unit,
-            reason=reason,
+            **same,
             details={name: {"max_abs": test["value"]} for name, test in strong.items()},
         ),
     ]

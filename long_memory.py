@@ -374,6 +374,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    configure_logging(args.debug, args.quiet)
+    widths = parse_widths(args.windows)
+    text, folder = read_book(args.book), check_output_dir(args.output_dir)
+    model = load_model(args.model, device=args.device, dtype=args.dtype)
+    ids = load_tokenizer(args.model)(text, verbose=False)["input_ids"][: args.max_tokens]
+    layers = model_layers(model, args.layers)
+    results = long_memory(
+        model, ids, layers=layers, windows=widths, chunk_size=args.chunk_size, seed=args.seed
+    )
+    results["schema_version"] = SCHEMA_VERSION
+    command = ["python", "long_memory.py", *argv]
+    results["provenance"] = provenance(model, command=command, seed=args.seed)
+    path = write_json(folder / "long_memory.json", results)
+    write_csv(folder / "readings.csv", results["readings"])
+    write_figures(results, folder, formats=args.formats)
+    print("\n".join(readings_table(results["readings"])))
+    print(f"Wrote {path}, readings.csv and its figure beside it.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="A long text as one stream: what memory is worth, and what the states do.",
         epilog="example: python long_memory.py book.txt --max-tokens 65536",
@@ -401,25 +423,7 @@ def _command(argv: list[str]) -> int:
         help="widths of the windows, in tokens (default: 128,512,2048)",
     )  # fmt: skip
     parser.set_defaults(output_dir="long_memory")
-    args = parser.parse_args(argv)
-    configure_logging(args.debug, args.quiet)
-    widths = parse_widths(args.windows)
-    text, folder = read_book(args.book), check_output_dir(args.output_dir)
-    model = load_model(args.model, device=args.device, dtype=args.dtype)
-    ids = load_tokenizer(args.model)(text, verbose=False)["input_ids"][: args.max_tokens]
-    layers = model_layers(model, args.layers)
-    results = long_memory(
-        model, ids, layers=layers, windows=widths, chunk_size=args.chunk_size, seed=args.seed
-    )
-    results["schema_version"] = SCHEMA_VERSION
-    command = ["python", "long_memory.py", *argv]
-    results["provenance"] = provenance(model, command=command, seed=args.seed)
-    path = write_json(folder / "long_memory.json", results)
-    write_csv(folder / "readings.csv", results["readings"])
-    write_figures(results, folder, formats=args.formats)
-    print("\n".join(readings_table(results["readings"])))
-    print(f"Wrote {path}, readings.csv and its figure beside it.")
-    return 0
+    return parser
 
 
 def parse_widths(listed: str) -> list[int]:

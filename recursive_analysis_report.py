@@ -224,6 +224,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
+    args = _parser().parse_args(argv)
+    configure_logging(args.debug, args.quiet)
+    given = args.named or args.results or DEFAULT_RESULTS
+    results, tensors = load_results(given)
+    memory = None if args.memory_results is None else load_results(args.memory_results)[0]
+    with drawing_from(given):
+        report_content(results, tensors, memory)  # what is wrong is said before figures are drawn
+    folder = check_output_dir(args.output_dir)
+    formats = list(dict.fromkeys(["png", *args.formats]))
+    with drawing_from(given):
+        figures = write_figures(results, folder, tensors=tensors, formats=formats)
+    if memory is not None:
+        with drawing_from(str(args.memory_results)):
+            figures += write_figures(memory, folder / "memory", formats=formats)
+    with drawing_from(given):
+        page, text = write_report(results, folder, tensors=tensors, figures=figures, memory=memory)
+    if not args.quiet:
+        print(f"Wrote {page} (open it in a browser), {text} and {len(figures)} figure files.")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description="Report of an analysis, from its files: report.html, to open in a browser, "
         "and report.md.",
@@ -245,25 +267,7 @@ def _command(argv: list[str]) -> int:
     )  # fmt: skip
     add_common_options(parser, "output_dir", "formats", "debug", "quiet")
     parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
-    args = parser.parse_args(argv)
-    configure_logging(args.debug, args.quiet)
-    given = args.named or args.results or DEFAULT_RESULTS
-    results, tensors = load_results(given)
-    memory = None if args.memory_results is None else load_results(args.memory_results)[0]
-    with drawing_from(given):
-        report_content(results, tensors, memory)  # what is wrong is said before figures are drawn
-    folder = check_output_dir(args.output_dir)
-    formats = list(dict.fromkeys(["png", *args.formats]))
-    with drawing_from(given):
-        figures = write_figures(results, folder, tensors=tensors, formats=formats)
-    if memory is not None:
-        with drawing_from(args.memory_results):
-            figures += write_figures(memory, folder / "memory", formats=formats)
-    with drawing_from(given):
-        page, text = write_report(results, folder, tensors=tensors, figures=figures, memory=memory)
-    if not args.quiet:
-        print(f"Wrote {page} (open it in a browser), {text} and {len(figures)} figure files.")
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

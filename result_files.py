@@ -299,8 +299,6 @@ def provenance(
     *,
     command: Sequence[str] | str | None = None,
     seed: int | None = None,
-    dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
     **details: Any,
 ) -> dict[str, Any]:
     """Return what is needed to make a result again, ready for JSON.
@@ -318,8 +316,8 @@ def provenance(
         | {name: _package_version(name) for name in _VERSIONED_PACKAGES},
         "command": _without_output_dir(arguments) or None,
         "model": _model_identity(model),
-        "dtype": str(dtype or _first_parameter(model).dtype).removeprefix("torch."),
-        "device": str(device or _first_parameter(model).device),
+        "dtype": str(_first_parameter(model).dtype).removeprefix("torch."),
+        "device": str(_first_parameter(model).device),
         "seed": seed,
         "kernels": {name: importlib.util.find_spec(name) is not None for name in _KERNEL_PACKAGES},
     }
