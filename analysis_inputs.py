@@ -256,6 +256,27 @@ def _encode(
     )
 
 
+def repeated_texts(encoded: Sequence[EncodedText]) -> dict[int, int]:
+    """Texts that have the tokens of an earlier one: their number, and that one's.
+
+    Pooled as texts of their own they would count as evidence that there is not: noise in a text
+    given three times exceeds the null of any statistic over texts nearly always.
+    """
+    first: dict[tuple[int, ...], int] = {}
+    for index, text in enumerate(encoded):
+        first.setdefault(tuple(text.input_ids), index)
+    earlier = {index: first[tuple(text.input_ids)] for index, text in enumerate(encoded)}
+    return {index: number for index, number in earlier.items() if index != number}
+
+
+def distinct_texts(encoded: Sequence[EncodedText]) -> list[EncodedText]:
+    """The texts without `repeated_texts`; a warning is logged for each that is left out."""
+    repeated = repeated_texts(encoded)
+    for index, number in repeated.items():
+        logger.warning("text %d is text %d again and does not count a second time", index, number)
+    return [text for index, text in enumerate(encoded) if index not in repeated]
+
+
 def pad_batch(encoded: Sequence[EncodedText], pad_token_id: int) -> tuple[Tensor, Tensor]:
     """Return `input_ids (b, l)` and `attention_mask (b, l)`, int64, padded on the LEFT to one l.
 

@@ -27,6 +27,7 @@ from utils import (
     SCHEMA_VERSION,
     EncodedText,
     provenance,
+    repeated_texts,
     six_digits,
     to_jsonable,
     write_csv,
@@ -222,8 +223,9 @@ def assemble(
 
 
 def text_origins(encoded: Sequence[EncodedText]) -> dict[str, dict[str, Any]]:
-    """By text, for the provenance: how many tokens it has, and had before it was cut."""
-    return {
+    """By text, for the provenance: how many tokens it has, and had before it was cut; ``same_as``
+    names an earlier text of the same tokens."""
+    origins: dict[str, dict[str, Any]] = {
         f"text_{i}": {
             "num_tokens": len(text.input_ids),
             "num_tokens_before_truncation": text.num_tokens_before_truncation,
@@ -231,6 +233,17 @@ def text_origins(encoded: Sequence[EncodedText]) -> dict[str, dict[str, Any]]:
         }
         for i, text in enumerate(encoded)
     }
+    for repeated, first in repeated_texts(encoded).items():
+        origins[f"text_{repeated}"]["same_as"] = f"text_{first}"
+    return origins
+
+
+def without_repeats(results: Mapping[str, Any]) -> dict[str, Any]:
+    """The results without the texts that are an earlier one again, for findings to count."""
+    origins = results["provenance"]["texts"]
+    texts = results["individual_texts"]
+    kept = {name: part for name, part in texts.items() if "same_as" not in origins[name]}
+    return {**results, "individual_texts": kept}
 
 
 def _self_check(

@@ -35,6 +35,7 @@ from analysis_results import (
     assemble,
     step_sections,
     with_findings,
+    without_repeats,
     write_analysis,
 )
 from analysis_steps import Step, is_recoverable, run_steps
@@ -64,11 +65,13 @@ from utils import (
     batches_by_length,
     check_output_dir,
     check_texts,
+    distinct_texts,
     encode_texts,
     execution_device,
     pad_batch,
     padding_id,
     progress,
+    repeated_texts,
     require_tokenizer,
     run_main,
     validate_int,
@@ -90,19 +93,22 @@ def analyze(
     """Run all steps on tokenized texts.
 
     A step that fails leaves its error under its key and the rest intact; ``after_each`` is called
-    after every step. Findings are computed from the results, and again from those of
-    ``settings.num_twins`` untrained twins. Cost, as much again for each twin: one forward pass a
-    batch up to the last layer asked for, one forward and backward pass a text for the
-    gradient-guided neurons, and the steps.
+    after every step. A text given again is analysed, but counts once in what is compared or pooled
+    over texts: a warning says so, and ``same_as`` in the provenance. Findings are computed from the
+    results, and again from those of ``settings.num_twins`` untrained twins. Cost, as much again for
+    each twin: one forward pass a batch up to the last layer asked for, one forward and backward
+    pass a text for the gradient-guided neurons, and the steps.
     """
+    distinct_texts(encoded)  # says which texts come again
     analysis = _analyze_alone(model, encoded, tokenizer, settings, after_each)
-    findings = key_findings(analysis.results, settings.seed)
+    findings = key_findings(without_repeats(analysis.results), settings.seed)
     alone = replace(settings, num_twins=0, num_ablations=0, faithfulness=False)
     twins = []
     for seed in progress(twin_seeds(settings.num_twins, settings.seed), desc="untrained twins"):
         twin = untrained_twin(model, seed)
         results = _analyze_alone(twin, encoded, tokenizer, alone, after_each).results
-        twins.append(TwinResults(seed, results, key_findings(results, settings.seed)))
+        found = key_findings(without_repeats(results), settings.seed)
+        twins.append(TwinResults(seed, results, found))
     return with_findings(analysis, findings, twins)
 
 
@@ -253,10 +259,12 @@ def _together(
     after_each: Callable[[], None] | None,
 ) -> dict[str, Any]:
     """8: what the texts have in common, and on request the faithfulness of attributions."""
-    measures = [text.measures for text in texts if text.measures is not None]
+    numbers = [i for i in range(len(texts)) if i not in repeated_texts(encoded)]
+    measures = [found for i in numbers if (found := texts[i].measures) is not None]
     steps = list(CROSS_TEXT_STEPS)
     if settings.faithfulness:
-        table = partial(faithfulness_table, model, tokenizer, encoded, seed=settings.seed)
+        distinct = [encoded[i] for i in numbers]
+        table = partial(faithfulness_table, model, tokenizer, distinct, seed=settings.seed)
         steps.append(Step("attribution_faithfulness", lambda _: table()))
     return step_sections(run_steps(steps, measures, after_each), steps)
 

@@ -57,6 +57,7 @@ from time_shift_nulls import (
 from utils import (
     add_common_options,
     batches_by_length,
+    distinct_texts,
     finite_or_none,
     five_digits,
     pad_batch,
@@ -372,6 +373,7 @@ def _command(argv: list[str]) -> int:
     )
     parser.set_defaults(output_dir="layer_correlations")
     job = job_from_options(parser.parse_args(argv))
+    job = job._replace(encoded=distinct_texts(job.encoded))
     print(_write_streamed(job) if job.args.stream else _write_all(job))
     return 0
 

@@ -50,6 +50,7 @@ from utils import (
     announcement,
     check_output_dir,
     check_texts,
+    distinct_texts,
     encode_texts,
     padding_id,
     provenance,
@@ -83,11 +84,14 @@ def analyze_memory(
 ) -> MemoryAnalysis:
     """Run the steps on tokenized texts and try the claims on what they give.
 
+    All texts are pooled: one given again is left out, and a warning says so.
+
     Cost: one forward pass a batch, one forward and backward pass a text for the gradient-guided
     neurons, for each ablated neuron and each position and kind of intervention the layers from the
     one changed on, and the steps.
     """
     started = time.perf_counter()
+    encoded = distinct_texts(encoded)
     captures = capture_texts(
         model,
         encoded,

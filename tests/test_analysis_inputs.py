@@ -19,11 +19,13 @@ from analysis_inputs import (
     EncodedText,
     batches_by_length,
     check_texts,
+    distinct_texts,
     encode_texts,
     pad_batch,
     padding_id,
     read_book,
     read_texts_file,
+    repeated_texts,
     resolve_device,
     resolve_dtype,
     resolve_layer_indices,
@@ -232,6 +234,20 @@ def test_encode_texts_refuses_tokens_that_the_model_does_not_have(
     message = f"text 0 has the token id {largest} for M, which knows 0 to {largest - 1}; pass the"
     with pytest.raises(ValueError, match=message):
         encode_texts(tiny_tokenizer, "a tide pool", 8, vocab_size=largest, reader="M")
+
+
+def test_texts_that_come_again_are_named_and_left_out(
+    tiny_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+) -> None:
+    texts = ["a tide pool", "the sea", "a tide pool", "a tide"]
+    encoded = encode_texts(tiny_tokenizer, texts, 60)
+    assert repeated_texts(encoded) == {2: 0}
+    with caplog.at_level(logging.WARNING):
+        assert distinct_texts(encoded) == [encoded[0], encoded[1], encoded[3]]
+    assert "text 2 is text 0 again and does not count a second time" in caplog.text
+    # Cut to the same tokens, they are the same to the model.
+    short = len(tiny_tokenizer("a tide")["input_ids"])
+    assert repeated_texts(encode_texts(tiny_tokenizer, texts, short)) == {2: 0, 3: 0}
 
 
 def test_pad_batch_pads_on_the_left() -> None:

@@ -209,6 +209,26 @@ def _change_layer(model, layer, change):
         change(model.backbone.layers[layer].mixer)
 
 
+def test_a_text_given_again_is_no_further_evidence(analyzer):
+    once = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[:2], [0, 2])
+    again = analyzer.analyze_recursive_ssm_attention_effects([*TEXTS[:2], TEXTS[0]], [0, 2])
+    texts = again["individual_texts"]
+    # Rounding in a batch of other texts is not that of the text alone.
+    means = [
+        texts[name]["analysis"]["ssm_components"]["layer_2"]["delta"]["mean"]
+        for name in ("text_0", "text_2")
+    ]
+    assert means[0] == pytest.approx(means[1], rel=1e-5)
+    assert again["provenance"]["texts"]["text_2"]["same_as"] == "text_0"
+    for results in (once, again):
+        patterns = results["cross_text_analysis"]["correlation_patterns"]["mixer"]
+        assert patterns["layer_0_to_2"]["num_texts"] == 2
+    counted = [[(row["claim"], row["n"], row["verdict"]) for row in r["findings"]]
+               for r in (once, again)]  # fmt: skip
+    # The first claim is of the replay, which is checked on every text.
+    assert counted[0][1:] == counted[1][1:]
+
+
 SILENT = {
     "writes nothing": lambda mixer: mixer.out_proj.weight.zero_(),
     "all weights zero": lambda mixer: [weight.zero_() for weight in mixer.parameters()],

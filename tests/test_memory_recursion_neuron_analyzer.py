@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -206,13 +207,20 @@ def test_options_are_checked_when_the_analyzer_is_made(option):
         make_analyzer(seed=-1)
 
 
+def test_a_text_given_again_is_left_out(caplog):
+    with caplog.at_level("WARNING"):
+        results = make_analyzer().analyze_memory_recursion_effects([TEXTS[0], TEXTS[0]], [0])
+    assert results["analysis_metadata"]["num_texts"] == 1
+    assert "text 1 is text 0 again" in caplog.text
+
+
 def test_a_layer_of_few_neurons_and_a_silent_one(tmp_path):
     config = MambaConfig(
         vocab_size=VOCAB_SIZE, hidden_size=5, expand=1, num_hidden_layers=2, state_size=2,
         pad_token_id=0, bos_token_id=0, eos_token_id=0,
     )  # fmt: skip
     torch.manual_seed(0)
-    model = MambaForCausalLM(config)
+    model: Any = MambaForCausalLM(config)
     with torch.no_grad():
         model.backbone.layers[1].mixer.out_proj.weight.zero_()
     few = MemoryRecursionNeuronAnalyzer(
