@@ -6,7 +6,7 @@ from benchmarks.commands import benchmark_parser, keep
 
 def test_the_help_asks_the_scripts_question_and_shows_its_first_example():
     parser = benchmark_parser(speed.__doc__, "a table")
-    assert parser.description == f"{speed.__doc__.splitlines()[0]} Prints a table."
+    assert parser.description == f"{(speed.__doc__ or '').splitlines()[0]} Prints a table."
     assert parser.epilog == "example: python benchmarks/speed.py"
     other = benchmark_parser(layer_correlations.__doc__, "a table")
     assert other.epilog == "example: python benchmarks/layer_correlations.py --save"
