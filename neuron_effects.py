@@ -25,7 +25,7 @@ from utils import AnalysisError, execution_device, finite_or_none, progress, val
 # Tokens, over the variants of a text, that an ablation's forward pass handles at once.
 _TOKENS_PER_PASS = 4096
 # What a backward pass may keep of the blocks, and how many tensors (b, l, d_inner) it keeps of one.
-_GRAPH_BYTES = 100_000_000
+_GRAPH_BYTES = 160_000_000
 _KEPT_TENSORS = 12
 
 
