@@ -90,7 +90,7 @@ def text_spread(values: Sequence[ArrayLike]) -> TextSpread:
     if min(map(len, series)) < 3:
         reason = "a text has fewer than three values"
         return TextSpread(len(series), means, None, None, None, None, reason)
-    between = float(np.std(means, ddof=1))
+    between = float(np.std([x.mean() for x in series], ddof=1))
     within = float(np.sqrt(np.mean([x.var(ddof=1) for x in series])))
     expected = float(np.sqrt(np.mean([_squared_standard_error(x) for x in series])))
     if expected == 0:

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import fft, stats
+from scipy import stats
 from torch import Tensor
 
 from analysis_utils import (
@@ -270,8 +270,8 @@ def _at_shifts(
     ends = np.cumsum(lengths)
     for end, length, own_shifts in zip(ends, lengths, shifts.T, strict=True):
         rows = slice(end - length, end)
-        first, second = (fft.rfft(v[rows].T.copy(), axis=1) for v in (x, y))
-        total += fft.irfft(first * second.conj(), length, axis=1).T[own_shifts % length]
+        first, second = (np.fft.rfft(v[rows].T.copy(), axis=1) for v in (x, y))
+        total += np.fft.irfft(first * second.conj(), length, axis=1).T[own_shifts % length]
     return np.where(defined, np.clip(total, -1.0, 1.0), math.nan)
 
 
