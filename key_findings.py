@@ -408,7 +408,7 @@ def _important_neurons_matter(results: Results) -> Finding:
         "rho over ablated neurons of importance with the effect of ablation; null: permuted "
         "neurons",
         {place: _with_null(test) for place, test in read(results, path).items()}
-        or {"": {"reason": "no neurons were ablated; ask for it"}},
+        or {"": {"reason": "no neurons were ablated; --ablate 32 (num_ablations) does that"}},
         path,
         _TEXT_LAYERS,
     )

@@ -34,7 +34,7 @@ class Cell(NamedTuple):
 
     text: str
     null: str = ""
-    """the null's 95 % interval, "low to high"; empty without one"""
+    """the null's 95 % interval, "low to high", or in words; empty without one"""
     outside: bool = False
     """whether the value lies outside its null"""
 
@@ -210,7 +210,7 @@ def _over_time(steps: Section) -> Table:
         change = part.get("change_correlation")
         rows.append(
             (Cell(str(layer)), null_cell(first), cell(series.get("memory_time")),
-             cell(entry_at(series, "rhythm", "period")), null_cell(change),
+             _rhythm_cell(series.get("rhythm")), null_cell(change),
              cell(entry_at(part, "change_correlation", "p_value")))
         )  # fmt: skip
     columns = (
@@ -219,6 +219,14 @@ def _over_time(steps: Section) -> Table:
         Column("ρ of change of state and activation", "change_correlation"), Column("p"),
     )  # fmt: skip
     return Table("Over time", columns, tuple(rows), _NULL_NOTE, failure(section) or _if_none(rows))
+
+
+def _rhythm_cell(rhythm: Mapping[str, Any] | None) -> Cell:
+    """A period, with how far the spectrum rises to it beside what shuffled tokens rise."""
+    if not rhythm or rhythm["period"] is None:
+        return Cell(UNDEFINED)
+    rise, limit = shown(rhythm["rise"]), shown(rhythm["rise_null_high"])
+    return Cell(shown(rhythm["period"]), f"power rises x {rise}, null up to {limit}")
 
 
 _SSM_ATTENTION = {

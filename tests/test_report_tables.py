@@ -84,6 +84,26 @@ def test_a_failed_step_is_a_table_that_says_why(results):
     assert row["mean Δ"].text != "–"
 
 
+def test_a_period_stands_beside_its_null_and_is_missed_in_older_results(results):
+    part = results["individual_texts"]["text_0"]
+    patterns = part["analysis"]["recursive_patterns"]
+    series = patterns["layer_0"]["autocorrelation"]
+    swing = {"period": 7.02, "power": 5.0, "power_null_high": 1.5, "rise": 9.0,
+             "rise_null_high": 2.1, "reason": None}  # fmt: skip
+    without = {name: value for name, value in series.items() if name != "rhythm"}
+    for given, shown_as in (
+        ({**series, "rhythm": swing}, Cell("7.02", "power rises x 9, null up to 2.1")),
+        ({**series, "rhythm": {**swing, "period": None}}, Cell("–")),
+        (without, Cell("–")),
+    ):
+        layer = {**patterns["layer_0"], "autocorrelation": given}
+        steps = {**part["analysis"], "recursive_patterns": {**patterns, "layer_0": layer}}
+        texts = {"text_0": {**part, "analysis": steps}}
+        table = by_title(text_tables({**results, "individual_texts": texts}, "text_0"))["Over time"]
+        row = dict(zip([column.label for column in table.columns], table.rows[0], strict=True))
+        assert row["period, tokens"] == shown_as
+
+
 def test_what_was_not_run_is_not_shown(results):
     assert "Neurons against ablation" not in by_title(text_tables(results, "text_0"))
     assert "Faithfulness of attributions" not in by_title(cross_text_tables(results))
