@@ -201,9 +201,20 @@ def _recursion(patterns: Row | None) -> str:
         if time is not None
         else f"it stays above its null up to lag {series['lags'][-1]}"
     )
-    period = (series.get("rhythm") or {}).get("period")
-    swing = f" It swings with a period of {period:.1f} tokens." if period is not None else ""
-    return f"Autocorrelation of the mixer's output at lag 1 {_tested(first)}; {ends}.{swing}"
+    return (
+        f"Autocorrelation of the mixer's output at lag 1 {_tested(first)}; {ends}."
+        f"{_swing(series.get('rhythm') or {})}"
+    )
+
+
+def _swing(rhythm: Row) -> str:
+    if rhythm.get("period") is None:
+        return ""
+    rise, limit = number(rhythm["rise"]), number(rhythm["rise_null_high"])
+    return (
+        f" It swings with a period of {number(rhythm['period'])} tokens (power rises {rise} times; "
+        f"null: up to {limit})."
+    )
 
 
 def _neurons(methods: Row | None) -> str:
