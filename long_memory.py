@@ -377,9 +377,13 @@ def _command(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
     configure_logging(args.debug, args.quiet)
     widths = parse_widths(args.windows)
+    if args.max_tokens is not None:
+        validate_int("max-tokens", args.max_tokens, 2)
     text, folder = read_book(args.book), check_output_dir(args.output_dir)
     model = load_model(args.model, device=args.device, dtype=args.dtype)
     ids = load_tokenizer(args.model)(text, verbose=False)["input_ids"][: args.max_tokens]
+    if len(ids) < 2:
+        raise ValueError(f"book {args.book!r} has {len(ids)} token(s); losses need at least 2")
     layers = model_layers(model, args.layers)
     results = long_memory(
         model, ids, layers=layers, windows=widths, chunk_size=args.chunk_size, seed=args.seed

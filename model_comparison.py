@@ -18,6 +18,7 @@ From a shell: ``python model_comparison.py --model demo_model --model path/to/an
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,6 +73,7 @@ from utils import (
     load_tokenizer,
     progress,
     provenance,
+    repeated_texts,
     run_main,
     set_seed,
     texts_from_options,
@@ -82,7 +84,11 @@ from utils import (
     write_json,
 )
 
+logger = logging.getLogger(__name__)
+
 DEFAULT_OUTPUT_DIR = "model_comparison"
+MIN_PIECES = 4
+"""Of each text: a debiased CKA of fewer is undefined."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,17 +129,22 @@ def compare_models(
     ``attention`` by model and site, ``uniform`` (the same measures of attention spread evenly over
     the past), ``pairs``, ``findings``, ``table``, ``self_check``, ``provenance``.
 
+    A text that a model reads as it read an earlier one is left out, with a warning.
+
     Raises ValueError as ``comparison_readings.subjects_of``, for texts that ``encode_texts``
-    refuses, and for tokenizers that cannot be aligned. Cost: for each text a forward pass or two a
-    model, a map of magnitudes for each SSM layer, l sorts of each map; again for every twin.
+    refuses or with fewer than MIN_PIECES pieces, and for tokenizers that cannot be aligned. Cost:
+    for each text a forward pass or two a model, a map of magnitudes for each SSM layer, l sorts of
+    each map; again for every twin.
     """
     subjects = subjects_of(models, tokenizers, layer_indices, max_sequence_length)
     count = validate_int("num_twins", num_twins, 0)
     given = check_texts(texts)
     encoded = {one.name: _encoded(one, given) for one in subjects}
+    numbers = _distinct(encoded)
+    encoded = {name: [read[number] for number in numbers] for name, read in encoded.items()}
     pieces = [
-        shared_pieces({name: encodings[index] for name, encodings in encoded.items()}, index)
-        for index in range(len(given))
+        _comparable({name: read[place] for name, read in encoded.items()}, number)
+        for place, number in enumerate(numbers)
     ]
     shifts = shifts_for(pieces, seed)
     found = measure(subjects, encoded, pieces, shifts)
@@ -150,6 +161,27 @@ def _encoded(subject: Subject, texts: Sequence[str]) -> list[EncodedText]:
     return encode_texts(
         subject.tokenizer, texts, subject.max_tokens, vocab_size=size, reader=subject.name
     )
+
+
+def _distinct(encoded: Mapping[str, Sequence[EncodedText]]) -> list[int]:
+    """Numbers of the texts that no model reads as it read an earlier one."""
+    again = {
+        index: first for read in encoded.values() for index, first in repeated_texts(read).items()
+    }
+    for index, first in sorted(again.items()):
+        logger.warning("text %d is text %d again and does not count a second time", index, first)
+    return [index for index in range(len(next(iter(encoded.values())))) if index not in again]
+
+
+def _comparable(encodings: dict[str, EncodedText], number: int) -> dict[str, Pieces]:
+    """The pieces of one text; ValueError for too few of them."""
+    pieces = shared_pieces(encodings, number)
+    if (count := num_pieces(pieces)) < MIN_PIECES:
+        raise ValueError(
+            f"text {number} has {count} tokens, or pieces that the tokenizers share; a comparison "
+            f"needs {MIN_PIECES} or more of each text"
+        )
+    return pieces
 
 
 def findings_on(

@@ -89,9 +89,12 @@ def write_atomically(path: StrPath, mode: str = "w") -> Iterator[IO[Any]]:
             handle.flush()
             os.fsync(handle.fileno())
         os.replace(temporary, target)
-    except BaseException:
+    except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
+        # A full disk is reported by the file's number, of which the message says nothing.
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(target)
         raise
 
 

@@ -3,6 +3,7 @@
 import gc
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +237,21 @@ def test_the_command_reads_a_book(tmp_path: Path, tiny_model_dir: Path, capsys):
     assert (folder / "long_memory.png").exists()
     assert "| stream |" in capsys.readouterr().out
     assert main([str(tmp_path / "none.txt"), "--output-dir", str(folder)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "options", "message"),
+    [
+        ("The storm passed.", ["--max-tokens", "-3"], "max-tokens is -3 .*at least 2"),
+        ("The storm passed.", ["--max-tokens", "0"], "max-tokens is 0 .*at least 2"),
+        ("e", [], r"book '.*book\.txt' has 1 token\(s\); losses need at least 2"),
+    ],
+)
+def test_the_command_refuses_a_book_of_no_length(
+    text: str, options: list[str], message: str, tmp_path: Path, tiny_model_dir: Path, capsys
+):
+    book = tmp_path / "book.txt"
+    book.write_text(text)
+    common = ["--model", str(tiny_model_dir), "--output-dir", str(tmp_path / "out")]
+    assert main([str(book), *common, *options]) == 2
+    assert re.search(message, capsys.readouterr().err)

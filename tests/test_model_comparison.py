@@ -287,3 +287,26 @@ def test_files_may_be_written_again_elsewhere(tmp_path):
     paths = write_comparison(results, tmp_path, ["svg"])
     assert [path.suffix for path in paths] == [".json", ".csv", ".md", ".svg", ".svg"]
     assert read_json(paths[0]) == results
+
+
+def test_a_text_given_twice_counts_once(caplog):
+    models_ = [make_tiny_model(), make_tiny_model(1)]
+    once = compared(*models_, texts=TEXTS, layer_indices=[0])
+    twice = compared(*models_, texts=[TEXTS[0], TEXTS[0], TEXTS[1]], layer_indices=[0])
+    assert "text 1 is text 0 again and does not count a second time" in caplog.text
+    for key in ("texts", "pairs", "attention", "findings"):
+        assert twice[key] == once[key]
+    # What one model reads to its limit is the same text for it, however each goes on.
+    cut = compared(*models_, texts=[TEXTS[0], TEXTS[0] + " end"], max_sequence_length=20)
+    assert len(cut["texts"]) == 1
+
+
+def test_a_text_of_too_few_tokens_is_refused_before_the_models_run(monkeypatch):
+    def never(*_, **__):
+        raise RuntimeError("the models ran")
+
+    monkeypatch.setattr(model_comparison, "measure", never)
+    short = TOKENIZER.decode(TOKENIZER(TEXTS[0])["input_ids"][:3])
+    assert len(TOKENIZER(short)["input_ids"]) == 3
+    with pytest.raises(ValueError, match="text 1 has 3 tokens.*needs 4 or more of each text"):
+        compared(make_tiny_model(), make_tiny_model(1), texts=[TEXTS[0], short])
