@@ -50,6 +50,7 @@ from utils import (
     SCHEMA_VERSION,
     EncodedText,
     add_common_options,
+    distinct_texts,
     load_tokenizer,
     progress,
     provenance,
@@ -463,7 +464,9 @@ def _job(args: argparse.Namespace) -> Job:
         raise ValueError(f"none of the {len(texts)} texts has {minimum} tokens; lower --min-tokens")
     count = min(validate_int("num-texts", args.num_texts, 1), len(long))
     args.text, args.texts_file = [long[i * len(long) // count] for i in range(count)], None
-    return job_from_options(args)
+    job = job_from_options(args)
+    # A text given twice would narrow the intervals without being more evidence.
+    return job._replace(encoded=distinct_texts(job.encoded))
 
 
 if __name__ == "__main__":

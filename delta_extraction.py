@@ -54,6 +54,7 @@ from ssm_component_extractor import (
 from time_shift_nulls import MeanAutocorrelation, fields_to_dict, mean_autocorrelation
 from utils import (
     add_common_options,
+    distinct_texts,
     encode_texts,
     padding_id,
     require_tokenizer,
@@ -285,6 +286,8 @@ def _command(argv: list[str]) -> int:
     add_common_options(parser, *STEP_OPTIONS)
     parser.set_defaults(output_dir="delta_analysis")
     job = job_from_options(parser.parse_args(argv))
+    # A text given twice would pass for agreement between texts.
+    job = job._replace(encoded=distinct_texts(job.encoded))
     captures, seed = captures_of(job), job.args.seed
     pieces = _pieces_of(job.tokenizer, captures)
     results, rows, tensors = {}, [], {}

@@ -48,6 +48,7 @@ from ssm_component_extractor import (
 from utils import (
     SCHEMA_VERSION,
     add_common_options,
+    distinct_texts,
     progress,
     provenance,
     run_main,
@@ -259,6 +260,8 @@ def _command(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     validate_int("num-positions", args.num_positions, 1)
     job = job_from_options(args)
+    # Positions of one text given twice would narrow the intervals without being more evidence.
+    job = job._replace(encoded=distinct_texts(job.encoded))
     shortest = min(len(text.input_ids) for text in job.encoded)
     max_lag = min(64, max(1, shortest // 2 - 1)) if args.max_lag is None else args.max_lag
     spread_positions(shortest, args.num_positions, max_lag)  # refuses before the model runs

@@ -259,3 +259,16 @@ def test_command_writes_the_table_that_it_prints(tiny_model_dir, tmp_path, capsy
     assert "none of the 3 texts has 500 tokens" in capsys.readouterr().err
     assert main([*arguments[:-1], "lime", "--min-tokens", "6"]) == 2
     assert "method is 'lime'; it must be one of" in capsys.readouterr().err
+
+
+def test_the_command_counts_a_text_given_again_once(tiny_model_dir, tmp_path):
+    """Else its intervals over texts would shrink to nothing."""
+    texts = ["the old river runs down to the sea", "the sea is cold and the river old"]
+    stored = []
+    for name, given in {"once": texts, "again": [*texts, *texts]}.items():
+        options = ["--model", str(tiny_model_dir), "--methods", "recency", "--min-tokens", "6",
+                   "--num-randomised-texts", "1", "--output-dir", str(tmp_path / name)]  # fmt: skip
+        assert main([*options, *(part for text in given for part in ("--text", text))]) == 0
+        stored.append(json.loads((tmp_path / name / "attribution_faithfulness.json").read_text()))
+    assert stored[1]["faithfulness"]["num_texts"] == 2
+    assert stored[0]["faithfulness"] == stored[1]["faithfulness"]

@@ -177,3 +177,12 @@ def test_the_command_writes_its_files(tiny_model_dir, tmp_path, capsys):
     assert len(rows) == 1 + 2 * layer["memory"]["num_tokens"]
     assert (out / "delta.safetensors").exists()
     assert "delta_analysis.json" in capsys.readouterr().out
+
+
+def test_the_command_counts_a_text_given_again_once(tiny_model_dir, tmp_path):
+    options = ["--model", str(tiny_model_dir), "--layers", "2", "--quiet", "--device", "cpu"]
+    given = ["--text", EXAMPLE_TEXTS[0][:150]]
+    assert main([*options, *given, "--output-dir", str(tmp_path / "once")]) == 0
+    assert main([*options, *given, *given, "--output-dir", str(tmp_path / "twice")]) == 0
+    for name in ("delta_analysis.json", "delta_by_token.csv", "delta.safetensors"):
+        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()

@@ -258,3 +258,17 @@ def test_a_reset_token_cuts_survival_attention_and_causal_effect_together():
     # Resetting the state where the token has done so already changes nothing.
     assert float(inside.max()) <= 1e-15
     assert float(reset[0]) <= 1e-15  # the token itself writes nothing
+
+
+def test_a_text_given_again_is_no_further_evidence(tiny_model_dir, tmp_path):
+    """Positions of the same text again would draw its intervals together."""
+    text = "the lamp went out and the keeper lit it"
+    results = []
+    for name, texts in {"once": [text], "thrice": [text] * 3}.items():
+        out = tmp_path / name
+        options = ["--model", str(tiny_model_dir), "--layers", "0", "--kind", "reset",
+                   "--max-lag", "4", "--num-positions", "4", "--output-dir", str(out)]  # fmt: skip
+        assert main([*options, *(part for one in texts for part in ("--text", one))]) == 0
+        results.append(read_json(out / "intervention_study.json"))
+    assert results[0]["reset"] == results[1]["reset"]
+    assert list(results[1]["provenance"]["texts"]) == ["text_0"]
