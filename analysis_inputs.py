@@ -269,6 +269,22 @@ def repeated_texts(encoded: Sequence[EncodedText]) -> dict[int, int]:
     return {index: number for index, number in earlier.items() if index != number}
 
 
+def text_origins(encoded: Sequence[EncodedText]) -> dict[str, dict[str, Any]]:
+    """By text, for the provenance: how many tokens it has, and had before it was cut; ``same_as``
+    names an earlier text of the same tokens."""
+    origins: dict[str, dict[str, Any]] = {
+        f"text_{i}": {
+            "num_tokens": len(text.input_ids),
+            "num_tokens_before_truncation": text.num_tokens_before_truncation,
+            "truncated": text.truncated,
+        }
+        for i, text in enumerate(encoded)
+    }
+    for repeated, first in repeated_texts(encoded).items():
+        origins[f"text_{repeated}"]["same_as"] = f"text_{first}"
+    return origins
+
+
 def distinct_texts(encoded: Sequence[EncodedText]) -> list[EncodedText]:
     """The texts without `repeated_texts`; a warning is logged for each that is left out."""
     repeated = repeated_texts(encoded)

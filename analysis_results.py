@@ -27,8 +27,8 @@ from utils import (
     SCHEMA_VERSION,
     EncodedText,
     provenance,
-    repeated_texts,
     six_digits,
+    text_origins,
     to_jsonable,
     write_csv,
     write_json,
@@ -220,22 +220,6 @@ def assemble(
         {f"text_{i}.{name}": x for i, text in enumerate(texts) for name, x in text.tensors.items()},
         [{"text": i, **row} for i, text in enumerate(texts) for row in text.neuron_rows],
     )
-
-
-def text_origins(encoded: Sequence[EncodedText]) -> dict[str, dict[str, Any]]:
-    """By text, for the provenance: how many tokens it has, and had before it was cut; ``same_as``
-    names an earlier text of the same tokens."""
-    origins: dict[str, dict[str, Any]] = {
-        f"text_{i}": {
-            "num_tokens": len(text.input_ids),
-            "num_tokens_before_truncation": text.num_tokens_before_truncation,
-            "truncated": text.truncated,
-        }
-        for i, text in enumerate(encoded)
-    }
-    for repeated, first in repeated_texts(encoded).items():
-        origins[f"text_{repeated}"]["same_as"] = f"text_{first}"
-    return origins
 
 
 def without_repeats(results: Mapping[str, Any]) -> dict[str, Any]:

@@ -44,6 +44,7 @@ from ssm_component_extractor import (
     captures_of,
     extracted_layer,
     job_from_options,
+    write_step_results,
 )
 from targets import DEFAULT_TARGET, TARGETS, Target, resolve_target
 from utils import (
@@ -54,7 +55,6 @@ from utils import (
     validate_choice,
     validate_int,
     write_csv,
-    write_json,
     write_tensors,
 )
 
@@ -404,7 +404,7 @@ def _command(argv: list[str]) -> int:
     parser.set_defaults(output_dir="attention_neurons")
     args = parser.parse_args(argv)
     validate_int("ablate", args.ablate, 0)
-    job = job_from_options(args)
+    job = job_from_options(args, ["attention_neurons.py", *argv])
     target = resolve_target(args.target, job.tokenizer, token=args.token, contrast=args.contrast)
     parameters = layer_parameters(job.model, job.layers)
     results, tensors, rows = {}, {}, []
@@ -418,7 +418,7 @@ def _command(argv: list[str]) -> int:
         stored = [data.tensors(), *(s.tensors() for by in sets.values() for s in by.values())]
         tensors.update({f"text_{index}.{name}": x for part in stored for name, x in part.items()})
         rows += _rows(index, sets)
-    path = write_json(job.output_dir / "attention_neurons.json", results)
+    path = write_step_results(job, "attention_neurons.json", results)
     write_tensors(job.output_dir / "attention_neurons.safetensors", tensors)
     write_csv(job.output_dir / "neurons.csv", rows)
     print(f"Wrote {path}, attention_neurons.safetensors and neurons.csv beside it.")

@@ -50,6 +50,7 @@ from ssm_component_extractor import (
     extracted_layer,
     job_from_options,
     model_layers,
+    write_step_results,
 )
 from time_shift_nulls import MeanAutocorrelation, fields_to_dict, mean_autocorrelation
 from utils import (
@@ -60,7 +61,6 @@ from utils import (
     require_tokenizer,
     run_main,
     write_csv,
-    write_json,
     write_tensors,
 )
 
@@ -285,7 +285,7 @@ def _command(argv: list[str]) -> int:
     )
     add_common_options(parser, *STEP_OPTIONS)
     parser.set_defaults(output_dir="delta_analysis")
-    job = job_from_options(parser.parse_args(argv))
+    job = job_from_options(parser.parse_args(argv), ["delta_extraction.py", *argv])
     # A text given twice would pass for agreement between texts.
     job = job._replace(encoded=distinct_texts(job.encoded))
     captures, seed = captures_of(job), job.args.seed
@@ -303,7 +303,7 @@ def _command(argv: list[str]) -> int:
         rows += [{"layer": layer, **token._asdict()} for token in tokens.opening]
         for index, text in enumerate(texts):
             tensors[f"text_{index}.layer_{layer}.delta"] = text.delta[0]
-    path = write_json(job.output_dir / "delta_analysis.json", results)
+    path = write_step_results(job, "delta_analysis.json", results)
     write_csv(job.output_dir / "delta_by_token.csv", rows, ["layer", *TokenDelta._fields])
     write_tensors(job.output_dir / "delta.safetensors", tensors)
     print(f"Wrote {path}, delta_by_token.csv and delta.safetensors beside it.")

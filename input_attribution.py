@@ -44,7 +44,13 @@ from mamba_mixers import (
     input_embeddings,
 )
 from selective_scan import attention_map, attention_row
-from ssm_component_extractor import STEP_OPTIONS, Capture, capture, job_from_options
+from ssm_component_extractor import (
+    STEP_OPTIONS,
+    Capture,
+    capture,
+    job_from_options,
+    write_step_results,
+)
 from targets import TARGETS, PinnedTarget, Target, resolve_target
 from utils import (
     AnalysisError,
@@ -53,7 +59,6 @@ from utils import (
     run_main,
     validate_choice,
     validate_int,
-    write_json,
 )
 
 BASELINES = ("mean", "padding", "zero")
@@ -478,7 +483,7 @@ def _command(argv: list[str]) -> int:
     parser.add_argument("--contrast", help="second token of a logit_difference")
     parser.set_defaults(output_dir="input_attribution", layers=None)
     args = parser.parse_args(argv)
-    job = job_from_options(args)
+    job = job_from_options(args, ["input_attribution.py", *argv])
     target = resolve_target(args.target, job.tokenizer, token=args.token, contrast=args.contrast)
     results = {}
     for index, text in enumerate(job.encoded):
@@ -489,7 +494,7 @@ def _command(argv: list[str]) -> int:
         for name, score in zip(text.tokens, result.scores.tolist(), strict=True):
             print(f"  {score:+10.4f}  {name}")
         results[f"text_{index}"] = {"tokens": text.tokens, "token": token, **result.to_dict()}
-    print(f"Wrote {write_json(job.output_dir / 'input_attribution.json', results)}.")
+    print(f"Wrote {write_step_results(job, 'input_attribution.json', results)}.")
     return 0
 
 

@@ -43,6 +43,7 @@ from ssm_component_extractor import (
     captures_of,
     job_from_options,
     with_streams,
+    write_step_results,
 )
 from streamed_correlations import StreamedCorrelation, StreamedCorrelations
 from time_shift_nulls import (
@@ -67,7 +68,6 @@ from utils import (
     run_main,
     validate_choice,
     write_csv,
-    write_json,
     write_tensors,
 )
 
@@ -372,7 +372,7 @@ def _command(argv: list[str]) -> int:
         "of the residual stream or of the mixers' outputs",
     )
     parser.set_defaults(output_dir="layer_correlations")
-    job = job_from_options(parser.parse_args(argv))
+    job = job_from_options(parser.parse_args(argv), ["layer_correlation_analyzer.py", *argv])
     job = job._replace(encoded=distinct_texts(job.encoded))
     print(_write_streamed(job) if job.args.stream else _write_all(job))
     return 0
@@ -398,7 +398,7 @@ def _write_streamed(job: Job) -> str:
         "num_texts": len(job.encoded),
         "layer_correlations": {job.args.stream: pairs_found},
     }
-    path = write_json(job.output_dir / "layer_correlations.json", results)
+    path = write_step_results(job, "layer_correlations.json", results)
     return f"Wrote {path}."
 
 
@@ -420,7 +420,7 @@ def _write_all(job: Job) -> str:
             for layer in job.layers
         },
     }
-    path = write_json(job.output_dir / "layer_correlations.json", results)
+    path = write_step_results(job, "layer_correlations.json", results)
     rows = [
         {"stream": stream, "layer_a": pair.layers[0], "layer_b": pair.layers[1], **top._asdict()}
         for stream, pairs in correlations.items()

@@ -20,7 +20,7 @@ from typing import Any
 from torch import Tensor, device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis_results import step_sections, text_origins
+from analysis_results import step_sections
 from analysis_steps import StepOutcomes, run_steps
 from attention_neurons import NEURON_METHODS, layer_parameters
 from findings import Finding
@@ -56,6 +56,7 @@ from utils import (
     provenance,
     require_tokenizer,
     run_main,
+    text_origins,
     to_jsonable,
     validate_int,
     write_atomically,

@@ -23,6 +23,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mamba_mixers import LayerRecord, find_mixers, num_layers, record_layers, record_streams
 from ssm_components import RecursiveDynamics, SSMComponents, kept_tokens, recursive_dynamics
 from utils import (
+    SCHEMA_VERSION,
     AnalysisError,
     EncodedText,
     add_common_options,
@@ -37,11 +38,13 @@ from utils import (
     pad_batch,
     padding_id,
     progress,
+    provenance,
     require_tokenizer,
     resolve_layer_indices,
     resolve_model,
     run_main,
     set_seed,
+    text_origins,
     texts_from_options,
     write_json,
     write_tensors,
@@ -356,9 +359,11 @@ class Job(NamedTuple):
     encoded: list[EncodedText]
     layers: list[int]
     output_dir: Path
+    command: list[str]
+    """the script's name and its arguments"""
 
 
-def job_from_options(args: argparse.Namespace) -> Job:
+def job_from_options(args: argparse.Namespace, command: Sequence[str] = ()) -> Job:
     """Check and load what the shared command-line options name, before anything runs."""
     configure_logging(args.debug, args.quiet)
     set_seed(args.seed)
@@ -369,7 +374,19 @@ def job_from_options(args: argparse.Namespace) -> Job:
     encoded = encode_texts(
         tokenizer, texts, args.max_sequence_length, vocab_size=model.config.vocab_size
     )
-    return Job(args, model, tokenizer, encoded, model_layers(model, args.layers), output_dir)
+    layers = model_layers(model, args.layers)
+    return Job(args, model, tokenizer, encoded, layers, output_dir, list(command))
+
+
+def write_step_results(job: Job, name: str, results: Mapping[str, Any]) -> Path:
+    """Write a step's results as JSON into the job's folder, with schema version and provenance."""
+    described = {
+        "schema_version": SCHEMA_VERSION,
+        "provenance": provenance(
+            job.model, command=job.command, seed=job.args.seed, texts=text_origins(job.encoded)
+        ),
+    }
+    return write_json(job.output_dir / name, {**results, **described})
 
 
 def captures_of(job: Job) -> list[Capture]:
@@ -395,7 +412,7 @@ def _command(argv: list[str]) -> int:
     )
     add_common_options(parser, *STEP_OPTIONS)
     parser.set_defaults(output_dir="ssm_components")
-    job = job_from_options(parser.parse_args(argv))
+    job = job_from_options(parser.parse_args(argv), ["ssm_component_extractor.py", *argv])
     results, tensors = {}, {}
     for index, captured in enumerate(captures_of(job)):
         results[f"text_{index}"] = {
@@ -405,7 +422,7 @@ def _command(argv: list[str]) -> int:
         for layer, parts in captured.components.items():
             for name in ("delta", "B", "C", "y"):
                 tensors[f"text_{index}.layer_{layer}.{name}"] = getattr(parts, name)[0]
-    path = write_json(job.output_dir / "ssm_components.json", results)
+    path = write_step_results(job, "ssm_components.json", results)
     write_tensors(job.output_dir / "ssm_components.safetensors", tensors)
     print(f"Wrote {path} and ssm_components.safetensors beside it.")
     return 0

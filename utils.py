@@ -42,6 +42,7 @@ from analysis_inputs import (
     resolve_device,
     resolve_dtype,
     resolve_layer_indices,
+    text_origins,
     validate_choice,
     validate_int,
 )
@@ -120,6 +121,7 @@ __all__ = [
     "set_seed",
     "six_digits",
     "table_html",
+    "text_origins",
     "texts_from_options",
     "to_jsonable",
     "validate_choice",

@@ -169,7 +169,7 @@ def test_the_command_writes_its_files(tiny_model_dir, tmp_path, capsys):
     text = EXAMPLE_TEXTS[0][:150]
     assert main([*options, "--text", text, "--output-dir", str(out)]) == 0
     written = json.loads((out / "delta_analysis.json").read_text())
-    assert set(written) == {"layer_0", "layer_2"}
+    assert set(written) == {"layer_0", "layer_2", "schema_version", "provenance"}
     layer = written["layer_2"]
     assert set(layer) == {"memory", "gate_tokens", "neuron_correlation", "sensitivity"}
     rows = (out / "delta_by_token.csv").read_text().splitlines()
@@ -184,5 +184,11 @@ def test_the_command_counts_a_text_given_again_once(tiny_model_dir, tmp_path):
     given = ["--text", EXAMPLE_TEXTS[0][:150]]
     assert main([*options, *given, "--output-dir", str(tmp_path / "once")]) == 0
     assert main([*options, *given, *given, "--output-dir", str(tmp_path / "twice")]) == 0
-    for name in ("delta_analysis.json", "delta_by_token.csv", "delta.safetensors"):
+    for name in ("delta_by_token.csv", "delta.safetensors"):
         assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+    once, twice = (
+        json.loads((tmp_path / name / "delta_analysis.json").read_text())
+        for name in ("once", "twice")
+    )
+    assert once["layer_2"] == twice["layer_2"]
+    assert once["provenance"]["texts"] == twice["provenance"]["texts"]

@@ -359,7 +359,10 @@ def test_the_command_writes_strict_json_and_tensors(tiny_model_dir, tmp_path, ca
 
     text = (output / "ssm_components.json").read_text()
     results = json.loads(text, parse_constant=refuse)
-    assert sorted(results) == ["text_0", "text_1", "text_2"]
+    assert sorted(results) == ["provenance", "schema_version", "text_0", "text_1", "text_2"]
+    origin = results["provenance"]
+    assert origin["command"][0] == "ssm_component_extractor.py"
+    assert sorted(origin["texts"]) == ["text_0", "text_1", "text_2"]
     assert sorted(results["text_0"]) == ["layer_0", "layer_3"]
     assert results["text_0"]["layer_3"]["replay_error"] <= FLOAT32
     tensors = load_file(output / "ssm_components.safetensors")
@@ -378,11 +381,15 @@ def test_the_command_gives_what_the_class_gives(tiny_model_dir, tmp_path, extrac
         assert torch.equal(stored[f"text_0.layer_1.{name}"], getattr(components, name)[0])
 
 
-def test_two_runs_write_the_same_bytes(tiny_model_dir, tmp_path):
+def test_two_runs_write_the_same_but_for_the_time(tiny_model_dir, tmp_path):
+    written, tensors = [], []
     for name in ("one", "two"):
         assert run_command(tiny_model_dir, tmp_path / name, "--layers", "2", "--text", TEXT) == 0
-    for file in ("ssm_components.json", "ssm_components.safetensors"):
-        assert (tmp_path / "one" / file).read_bytes() == (tmp_path / "two" / file).read_bytes()
+        written.append(json.loads((tmp_path / name / "ssm_components.json").read_text()))
+        del written[-1]["provenance"]["run"]
+        tensors.append((tmp_path / name / "ssm_components.safetensors").read_bytes())
+    assert written[0] == written[1]
+    assert tensors[0] == tensors[1]
 
 
 @pytest.mark.parametrize(
