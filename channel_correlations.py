@@ -243,17 +243,29 @@ def _significance(
     lengths: tuple[int, ...],
     shifts: IntArray,
 ) -> dict[str, Any]:
-    places = largest_pairs(r)
-    share, adjusted = rejected_and_adjusted(pearson_p_values(r, n_eff), places)
+    share, pairs = significant_pairs(r, n_eff, x.channels, y.channels)
     shifted = (y.units[shifted_rows(lengths, shift)] for shift in shifts[:_NUM_CALIBRATIONS])
     by_chance = [share_rejected(np.clip(x.units.T @ y, -1.0, 1.0), n_eff) for y in shifted]
-    pairs = _pairs_at(places, r, n_eff, adjusted, x.channels, y.channels)
     return {
         "significant_share": share,
         "significant_share_null": float(np.mean(by_chance)),
         "median_effective_samples": float(np.median(n_eff)),
         "top_pairs": tuple(_with_texts(pair, x, y, lengths) for pair in pairs),
     }
+
+
+def significant_pairs(
+    r: FloatArray, n_eff: FloatArray, a: IntArray, b: IntArray
+) -> tuple[float, tuple[TopPair, ...]]:
+    """Share of pairs (p, q) significant at the false discovery rate, and those of largest |r|.
+
+    The pairs descend in |r|; a and b are the channels' numbers.
+    """
+    places = largest_pairs(r)
+    share, adjusted = rejected_and_adjusted(pearson_p_values(r, n_eff), places)
+    columns = (a[places[0]], b[places[1]], r[places], n_eff[places], adjusted)
+    pairs = (TopPair(*pair) for pair in zip(*(c.tolist() for c in columns), strict=True))
+    return share, tuple(pairs)
 
 
 def rejected_and_adjusted(p_values: FloatArray, places: Places) -> tuple[float, FloatArray]:
@@ -285,14 +297,6 @@ def share_rejected(r: FloatArray, n_eff: FloatArray) -> float:
     return float(rejected[-1]) / r.size if len(rejected) else 0.0
 
 
-def top_pairs(
-    r: FloatArray, n_eff: FloatArray, adjusted: FloatArray, a: IntArray, b: IntArray
-) -> tuple[TopPair, ...]:
-    """The pairs of largest |r| (p, q), descending; a and b are the channels' numbers."""
-    places = largest_pairs(r)
-    return _pairs_at(places, r, n_eff, adjusted[places], a, b)
-
-
 def largest_pairs(r: FloatArray) -> Places:
     """Rows and columns of the largest |r|, descending."""
     magnitudes = np.abs(r).ravel()
@@ -301,14 +305,6 @@ def largest_pairs(r: FloatArray) -> Places:
     largest = largest[np.argsort(-magnitudes[largest], kind="stable")]
     rows, columns = np.unravel_index(largest, r.shape)
     return rows, columns
-
-
-def _pairs_at(
-    places: Places, r: FloatArray, n_eff: FloatArray, adjusted: FloatArray, a: IntArray, b: IntArray
-) -> tuple[TopPair, ...]:
-    """The pairs at these rows and columns; `adjusted` holds theirs alone."""
-    columns = (a[places[0]], b[places[1]], r[places], n_eff[places], adjusted)
-    return tuple(TopPair(*pair) for pair in zip(*(c.tolist() for c in columns), strict=True))
 
 
 def _with_texts(pair: TopPair, x: _Columns, y: _Columns, lengths: tuple[int, ...]) -> TopPair:

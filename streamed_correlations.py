@@ -24,8 +24,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis_utils import FloatArray, benjamini_hochberg, pearson_p_values
-from channel_correlations import FALSE_DISCOVERY_RATE, TopPair, share_rejected, top_pairs
+from analysis_utils import FloatArray
+from channel_correlations import TopPair, share_rejected, significant_pairs
 from correlation_sums import (
     AUTOCORRELATION_LAGS,
     LayerSums,
@@ -251,14 +251,14 @@ def _statistics(
     rows, columns = np.flatnonzero(a.varies), np.flatnonzero(b.varies)
     r = correlations(sums.every, a.every, b.every)[np.ix_(rows, columns)]
     values = *_summary(r), finite_or_none(debiased_cka(sums.every, a.every, b.every))
-    adjusted = benjamini_hochberg(pearson_p_values(r, n_eff), FALSE_DISCOVERY_RATE).adjusted
+    share, pairs = significant_pairs(r, n_eff, rows, columns)
     return {
         "enough_tokens": True,
         "reason": None,
         "values": dict(zip(TESTED, values, strict=True)),
-        "significant_share": float((adjusted <= FALSE_DISCOVERY_RATE).mean()),
+        "significant_share": share,
         "median_effective_samples": float(np.median(n_eff)),
-        "top_pairs": top_pairs(r, n_eff, adjusted, rows, columns),
+        "top_pairs": pairs,
         **_against_shifts(a, b, sums, n_eff, lengths),
     }
 
