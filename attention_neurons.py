@@ -18,8 +18,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from attention_maps import contribution_map, group_maps, head_groups_by_half_life, mean_map
-from attention_measures import (
+from causal_interventions.neuron_effects import ablation_check, target_gradients
+from causal_interventions.targets import DEFAULT_TARGET, TARGETS, Target, resolve_target
+from mamba_mixers.sites import find_mixers, model_layers
+from mamba_mixers.weights import MixerParameters, logit_directions, mixer_parameters
+from ssm_component_extractor import capture_for, captures_of
+from ssm_measures.attention_maps import (
+    contribution_map,
+    group_maps,
+    head_groups_by_half_life,
+    mean_map,
+)
+from ssm_measures.attention_measures import (
     MemoryKernel,
     QueryStatistics,
     map_agreement,
@@ -30,33 +40,20 @@ from attention_measures import (
     row_stochastic,
     synthetic_attention,
 )
-from mamba_mixers import MixerParameters, find_mixers, logit_directions, mixer_parameters
-from neuron_effects import ablation_check, target_gradients
-from neuron_evolution import neuron_evolution
-from neuron_sets import NeuronBehavior, NeuronSet, neuron_behavior, neuron_set
-from ssm_component_extractor import (
+from ssm_measures.components import Capture, SSMComponents, extracted_layer
+from ssm_measures.neuron_evolution import neuron_evolution
+from ssm_measures.neuron_sets import NeuronBehavior, NeuronSet, neuron_behavior, neuron_set
+from suite_plumbing.arguments import validate_choice, validate_int
+from suite_plumbing.commands import (
     STEP_OPTIONS,
-    Capture,
     Job,
-    ModelAnalyzer,
-    SSMComponents,
-    capture_for,
-    captures_of,
-    extracted_layer,
+    add_common_options,
     job_from_options,
+    run_main,
     write_step_results,
 )
-from targets import DEFAULT_TARGET, TARGETS, Target, resolve_target
-from utils import (
-    add_common_options,
-    five_digits,
-    require_tokenizer,
-    run_main,
-    validate_choice,
-    validate_int,
-    write_csv,
-    write_tensors,
-)
+from suite_plumbing.models import ModelAnalyzer, require_tokenizer
+from suite_plumbing.result_files import five_digits, write_csv, write_tensors
 
 DEFAULT_NUM_GROUPS = 8
 """Groups of channels by half-life that stand for heads in the hand-off to viewers."""
@@ -71,7 +68,8 @@ class LayerAttention:
     absolute: Tensor
     """mean of |alpha| over heads"""
     synthetic: Tensor
-    """causal softmax of the cosine of states: see :func:`attention_measures.synthetic_attention`"""
+    """causal softmax of the cosine of states: see
+    :func:`ssm_measures.attention_measures.synthetic_attention`"""
     statistics: QueryStatistics
     """of ``absolute``, by query"""
     kernel: MemoryKernel
@@ -304,7 +302,8 @@ class MambaAttentionNeurons(ModelAnalyzer):
         return self.behavior_
 
     def neuron_table(self, neurons: Mapping[int, NeuronSet]) -> pd.DataFrame:
-        """One row a neuron of every layer: see :meth:`neuron_sets.NeuronSet.to_dataframe`."""
+        """One row a neuron of every layer: see
+        :meth:`ssm_measures.neuron_sets.NeuronSet.to_dataframe`."""
         tables = [neurons[layer].to_dataframe() for layer in sorted(neurons)]
         return pd.concat(tables, ignore_index=True)
 
@@ -404,7 +403,7 @@ def _command(argv: list[str]) -> int:
     parser.set_defaults(output_dir="attention_neurons")
     args = parser.parse_args(argv)
     validate_int("ablate", args.ablate, 0)
-    job = job_from_options(args, ["attention_neurons.py", *argv])
+    job = job_from_options(args, model_layers, ["attention_neurons.py", *argv])
     target = resolve_target(args.target, job.tokenizer, token=args.token, contrast=args.contrast)
     parameters = layer_parameters(job.model, job.layers)
     results, tensors, rows = {}, {}, []

@@ -1,9 +1,9 @@
 """Do attributions say what the model uses? Perturbation, agreement and randomisation tests.
 
 For each text and method of ``input_attribution`` the tokens are replaced by the baseline, in the
-order of their scores, and f is measured on the way (``perturbation_curves``, which defines
-delta_af, comprehensiveness and sufficiency). A replaced token keeps its place, since distances are
-what a recurrence decays by.
+order of their scores, and f is measured on the way (``causal_interventions.perturbation_curves``,
+which defines delta_af, comprehensiveness and sufficiency). A replaced token keeps its place, since
+distances are what a recurrence decays by.
 
 All are in the unit of the target, by default a logit. delta_af and comprehensiveness are better
 when larger, sufficiency when smaller; a random order has delta_af 0 on average. Whatever a method
@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import logging
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -33,7 +32,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis_utils import bootstrap_interval, spearman
+from causal_interventions.perturbation_curves import PerturbationCurves, perturbation_curves
+from causal_interventions.targets import TARGETS, Target, resolve_target
 from input_attribution import (
     ATTRIBUTION_METHODS,
     BASELINES,
@@ -42,33 +42,30 @@ from input_attribution import (
     attribute,
     explain,
 )
-from mamba_mixers import find_mixers
-from perturbation_curves import PerturbationCurves, perturbation_curves
-from ssm_component_extractor import STEP_OPTIONS, Job, job_from_options
-from targets import TARGETS, Target, resolve_target
-from utils import (
-    SCHEMA_VERSION,
-    EncodedText,
+from mamba_mixers.sites import find_mixers, model_layers
+from suite_plumbing.arguments import validate_choice, validate_int
+from suite_plumbing.commands import (
+    STEP_OPTIONS,
+    Job,
     add_common_options,
-    distinct_texts,
-    load_tokenizer,
-    progress,
-    provenance,
+    job_from_options,
     run_main,
-    table_html,
     texts_from_options,
-    validate_choice,
-    validate_int,
-    write_csv,
-    write_json,
 )
+from suite_plumbing.models import load_tokenizer
+from suite_plumbing.progress import progress
+from suite_plumbing.provenance import SCHEMA_VERSION, provenance
+from suite_plumbing.result_files import table_html, write_csv, write_json
+from suite_plumbing.texts import EncodedText, distinct_texts
+from token_statistics.association import spearman
+from token_statistics.description import bootstrap_interval
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-logger = logging.getLogger(__name__)
 
 MEASURES = ("delta_af", "comprehensiveness", "sufficiency")
+
 REFERENCES = ("occlusion", "knockout")
 """The methods that measure an effect; the others' agreement with them is reported."""
 
@@ -155,7 +152,7 @@ class FaithfulnessTable:
     def figure(self) -> Figure:
         """Areas with intervals beside random orders, curves, agreement and randomisation."""
         # Imported here: an analysis does without matplotlib.
-        from faithfulness_figures import figure_faithfulness
+        from result_views.figures.faithfulness_figures import figure_faithfulness
 
         return figure_faithfulness({"faithfulness": self.to_dict()})
 
@@ -464,7 +461,7 @@ def _job(args: argparse.Namespace) -> Job:
         raise ValueError(f"none of the {len(texts)} texts has {minimum} tokens; lower --min-tokens")
     count = min(validate_int("num-texts", args.num_texts, 1), len(long))
     args.text, args.texts_file = [long[i * len(long) // count] for i in range(count)], None
-    job = job_from_options(args)
+    job = job_from_options(args, model_layers)
     # A text given twice would narrow the intervals without being more evidence.
     return job._replace(encoded=distinct_texts(job.encoded))
 

@@ -27,57 +27,56 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis_results import (
+from analysis_pipelines.analysis_results import (
     Analysis,
     Settings,
     TextAnalysis,
     TwinResults,
     assemble,
-    step_sections,
     with_findings,
     without_repeats,
     write_analysis,
 )
-from analysis_steps import Step, is_recoverable, run_steps
+from analysis_pipelines.cross_text_steps import CROSS_TEXT_STEPS
+from analysis_pipelines.key_findings import key_findings
+from analysis_pipelines.step_runner import Step, run_steps, step_sections
+from analysis_pipelines.text_steps import TextInputs, analyze_text, without_capture
 from attention_neurons import layer_parameters
 from attribution_faithfulness import faithfulness_table
-from cross_text_analysis import CROSS_TEXT_STEPS
-from key_findings import key_findings
-from mamba_mixers import check_has_logits
+from mamba_mixers.sites import model_layers
+from mamba_mixers.untrained_twins import ENOUGH_TWINS, twin_seeds, untrained_twin
+from mamba_mixers.weights import check_has_logits
 from recursive_analysis_report import write_report
-from recursive_visualizer import figure_state_vs_activation_change, write_figures
-from result_views import Results, run_summary
-from ssm_component_extractor import (
+from recursive_visualizer import Results, figure_state_vs_activation_change, write_figures
+from result_views.summaries import run_summary
+from ssm_component_extractor import capture
+from ssm_measures.components import Capture
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.commands import (
     STEP_OPTIONS,
-    Capture,
-    ModelAnalyzer,
-    capture,
-    job_from_options,
-    model_layers,
-)
-from text_analysis import TextInputs, analyze_text, without_capture
-from untrained_twin import ENOUGH_TWINS, twin_seeds, untrained_twin
-from utils import (
-    EncodedText,
-    MemoryTracker,
     add_common_options,
     announcement,
+    job_from_options,
+    run_main,
+)
+from suite_plumbing.errors import is_recoverable
+from suite_plumbing.memory_usage import MemoryTracker
+from suite_plumbing.models import ModelAnalyzer, execution_device, require_tokenizer
+from suite_plumbing.progress import progress
+from suite_plumbing.result_files import check_output_dir
+from suite_plumbing.texts import (
+    EncodedText,
     batches_by_length,
-    check_output_dir,
     check_texts,
     distinct_texts,
     encode_texts,
-    execution_device,
     pad_batch,
     padding_id,
-    progress,
     repeated_texts,
-    require_tokenizer,
-    run_main,
-    validate_int,
 )
 
 logger = logging.getLogger(__name__)
+
 
 DEFAULT_OUTPUT_DIR = "corrected_mamba_analysis"
 
@@ -322,7 +321,7 @@ def _command(argv: list[str]) -> int:
     validate_int("twins", args.twins, 0)
     if not args.quiet:
         print(announcement(args))
-    job = job_from_options(args)
+    job = job_from_options(args, model_layers)
     tracker = MemoryTracker(execution_device(job.model))
     command = ["python", Path(__file__).name, *argv]
     settings = Settings(

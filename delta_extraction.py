@@ -2,9 +2,9 @@
 
 Delta sets how fast a state decays and how much a token writes: h_t = exp(delta_t A) h_{t-1} +
 delta_t B_t u_t. Here is the memory of a layer under its own delta: half-lives, survival,
-selectivity. The class adds the tokens at which delta is large or small (`gate_tokens`), its
-correlation with the activation of each neuron, and the change of each neuron when delta is really
-changed (`delta_neurons`).
+selectivity. The class adds the tokens at which delta is large or small
+(`ssm_measures.gate_tokens`), its correlation with the activation of each neuron, and the change of
+each neuron when delta is really changed (`ssm_measures.delta_neurons`).
 
 Reference: Gu & Dao 2023, Mamba, sections 3.2 and 3.5.1 (delta as a generalised gate).
 
@@ -19,7 +19,7 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,47 +28,43 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from analysis_utils import FloatArray, summarise, unit_columns
-from delta_neurons import (
+from mamba_mixers.sites import model_layers
+from ssm_component_extractor import capture_for, capture_texts, captures_of
+from ssm_measures.components import (
+    Capture,
+    SSMComponents,
+    checked_deltas,
+    extracted_layer,
+    layer_components,
+)
+from ssm_measures.delta_neurons import (
     SCALE_FACTOR,
     DeltaNeuronCorrelation,
     DeltaSensitivity,
-    checked_deltas,
     delta_neuron_correlation,
     delta_sensitivity,
 )
-from delta_survival import survival
-from gate_tokens import TOP_TOKENS, GateTokens, TokenDelta, gate_tokens, token_pieces
-from ssm_component_extractor import (
+from ssm_measures.gate_tokens import TOP_TOKENS, GateTokens, TokenDelta, gate_tokens
+from suite_plumbing.commands import (
     STEP_OPTIONS,
-    Capture,
-    ModelAnalyzer,
-    SSMComponents,
-    capture_for,
-    capture_texts,
-    captures_of,
-    extracted_layer,
+    add_common_options,
     job_from_options,
-    model_layers,
+    run_main,
     write_step_results,
 )
-from time_shift_nulls import MeanAutocorrelation, fields_to_dict, mean_autocorrelation
-from utils import (
-    add_common_options,
-    distinct_texts,
-    encode_texts,
-    padding_id,
-    require_tokenizer,
-    run_main,
-    write_csv,
-    write_tensors,
-)
+from suite_plumbing.models import ModelAnalyzer, require_tokenizer
+from suite_plumbing.result_files import write_csv, write_tensors
+from suite_plumbing.texts import distinct_texts, encode_texts, padding_id, token_pieces
+from token_statistics.autocorrelation import MeanAutocorrelation, mean_autocorrelation
+from token_statistics.description import FloatArray, summarise, unit_columns
+from token_statistics.time_shift_nulls import fields_to_dict
 
 TIME_SCALES = ("short", "medium", "long")
 """Terciles of the channels by half-life."""
 
 # The longest lag at which survival is measured, as far as the texts reach.
 _MAX_SURVIVAL_LAG = 256
+
 _AUTOCORRELATION_LAGS = 16
 
 
@@ -130,27 +126,10 @@ class DeltaMemory:
         return result
 
 
-def layer_components(captures: Sequence[Capture], layer: int) -> list[SSMComponents]:
-    """One layer's components for each text of the captures, without padding.
-
-    Raises ValueError for no captures and for a layer that was not captured.
-    """
-    if not captures:
-        raise ValueError("captures is empty; pass at least one")
-    for captured in captures:
-        if layer not in captured.components:
-            raise ValueError(f"layer {layer} was not captured; those that were: {captured.layers}")
-    return [
-        captured.components[layer].text(row)
-        for captured in captures
-        for row in range(len(captured.input_ids))
-    ]
-
-
 def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 0) -> DeltaMemory:
     """Memory of one layer under its own delta, over one or more texts (b = 1, no padding).
 
-    Raises ValueError for no texts or padding. Cost: that of `delta_survival.survival`, and of a
+    Raises ValueError for no texts or padding. Cost: that of `delta_extraction.survival`, and of a
     Gram matrix over tokens; memory O(tokens * H) beyond the components.
     """
     deltas, lengths = checked_deltas(texts)
@@ -285,7 +264,7 @@ def _command(argv: list[str]) -> int:
     )
     add_common_options(parser, *STEP_OPTIONS)
     parser.set_defaults(output_dir="delta_analysis")
-    job = job_from_options(parser.parse_args(argv), ["delta_extraction.py", *argv])
+    job = job_from_options(parser.parse_args(argv), model_layers, ["delta_extraction.py", *argv])
     # A text given twice would pass for agreement between texts.
     job = job._replace(encoded=distinct_texts(job.encoded))
     captures, seed = captures_of(job), job.args.seed
@@ -308,6 +287,64 @@ def _command(argv: list[str]) -> int:
     write_tensors(job.output_dir / "delta.safetensors", tensors)
     print(f"Wrote {path}, delta_by_token.csv and delta.safetensors beside it.")
     return 0
+
+
+# Decays that are worked on at once, so that they stay in a CPU's second-level cache.
+_BLOCK_SIZE = 1 << 17
+
+# Decays below this are taken as 0: products of two would be subnormal, which is slow to compute.
+_NEGLIGIBLE = 2e-19
+
+
+class Survival(NamedTuple):
+    """What is left of a state, by lag and head."""
+
+    lags: tuple[int, ...]
+    """1, 2, 4, ... tokens, as far as the longest text reaches"""
+    shares: FloatArray
+    """(lags, H) mean over states, and over the tokens with so many before them, of
+    exp(A (S_t - S_{t-lag})), in (0, 1]"""
+    kept: FloatArray
+    """(H,) mean over states and all tokens of exp(A delta_t): what a token keeps"""
+
+
+def survival(deltas: Sequence[FloatArray], A: Tensor, max_lag: int) -> Survival:
+    """Share of the state of each head that survives, over the tokens of all texts together.
+
+    `deltas`: (l, H) for each text; A (H, N or 1). Lags double from 1 up to `max_lag`, and none
+    reaches past the longest text. In float32, exact to about 1e-6. Cost: an exponential a token and
+    state, and a product for each lag; memory two blocks of half a megabyte.
+    """
+    longest = max(map(len, deltas))
+    lags = tuple(1 << k for k in range(max_lag.bit_length()) if 1 << k < longest)
+    total = torch.zeros(len(lags) + 1, len(A), dtype=torch.float64)
+    width = max(16, _BLOCK_SIZE // longest)
+    for delta in deltas:
+        steps = torch.from_numpy(delta)
+        for start in range(0, len(A), width):
+            heads = slice(start, start + width)
+            block = steps[:, heads].to(torch.float32)
+            for rates in A[heads].float().unbind(dim=1):
+                for row, sums in enumerate(_sums_over_tokens(block * rates, len(lags))):
+                    total[row, heads] += sums
+    counts = [sum(max(len(delta) - lag, 0) for delta in deltas) for lag in (0, *lags)]
+    means = total.numpy() / (np.array(counts)[:, None] * A.shape[1])
+    return Survival(lags, means[1:], means[0])
+
+
+def _sums_over_tokens(exponents: Tensor, num_lags: int) -> Iterator[Tensor]:
+    """Sums over tokens of exp(exponents) (l, heads), then of its products over 1, 2, 4, ... tokens
+    but the first 1, 2, 4, ..."""
+    decay = torch.threshold_(exponents.exp_(), _NEGLIGIBLE, 0.0)
+    ones = decay.new_ones(len(decay))
+    yield ones @ decay
+    lag, decay = 1, decay[1:]
+    for _ in range(num_lags):
+        if len(decay) < 1:
+            return
+        yield ones[: len(decay)] @ decay
+        decay = torch.threshold_(decay[lag:] * decay[:-lag], _NEGLIGIBLE, 0.0)
+        lag *= 2
 
 
 if __name__ == "__main__":

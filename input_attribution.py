@@ -33,33 +33,25 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from attention_measures import mixer_share, row_stochastic
-from mamba_mixers import (
-    LRP,
-    MixerReplay,
-    bias_parameters,
-    embedding_scale,
-    fast_scan,
-    find_mixers,
-    input_embeddings,
-)
-from selective_scan import attention_map, attention_row
-from ssm_component_extractor import (
+from causal_interventions.targets import TARGETS, PinnedTarget, Target, resolve_target
+from mamba_mixers.replay import LRP, MixerReplay
+from mamba_mixers.running import fast_scan
+from mamba_mixers.sites import find_mixers, model_layers
+from mamba_mixers.weights import bias_parameters, embedding_scale, input_embeddings
+from selective_scan.attention import attention_map, attention_row
+from ssm_component_extractor import capture
+from ssm_measures.attention_measures import mixer_share, row_stochastic
+from ssm_measures.components import Capture
+from suite_plumbing.arguments import validate_choice, validate_int
+from suite_plumbing.commands import (
     STEP_OPTIONS,
-    Capture,
-    capture,
+    add_common_options,
     job_from_options,
+    run_main,
     write_step_results,
 )
-from targets import TARGETS, PinnedTarget, Target, resolve_target
-from utils import (
-    AnalysisError,
-    add_common_options,
-    execution_device,
-    run_main,
-    validate_choice,
-    validate_int,
-)
+from suite_plumbing.errors import AnalysisError
+from suite_plumbing.models import execution_device
 
 BASELINES = ("mean", "padding", "zero")
 """Named baselines, beside any token id: the mean of all token embeddings; the padding token (else
@@ -483,7 +475,7 @@ def _command(argv: list[str]) -> int:
     parser.add_argument("--contrast", help="second token of a logit_difference")
     parser.set_defaults(output_dir="input_attribution", layers=None)
     args = parser.parse_args(argv)
-    job = job_from_options(args, ["input_attribution.py", *argv])
+    job = job_from_options(args, model_layers, ["input_attribution.py", *argv])
     target = resolve_target(args.target, job.tokenizer, token=args.token, contrast=args.contrast)
     results = {}
     for index, text in enumerate(job.encoded):

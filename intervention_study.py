@@ -1,7 +1,7 @@
 """Causal memory: what a Mamba's predictions lose when its memory is taken away.
 
-Effects of the interventions of ``memory_interventions`` on the next-token distributions, as curves
-over the lag and as layer x lag maps. Two kinds:
+Effects of the interventions of ``causal_interventions.interventions`` on the next-token
+distributions, as curves over the lag and as layer x lag maps. Two kinds:
 
     reset      the state is erased before token j: effect at t on t - j tokens later. All memory of
                tokens before j is gone, however old.
@@ -9,8 +9,9 @@ over the lag and as layer x lag maps. Two kinds:
                t = s + k. This is the one to compare with the memory kernel.
 
 Effect: KL(clean || intervened) of the distributions after token t, in nats, and the change of the
-loss -ln p(next token): see ``intervention_effects``. It is total: what a layer loses at one token
-reaches later tokens through the layers above it too. Letters: the glossary of ``selective_scan``.
+loss -ln p(next token): see ``causal_interventions.effects``. It is total: what a layer loses at one
+token reaches later tokens through the layers above it too. Letters: the glossary of
+``selective_scan``.
 
 From a shell: ``python intervention_study.py --text "some text" --layers 0,3``.
 """
@@ -29,40 +30,31 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from attention_maps import mean_map
-from attention_measures import memory_kernel
-from causal_curves import (
+from causal_interventions.causal_curves import (
     KINDS,
     CausalMemoryCurve,
     kernel_agreement,
     pooled_curve,
 )
-from intervention_effects import batched_effects
-from ssm_component_extractor import (
-    STEP_OPTIONS,
-    Capture,
-    captures_of,
-    extracted_layer,
-    job_from_options,
-)
-from utils import (
-    SCHEMA_VERSION,
-    add_common_options,
-    distinct_texts,
-    progress,
-    provenance,
-    run_main,
-    table_html,
-    validate_choice,
-    validate_int,
-    write_csv,
-    write_json,
-)
+from causal_interventions.effects import batched_effects
+from mamba_mixers.sites import model_layers
+from ssm_component_extractor import captures_of
+from ssm_measures.attention_maps import mean_map
+from ssm_measures.attention_measures import memory_kernel
+from ssm_measures.components import Capture, extracted_layer
+from suite_plumbing.arguments import validate_choice, validate_int
+from suite_plumbing.commands import STEP_OPTIONS, add_common_options, job_from_options, run_main
+from suite_plumbing.progress import progress
+from suite_plumbing.provenance import SCHEMA_VERSION, provenance
+from suite_plumbing.result_files import table_html, write_csv, write_json
+from suite_plumbing.texts import distinct_texts
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+
 NUM_POSITIONS = 32
+
 MIN_HISTORY = 16
 """Tokens that lie before the first position of a curve, where the text is long enough."""
 
@@ -101,7 +93,7 @@ class LayerLagMap:
     def figure(self, seed: int = 0) -> Figure:
         """Curves by lag, bins with their intervals, and the layer x lag map."""
         # Imported here: an analysis does without matplotlib.
-        from memory_figures import figure_causal_memory
+        from result_views.figures.memory_figures import figure_causal_memory
 
         return figure_causal_memory({self.kind: self.to_dict(seed)})
 
@@ -132,7 +124,7 @@ def causal_memory_curve(
 
     ``text`` is the number under which the positions are recorded. Raises ValueError for an unknown
     kind, positions outside the text, max_lag outside 1..l-1, and as
-    ``intervention_effects``. Cost: one row a position.
+    ``causal_interventions.effects``. Cost: one row a position.
     """
     chosen_kind = KINDS[validate_choice("kind", kind, KINDS)]
     chosen = [layers] if isinstance(layers, int) else sorted(set(layers))
@@ -259,7 +251,7 @@ def _command(argv: list[str]) -> int:
     parser.set_defaults(output_dir="intervention_study")
     args = parser.parse_args(argv)
     validate_int("num-positions", args.num_positions, 1)
-    job = job_from_options(args)
+    job = job_from_options(args, model_layers)
     # Positions of one text given twice would narrow the intervals without being more evidence.
     job = job._replace(encoded=distinct_texts(job.encoded))
     shortest = min(len(text.input_ids) for text in job.encoded)

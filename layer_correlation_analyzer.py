@@ -1,10 +1,10 @@
 """How layers are tied to each other and to their own past: correlations, each beside its null.
 
-Two analyses of captured texts. Across layers: Pearson correlation of every pair of channels of
-two layers, and linear CKA (`channel_correlations`). Within a layer: autocorrelation over time, and
-how far the state and the activations move from token to token. Every number stands beside what
-circular time-shifts or shuffles of the same data give; with too few tokens it is None, with the
-reason.
+Two analyses of captured texts. Across layers: Pearson correlation of every pair of channels of two
+layers, and linear CKA (`token_statistics.channel_correlations`). Within a layer: autocorrelation
+over time, and how far the state and the activations move from token to token. Every number stands
+beside what circular time-shifts or shuffles of the same data give; with too few tokens it is None,
+with the reason.
 
 Shapes: n pooled tokens of all texts; d_model channels. Letters: the glossary of `selective_scan`.
 From a shell: ``python layer_correlation_analyzer.py --text "some text" --layers 0,3``.
@@ -25,50 +25,37 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from analysis_utils import FloatArray, participation_ratio, summarise
-from channel_correlations import (
+from mamba_mixers.sites import find_mixers, model_layers, num_layers
+from ssm_component_extractor import capture, capture_for, captures_of, with_streams
+from ssm_measures.components import Capture
+from suite_plumbing.arguments import resolve_layer_indices, validate_choice
+from suite_plumbing.commands import (
+    STEP_OPTIONS,
+    Job,
+    add_common_options,
+    job_from_options,
+    run_main,
+    write_step_results,
+)
+from suite_plumbing.models import ModelAnalyzer
+from suite_plumbing.progress import progress
+from suite_plumbing.result_files import finite_or_none, five_digits, write_csv, write_tensors
+from suite_plumbing.texts import batches_by_length, distinct_texts, pad_batch, padding_id
+from token_statistics.autocorrelation import MeanAutocorrelation, mean_autocorrelation
+from token_statistics.channel_correlations import (
     CrossLayerCorrelation,
     PooledActivations,
     TopPair,
     cross_layer_correlation,
 )
-from mamba_mixers import find_mixers, num_layers
-from ssm_component_extractor import (
-    STEP_OPTIONS,
-    Capture,
-    Job,
-    ModelAnalyzer,
-    capture,
-    capture_for,
-    captures_of,
-    job_from_options,
-    with_streams,
-    write_step_results,
-)
-from streamed_correlations import StreamedCorrelation, StreamedCorrelations
-from time_shift_nulls import (
+from token_statistics.description import FloatArray, participation_ratio, summarise
+from token_statistics.streamed_correlations import StreamedCorrelation, StreamedCorrelations
+from token_statistics.time_shift_nulls import (
     NUM_SHIFTS,
-    MeanAutocorrelation,
     NullTest,
     fields_to_dict,
-    mean_autocorrelation,
     spearman_shift_test,
     undefined,
-)
-from utils import (
-    add_common_options,
-    batches_by_length,
-    distinct_texts,
-    finite_or_none,
-    five_digits,
-    pad_batch,
-    padding_id,
-    progress,
-    resolve_layer_indices,
-    run_main,
-    validate_choice,
-    write_csv,
-    write_tensors,
 )
 
 STREAMS = {
@@ -178,8 +165,8 @@ def stream_cross_layer_correlations(
     """Correlations of pairs of layers over any number of texts, of which none is kept.
 
     ``batches`` may be a generator that runs the model: each capture is let go after its sums have
-    been taken, so that memory does not grow with the tokens. See `streamed_correlations` for how
-    the nulls are drawn. Raises ValueError as `cross_layer_correlations`.
+    been taken, so that memory does not grow with the tokens. How the nulls are drawn stands in
+    `token_statistics.streamed_correlations`. Raises ValueError as `cross_layer_correlations`.
     """
     sums: StreamedCorrelations | None = None
     for captured in batches:
@@ -372,7 +359,9 @@ def _command(argv: list[str]) -> int:
         "of the residual stream or of the mixers' outputs",
     )
     parser.set_defaults(output_dir="layer_correlations")
-    job = job_from_options(parser.parse_args(argv), ["layer_correlation_analyzer.py", *argv])
+    job = job_from_options(
+        parser.parse_args(argv), model_layers, ["layer_correlation_analyzer.py", *argv]
+    )
     job = job._replace(encoded=distinct_texts(job.encoded))
     print(_write_streamed(job) if job.args.stream else _write_all(job))
     return 0

@@ -26,39 +26,36 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from analysis_utils import bootstrap_interval, summarise
-from attention_measures import MemoryKernel, kernel_of_means
-from mamba_mixers import MixerMemory, MixerReplay, fast_scan
+from mamba_mixers.replay import MixerMemory, MixerReplay
+from mamba_mixers.running import fast_scan
+from mamba_mixers.sites import model_layers
 from recursive_visualizer import write_figures
-from selective_scan import attention_map, scan_hidden_states
-from ssm_component_extractor import encode_inputs, model_layers
-from utils import (
-    SCHEMA_VERSION,
-    add_common_options,
-    check_output_dir,
-    configure_logging,
-    execution_device,
-    finite_or_none,
-    load_model,
-    load_tokenizer,
-    progress,
-    provenance,
-    read_book,
-    run_main,
-    validate_int,
-    write_csv,
-    write_json,
-)
+from selective_scan.attention import attention_map
+from selective_scan.scan import scan_hidden_states
+from ssm_measures.attention_measures import MemoryKernel, kernel_of_means
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.commands import add_common_options, run_main
+from suite_plumbing.model_inputs import encode_inputs
+from suite_plumbing.models import execution_device, load_model, load_tokenizer
+from suite_plumbing.progress import configure_logging, progress
+from suite_plumbing.provenance import SCHEMA_VERSION, provenance
+from suite_plumbing.result_files import check_output_dir, finite_or_none, write_csv, write_json
+from suite_plumbing.texts import read_book
+from token_statistics.description import bootstrap_interval, summarise
 
 CHUNK_SIZE = 512
+
 KERNEL_EVERY = 8
 """A memory kernel is measured in one chunk of so many: its map costs more than the chunk itself."""
+
 WINDOWS = (128, 512, 2048)
+
 BLOCK = 2048
 """Tokens that differences between readings are averaged over before they are resampled."""
 
 # Tokens, over the windows of a pass, and tokens whose states are held at once: both bound memory.
 _TOKENS_PER_PASS = 4096
+
 _STATES_AT_ONCE = 64
 
 

@@ -1,8 +1,9 @@
 """Memory recursion: what the states of a Mamba keep, and what its neurons and predictions owe it.
 
-One forward pass a batch, then the steps of ``memory_measures`` over all texts together, claims
-tried on their results (``memory_claims``), figures, and a report written from the numbers. A step
-that fails leaves its error under its key and the rest intact.
+One forward pass a batch, then the steps of ``analysis_pipelines.memory_steps`` over all texts
+together, claims tried on their results (``analysis_pipelines.memory_claims``), figures, and a
+report written from the numbers. A step that fails leaves its error under its key and the rest
+intact.
 
 From a shell: ``python run_memory_recursion_analysis.py`` runs it on the bundled demo model and
 three built-in texts, offline.
@@ -20,50 +21,53 @@ from typing import Any
 from torch import Tensor, device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis_results import step_sections
-from analysis_steps import StepOutcomes, run_steps
-from attention_neurons import NEURON_METHODS, layer_parameters
-from findings import Finding
-from gate_tokens import token_pieces
-from key_findings import beside_twins, twins_section
-from mamba_mixers import check_has_logits
-from memory_claims import claims_on
-from memory_measures import MEMORY_STEPS, MemoryInputs, MemorySettings, channel_tensors
-from memory_report import memory_report
-from memory_table import memory_by_layer
-from memory_twins import TwinFindings, twin_findings
-from recursive_visualizer import write_figures
-from replay_check import replay_check
-from result_views import Results, run_summary
-from ssm_component_extractor import (
-    STEP_OPTIONS,
-    Capture,
-    ModelAnalyzer,
-    capture_texts,
-    job_from_options,
-    model_layers,
+from analysis_pipelines.memory_claims import claims_on
+from analysis_pipelines.memory_steps import (
+    MEMORY_STEPS,
+    MemoryInputs,
+    MemorySettings,
+    channel_tensors,
 )
-from utils import (
-    SCHEMA_VERSION,
-    EncodedText,
+from analysis_pipelines.memory_table import memory_by_layer
+from analysis_pipelines.memory_twins import TwinFindings, twin_findings
+from analysis_pipelines.step_runner import StepOutcomes, run_steps, step_sections
+from attention_neurons import NEURON_METHODS, layer_parameters
+from mamba_mixers.replay_check import replay_check
+from mamba_mixers.sites import model_layers
+from mamba_mixers.weights import check_has_logits
+from recursive_visualizer import Results, write_figures
+from result_views.report.memory_report import memory_report
+from result_views.summaries import run_summary
+from ssm_component_extractor import capture_texts
+from ssm_measures.components import Capture
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.commands import (
+    STEP_OPTIONS,
     add_common_options,
     announcement,
-    check_output_dir,
-    check_texts,
-    distinct_texts,
-    encode_texts,
-    padding_id,
-    provenance,
-    require_tokenizer,
+    job_from_options,
     run_main,
-    text_origins,
+)
+from suite_plumbing.models import ModelAnalyzer, require_tokenizer
+from suite_plumbing.provenance import SCHEMA_VERSION, provenance
+from suite_plumbing.result_files import (
+    check_output_dir,
     to_jsonable,
-    validate_int,
     write_atomically,
     write_csv,
     write_json,
     write_tensors,
 )
+from suite_plumbing.texts import (
+    EncodedText,
+    check_texts,
+    distinct_texts,
+    encode_texts,
+    padding_id,
+    text_origins,
+    token_pieces,
+)
+from token_statistics.findings import Finding, beside_twins, twins_section
 
 DEFAULT_OUTPUT_DIR = "memory_recursion_analysis"
 
@@ -74,7 +78,7 @@ class MemoryAnalysis:
 
     results: dict[str, Any]
     tensors: dict[str, Tensor]
-    """by channel: see ``memory_measures.channel_tensors``"""
+    """by channel: see ``analysis_pipelines.memory_steps.channel_tensors``"""
 
 
 def analyze_memory(
@@ -274,7 +278,7 @@ def _command(argv: list[str]) -> int:
         validate_int(name.replace("_", "-"), getattr(args, name), least)
     if not args.quiet:
         print(announcement(args))
-    job = job_from_options(args)
+    job = job_from_options(args, model_layers)
     command = ["python", "run_memory_recursion_analysis.py", *argv]
     settings = MemorySettings(
         job.layers, args.batch_size, args.seed, args.num_positions, args.ablate,

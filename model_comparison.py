@@ -3,9 +3,9 @@
 Mambas have implicit attention, transformers softmax attention, hybrids both, and each is measured
 alike: how it falls off with distance, its entropy, its share on the first token and on the token
 itself. Every pair of layers of every two models is compared: maps by rank agreement, the residual
-stream by CKA (``layer_likeness``). The natural pair is a Mamba beside a GPT-NeoX: one tokenizer,
-both trained on the Pile. Models with other tokenizers are compared over the pieces of a text that
-their tokens have in common (``shared_pieces``).
+stream by CKA (``token_statistics.layer_likeness``). The natural pair is a Mamba beside a GPT-NeoX:
+one tokenizer, both trained on the Pile. Models with other tokenizers are compared over the pieces
+of a text that their tokens have in common (``analysis_pipelines.shared_pieces``).
 
 What can be said of it. Any two models that read the same tokens are alike beyond coincidence in
 time, trained or not, for their layers carry the tokens. So a value above its null of time shifts
@@ -28,8 +28,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis_utils import FloatArray
-from comparison_readings import (
+from analysis_pipelines.comparison_readings import (
     MEASURES,
     Measured,
     PairValues,
@@ -42,9 +41,29 @@ from comparison_readings import (
     subjects_of,
     twins_of,
 )
-from comparison_report import TABLE_COLUMNS, comparison_rows, comparison_section
-from findings import Finding, exceeds_null, undecided
-from layer_likeness import (
+from analysis_pipelines.shared_pieces import Pieces, shared_pieces
+from mamba_mixers.replay_check import REPLAY_TOLERANCE
+from mamba_mixers.untrained_twins import ENOUGH_TWINS, untrained_twin
+from recursive_visualizer import write_figures
+from result_views.report.comparison_report import TABLE_COLUMNS, comparison_rows, comparison_section
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.commands import COMMON_OPTIONS, add_common_options, run_main, texts_from_options
+from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.progress import configure_logging, progress, set_seed
+from suite_plumbing.provenance import DEMO_MODEL_PATH, SCHEMA_VERSION, provenance
+from suite_plumbing.result_files import (
+    StrPath,
+    check_output_dir,
+    finite_or_none,
+    to_jsonable,
+    write_atomically,
+    write_csv,
+    write_json,
+)
+from suite_plumbing.texts import EncodedText, check_texts, encode_texts, repeated_texts
+from token_statistics.description import FloatArray
+from token_statistics.findings import Finding, undecided
+from token_statistics.layer_likeness import (
     MIN_SOURCES,
     best_match,
     over_texts,
@@ -52,41 +71,14 @@ from layer_likeness import (
     window_size,
     with_null,
 )
-from recursive_visualizer import write_figures
-from replay_check import REPLAY_TOLERANCE
-from shared_pieces import Pieces, shared_pieces
-from time_shift_nulls import MIN_TOKENS, NullTest, against_null, undefined
-from untrained_twin import ENOUGH_TWINS, untrained_twin
-from utils import (
-    COMMON_OPTIONS,
-    DEMO_MODEL_PATH,
-    SCHEMA_VERSION,
-    EncodedText,
-    StrPath,
-    add_common_options,
-    check_output_dir,
-    check_texts,
-    configure_logging,
-    encode_texts,
-    finite_or_none,
-    load_model,
-    load_tokenizer,
-    progress,
-    provenance,
-    repeated_texts,
-    run_main,
-    set_seed,
-    texts_from_options,
-    to_jsonable,
-    validate_int,
-    write_atomically,
-    write_csv,
-    write_json,
-)
+from token_statistics.time_shift_nulls import MIN_TOKENS, NullTest, against_null, undefined
+from token_statistics.verdict_rules import exceeds_null
 
 logger = logging.getLogger(__name__)
 
+
 DEFAULT_OUTPUT_DIR = "model_comparison"
+
 MIN_PIECES = 4
 """Of each text: a debiased CKA of fewer is undefined."""
 

@@ -26,38 +26,36 @@ import jinja2
 from PIL import Image
 from torch import Tensor
 
-from finding_figures import finding_figures
-from findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE, Finding, compared, sentence
-from panel_primitives import Section
-from recursive_visualizer import (
-    DEFAULT_RESULTS,
-    drawing_from,
-    figures_of,
-    load_results,
-    write_figures,
-)
-from report_content import report_content
-from report_markdown import markdown_report
-from report_measures import MEASURES
-from report_tables import between, shown
-from report_view import deflated_json, neuron_tables, token_view, view_maps
-from utils import (
-    StrPath,
-    add_common_options,
-    check_output_dir,
-    configure_logging,
-    run_main,
-    write_atomically,
+from recursive_visualizer import figures_of, write_figures
+from result_views.figures.finding_figures import finding_figures
+from result_views.glossary import MEASURES
+from result_views.report.content import report_content
+from result_views.report.markdown import markdown_report
+from result_views.report.tables import between, shown
+from result_views.report.token_view import deflated_json, neuron_tables, token_view, view_maps
+from suite_plumbing.commands import add_common_options, run_main
+from suite_plumbing.progress import configure_logging
+from suite_plumbing.result_files import StrPath, check_output_dir, write_atomically
+from suite_plumbing.result_reading import DEFAULT_RESULTS, Section, drawing_from, load_results
+from token_statistics.findings import (
+    NOT_SUPPORTED,
+    SUPPORTED,
+    TOO_LITTLE,
+    Finding,
+    compared,
+    sentence,
 )
 
 DEFAULT_OUTPUT_DIR = "recursive_analysis_reports"
-TEMPLATE_DIR = Path(__file__).resolve().parent / "report_template"
+
+TEMPLATE_DIR = Path(__file__).resolve().parent / "result_views" / "report"
 
 VERDICT_MARKS = {SUPPORTED: "●", NOT_SUPPORTED: "○", TOO_LITTLE: "–"}
 """By verdict, a mark that is told apart without colour."""
 
 # Wide enough for a page, small enough for the file; figures beside it keep their full size.
 _FIGURE_WIDTH = 1040
+
 _FIGURE_QUALITY = 55
 
 

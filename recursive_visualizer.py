@@ -12,49 +12,48 @@ from __future__ import annotations
 
 import argparse
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-import analysis_panels as panels
-from comparison_figures import COMPARISON_FIGURES
-from faithfulness_figures import FAITHFULNESS_FIGURES
-from figure_pages import page, styled
-from finding_figures import finding_figures
-from long_memory_figures import LONG_MEMORY_FIGURES
-from memory_figures import CAUSAL_FIGURES, MEMORY_FIGURES
-from panel_primitives import (
+from result_views.figures import analysis_panels as panels
+from result_views.figures.comparison_figures import COMPARISON_FIGURES
+from result_views.figures.faithfulness_figures import FAITHFULNESS_FIGURES
+from result_views.figures.finding_figures import finding_figures
+from result_views.figures.long_memory_figures import LONG_MEMORY_FIGURES
+from result_views.figures.memory_figures import CAUSAL_FIGURES, MEMORY_FIGURES
+from result_views.figures.pages import page, styled
+from result_views.summaries import Row, check_lines, finding_frame, layer_rows, run_summary
+from suite_plumbing.arguments import validate_choice
+from suite_plumbing.commands import FIGURE_FORMATS, add_common_options, run_main
+from suite_plumbing.progress import configure_logging
+from suite_plumbing.result_files import StrPath, check_output_dir, table_html, write_atomically
+from suite_plumbing.result_reading import (
+    DEFAULT_RESULTS,
     Section,
+    Tensors,
     all_layers,
     cross_text_section,
+    drawing_from,
+    load_results,
     text_sections,
     usable,
 )
-from utils import (
-    FIGURE_FORMATS,
-    SCHEMA_VERSION,
-    StrPath,
-    add_common_options,
-    check_output_dir,
-    configure_logging,
-    read_json,
-    run_main,
-    validate_choice,
-    write_atomically,
-)
 
-DEFAULT_RESULTS = "corrected_mamba_analysis/analysis_results.json"
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
 DEFAULT_OUTPUT_DIR = "recursive_analysis_plots"
 
-Tensors = Mapping[str, Tensor]
-
 _MAX_CHANGE_PANELS = 24
+
 # A text's date would make two runs differ.
 _METADATA = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
@@ -285,7 +284,6 @@ CORRECTED_FIGURES: dict[str, Callable[..., Figure]] = {
 }
 """By file name: functions of (results) or (results, tensors)."""
 
-
 _BY_KEY = (
     ("memory", MEMORY_FIGURES),
     ("faithfulness", FAITHFULNESS_FIGURES),
@@ -361,75 +359,6 @@ def _write(figure: Figure, path: Path, kind: str) -> Path:
     return path
 
 
-def load_results(path: StrPath) -> tuple[dict[str, Any], Tensors]:
-    """Results of an analysis from JSON, and the tensors beside it (none: an empty dict).
-
-    Raises ValueError for a file that is missing, not strict JSON, or of another schema version, and
-    for tensors that cannot be read.
-    """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise ValueError(
-            f"there is no results file {str(path)!r}; run the main analysis first: "
-            "python corrected_recursive_ssm_attention_analyzer.py, or name another file"
-        )
-    results = read_json(path)
-    version = results.get("schema_version") if isinstance(results, dict) else None
-    if str(version).partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
-        raise ValueError(
-            f"results file {str(path)!r} has schema_version {version!r}; this version draws "
-            f"{SCHEMA_VERSION!r}: run the analysis again"
-        )
-    return results, _read_tensors(path.with_suffix(".safetensors"))
-
-
-@contextmanager
-def drawing_from(path: StrPath) -> Iterator[None]:
-    """Within this context results are a file's: what they lack is that file's fault.
-
-    Figures and reports read what the suite wrote and look for nothing else, so that in a file cut
-    or edited by hand they find keys missing, or of another kind: a ValueError that names the file.
-    """
-    try:
-        yield
-    except (LookupError, TypeError, AttributeError, StopIteration) as error:
-        raise ValueError(
-            f"results file {str(path)!r} lacks what is drawn from it ({type(error).__name__}: "
-            f"{error}): it was damaged, or edited by hand; run the analysis again"
-        ) from error
-
-
-class TensorFile(Mapping[str, Tensor]):
-    """Tensors of a safetensors file, each read when it is asked for."""
-
-    def __init__(self, path: Path) -> None:
-        self._file = safe_open(path, framework="pt")
-        self._names = tuple(self._file.keys())
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-
-def _read_tensors(path: Path) -> Tensors:
-    if not path.is_file():
-        return {}
-    try:
-        return TensorFile(path)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"tensors file {str(path)!r} cannot be read ({error}); remove it to draw the figures "
-            "without attention maps, or run the main analysis again"
-        ) from error
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Draw the figures of a results file; exit status 2 where it cannot be read."""
     return run_main(_command, argv)
@@ -456,6 +385,48 @@ def _command(argv: list[str]) -> int:
     if not args.quiet:
         print("\n".join(f"Wrote {path}" for path in paths))
     return 0
+
+
+class Results(dict[str, Any]):
+    """A result dict, strict JSON, with its tensors; shown in a notebook as its tables."""
+
+    def __init__(self, results: Row, tensors: Mapping[str, Tensor] | None = None) -> None:
+        super().__init__(results)
+        self.tensors: Mapping[str, Tensor] = {} if tensors is None else tensors
+
+    @classmethod
+    def open(cls, path: StrPath) -> Results:
+        """The results of a JSON file, with the tensors beside it; ValueError as `load_results`."""
+        return cls(*load_results(path))
+
+    @property
+    def figure_names(self) -> list[str]:
+        """What `figure` can draw of these results."""
+        return list(figures_of(self))
+
+    def figure(self, name: str) -> Figure:
+        """One of the figures by name; raises ValueError, listing the names, for an unknown one."""
+        return draw_figure(self, name, self.tensors)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a layer (main analysis: a text and layer); None where a step gave no result."""
+        return pd.DataFrame(list(self.get("memory_by_layer", ())) or layer_rows(self))
+
+    def __repr__(self) -> str:
+        """The end of a run in place of megabytes of numbers; `dict(results)` shows those."""
+        return run_summary(self, [f"Figures, by .figure(name): {', '.join(self.figure_names)}"])
+
+    def _repr_html_(self) -> str:
+        lines = "".join(f"<p>{escape(line)}</p>" for line in check_lines(self))
+        findings = finding_frame(self)
+        tables = [frame for frame in (findings, self.to_dataframe()) if not frame.empty]
+        names = ", ".join(f"<code>{escape(name)}</code>" for name in self.figure_names)
+        shown = "".join(map(table_html, tables))
+        # The classes keep a notebook from reading $ as mathematics.
+        return (
+            f'<div class="tex2jax_ignore mathjax_ignore">{lines}{shown}'
+            f"<p>Figures, by <code>.figure(name)</code>: {names}</p></div>"
+        )
 
 
 if __name__ == "__main__":

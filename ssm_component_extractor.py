@@ -10,91 +10,33 @@ From a shell: ``python ssm_component_extractor.py --text "some text" --layers 0,
 from __future__ import annotations
 
 import argparse
-import sys
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from mamba_mixers import LayerRecord, find_mixers, num_layers, record_layers, record_streams
-from ssm_components import RecursiveDynamics, SSMComponents, kept_tokens, recursive_dynamics
-from utils import (
-    SCHEMA_VERSION,
-    AnalysisError,
-    EncodedText,
+from mamba_mixers.recording import LayerRecord, record_layers, record_streams
+from mamba_mixers.sites import model_layers
+from selective_scan.operands import with_groups
+from ssm_measures.components import Capture, SSMComponents, extracted_layer, rounded_by_token
+from suite_plumbing.commands import (
+    STEP_OPTIONS,
+    Job,
     add_common_options,
-    batches_by_length,
-    check_output_dir,
-    check_texts,
-    configure_logging,
-    encode_texts,
-    execution_device,
-    load_model,
-    load_tokenizer,
-    pad_batch,
-    padding_id,
-    progress,
-    provenance,
-    require_tokenizer,
-    resolve_layer_indices,
-    resolve_model,
+    job_from_options,
     run_main,
-    set_seed,
-    text_origins,
-    texts_from_options,
-    write_json,
-    write_tensors,
+    write_step_results,
 )
-
-T = TypeVar("T")
-
-STEP_OPTIONS = (
-    "model", "text", "texts_file", "layers", "max_sequence_length", "batch_size", "device",
-    "dtype", "output_dir", "seed", "debug", "quiet",
-)  # fmt: skip
-"""The shared options that every step's command has."""
-
-
-@dataclass(frozen=True, eq=False)
-class Capture:
-    """One forward pass on one batch of texts: tokens, components and residual stream by layer."""
-
-    input_ids: Tensor
-    """(b, l) token ids, left padded"""
-    attention_mask: Tensor
-    """(b, l) 1 at tokens, 0 at padding"""
-    components: dict[int, SSMComponents]
-    """by layer"""
-    block_inputs: dict[int, Tensor]
-    """by layer: (b, l, d_model) residual stream before the layer"""
-    block_outputs: dict[int, Tensor]
-    """by layer: (b, l, d_model) residual stream after the layer; with :func:`with_streams` of
-    layers without an SSM too"""
-
-    @property
-    def layers(self) -> list[int]:
-        """The captured layers in ascending order."""
-        return sorted(self.components)
-
-    def text(self, row: int) -> Capture:
-        """The capture of one text of the batch, b = 1, without its padding: see
-        :meth:`SSMComponents.text`."""
-        keep = kept_tokens(self.attention_mask[row])
-
-        def cut(tensor: Tensor) -> Tensor:
-            return tensor[row : row + 1, keep]
-
-        return Capture(
-            cut(self.input_ids),
-            cut(self.attention_mask),
-            {layer: parts.text(row) for layer, parts in self.components.items()},
-            {layer: cut(x) for layer, x in self.block_inputs.items()},
-            {layer: cut(x) for layer, x in self.block_outputs.items()},
-        )
+from suite_plumbing.errors import AnalysisError
+from suite_plumbing.model_inputs import encode_inputs
+from suite_plumbing.models import ModelAnalyzer, execution_device
+from suite_plumbing.progress import progress
+from suite_plumbing.result_files import write_tensors
+from suite_plumbing.texts import EncodedText, batches_by_length, pad_batch, padding_id
+from token_statistics.description import summarise
 
 
 def capture(
@@ -183,28 +125,6 @@ def capture_texts(
     return [captures[index] for index in range(len(encoded))]
 
 
-class ModelAnalyzer:
-    """What the classes of the suite share: a model, and the results of earlier calls.
-
-    ``model`` may be a name or a folder; ``tokenizer`` None is the one beside the model's weights.
-    """
-
-    def __init__(
-        self,
-        model: PreTrainedModel | str | Path,
-        device: str | torch.device | None = None,
-        *,
-        tokenizer: PreTrainedTokenizerBase | None = None,
-    ) -> None:
-        self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
-
-    def _earlier(self, name: str, method: str) -> Any:
-        """What an earlier call left under ``name``, or an error that names the call to make."""
-        if not hasattr(self, name):
-            raise RuntimeError(f"nothing has been computed yet: call {method}(...) first")
-        return getattr(self, name)
-
-
 class SSMComponentExtractor(ModelAnalyzer):
     """A, B, C, D, delta, states and their dynamics for chosen layers of a Mamba."""
 
@@ -244,92 +164,6 @@ def capture_for(
     return capture(model, *encode_inputs(model, tokenizer, inputs), layers)
 
 
-def encode_inputs(
-    model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
-    inputs: str | Sequence[str] | Tensor | Mapping[str, Tensor],
-) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, each (b, l), of texts (left padded), ids or an encoding."""
-    if isinstance(inputs, Tensor):
-        inputs = {"input_ids": inputs}
-    if not isinstance(inputs, Mapping):
-        tokenizer = require_tokenizer(model, tokenizer)
-        encoded = encode_texts(
-            tokenizer, check_texts(inputs), sys.maxsize, vocab_size=model.config.vocab_size
-        )
-        return pad_batch(encoded, padding_id(tokenizer))
-    if "input_ids" not in inputs:
-        raise ValueError(
-            f"inputs has no input_ids, only {sorted(inputs)}; pass a tokenizer's output"
-        )
-    ids = _whole_numbers("input_ids", inputs["input_ids"])
-    vocabulary = model.config.vocab_size
-    if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point() or ids.dtype == torch.bool:
-        raise ValueError(
-            f"inputs must be token ids (l,) or (b, l), got {tuple(ids.shape)} of {ids.dtype}"
-        )
-    if ids.min() < 0 or ids.max() >= vocabulary:
-        raise ValueError(
-            f"inputs holds token ids from {ids.min()} to {ids.max()}; the model knows 0 to "
-            f"{vocabulary - 1}. Was it tokenized for another model?"
-        )
-    return ids, _mask_of(ids, inputs.get("attention_mask"))
-
-
-def _mask_of(ids: Tensor, mask: Tensor | None) -> Tensor:
-    """The attention mask that came with these ids (b, l), ones for None; checked.
-
-    Padding stands before or after a text: between its tokens the state would run on over it.
-    """
-    if mask is None:
-        return torch.ones_like(ids)
-    mask = _whole_numbers("attention_mask", mask)
-    if mask.shape != ids.shape:
-        raise ValueError(
-            f"attention_mask must have the shape of input_ids, {tuple(ids.shape)}, got "
-            f"{tuple(mask.shape)}"
-        )
-    if not bool(((mask == 0) | (mask == 1)).all()):
-        raise ValueError("attention_mask must be 1 at tokens and 0 at padding; it has other values")
-    mask = mask.to(ids.dtype)
-    starts = (mask.diff(dim=1, prepend=torch.zeros_like(mask[:, :1])) == 1).sum(1)
-    if not bool((starts == 1).all()):
-        row = int((starts != 1).long().argmax())
-        raise ValueError(
-            f"attention_mask has {int(starts[row])} runs of tokens in row {row}; each row is one "
-            "text without gaps, with padding before or after it"
-        )
-    return mask
-
-
-def _whole_numbers(name: str, values: Any) -> Tensor:
-    """A tensor (b, l) of what a user passed; ValueError for what has no such shape."""
-    try:
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(
-            f"{name} cannot be taken as numbers of shape (l,) or (b, l) ({error}); pad texts of "
-            "unequal length, as tokenizer(texts, padding=True) does"
-        ) from error
-    return tensor.unsqueeze(0) if tensor.dim() == 1 else tensor
-
-
-def model_layers(model: PreTrainedModel, layer_indices: Sequence[int] | str | None) -> list[int]:
-    """The layers that ``layer_indices`` asks for, checked against those with an SSM."""
-    available = list(find_mixers(model))
-    return resolve_layer_indices(layer_indices, available, num_layers(model))
-
-
-def extracted_layer(by_layer: Mapping[int, T], layer_idx: int, method: str) -> T:
-    """One layer of an earlier result; ValueError, naming the call to make, if it is not there."""
-    if layer_idx not in by_layer:
-        raise ValueError(
-            f"layer_idx is {layer_idx!r}; the layers extracted are {sorted(by_layer)}. "
-            f"Call {method}(...) with it first"
-        )
-    return by_layer[layer_idx]
-
-
 def _components(record: LayerRecord, mask: Tensor) -> SSMComponents:
     names = ("A", "B", "C", "delta", "u", "gate", "y", "gated", "conv_input")
     scale = record.replay.norm_scale
@@ -348,45 +182,6 @@ def _kept(x: Tensor) -> Tensor:
     """Detached, on the CPU, float32 unless it is float64."""
     x = x.detach().cpu()
     return x if x.dtype == torch.float64 else x.float()
-
-
-class Job(NamedTuple):
-    """What a command of the suite works on, after all of its options have been checked."""
-
-    args: argparse.Namespace
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
-    encoded: list[EncodedText]
-    layers: list[int]
-    output_dir: Path
-    command: list[str]
-    """the script's name and its arguments"""
-
-
-def job_from_options(args: argparse.Namespace, command: Sequence[str] = ()) -> Job:
-    """Check and load what the shared command-line options name, before anything runs."""
-    configure_logging(args.debug, args.quiet)
-    set_seed(args.seed)
-    texts = texts_from_options(args)
-    output_dir = check_output_dir(args.output_dir)
-    model = load_model(args.model, device=args.device, dtype=args.dtype)
-    tokenizer = load_tokenizer(args.model)
-    encoded = encode_texts(
-        tokenizer, texts, args.max_sequence_length, vocab_size=model.config.vocab_size
-    )
-    layers = model_layers(model, args.layers)
-    return Job(args, model, tokenizer, encoded, layers, output_dir, list(command))
-
-
-def write_step_results(job: Job, name: str, results: Mapping[str, Any]) -> Path:
-    """Write a step's results as JSON into the job's folder, with schema version and provenance."""
-    described = {
-        "schema_version": SCHEMA_VERSION,
-        "provenance": provenance(
-            job.model, command=job.command, seed=job.args.seed, texts=text_origins(job.encoded)
-        ),
-    }
-    return write_json(job.output_dir / name, {**results, **described})
 
 
 def captures_of(job: Job) -> list[Capture]:
@@ -412,7 +207,9 @@ def _command(argv: list[str]) -> int:
     )
     add_common_options(parser, *STEP_OPTIONS)
     parser.set_defaults(output_dir="ssm_components")
-    job = job_from_options(parser.parse_args(argv), ["ssm_component_extractor.py", *argv])
+    job = job_from_options(
+        parser.parse_args(argv), model_layers, ["ssm_component_extractor.py", *argv]
+    )
     results, tensors = {}, {}
     for index, captured in enumerate(captures_of(job)):
         results[f"text_{index}"] = {
@@ -426,6 +223,81 @@ def _command(argv: list[str]) -> int:
     write_tensors(job.output_dir / "ssm_components.safetensors", tensors)
     print(f"Wrote {path} and ssm_components.safetensors beside it.")
     return 0
+
+
+@dataclass(frozen=True, eq=False)
+class RecursiveDynamics:
+    """How one layer's state evolves on the captured tokens; nan at padding.
+
+    Per head: in Mamba-1 every channel is one and its d_state states have rates of their own; in
+    Mamba-2 one rate holds for all channels and states of a head, and the last axis is 1.
+    """
+
+    eigenvalues: Tensor
+    """(H, d_state or 1) of the continuous-time system: A itself, for A is diagonal"""
+    spectral_radius: Tensor
+    """(b, l, H) max over the states of exp(delta A), in (0, 1)"""
+    half_life: Tensor
+    """(H, d_state or 1) ln 2 / (mean delta * |A|), tokens"""
+    lyapunov_exponent: Tensor
+    """(H, d_state or 1) mean delta * A, nats per token, negative"""
+    is_stable: bool
+    """every A is negative, so that every state decays without input"""
+    state_norm: Tensor
+    """(b, l) L2 norm of h_t over channels and states"""
+    write_energy: Tensor
+    """(b, l) L2 norm of delta_t B_t u_t: what the token adds to the state"""
+    retain_energy: Tensor
+    """(b, l) L2 norm of exp(delta_t A) h_{t-1}: what is kept of the state; 0 at the first token"""
+    state_participation_ratio: tuple[float, ...]
+    """per text: (sum lambda)^2 / sum lambda^2 of the states' covariance over tokens, from 1 to
+    l - 1: how many directions the state uses; nan for one token or a constant state"""
+
+    def to_dict(self) -> dict:
+        """Summaries for JSON, and by text the state's norm at every token."""
+        ratios = [None if math.isnan(ratio) else ratio for ratio in self.state_participation_ratio]
+        names = ("eigenvalues", "spectral_radius", "half_life", "lyapunov_exponent", "state_norm",
+                 "write_energy", "retain_energy")  # fmt: skip
+        summaries = {name: summarise(_finite(getattr(self, name))) for name in names}
+        return {
+            **summaries,
+            "by_token": {"state_norm": rounded_by_token(self.state_norm)},
+            "is_stable": self.is_stable,
+            "state_participation_ratio": ratios,
+        }
+
+
+def recursive_dynamics(components: SSMComponents) -> RecursiveDynamics:
+    """Eigenvalues, decay, stability, state norm, energies and rank of one layer's state.
+
+    Means over delta leave padding out. Cost: that of `SSMComponents.states`, the first time.
+    """
+    keep = components.attention_mask.bool()
+    A, delta, states = components.A, components.delta, components.states
+    mean_delta = delta[keep].mean(0)
+    slowest = torch.exp(delta * A.max(dim=1).values).masked_fill(~keep[..., None], math.nan)
+    return RecursiveDynamics(
+        eigenvalues=A,
+        spectral_radius=slowest,
+        half_life=math.log(2) / (mean_delta[:, None] * A.abs()),
+        lyapunov_exponent=mean_delta[:, None] * A,
+        is_stable=bool((A < 0).all()),
+        state_norm=states.norm.masked_fill(~keep, math.nan),
+        write_energy=_written(components).masked_fill(~keep, math.nan),
+        retain_energy=states.retained.masked_fill(~keep, math.nan),
+        state_participation_ratio=states.participation_ratio,
+    )
+
+
+def _written(components: SSMComponents) -> Tensor:
+    """L2 norm (b, l) of delta B u."""
+    B = with_groups(components.B)
+    written = (components.channel_delta * components.u).unflatten(2, (B.shape[2], -1))
+    return (written.norm(dim=3) * B.norm(dim=3)).norm(dim=2)
+
+
+def _finite(x: Tensor) -> Tensor:
+    return x[torch.isfinite(x)]
 
 
 if __name__ == "__main__":

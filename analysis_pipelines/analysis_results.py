@@ -6,7 +6,6 @@ table of neurons go beside it.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,27 +14,21 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from analysis_steps import Step, StepOutcomes
+from analysis_pipelines.cross_text_steps import TextMeasures
 from attention_neurons import NEURON_METHODS, AttentionData
-from cross_text_analysis import TextMeasures
-from findings import Finding
-from key_findings import beside_twins, twins_section
-from neuron_sets import NeuronSet
-from replay_check import replay_check
-from ssm_component_extractor import Capture
-from utils import (
-    SCHEMA_VERSION,
-    EncodedText,
-    provenance,
+from mamba_mixers.replay_check import replay_check
+from ssm_measures.components import Capture
+from ssm_measures.neuron_sets import NeuronSet
+from suite_plumbing.provenance import SCHEMA_VERSION, provenance
+from suite_plumbing.result_files import (
     six_digits,
-    text_origins,
     to_jsonable,
     write_csv,
     write_json,
     write_tensors,
 )
-
-logger = logging.getLogger(__name__)
+from suite_plumbing.texts import EncodedText, text_origins
+from token_statistics.findings import Finding, beside_twins, twins_section
 
 METHODS_USED = (
     "ssm_extraction", "implicit_attention", "synthetic_attention", "neuron_creation",
@@ -128,26 +121,6 @@ def write_analysis(analysis: Analysis, path: Path) -> Path:
     if analysis.neuron_rows:
         write_csv(path.with_name(f"{path.stem}_neurons.csv"), analysis.neuron_rows)
     return write_json(path, analysis.results)
-
-
-def step_sections(outcomes: StepOutcomes, steps: Sequence[Step]) -> dict[str, Any]:
-    """JSON of every step in order: its result, or why there is none."""
-    return {
-        step.name: outcomes.failures.get(step.name) or _section(outcomes.results[step.name])
-        for step in steps
-    }
-
-
-def _section(result: Any) -> Any:
-    """Strict JSON of a step's result: layers become ``layer_3``, objects their ``to_dict()``."""
-    if hasattr(result, "to_dict"):
-        return _section(result.to_dict())
-    if isinstance(result, Mapping):
-        return {
-            f"layer_{key}" if isinstance(key, int) else key: _section(value)
-            for key, value in result.items()
-        }
-    return to_jsonable(result)
 
 
 def text_tensors(

@@ -3,7 +3,8 @@
 The numbers behind ``model_comparison``, a text at a time: each model's attention maps (implicit,
 |alpha| mean over channels; softmax, mean over heads; every row divided by its sum) and the stream
 after each layer, over the pieces of the text that all tokenizers share; measures of every map; and
-for every two models the comparisons of ``layer_likeness`` with their draws of the null.
+for every two models the comparisons of ``token_statistics.layer_likeness`` with their draws of the
+null.
 """
 
 from __future__ import annotations
@@ -19,16 +20,25 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis_utils import FloatArray
-from attention_maps import mean_map
-from attention_measures import memory_kernel, query_statistics, row_shares
-from attention_models import (
+from analysis_pipelines.shared_pieces import Pieces, pooled_map, pooled_rows
+from mamba_mixers.attention_layers import (
     attending_layers,
     model_layers_by_name,
     token_limit,
     traced_layers,
 )
-from layer_likeness import (
+from mamba_mixers.sites import UnsupportedModelError, find_mixers
+from mamba_mixers.untrained_twins import twin_seeds, untrained_twin
+from ssm_component_extractor import capture
+from ssm_measures.attention_maps import mean_map
+from ssm_measures.attention_measures import memory_kernel, query_statistics, row_shares
+from suite_plumbing.arguments import resolve_layer_indices
+from suite_plumbing.models import execution_device, require_tokenizer, resolve_model
+from suite_plumbing.progress import progress
+from suite_plumbing.result_files import StrPath
+from suite_plumbing.texts import EncodedText
+from token_statistics.description import FloatArray, IntArray
+from token_statistics.layer_likeness import (
     RankedRows,
     agreement,
     causal_ranks,
@@ -40,26 +50,15 @@ from layer_likeness import (
     window_ranks,
     window_size,
 )
-from mamba_mixers import UnsupportedModelError, find_mixers
-from shared_pieces import Pieces, pooled_map, pooled_rows
-from ssm_component_extractor import capture
-from time_shift_nulls import NUM_SHIFTS, IntArray, draw_shifts, why_too_few
-from untrained_twin import twin_seeds, untrained_twin
-from utils import (
-    EncodedText,
-    StrPath,
-    execution_device,
-    progress,
-    require_tokenizer,
-    resolve_layer_indices,
-    resolve_model,
-)
+from token_statistics.time_shift_nulls import NUM_SHIFTS, draw_shifts, why_too_few
 
 QUERY_MEASURES = ("entropy_share", "first_share", "self_share", "mean_distance")
+
 KERNEL_MEASURES = ("mean_lag", "median_lag", "lag_90")
+
 MEASURES = (*QUERY_MEASURES, *(f"kernel_{name}" for name in KERNEL_MEASURES))
-"""Measures of a map, as in ``attention_measures``: means over queries, then lags of the kernel.
-Shares are in [0, 1], distances and lags in pieces."""
+"""Measures of a map, as in ``ssm_measures.attention_measures``: means over queries, then lags of
+the kernel. Shares are in [0, 1], distances and lags in pieces."""
 
 KERNEL_LAGS = 64
 """Lags of the kernels that are kept, from 0."""
@@ -163,7 +162,7 @@ def subjects_of(
 
     Raises ValueError for fewer than two models, or tokenizers that are not one for each; for a
     model without attention of either kind in the layers chosen, or one that is not causal; and as
-    ``attention_models.token_limit``.
+    ``mamba_mixers.attention_layers.token_limit``.
     """
     given = [None] * len(models) if tokenizers is None else list(tokenizers)
     if len(models) < 2 or len(given) != len(models):
@@ -264,7 +263,8 @@ def read_text(subject: Subject, input_ids: Sequence[int], pieces: Pieces) -> Rea
 def map_measures(shares: Tensor) -> tuple[list[float], FloatArray]:
     """MEASURES of one map (l, l) and its memory kernel (l,); nan where undefined.
 
-    ``shares`` sum to 1 over the sources of each query (``attention_measures.row_shares``).
+    ``shares`` sum to 1 over the sources of each query (`row_shares` of
+    `ssm_measures.attention_measures`).
     """
     mask = torch.ones(1, len(shares), dtype=torch.int64)
     by_query = query_statistics(shares[None], mask)

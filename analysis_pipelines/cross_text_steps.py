@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis_steps import Step
-from channel_correlations import (
+from analysis_pipelines.step_runner import Step
+from layer_correlation_analyzer import STREAMS, pooled_activations
+from ssm_measures.components import Capture
+from ssm_measures.neuron_sets import NeuronSet
+from token_statistics.channel_correlations import (
     CrossLayerCorrelation,
     PooledActivations,
     cross_layer_correlation,
 )
-from cross_text_consistency import NeuronAgreement, neuron_agreement, text_spread
-from layer_correlation_analyzer import STREAMS, pooled_activations
-from neuron_sets import NeuronSet
-from ssm_component_extractor import Capture
+from token_statistics.cross_text_consistency import NeuronAgreement, neuron_agreement, text_spread
 
 FloatArray = NDArray[np.float64]
 

@@ -9,35 +9,37 @@ too few, leave a claim with "too little data" and the reason. No claim has a ver
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from findings import (
+from suite_plumbing.result_reading import read
+from token_statistics.findings import Finding, undecided
+from token_statistics.verdict_rules import (
     LAYER_GROUPS,
     SPARSE_SHARE,
-    Finding,
     above_null,
     differs_by_layer,
     exceeds_zero,
     first_reason,
     group_mean,
     holds_everywhere,
-    read,
     rises_with_depth,
     share_of_hits,
-    undecided,
 )
 
 Results = Mapping[str, Any]
 
 STRONG = 0.99
 """A correlation as strong as earlier analyses of this kind report."""
+
 _ALPHA = 0.05
 
 _TEXT = "individual_texts.*.analysis"
+
 _PAIRS = "cross_text_analysis.correlation_patterns.mixer"
+
 _TEXT_LAYERS = "layers of texts"
 
 # claim, statistic, path, unit
@@ -169,25 +171,6 @@ def key_findings(results: Results, seed: int = 0) -> list[Finding]:
             for claim in _NOT_MEASURABLE
         ),
     ]
-
-
-def beside_twins(findings: Sequence[Finding], twins: Sequence[Sequence[Finding]]) -> list[Finding]:
-    """Findings beside those of untrained twins, claim by claim: see `Finding.beside`."""
-    return [
-        finding.beside([twin[i] for twin in twins]) if finding.learned else finding
-        for i, finding in enumerate(findings)
-    ]
-
-
-def twins_section(
-    findings: Sequence[Finding], twins: Mapping[int, Sequence[Finding]]
-) -> dict[str, Any]:
-    """Seeds of untrained twins, and the value of every finding in each; ``twins`` by seed."""
-    values = {
-        finding.claim: [twin[i].value for twin in twins.values()]
-        for i, finding in enumerate(findings)
-    }
-    return {"seeds": list(twins), "values": values}
 
 
 def _structure(results: Results) -> list[Finding]:

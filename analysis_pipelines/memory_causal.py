@@ -14,13 +14,18 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from analysis_utils import bootstrap_interval
-from causal_curves import KINDS, CausalMemoryCurve, compare_curves, pooled_curve
-from intervention_effects import (
+from causal_interventions.causal_curves import (
+    KINDS,
+    CausalMemoryCurve,
+    compare_curves,
+    pooled_curve,
+)
+from causal_interventions.effects import (
     NeuronInterventions,
     intervention_effects,
     neuron_interventions,
 )
+from causal_interventions.interventions import Intervention, freeze_delta, scale_delta
 from intervention_study import (
     MIN_HISTORY,
     causal_memory_curve,
@@ -28,16 +33,16 @@ from intervention_study import (
     random_positions,
     spread_positions,
 )
-from memory_interventions import Intervention, freeze_delta, scale_delta
-from ssm_component_extractor import Capture
-from time_shift_nulls import NullTest, spearman_permutation_test
-from utils import finite_or_none
+from ssm_measures.components import Capture
+from suite_plumbing.result_files import finite_or_none
+from token_statistics.description import bootstrap_interval
+from token_statistics.time_shift_nulls import NullTest, spearman_permutation_test
 
 MIN_CAUSAL_TOKENS = 16
 """Shorter texts have too few lags for a causal curve and are left out of it."""
+
 MAX_CAUSAL_LAG = 64
 """Tokens; less where half of the shortest text is less."""
-
 
 DELTA_INTERVENTIONS: dict[str, Callable[[int], Intervention]] = {
     "frozen": freeze_delta,
@@ -162,7 +167,7 @@ def neurons_beside_random(
 
     ``kl``, ``random_kl``: means over neurons, texts and tokens, nats; ``excess``: their difference
     with its 95 % bootstrap interval (``low``, ``high``) over neurons, each the mean over texts;
-    None for one neuron. Cost: see :func:`intervention_effects.neuron_interventions`, on each text.
+    None for one neuron. Cost: see :func:`neuron_interventions`, on each text.
     """
     found = [
         neuron_interventions(

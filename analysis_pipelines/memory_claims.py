@@ -2,7 +2,7 @@
 
 A claim is a `Finding`: what is said, the statistic that would show it, its value beside a null
 (what the data give when nothing ties the two sides) or beside an interval, the verdict, and the
-place in the results that it was read from. The claims read the steps' JSON of ``memory_measures``
+place in the results that it was read from. The claims read the steps' JSON of ``memory_steps``
 alone. Nothing here knows what any model should show.
 """
 
@@ -13,20 +13,19 @@ from typing import Any
 
 import numpy as np
 
-from analysis_utils import FloatArray
-from findings import (
+from token_statistics.description import FloatArray
+from token_statistics.findings import Finding, undecided
+from token_statistics.time_shift_nulls import MIN_TOKENS
+from token_statistics.verdict_rules import (
     LAYER_GROUPS,
     SPARSE_SHARE,
-    Finding,
     above_null,
     differs_by_layer,
     exceeds_zero,
     first_reason,
     group_mean,
     share_of_hits,
-    undecided,
 )
-from time_shift_nulls import MIN_TOKENS
 
 
 def claims_on(

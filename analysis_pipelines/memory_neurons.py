@@ -13,18 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from analysis_utils import summarise
 from delta_extraction import DeltaMemory
-from delta_neurons import (
+from ssm_measures.components import SSMComponents, mean_by_head
+from ssm_measures.delta_neurons import (
     DeltaNeuronCorrelation,
     DeltaSensitivity,
     delta_neuron_correlation,
     delta_sensitivity,
 )
-from neuron_sets import NeuronSet
-from ssm_components import SSMComponents, mean_by_head
-from time_shift_nulls import NullTest, spearman_permutation_test
-from utils import finite_or_none
+from ssm_measures.neuron_sets import NeuronSet
+from suite_plumbing.result_files import finite_or_none
+from token_statistics.description import summarise
+from token_statistics.time_shift_nulls import NullTest, spearman_permutation_test
 
 NUM_TOP_NEURONS = 10
 
@@ -93,7 +93,8 @@ def channel_memory(
     texts: Sequence[SSMComponents], memory: DeltaMemory, delta_neurons: DeltaAndNeurons
 ) -> dict[str, Tensor]:
     """(d_inner,) each: mean delta over all tokens, half-life of the slowest state in tokens, and
-    `memory_sensitivity` of `delta_neurons`. A channel has the delta and half-life of its head."""
+    `memory_sensitivity` of `ssm_measures.delta_neurons`. A channel has the delta and half-life of
+    its head."""
     deltas = torch.cat([parts.channel_delta[0] for parts in texts])
     half_life = memory.channel_half_life.double()
     return {

@@ -18,20 +18,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from analysis_steps import Step
-from analysis_utils import summarise
-from attention_neurons import NEURON_METHODS, AttentionData, attention_data
-from delta_extraction import delta_memory, layer_components
-from gate_tokens import gate_tokens
-from layer_correlation_analyzer import STREAMS, cross_layer_correlations, recursive_patterns
-from mamba_mixers import MixerParameters
-from memory_causal import (
+from analysis_pipelines.memory_causal import (
     causal_memory,
     delta_at_sources,
     delta_interventions,
     neurons_beside_random,
 )
-from memory_neurons import (
+from analysis_pipelines.memory_neurons import (
     DeltaAndNeurons,
     TextNeurons,
     channel_memory,
@@ -41,11 +34,19 @@ from memory_neurons import (
     rank_test,
     ranked,
 )
-from neuron_effects import ablation_check
-from ssm_component_extractor import Capture, RecursiveDynamics, SSMComponents, recursive_dynamics
-from targets import resolve_target
-from time_shift_nulls import NullTest
-from utils import finite_or_none
+from analysis_pipelines.step_runner import Step
+from attention_neurons import NEURON_METHODS, AttentionData, attention_data
+from causal_interventions.neuron_effects import ablation_check
+from causal_interventions.targets import resolve_target
+from delta_extraction import delta_memory
+from layer_correlation_analyzer import STREAMS, cross_layer_correlations, recursive_patterns
+from mamba_mixers.weights import MixerParameters
+from ssm_component_extractor import RecursiveDynamics, recursive_dynamics
+from ssm_measures.components import Capture, SSMComponents, layer_components
+from ssm_measures.gate_tokens import gate_tokens
+from suite_plumbing.result_files import finite_or_none
+from token_statistics.description import summarise
+from token_statistics.time_shift_nulls import NullTest
 
 NUM_CAUSAL_NEURONS = 8
 """Most important neurons of a layer that are set to their mean one by one."""

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from suite_plumbing.result_reading import entry_at
+
 CAUSAL_KINDS = ("reset", "knockout")
 
 
@@ -62,16 +64,6 @@ def _layer_row(sections: Mapping[str, Any], layer: int) -> dict[str, Any]:
 
 
 _TEST_COLUMNS = {"": "value", "_low": "null_low", "_high": "null_high"}
-
-
-def entry_at(sections: Mapping[str, Any], *path: str) -> Any:
-    """What stands at a path of keys, or None where a step left something else there."""
-    entry: Any = sections
-    for name in path:
-        if not isinstance(entry, Mapping) or name not in entry:
-            return None
-        entry = entry[name]
-    return entry
 
 
 def _mean(values: Sequence[float | None]) -> float | None:

@@ -1,8 +1,8 @@
 """What the memory claims' statistics are in untrained twins: what needs no training at all.
 
-A twin has the model's configuration and fresh weights (`untrained_twin`). It reads the same texts,
-and is measured at the same positions and on the same neurons; of the steps of ``memory_measures``
-only what the claims read.
+A twin has the model's configuration and fresh weights (`mamba_mixers.untrained_twins`). It reads
+the same texts, and is measured at the same positions and on the same neurons; of the steps of
+``memory_steps`` only what the claims read.
 """
 
 from __future__ import annotations
@@ -13,21 +13,22 @@ from typing import Any
 
 import torch
 
-from analysis_results import step_sections
-from analysis_steps import Step, run_steps
-from attention_maps import mean_map
-from attention_measures import memory_kernel
-from findings import Finding
+from analysis_pipelines.memory_causal import knockouts_by_layer
+from analysis_pipelines.memory_claims import claims_on
+from analysis_pipelines.memory_neurons import mean_effects, rank_test
+from analysis_pipelines.memory_steps import MemoryInputs, delta_causes_step, delta_neurons_step
+from analysis_pipelines.step_runner import Step, run_steps, step_sections
+from causal_interventions.neuron_effects import ablation_effects, random_neurons
+from causal_interventions.targets import resolve_target
 from layer_correlation_analyzer import cross_layer_correlations, recursive_patterns
-from memory_causal import knockouts_by_layer
-from memory_claims import claims_on
-from memory_measures import MemoryInputs, delta_causes_step, delta_neurons_step
-from memory_neurons import mean_effects, rank_test
-from neuron_effects import ablation_effects, random_neurons
+from mamba_mixers.untrained_twins import twin_seeds, untrained_twin
 from ssm_component_extractor import capture_texts
-from targets import resolve_target
-from untrained_twin import twin_seeds, untrained_twin
-from utils import EncodedText, progress, to_jsonable
+from ssm_measures.attention_maps import mean_map
+from ssm_measures.attention_measures import memory_kernel
+from suite_plumbing.progress import progress
+from suite_plumbing.result_files import to_jsonable
+from suite_plumbing.texts import EncodedText
+from token_statistics.findings import Finding
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils import EncodedText
+from suite_plumbing.texts import EncodedText
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from utils import AnalysisError, is_out_of_memory
+from suite_plumbing.errors import is_recoverable
+from suite_plumbing.result_files import to_jsonable
 
 logger = logging.getLogger(__name__)
 
@@ -60,11 +61,6 @@ def failure_of(error: Exception) -> dict[str, Any]:
     return {"error": {"type": type(error).__name__, "message": str(error)}}
 
 
-def is_recoverable(error: Exception) -> bool:
-    """Whether an analysis goes on after this error: data that cannot be analysed, or no memory."""
-    return isinstance(error, AnalysisError) or is_out_of_memory(error)
-
-
 def _run_step(step: Step, inputs: Any, outcomes: StepOutcomes) -> None:
     start = time.perf_counter()
     try:
@@ -76,3 +72,23 @@ def _run_step(step: Step, inputs: Any, outcomes: StepOutcomes) -> None:
         logger.warning("step %s failed: %s", step.name, error, exc_info=logger.isEnabledFor(10))
         outcomes.failures[step.name] = failure_of(error)
     logger.debug("step %s took %.2f s", step.name, time.perf_counter() - start)
+
+
+def step_sections(outcomes: StepOutcomes, steps: Sequence[Step]) -> dict[str, Any]:
+    """JSON of every step in order: its result, or why there is none."""
+    return {
+        step.name: outcomes.failures.get(step.name) or _section(outcomes.results[step.name])
+        for step in steps
+    }
+
+
+def _section(result: Any) -> Any:
+    """Strict JSON of a step's result: layers become ``layer_3``, objects their ``to_dict()``."""
+    if hasattr(result, "to_dict"):
+        return _section(result.to_dict())
+    if isinstance(result, Mapping):
+        return {
+            f"layer_{key}" if isinstance(key, int) else key: _section(value)
+            for key, value in result.items()
+        }
+    return to_jsonable(result)

@@ -12,24 +12,25 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from analysis_results import Settings, TextAnalysis, neuron_rows, step_sections, text_tensors
-from analysis_steps import Step, failure_of, run_steps
+from analysis_pipelines.analysis_results import Settings, TextAnalysis, neuron_rows, text_tensors
+from analysis_pipelines.cross_text_steps import text_measures
+from analysis_pipelines.step_runner import Step, failure_of, run_steps, step_sections
 from attention_neurons import NEURON_METHODS, AttentionData, attention_data
-from cross_text_analysis import text_measures
+from causal_interventions.neuron_effects import ablation_check
+from causal_interventions.targets import resolve_target
 from delta_extraction import delta_memory
-from delta_neurons import delta_neuron_correlation
 from layer_correlation_analyzer import (
     cross_layer_correlations,
     recursive_patterns,
     summarise_activations,
 )
-from mamba_mixers import MixerParameters
-from neuron_effects import ablation_check
-from neuron_evolution import neuron_evolution
-from neuron_sets import NeuronSet
-from ssm_attention import ssm_attention_correlations
-from ssm_component_extractor import Capture, recursive_dynamics
-from targets import resolve_target
+from mamba_mixers.weights import MixerParameters
+from ssm_component_extractor import recursive_dynamics
+from ssm_measures.components import Capture
+from ssm_measures.delta_neurons import delta_neuron_correlation
+from ssm_measures.neuron_evolution import neuron_evolution
+from ssm_measures.neuron_sets import NeuronSet
+from ssm_measures.ssm_attention import ssm_attention_correlations
 
 
 @dataclass(frozen=True, eq=False)

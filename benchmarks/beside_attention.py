@@ -26,19 +26,15 @@ from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerB
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.commands import RESULTS_FOLDER, add_model_option, benchmark_parser, keep
-from comparison_report import comparison_section
 from demo_model.training_data import check_held_out
+from mamba_mixers.untrained_twins import ENOUGH_TWINS
 from model_comparison import compare_models
-from untrained_twin import ENOUGH_TWINS
-from utils import (
-    load_model,
-    load_tokenizer,
-    progress,
-    read_book,
-    run_main,
-    set_seed,
-    validate_int,
-)
+from result_views.report.comparison_report import comparison_section
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.commands import run_main
+from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.progress import progress, set_seed
+from suite_plumbing.texts import read_book
 
 ROW = 256  # tokens of a training row
 ROWS_PER_STEP = 8

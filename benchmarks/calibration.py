@@ -32,25 +32,28 @@ from transformers import MambaConfig, MambaForCausalLM
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis_results import Settings
-from analysis_utils import FloatArray, pearson_matrix, pearson_p_values, spearman
+from analysis_pipelines.analysis_results import Settings
 from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
-from channel_correlations import CrossLayerCorrelation, PooledActivations, cross_layer_correlation
 from corrected_recursive_ssm_attention_analyzer import analyze
-from findings import SUPPORTED, Finding, exceeds_null
-from key_findings import beside_twins
-from streamed_correlations import StreamedCorrelations
-from time_shift_nulls import NUM_SHIFTS, mean_autocorrelation, spearman_shift_test
-from untrained_twin import ENOUGH_TWINS, untrained_twin
-from utils import (
-    DEMO_MODEL_PATH,
-    EXAMPLE_TEXTS,
-    encode_texts,
-    load_tokenizer,
-    progress,
-    run_main,
-    validate_int,
+from mamba_mixers.untrained_twins import ENOUGH_TWINS, untrained_twin
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.commands import run_main
+from suite_plumbing.models import load_tokenizer
+from suite_plumbing.progress import progress
+from suite_plumbing.provenance import DEMO_MODEL_PATH
+from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
+from token_statistics.association import pearson_matrix, pearson_p_values, spearman
+from token_statistics.autocorrelation import mean_autocorrelation
+from token_statistics.channel_correlations import (
+    CrossLayerCorrelation,
+    PooledActivations,
+    cross_layer_correlation,
 )
+from token_statistics.description import FloatArray
+from token_statistics.findings import SUPPORTED, Finding, beside_twins
+from token_statistics.streamed_correlations import StreamedCorrelations
+from token_statistics.time_shift_nulls import NUM_SHIFTS, spearman_shift_test
+from token_statistics.verdict_rules import exceeds_null
 
 RESULTS = RESULTS_FOLDER / "calibration.md"
 ALPHA = 0.05
@@ -249,7 +252,7 @@ def report(num_seeds: int, num_power_seeds: int) -> str:
             "more power than shuffled tokens have at any.",
             noise_table(num_seeds),
             "Slow noise on texts too short for it (AR(1) 0.95 on texts of a few hundred tokens) is "
-            "not tested at all: see `time_shift_nulls.why_too_slow`.",
+            "not tested at all: see `token_statistics.time_shift_nulls.why_too_slow`.",
             f"**Untrained models**: {num_seeds} of one configuration (5 layers of d_model 24) on "
             "three texts of up to 60 tokens; share in which a claim is supported.",
             untrained_table(false_on_untrained(found)),

@@ -36,7 +36,6 @@ from transformers import PreTrainedModel
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis_utils import FloatArray, bootstrap_interval
 from benchmarks.commands import RESULTS_FOLDER, add_book_options, benchmark_parser, keep
 from benchmarks.passages import (
     AROUND,
@@ -49,12 +48,18 @@ from benchmarks.passages import (
     repeated_rows,
     spread_rows,
 )
-from intervention_effects import intervention_effects
+from causal_interventions.effects import intervention_effects
+from causal_interventions.interventions import reset_state
 from intervention_study import LayerLagMap, causal_memory_curve, layer_lag_map
-from memory_interventions import reset_state
-from ssm_component_extractor import capture, model_layers
-from untrained_twin import untrained_twin
-from utils import load_model, load_tokenizer, progress, read_book, run_main, validate_int
+from mamba_mixers.sites import model_layers
+from mamba_mixers.untrained_twins import untrained_twin
+from ssm_component_extractor import capture
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.commands import run_main
+from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.progress import progress
+from suite_plumbing.texts import read_book
+from token_statistics.description import FloatArray, bootstrap_interval
 
 SECOND = slice(PASSAGE + GAP + SKIPPED - 1, 2 * PASSAGE + GAP - 1)  # queries of the second reading
 FIRST = slice(SKIPPED - 1, PASSAGE - 1)  # those of the first, of the same next tokens

@@ -1,8 +1,8 @@
 """Which attributions and which neuron rankings say what a model uses? On passages of a book.
 
 Attributions to input tokens are tried by perturbation (``attribution_faithfulness``), neuron
-methods by ablating random neurons of every layer (``neuron_effects``). Passages of equal length,
-spread evenly over the text, each from the start of a token to its end.
+methods by ablating random neurons of every layer (``causal_interventions.neuron_effects``).
+Passages of equal length, spread evenly over the text, each from the start of a token to its end.
 
 How to run (any plain text that the model was not trained on; the demo model is the default)::
 
@@ -22,25 +22,22 @@ from transformers import PreTrainedModel
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis_utils import bootstrap_interval
 from attention_neurons import NEURON_METHODS, attention_data, layer_parameters
 from attribution_faithfulness import FaithfulnessTable, faithfulness_table
 from benchmarks.commands import RESULTS_FOLDER, add_book_options, benchmark_parser, keep
 from benchmarks.passages import encoded_passages
-from memory_report import markdown_table
-from neuron_effects import ablation_check
-from ssm_component_extractor import capture_texts, model_layers
-from targets import resolve_target
-from utils import (
-    EncodedText,
-    load_model,
-    load_tokenizer,
-    progress,
-    read_book,
-    run_main,
-    validate_int,
-    write_json,
-)
+from causal_interventions.neuron_effects import ablation_check
+from causal_interventions.targets import resolve_target
+from mamba_mixers.sites import model_layers
+from result_views.report.markdown import markdown_table
+from ssm_component_extractor import capture_texts
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.commands import run_main
+from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.progress import progress
+from suite_plumbing.result_files import write_json
+from suite_plumbing.texts import EncodedText, read_book
+from token_statistics.description import bootstrap_interval
 
 RESULTS = RESULTS_FOLDER / "faithfulness.md"
 

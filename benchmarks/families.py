@@ -28,7 +28,6 @@ import transformers
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis_utils import relative_error
 from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from benchmarks.family_models import (
     CONFIGS,
@@ -38,12 +37,11 @@ from benchmarks.family_models import (
     make_tiny_tokenizer,
     ssm_layers,
 )
-from corrected_recursive_ssm_attention_analyzer import (
-    CorrectedRecursiveSSMAttentionNeuronAnalyzer,
-)
-from mamba_mixers import record_layers
-from replay_check import replay_tolerance
-from utils import run_main
+from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
+from mamba_mixers.recording import record_layers
+from mamba_mixers.replay_check import replay_tolerance
+from suite_plumbing.commands import run_main
+from token_statistics.description import relative_error
 
 RESULTS = RESULTS_FOLDER / "families.md"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)

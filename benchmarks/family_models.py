@@ -17,7 +17,7 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
-from utils import EXAMPLE_TEXTS
+from suite_plumbing.texts import EXAMPLE_TEXTS
 
 IS_VERSION_5 = int(transformers.__version__.split(".")[0]) >= 5
 SSM, ATTENTION = ("linear_attention", "full_attention") if IS_VERSION_5 else ("mamba", "attention")

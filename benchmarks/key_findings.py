@@ -18,21 +18,17 @@ from pathlib import Path
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis_results import Settings
+from analysis_pipelines.analysis_results import Settings
 from benchmarks.commands import RESULTS_FOLDER, add_book_options, benchmark_parser, keep
 from benchmarks.passages import encoded_passages
 from corrected_recursive_ssm_attention_analyzer import analyze
-from findings import Finding, compared, number
-from ssm_component_extractor import model_layers
-from untrained_twin import ENOUGH_TWINS
-from utils import (
-    load_model,
-    load_tokenizer,
-    parse_layers,
-    read_book,
-    run_main,
-    validate_int,
-)
+from mamba_mixers.sites import model_layers
+from mamba_mixers.untrained_twins import ENOUGH_TWINS
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.commands import parse_layers, run_main
+from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.texts import read_book
+from token_statistics.findings import Finding, compared, number
 
 RESULTS = RESULTS_FOLDER / "key_findings.md"
 

@@ -2,11 +2,11 @@
 
 Made-up activations of mamba-130m's shape: what all layers share plus something of each one's own,
 drawn batch by batch from a seed, so that neither way keeps the tokens for the other. Ours: one pass
-over the stream with `streamed_correlations`, which gives r of every pair of channels, nulls by
-time-shifts, effective sample sizes, false-discovery rate, lags and CKA. The other way: all tokens
-of two layers at hand, numpy.corrcoef of them, for each pair: r alone. Each way runs in a process
-of its own, and its peak memory is the most that process held above its imports; making the
-activations is not timed.
+over the stream with `token_statistics.streamed_correlations`, which gives r of every pair of
+channels, nulls by time-shifts, effective sample sizes, false-discovery rate, lags and CKA. The
+other way: all tokens of two layers at hand, numpy.corrcoef of them, for each pair: r alone. Each
+way runs in a process of its own, and its peak memory is the most that process held above its
+imports; making the activations is not timed.
 
 How to run (on a machine that does nothing else)::
 
@@ -32,9 +32,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
-from memory_tracker import MemoryTracker
-from streamed_correlations import StreamedCorrelations
-from utils import run_main, validate_choice, validate_int
+from suite_plumbing.arguments import validate_choice, validate_int
+from suite_plumbing.commands import run_main
+from suite_plumbing.memory_usage import MemoryTracker
+from token_statistics.streamed_correlations import StreamedCorrelations
 
 RESULTS = RESULTS_FOLDER / "layer_correlations.md"
 BATCH = 2000  # tokens of a batch

@@ -23,17 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from benchmarks.commands import RESULTS_FOLDER, add_book_options, benchmark_parser, keep
 from long_memory import BLOCK, WINDOWS, long_memory, parse_widths, read_stream
 from long_memory import readings_table as table
-from memory_tracker import MemoryTracker
+from mamba_mixers.sites import model_layers
 from recursive_visualizer import write_figures
-from ssm_component_extractor import model_layers
-from utils import (
-    load_model,
-    load_tokenizer,
-    provenance,
-    read_book,
-    run_main,
-    validate_int,
-)
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.commands import run_main
+from suite_plumbing.memory_usage import MemoryTracker
+from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.provenance import provenance
+from suite_plumbing.texts import read_book
 
 MAX_TOKENS = 65536
 LENGTHS = (8192, 65536)  # tokens, at which peak memory is measured

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from utils import EncodedText, encode_texts
+from suite_plumbing.texts import EncodedText, encode_texts
 
 PASSAGE = 64  # tokens of a passage that is read twice
 GAP = 64  # tokens between its readings

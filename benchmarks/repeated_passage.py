@@ -27,16 +27,22 @@ from transformers import PreTrainedModel
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from analysis_utils import bootstrap_interval
-from attention_maps import contribution_map, mean_map
-from attention_measures import row_shares
 from benchmarks.commands import RESULTS_FOLDER, add_book_options, benchmark_parser, keep
 from benchmarks.passages import AROUND, GAP, LAG, PASSAGE, REACH, SKIPPED, repeated_rows
-from neuron_effects import target_gradients
-from ssm_component_extractor import Capture, capture, model_layers
-from targets import Target, resolve_target
-from untrained_twin import untrained_twin
-from utils import load_model, load_tokenizer, progress, read_book, run_main, validate_int
+from causal_interventions.neuron_effects import target_gradients
+from causal_interventions.targets import Target, resolve_target
+from mamba_mixers.sites import model_layers
+from mamba_mixers.untrained_twins import untrained_twin
+from ssm_component_extractor import capture
+from ssm_measures.attention_maps import contribution_map, mean_map
+from ssm_measures.attention_measures import row_shares
+from ssm_measures.components import Capture
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.commands import run_main
+from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.progress import progress
+from suite_plumbing.texts import read_book
+from token_statistics.description import bootstrap_interval
 
 RESULTS = RESULTS_FOLDER / "repeated_passage.md"
 

@@ -44,18 +44,14 @@ from benchmarks.other_ways import (
     row_by_row_map,
     token_loop_states,
 )
-from mamba_mixers import fast_scan
-from selective_scan import attention_map, scan_hidden_states
+from mamba_mixers.running import fast_scan
+from selective_scan.attention import attention_map
+from selective_scan.scan import scan_hidden_states
 from ssm_component_extractor import capture
-from utils import (
-    DEFAULT_LAYERS,
-    MemoryTracker,
-    configure_logging,
-    run_main,
-    set_seed,
-    validate_choice,
-    validate_int,
-)
+from suite_plumbing.arguments import DEFAULT_LAYERS, validate_choice, validate_int
+from suite_plumbing.commands import run_main
+from suite_plumbing.memory_usage import MemoryTracker
+from suite_plumbing.progress import configure_logging, set_seed
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,10 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from analysis_utils import FloatArray, bootstrap_interval, spearman
-from memory_interventions import Intervention, hide_source, reset_state
-from utils import finite_or_none
+from causal_interventions.interventions import Intervention, hide_source, reset_state
+from suite_plumbing.result_files import finite_or_none
+from token_statistics.association import spearman
+from token_statistics.description import FloatArray, bootstrap_interval
 
 # Resamples of positions behind the interval of an agreement.
 _NUM_RESAMPLES = 500

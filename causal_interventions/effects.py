@@ -1,6 +1,6 @@
 """What interventions in a Mamba do to its predictions: KL, loss, a chosen logit; neurons too.
 
-Effects of the interventions of ``memory_interventions`` on one text: a clean run and the rows of an
+Effects of the interventions of ``interventions`` on one text: a clean run and the rows of an
 intervention start from the residual stream before the first edited layer, which no edit changes.
 KL(clean || intervened) = sum_v p(v) (ln p(v) - ln q(v)) of the next-token distributions, in nats.
 """
@@ -16,15 +16,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from analysis_utils import bootstrap_interval
-from mamba_mixers import fast_scan, find_mixers, forward_from, mixer_parameters
-from memory_interventions import LayerEdit, set_neuron
-from ssm_component_extractor import Capture, extracted_layer
-from targets import PinnedTarget, Target
-from utils import AnalysisError, execution_device, finite_or_none, validate_int
+from causal_interventions.interventions import LayerEdit, set_neuron
+from causal_interventions.targets import PinnedTarget, Target
+from mamba_mixers.running import fast_scan, forward_from
+from mamba_mixers.sites import find_mixers
+from mamba_mixers.weights import mixer_parameters
+from ssm_measures.components import Capture, extracted_layer
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.errors import AnalysisError
+from suite_plumbing.models import execution_device
+from suite_plumbing.result_files import finite_or_none
+from token_statistics.description import bootstrap_interval
 
 # Tokens, over the rows of a pass, and logits that it may give: both bound memory, not results.
 _TOKENS_PER_PASS = 4096
+
 _LOGITS_PER_PASS = 1 << 25
 
 
@@ -150,7 +156,7 @@ def neuron_interventions(
     num_random: int = 4,
     seed: int = 0,
 ) -> NeuronInterventions:
-    """Effects of :func:`memory_interventions.set_neuron` on each neuron alone, and on random ones.
+    """Effects of :func:`interventions.set_neuron` on each neuron alone, and on random ones.
 
     Raises ValueError for no neurons, one that does not exist, too few others to draw from, and as
     :func:`intervention_effects`. Cost: k (1 + num_random) rows at most, from this layer on.

@@ -21,13 +21,16 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from mamba_mixers import EDITABLE
-from selective_scan import selective_scan, selective_scan_chunk
-from ssm_component_extractor import SSMComponents
-from utils import validate_choice, validate_int
+from mamba_mixers.replay import EDITABLE
+from selective_scan.scan import selective_scan, selective_scan_chunk
+from ssm_measures.components import SSMComponents
+from suite_plumbing.arguments import validate_choice, validate_int
 
 T = TypeVar("T")
+
+
 Layers = int | Sequence[int]
+
 Rows = int | Sequence[int] | Tensor
 """A number for every row, or one for each row, (rows,)."""
 

@@ -14,18 +14,27 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from analysis_utils import pearson_p_values, spearman
-from mamba_mixers import MixerReplay, check_has_logits, fast_scan, num_layers
-from memory_interventions import set_neuron
-from neuron_sets import NeuronSet
-from ssm_component_extractor import Capture, extracted_layer
-from targets import PinnedTarget, Target
-from utils import AnalysisError, execution_device, finite_or_none, progress, validate_int
+from causal_interventions.interventions import set_neuron
+from causal_interventions.targets import PinnedTarget, Target
+from mamba_mixers.replay import MixerReplay
+from mamba_mixers.running import fast_scan
+from mamba_mixers.sites import num_layers
+from mamba_mixers.weights import check_has_logits
+from ssm_measures.components import Capture, extracted_layer
+from ssm_measures.neuron_sets import NeuronSet
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.errors import AnalysisError
+from suite_plumbing.models import execution_device
+from suite_plumbing.progress import progress
+from suite_plumbing.result_files import finite_or_none
+from token_statistics.association import pearson_p_values, spearman
 
 # Tokens, over the variants of a text, that an ablation's forward pass handles at once.
 _TOKENS_PER_PASS = 4096
+
 # What a backward pass may keep of the blocks, and how many tensors (b, l, d_inner) it keeps of one.
 _GRAPH_BYTES = 160_000_000
+
 _KEPT_TENSORS = 12
 
 

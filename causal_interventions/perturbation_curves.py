@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from utils import validate_int
+from suite_plumbing.arguments import validate_int
 
 SetFunction = Callable[[Tensor], Tensor]
 """f (k,) of variants of a text that keep the tokens where the argument (k, l) is True."""

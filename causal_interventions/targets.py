@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from utils import validate_choice
+from suite_plumbing.arguments import validate_choice
 
 DEFAULT_TARGET = "log_probability"
 

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import MambaForCausalLM
 
 from demo_model.training_data import ROW_KINDS
-from utils import write_atomically
+from suite_plumbing.result_files import write_atomically
 
 HISTORY_TOKENS = 500_000  # tokens between two points of the loss curve
 MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state, by its names in torch

@@ -24,15 +24,12 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mamba_mixers import fast_scan
-from utils import (
-    DEMO_MODEL_PATH,
-    configure_logging,
-    load_model,
-    load_tokenizer,
-    read_book,
-    run_main,
-)
+from mamba_mixers.running import fast_scan
+from suite_plumbing.commands import run_main
+from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.progress import configure_logging
+from suite_plumbing.provenance import DEMO_MODEL_PATH
+from suite_plumbing.texts import read_book
 
 WINDOW = 512  # tokens the model reads at a time when a whole book is scored
 STRIDE = 256  # new tokens of each window; the others are context

@@ -39,7 +39,6 @@ from transformers import MambaForCausalLM, PreTrainedTokenizerFast
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from compiled_scan import compiled_scan
 from demo_model.checkpoint import Progress, load_checkpoint, save_checkpoint
 from demo_model.evaluate import evaluate
 from demo_model.fresh_model import build_model
@@ -50,8 +49,12 @@ from demo_model.training_data import (
     train_tokenizer,
     training_rows,
 )
-from mamba_mixers import fast_scan
-from utils import check_output_dir, configure_logging, read_book, run_main, write_json
+from mamba_mixers.running import fast_scan
+from selective_scan.compiled import compiled_scan
+from suite_plumbing.commands import run_main
+from suite_plumbing.progress import configure_logging
+from suite_plumbing.result_files import check_output_dir, write_json
+from suite_plumbing.texts import read_book
 
 logger = logging.getLogger(__name__)
 

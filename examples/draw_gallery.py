@@ -20,16 +20,17 @@ from PIL import Image
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import analysis_panels  # noqa: E402 - the suite's modules lie beside this folder
-import memory_panels  # noqa: E402
-from corrected_recursive_ssm_attention_analyzer import (  # noqa: E402
-    CorrectedRecursiveSSMAttentionNeuronAnalyzer,
-)
-from figure_pages import page, styled  # noqa: E402
-from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer  # noqa: E402
-from panel_primitives import text_sections  # noqa: E402
-from result_views import Results  # noqa: E402
-from utils import DEMO_MODEL_PATH, EXAMPLE_TEXTS, check_output_dir, run_main  # noqa: E402
+# ruff: noqa: E402 - the suite's modules lie beside this folder
+from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
+from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer
+from recursive_visualizer import Results
+from result_views.figures import analysis_panels, memory_panels
+from result_views.figures.pages import page, styled
+from suite_plumbing.commands import run_main
+from suite_plumbing.provenance import DEMO_MODEL_PATH
+from suite_plumbing.result_files import check_output_dir
+from suite_plumbing.result_reading import text_sections
+from suite_plumbing.texts import EXAMPLE_TEXTS
 
 GALLERY = {
     "main": ("ssm_analysis", "attention_analysis", "neuron_evolution", "correlation_analysis",

@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from utils import execution_device, forward_hooks, validate_int
+from mamba_mixers.hooks import forward_hooks
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.models import execution_device
 
 MAX_WEIGHTS_GB = 1.0
 """Largest attention weights (heads, l, l) of one layer, in GB of 1e9 bytes, float32."""

@@ -169,9 +169,11 @@ def _by_modules_or_weightless(mixer: Any, name: str, x: Tensor) -> Tensor:
 _AROUND = ("A_log", "D", "act", "conv1d", "in_proj", "out_proj")
 
 MAMBA1 = Form((*_AROUND, "dt_proj", "x_proj"), _halves, _low_rank)
+
 MAMBA1_BY_HEADS = Form(
     (*_AROUND, "dt_proj_bias", "dt_proj_weight", "x_proj_weight"), _interleaved, _low_rank_by_head
 )
+
 MAMBA2 = Form((*_AROUND, "dt_bias", "n_groups"), _all_in_one, _convolved)
 
 FAMILIES = (

@@ -1,11 +1,12 @@
 """A mixer computed again from its input, by its own modules and the suite's scan.
 
-One function, :func:`compute_replay`, for every family of ``mixer_families``. Quantities can be
+One function, :func:`compute_replay`, for every family of ``families``. Quantities can be
 edited on the way, gradients can follow other rules, and a long text can come in chunks.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,9 +14,9 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from mixer_families import (
+from mamba_mixers.families import (
     MixerFamily,
     at_least_float32,
     decay_rates,
@@ -23,7 +24,9 @@ from mixer_families import (
     norm_scale,
     step_limits,
 )
-from selective_scan import selective_scan_chunk
+from mamba_mixers.placement import parameters_at_hand
+from mamba_mixers.sites import MixerSite
+from selective_scan.scan import selective_scan_chunk
 
 Edit = Callable[[str, Tensor], Tensor]
 
@@ -61,6 +64,7 @@ def _half_rule(x: Tensor, y: Tensor) -> Tensor:
 
 
 GRADIENT = Rules()
+
 LRP = Rules(_ratio_rule, _half_rule, Tensor.detach)
 """MambaLRP (Jafari et al. 2024, arXiv 2406.07592, section 4): under it a Mamba-1 or Mamba-2 model
 is, as autograd sees it, linear in its embeddings and biases, so that input times gradient conserves
@@ -127,7 +131,7 @@ def compute_replay(
     """Input projection, convolution, coefficients, scan, gate and norm, output projection.
 
     ([1], fig. 3, and [2], fig. 6, of ``selective_scan``'s references.) Arguments as in
-    :func:`mamba_mixers.replay_mixer`.
+    :func:`replay_mixer`.
     """
     carry_edit, edit = edit, edit or _no_edit
     conv_input, gate, dt = _project(mixer, family, hidden_states, mask)
@@ -203,3 +207,43 @@ def _gate(norm: Any, y: Tensor, gate: Tensor, rules: Rules) -> tuple[Tensor, Ten
 
 def _no_edit(stage: str, tensor: Tensor) -> Tensor:
     return tensor
+
+
+def replay_mixer(
+    site: MixerSite,
+    hidden_states: Tensor,
+    attention_mask: Tensor | None = None,
+    edit: Edit | None = None,
+    rules: Rules = GRADIENT,
+    memory: MixerMemory | None = None,
+) -> MixerReplay:
+    """Compute the mixer's quantities from its input (b, l, d_model), differentiably.
+
+    ``attention_mask`` (b, l) is 0 at padding; one of another shape is not a padding mask and is
+    left out, as the mixers do. ``edit(stage, tensor)`` may return another tensor for any stage of
+    ``EDITABLE``; what follows is computed from it, so that an intervention is exact. ``rules``
+    says how gradients pass the non-linear operations. ``memory`` is the replay's of the chunk
+    before this one; None starts a text. Raises ValueError for a memory of another batch size.
+    Cost: the mixer's own matrix products and one scan.
+    """
+    if attention_mask is not None and attention_mask.shape != hidden_states.shape[:2]:
+        attention_mask = None
+    if memory is not None and len(memory.state) != len(hidden_states):
+        raise ValueError(
+            f"memory is that of {len(memory.state)} texts, the chunk has {len(hidden_states)}; "
+            "go on with the same texts, in the same order"
+        )
+    with parameters_at_hand(site.mixer, gated_norm(site.mixer)):
+        return compute_replay(
+            site.mixer, site.family, hidden_states, attention_mask, edit, rules, memory
+        )
+
+
+def bound_arguments(
+    mixer: nn.Module, args: tuple, kwargs: dict
+) -> tuple[Tensor, Tensor | None, Any]:
+    """Hidden states, attention mask and cache of a mixer call, however they were passed."""
+    bound = inspect.signature(type(mixer).forward).bind(mixer, *args, **kwargs).arguments
+    hidden_states = bound["hidden_states" if "hidden_states" in bound else "input_states"]
+    cache = bound.get("cache_params", bound.get("past_key_values"))
+    return hidden_states, bound.get("attention_mask"), cache

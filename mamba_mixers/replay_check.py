@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from mamba_mixers import find_mixers
+from mamba_mixers.sites import find_mixers
 
 logger = logging.getLogger(__name__)
+
 
 REPLAY_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
 """Largest relative error that rounding explains, by the model's dtype; 1e-2 for half precision."""
@@ -27,6 +28,7 @@ UNTRUSTED = (
     "delta, A, B, C, u, gate, y, states, neurons and implicit attention of these layers, what is "
     "made of them, and whatever was computed with edited or differentiated mixers"
 )
+
 TRUSTED = "the residual stream around the layers and what the mixers returned"
 
 _KERNELS = ("mamba_ssm", "causal_conv1d", "kernels")

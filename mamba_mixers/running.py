@@ -1,261 +1,35 @@
-"""All that the suite does with ``transformers``' Mamba models: find the mixers, record, run them.
-
-A mixer is replayed: from the input that it received in a forward pass, its own modules and the
-suite's own scan, its intermediate quantities are computed again (u, delta, B, C, gate, y), and the
-output that follows from them is compared with the output that the mixer really gave. Hooks inside
-a mixer would not do: on current ``transformers`` those on ``conv1d`` and ``dt_proj`` never fire.
-
-What is particular to a model family is in ``mixer_families``, the replay in ``mixer_replay``.
-"""
+"""Models run by the suite's own scan: faster, differentiable, edited, or entered at a layer."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
+from contextlib import ExitStack, contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mixer_families import FAMILIES, MixerFamily, at_least_float32, gated_norm
-from mixer_placement import linear_weight, parameters_at_hand
-from mixer_replay import (
-    EDITABLE,
+from mamba_mixers.replay import (
     GRADIENT,
-    LRP,
     Edit,
     MixerMemory,
     MixerReplay,
     Rules,
-    compute_replay,
+    bound_arguments,
+    replay_mixer,
 )
-from mixer_sites import (
+from mamba_mixers.sites import (
     MixerSite,
     UnsupportedModelError,
     blocks_of,
     find_mixers,
     model_family,
-    num_layers,
 )
-from utils import forward_hooks
-
-__all__ = [
-    "EDITABLE",
-    "FAMILIES",
-    "GRADIENT",
-    "LRP",
-    "Edit",
-    "LayerRecord",
-    "MixerFamily",
-    "MixerMemory",
-    "MixerParameters",
-    "MixerReplay",
-    "MixerSite",
-    "Rules",
-    "UnsupportedModelError",
-    "bias_parameters",
-    "check_has_logits",
-    "embedding_scale",
-    "fast_scan",
-    "find_mixers",
-    "forward_from",
-    "input_embeddings",
-    "logit_directions",
-    "mixer_parameters",
-    "num_layers",
-    "record_layers",
-    "record_streams",
-    "replay_mixer",
-]
+from mamba_mixers.weights import check_has_logits, input_embeddings
 
 Observer = Callable[[int, MixerReplay], None]
-
-FINAL_NORMS = ("norm_f", "final_layernorm", "norm")
-"""Names of the norm between the last layer and the unembedding."""
-
-
-@dataclass(frozen=True, eq=False)
-class LayerRecord:
-    """One layer of one forward pass: the replayed mixer, and the residual stream around it."""
-
-    replay: MixerReplay
-    mixer_output: Tensor
-    """(b, l, d_model) what the mixer really returned"""
-    replay_error: Tensor
-    """(b,) norm of replayed minus real output over the norm of the real, without padding"""
-    block_input: Tensor
-    """(b, l, d_model) residual stream before the layer"""
-    block_output: Tensor
-    """(b, l, d_model) residual stream after the layer"""
-    output_scale: float
-    """what the block multiplies the mixer's output by before adding it to the residual stream"""
-
-
-class MixerParameters(NamedTuple):
-    """Weights around a mixer's scan, detached, on the CPU; float32 unless they are float64."""
-
-    conv_weight: Tensor
-    """(d_inner, K) depthwise causal convolution; the last entry weighs the token itself"""
-    conv_bias: Tensor | None
-    """(d_inner,)"""
-    out_weight: Tensor
-    """(d_model, d_inner) out_proj, times the block's scale of the mixer's output where there is
-    one: column i is what neuron i writes to the residual stream"""
-    out_bias: Tensor | None
-    """(d_model,)"""
-
-
-def mixer_parameters(site: MixerSite) -> MixerParameters:
-    """The convolution and output projection of one mixer: what lies around its scan.
-
-    Of the convolution the channels that become u; in Mamba-2 B and C pass it too. Weights of
-    quantised layers are given as their modules multiply by them.
-    """
-    conv, out = site.mixer.conv1d, site.mixer.out_proj
-    scale = _output_scale(site)
-    d_inner = out.in_features
-    with parameters_at_hand(conv, out):
-        return MixerParameters(
-            _weights(conv.weight)[:d_inner].squeeze(1),
-            None if conv.bias is None else _weights(conv.bias)[:d_inner],
-            linear_weight(out) * scale,
-            None if out.bias is None else _weights(out.bias) * scale,
-        )
-
-
-def _output_scale(site: MixerSite) -> float:
-    name = site.family.output_scale
-    return float(getattr(site.block, name)) if name else 1.0
-
-
-def logit_directions(model: nn.Module) -> Tensor:
-    """(V, d_model) direction of the residual stream behind the last layer that raises each logit.
-
-    The unembedding's rows times the weight of the final norm: logit = direction . x / rms(x). On
-    the CPU, detached. Raises UnsupportedModelError for a model without an unembedding or without
-    a final norm of a known name. Cost: one copy of the unembedding.
-    """
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    base = getattr(model, "base_model", model)
-    norm = next((getattr(base, name) for name in FINAL_NORMS if hasattr(base, name)), None)
-    if head is None or norm is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no logits, or its final norm is none of "
-            f"{', '.join(FINAL_NORMS)}; load it with AutoModelForCausalLM.from_pretrained"
-        )
-    with parameters_at_hand(head, norm):
-        return linear_weight(head) * _weights(norm.weight) * _logit_scale(model)
-
-
-def _logit_scale(model: nn.Module) -> float:
-    family = model_family(model)
-    scale = getattr(model.config, family.logit_scale) if family.logit_scale else 1.0
-    return scale / (getattr(model.config, family.logit_divisor) if family.logit_divisor else 1.0)
-
-
-def replay_mixer(
-    site: MixerSite,
-    hidden_states: Tensor,
-    attention_mask: Tensor | None = None,
-    edit: Edit | None = None,
-    rules: Rules = GRADIENT,
-    memory: MixerMemory | None = None,
-) -> MixerReplay:
-    """Compute the mixer's quantities from its input (b, l, d_model), differentiably.
-
-    ``attention_mask`` (b, l) is 0 at padding; one of another shape is not a padding mask and is
-    left out, as the mixers do. ``edit(stage, tensor)`` may return another tensor for any stage of
-    ``EDITABLE``; what follows is computed from it, so that an intervention is exact. ``rules``
-    says how gradients pass the non-linear operations. ``memory`` is the replay's of the chunk
-    before this one; None starts a text. Raises ValueError for a memory of another batch size.
-    Cost: the mixer's own matrix products and one scan.
-    """
-    if attention_mask is not None and attention_mask.shape != hidden_states.shape[:2]:
-        attention_mask = None
-    if memory is not None and len(memory.state) != len(hidden_states):
-        raise ValueError(
-            f"memory is that of {len(memory.state)} texts, the chunk has {len(hidden_states)}; "
-            "go on with the same texts, in the same order"
-        )
-    with parameters_at_hand(site.mixer, gated_norm(site.mixer)):
-        return compute_replay(
-            site.mixer, site.family, hidden_states, attention_mask, edit, rules, memory
-        )
-
-
-@torch.no_grad()
-def record_layers(
-    model: nn.Module, layers: list[int], input_ids: Tensor, attention_mask: Tensor | None = None
-) -> dict[int, LayerRecord]:
-    """Run the model once and record these layers; the forward stops after the last of them.
-
-    The model itself runs its own code, untouched: what is recorded is what it computes, and
-    ``replay_error`` says how well the replay reproduces it. Hooks are removed after any exception.
-    Raises UnsupportedModelError, KeyError for a layer without a mixer, and RuntimeError when a
-    mixer was never called.
-    """
-    sites = find_mixers(model)
-    records: dict[int, LayerRecord] = {}
-    last = max(layers)
-    outputs: dict[int, tuple[MixerReplay, Tensor]] = {}
-
-    def on_mixer(layer: int):
-        def hook(mixer, args, kwargs, output):
-            hidden_states, mask, _ = _bind(mixer, args, kwargs)
-            outputs[layer] = replay_mixer(sites[layer], hidden_states, mask), output
-
-        return hook
-
-    def on_block(layer: int):
-        def hook(block, args, kwargs, output):
-            block_input, block_output = _stream_around(args, kwargs, output)
-            replay, mixer_output = outputs.pop(layer)
-            error = _relative_error(replay.output, mixer_output, attention_mask)
-            records[layer] = LayerRecord(
-                replay, mixer_output, error, block_input, block_output, _output_scale(sites[layer])
-            )
-            if layer == last:
-                raise _LastLayerReached
-
-        return hook
-
-    hooks = [(sites[layer].mixer, on_mixer(layer)) for layer in layers]
-    hooks += [(sites[layer].block, on_block(layer)) for layer in layers]
-    with forward_hooks(hooks), suppress(_LastLayerReached):
-        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    if missing := [layer for layer in layers if layer not in records]:
-        raise RuntimeError(f"the forward pass never called the mixers of layers {missing}")
-    return records
-
-
-@torch.no_grad()
-def record_streams(
-    model: nn.Module, layers: Sequence[int], input_ids: Tensor, attention_mask: Tensor | None = None
-) -> dict[int, tuple[Tensor, Tensor]]:
-    """Residual stream (b, l, d_model) before and after these layers, with an SSM or without.
-
-    Raises UnsupportedModelError for a model without any SSM. Cost: a forward pass up to the last
-    of the layers.
-    """
-    blocks = blocks_of(model)
-    streams: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def on_block(layer: int):
-        def hook(block, args, kwargs, output):
-            streams[layer] = _stream_around(args, kwargs, output)
-            if layer == max(layers):
-                raise _LastLayerReached
-
-        return hook
-
-    hooks = [(blocks[layer], on_block(layer)) for layer in layers]
-    with forward_hooks(hooks), suppress(_LastLayerReached):
-        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
-    return streams
 
 
 @contextmanager
@@ -349,43 +123,6 @@ def forward_from(
         return model(inputs_embeds=inputs, use_cache=False).logits
 
 
-def check_has_logits(model: nn.Module) -> None:
-    """Raise UnsupportedModelError for a model that predicts nothing, such as a bare backbone."""
-    if getattr(model, "get_output_embeddings", lambda: None)() is None:
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no logits; load it with AutoModelForCausalLM"
-        )
-
-
-def input_embeddings(model: Any, input_ids: Tensor) -> Tensor:
-    """(b, l, d_model) what as ``inputs_embeds`` means the same as these tokens: their embeddings.
-
-    Falcon-H1 multiplies embeddings by a constant, but not those that are given: these are
-    multiplied here.
-    """
-    return model.get_input_embeddings()(input_ids) * embedding_scale(model)
-
-
-def embedding_scale(model: Any) -> float:
-    """What a row of the embedding's weight has to be multiplied by to be given as an embedding."""
-    name = model_family(model).embedding_scale
-    return float(getattr(model.config, name)) if name else 1.0
-
-
-def bias_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The model's additive constants by name, that of the step size (dt) included.
-
-    Raises UnsupportedModelError where some are offloaded, for these are no part of a graph.
-    """
-    biases = {name: p for name, p in model.named_parameters() if name.endswith("bias")}
-    if offloaded := [name for name, bias in biases.items() if bias.is_meta]:
-        raise UnsupportedModelError(
-            f"{len(offloaded)} biases of {type(model).__name__} are offloaded ({offloaded[0]}, "
-            "...), which gives them no gradient: load the model without offloading"
-        )
-    return biases
-
-
 def _rms_norms(model: nn.Module) -> list[nn.Module]:
     """The model's RMS norms, x * weight / rms(x), known by the end of their class's name."""
     return [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
@@ -403,7 +140,7 @@ def _replaying_forward(
     stock_forward = mixer.forward
 
     def forward(*args, **kwargs):
-        hidden_states, mask, cache = _bind(mixer, args, kwargs)
+        hidden_states, mask, cache = bound_arguments(mixer, args, kwargs)
         if cache is not None:
             if edit is not None:
                 raise RuntimeError("an edited mixer cannot use a cache: call with use_cache=False")
@@ -432,16 +169,6 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterato
             del module.forward
         else:
             module.forward = own_forward
-
-
-class _LastLayerReached(Exception):
-    """Ends a forward pass whose later layers nobody asked for."""
-
-
-def _stream_around(args: tuple, kwargs: dict, output: Any) -> tuple[Tensor, Tensor]:
-    """What a block got and gave; some models' blocks give a tuple."""
-    block_input = args[0] if args else kwargs["hidden_states"]
-    return block_input, output[0] if isinstance(output, tuple) else output
 
 
 def _skip(hidden_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, None]:
@@ -476,10 +203,6 @@ def _with_rows_alike(block: nn.Module) -> Callable[..., Any]:
     return with_rows_alike
 
 
-def _weights(parameter: nn.Parameter) -> Tensor:
-    return at_least_float32(parameter.detach().cpu())
-
-
 def _check_that_all_memory_is_in_mixers(model: nn.Module) -> None:
     names = {type(module).__name__ for module in model.modules()}
     if attention := sorted(name for name in names if "Attention" in name):
@@ -487,20 +210,3 @@ def _check_that_all_memory_is_in_mixers(model: nn.Module) -> None:
             f"{type(model).__name__} cannot be read in chunks: its {', '.join(attention)} "
             "remembers outside the SSM mixers. Give the text as a whole"
         )
-
-
-def _bind(mixer: nn.Module, args: tuple, kwargs: dict) -> tuple[Tensor, Tensor | None, Any]:
-    """Hidden states, attention mask and cache of a mixer call, however they were passed."""
-    bound = inspect.signature(type(mixer).forward).bind(mixer, *args, **kwargs).arguments
-    hidden_states = bound["hidden_states" if "hidden_states" in bound else "input_states"]
-    cache = bound.get("cache_params", bound.get("past_key_values"))
-    return hidden_states, bound.get("attention_mask"), cache
-
-
-def _relative_error(replayed: Tensor, real: Tensor, mask: Tensor | None) -> Tensor:
-    """(b,) norm of the difference over that of the real output, without padding."""
-    real = real.double()
-    keep = torch.ones_like(real[..., :1]) if mask is None else mask[:, :, None].to(real)
-    difference = ((replayed.double() - real) * keep).flatten(1).norm(dim=1)
-    scale = (real * keep).flatten(1).norm(dim=1)
-    return difference / scale.clamp_min(torch.finfo(torch.float32).tiny)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from torch import nn
+from transformers import PreTrainedModel
 
-import mixer_families
-from mixer_families import MixerFamily, family_of
+from mamba_mixers import families as mixer_families
+from mamba_mixers.families import MixerFamily, family_of
+from suite_plumbing.arguments import resolve_layer_indices
 
 
 class UnsupportedModelError(ValueError):
@@ -81,3 +84,9 @@ def _refusal(model: nn.Module) -> str:
         f"{type(model).__name__} cannot be analysed: {reason}. Supported families: {families}. "
         "Load a model of one of these, e.g. with AutoModelForCausalLM.from_pretrained."
     )
+
+
+def model_layers(model: PreTrainedModel, layer_indices: Sequence[int] | str | None) -> list[int]:
+    """The layers that ``layer_indices`` asks for, checked against those with an SSM."""
+    available = list(find_mixers(model))
+    return resolve_layer_indices(layer_indices, available, num_layers(model))

@@ -11,7 +11,8 @@ import copy
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from utils import execution_device, validate_int
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.models import execution_device
 
 ENOUGH_TWINS = 19
 """With as many, a value above all of theirs has a probability of 1 / 20 among its like."""

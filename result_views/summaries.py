@@ -7,19 +7,12 @@ alike: ``Results.open("corrected_mamba_analysis/analysis_results.json")``.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
-from torch import Tensor
 
-from findings import Finding, caveat, compared, number
-from memory_table import entry_at
-from recursive_visualizer import draw_figure, figures_of, load_results
-from utils import StrPath, table_html
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+from suite_plumbing.result_reading import entry_at
+from token_statistics.findings import Finding, caveat, compared, number
 
 Row = Mapping[str, Any]
 
@@ -37,48 +30,6 @@ _COLUMNS = {
     "change_null_high": ("recursive_patterns", "change_correlation", "null_high"),
 }
 """Columns of the main analysis's table: step, and the path within its section of a layer."""
-
-
-class Results(dict[str, Any]):
-    """A result dict, strict JSON, with its tensors; shown in a notebook as its tables."""
-
-    def __init__(self, results: Row, tensors: Mapping[str, Tensor] | None = None) -> None:
-        super().__init__(results)
-        self.tensors: Mapping[str, Tensor] = {} if tensors is None else tensors
-
-    @classmethod
-    def open(cls, path: StrPath) -> Results:
-        """The results of a JSON file, with the tensors beside it; ValueError as `load_results`."""
-        return cls(*load_results(path))
-
-    @property
-    def figure_names(self) -> list[str]:
-        """What `figure` can draw of these results."""
-        return list(figures_of(self))
-
-    def figure(self, name: str) -> Figure:
-        """One of the figures by name; raises ValueError, listing the names, for an unknown one."""
-        return draw_figure(self, name, self.tensors)
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """One row a layer (main analysis: a text and layer); None where a step gave no result."""
-        return pd.DataFrame(list(self.get("memory_by_layer", ())) or layer_rows(self))
-
-    def __repr__(self) -> str:
-        """The end of a run in place of megabytes of numbers; `dict(results)` shows those."""
-        return run_summary(self, [f"Figures, by .figure(name): {', '.join(self.figure_names)}"])
-
-    def _repr_html_(self) -> str:
-        lines = "".join(f"<p>{escape(line)}</p>" for line in check_lines(self))
-        findings = finding_frame(self)
-        tables = [frame for frame in (findings, self.to_dataframe()) if not frame.empty]
-        names = ", ".join(f"<code>{escape(name)}</code>" for name in self.figure_names)
-        shown = "".join(map(table_html, tables))
-        # The classes keep a notebook from reading $ as mathematics.
-        return (
-            f'<div class="tex2jax_ignore mathjax_ignore">{lines}{shown}'
-            f"<p>Figures, by <code>.figure(name)</code>: {names}</p></div>"
-        )
 
 
 def layer_rows(results: Row) -> list[dict[str, Any]]:

@@ -18,9 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selective_scan import scan_implementation
+from selective_scan.scan import scan_implementation
 
 logger = logging.getLogger(__name__)
+
 
 # Tokens of a block: the code of a block is unrolled, and compiling it takes time in proportion.
 BLOCK = 8

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from analysis_utils import causal_spearman, entropy, summarise
-from ssm_component_extractor import SSMComponents
-from utils import finite_or_none
+from ssm_measures.components import SSMComponents
+from suite_plumbing.result_files import finite_or_none
+from token_statistics.association import causal_spearman
+from token_statistics.description import entropy, summarise
 
 SYNTHETIC_TEMPERATURE = 0.1
 """Softmax temperature of the cosines, which are in [-1, 1], in :func:`synthetic_attention`."""
@@ -61,7 +62,7 @@ def synthetic_attention(
     h is the layer's state after a token, flattened over heads and states. Rows sum to 1 over
     s <= t; rows and columns of padding are zero. A zero state has no direction: its cosine with
     another counts as 0. It says which states look alike, not what is read from where: compare it
-    with alpha (:func:`selective_scan.implicit_attention`). Raises ValueError for a temperature
+    with alpha (:func:`selective_scan.attention`). Raises ValueError for a temperature
     that is not positive. Cost: that of `SSMComponents.states`, the first time.
     """
     if not temperature > 0:

@@ -7,18 +7,20 @@ from a model; nothing here knows one.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import TypeVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from analysis_utils import summarise
-from scan_operands import with_groups
-from selective_scan import scan_hidden_states
-from state_measures import StateMeasures, measure_states
-from utils import five_digits
+from selective_scan.scan import scan_hidden_states
+from ssm_measures.states import StateMeasures, measure_states
+from suite_plumbing.result_files import five_digits
+from token_statistics.description import FloatArray, summarise
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,80 +144,11 @@ class SSMComponents:
             "A": summarise(self.A),
             "D": summarise(self.D),
             **{name: summarise(values) for name, values in per_token.items()},
-            "by_token": {"delta": _by_token(self.delta.mean(2).masked_fill(~keep, math.nan))},
+            "by_token": {
+                "delta": rounded_by_token(self.delta.mean(2).masked_fill(~keep, math.nan))
+            },
             "replay_error": self.replay_error,
         }
-
-
-@dataclass(frozen=True, eq=False)
-class RecursiveDynamics:
-    """How one layer's state evolves on the captured tokens; nan at padding.
-
-    Per head: in Mamba-1 every channel is one and its d_state states have rates of their own; in
-    Mamba-2 one rate holds for all channels and states of a head, and the last axis is 1.
-    """
-
-    eigenvalues: Tensor
-    """(H, d_state or 1) of the continuous-time system: A itself, for A is diagonal"""
-    spectral_radius: Tensor
-    """(b, l, H) max over the states of exp(delta A), in (0, 1)"""
-    half_life: Tensor
-    """(H, d_state or 1) ln 2 / (mean delta * |A|), tokens"""
-    lyapunov_exponent: Tensor
-    """(H, d_state or 1) mean delta * A, nats per token, negative"""
-    is_stable: bool
-    """every A is negative, so that every state decays without input"""
-    state_norm: Tensor
-    """(b, l) L2 norm of h_t over channels and states"""
-    write_energy: Tensor
-    """(b, l) L2 norm of delta_t B_t u_t: what the token adds to the state"""
-    retain_energy: Tensor
-    """(b, l) L2 norm of exp(delta_t A) h_{t-1}: what is kept of the state; 0 at the first token"""
-    state_participation_ratio: tuple[float, ...]
-    """per text: (sum lambda)^2 / sum lambda^2 of the states' covariance over tokens, from 1 to
-    l - 1: how many directions the state uses; nan for one token or a constant state"""
-
-    def to_dict(self) -> dict:
-        """Summaries for JSON, and by text the state's norm at every token."""
-        ratios = [None if math.isnan(ratio) else ratio for ratio in self.state_participation_ratio]
-        names = ("eigenvalues", "spectral_radius", "half_life", "lyapunov_exponent", "state_norm",
-                 "write_energy", "retain_energy")  # fmt: skip
-        summaries = {name: summarise(_finite(getattr(self, name))) for name in names}
-        return {
-            **summaries,
-            "by_token": {"state_norm": _by_token(self.state_norm)},
-            "is_stable": self.is_stable,
-            "state_participation_ratio": ratios,
-        }
-
-
-def recursive_dynamics(components: SSMComponents) -> RecursiveDynamics:
-    """Eigenvalues, decay, stability, state norm, energies and rank of one layer's state.
-
-    Means over delta leave padding out. Cost: that of `SSMComponents.states`, the first time.
-    """
-    keep = components.attention_mask.bool()
-    A, delta, states = components.A, components.delta, components.states
-    mean_delta = delta[keep].mean(0)
-    slowest = torch.exp(delta * A.max(dim=1).values).masked_fill(~keep[..., None], math.nan)
-    return RecursiveDynamics(
-        eigenvalues=A,
-        spectral_radius=slowest,
-        half_life=math.log(2) / (mean_delta[:, None] * A.abs()),
-        lyapunov_exponent=mean_delta[:, None] * A,
-        is_stable=bool((A < 0).all()),
-        state_norm=states.norm.masked_fill(~keep, math.nan),
-        write_energy=_written(components).masked_fill(~keep, math.nan),
-        retain_energy=states.retained.masked_fill(~keep, math.nan),
-        state_participation_ratio=states.participation_ratio,
-    )
-
-
-def _written(components: SSMComponents) -> Tensor:
-    """L2 norm (b, l) of delta B u."""
-    B = with_groups(components.B)
-    written = (components.channel_delta * components.u).unflatten(2, (B.shape[2], -1))
-    return (written.norm(dim=3) * B.norm(dim=3)).norm(dim=2)
 
 
 def kept_tokens(mask: Tensor) -> slice | Tensor:
@@ -226,11 +159,7 @@ def kept_tokens(mask: Tensor) -> slice | Tensor:
     return slice(int(places[0]), int(places[-1]) + 1)
 
 
-def _finite(x: Tensor) -> Tensor:
-    return x[torch.isfinite(x)]
-
-
-def _by_token(values: Tensor) -> list[list[float | None]]:
+def rounded_by_token(values: Tensor) -> list[list[float | None]]:
     """(b, l) values as lists without padding, which is nan."""
     return [[five_digits(x) for x in row[~row.isnan()].tolist()] for row in values]
 
@@ -242,3 +171,82 @@ def mean_by_head(values: Tensor, num_heads: int) -> Tensor:
     independent, and counting channels would count the same step size P times.
     """
     return values.unflatten(0, (num_heads, -1)).mean(1)
+
+
+def layer_components(captures: Sequence[Capture], layer: int) -> list[SSMComponents]:
+    """One layer's components for each text of the captures, without padding.
+
+    Raises ValueError for no captures and for a layer that was not captured.
+    """
+    if not captures:
+        raise ValueError("captures is empty; pass at least one")
+    for captured in captures:
+        if layer not in captured.components:
+            raise ValueError(f"layer {layer} was not captured; those that were: {captured.layers}")
+    return [
+        captured.components[layer].text(row)
+        for captured in captures
+        for row in range(len(captured.input_ids))
+    ]
+
+
+def checked_deltas(texts: Sequence[SSMComponents]) -> tuple[list[FloatArray], tuple[int, ...]]:
+    """Delta (l, H) of each text, and their numbers of tokens."""
+    if not texts:
+        raise ValueError("texts is empty; pass the components of at least one text")
+    for text in texts:
+        if text.delta.shape[0] != 1 or not bool(text.attention_mask.all()):
+            raise ValueError(
+                f"texts holds components of {text.delta.shape[0]} texts or with padding; pass one "
+                "for each text: components.text(row)"
+            )
+    deltas = [text.delta[0].double().numpy() for text in texts]
+    return deltas, tuple(len(delta) for delta in deltas)
+
+
+@dataclass(frozen=True, eq=False)
+class Capture:
+    """One forward pass on one batch of texts: tokens, components and residual stream by layer."""
+
+    input_ids: Tensor
+    """(b, l) token ids, left padded"""
+    attention_mask: Tensor
+    """(b, l) 1 at tokens, 0 at padding"""
+    components: dict[int, SSMComponents]
+    """by layer"""
+    block_inputs: dict[int, Tensor]
+    """by layer: (b, l, d_model) residual stream before the layer"""
+    block_outputs: dict[int, Tensor]
+    """by layer: (b, l, d_model) residual stream after the layer; with :func:`with_streams` of
+    layers without an SSM too"""
+
+    @property
+    def layers(self) -> list[int]:
+        """The captured layers in ascending order."""
+        return sorted(self.components)
+
+    def text(self, row: int) -> Capture:
+        """The capture of one text of the batch, b = 1, without its padding: see
+        :meth:`SSMComponents.text`."""
+        keep = kept_tokens(self.attention_mask[row])
+
+        def cut(tensor: Tensor) -> Tensor:
+            return tensor[row : row + 1, keep]
+
+        return Capture(
+            cut(self.input_ids),
+            cut(self.attention_mask),
+            {layer: parts.text(row) for layer, parts in self.components.items()},
+            {layer: cut(x) for layer, x in self.block_inputs.items()},
+            {layer: cut(x) for layer, x in self.block_outputs.items()},
+        )
+
+
+def extracted_layer(by_layer: Mapping[int, T], layer_idx: int, method: str) -> T:
+    """One layer of an earlier result; ValueError, naming the call to make, if it is not there."""
+    if layer_idx not in by_layer:
+        raise ValueError(
+            f"layer_idx is {layer_idx!r}; the layers extracted are {sorted(by_layer)}. "
+            f"Call {method}(...) with it first"
+        )
+    return by_layer[layer_idx]

@@ -17,30 +17,29 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from analysis_utils import (
-    FloatArray,
+from selective_scan.scan import selective_scan
+from ssm_measures.components import SSMComponents, checked_deltas
+from suite_plumbing.arguments import validate_choice, validate_int
+from suite_plumbing.result_files import finite_or_none
+from token_statistics.association import (
+    FALSE_DISCOVERY_RATE,
     benjamini_hochberg,
     pearson_p_values,
+    share_rejected,
     spearman,
-    summarise,
-    unit_columns,
 )
-from channel_correlations import FALSE_DISCOVERY_RATE, share_rejected
-from selective_scan import selective_scan
-from ssm_component_extractor import SSMComponents
-from time_shift_nulls import (
+from token_statistics.autocorrelation import autocorrelation_within_texts, effective_samples
+from token_statistics.description import FloatArray, summarise, unit_columns
+from token_statistics.time_shift_nulls import (
     NUM_SHIFTS,
     NullTest,
     against_null,
-    autocorrelation_within_texts,
     draw_shifts,
-    effective_samples,
     fields_to_dict,
     undefined,
     why_too_few,
     why_too_slow,
 )
-from utils import finite_or_none, validate_choice, validate_int
 
 SCALE_FACTOR = 1.1
 """By how much delta is multiplied to see which neurons depend on it."""
@@ -216,20 +215,6 @@ def delta_sensitivity(
         rank_by=rank_by,
         rank_correlation_with_delta=agreement,
     )
-
-
-def checked_deltas(texts: Sequence[SSMComponents]) -> tuple[list[FloatArray], tuple[int, ...]]:
-    """Delta (l, H) of each text, and their numbers of tokens."""
-    if not texts:
-        raise ValueError("texts is empty; pass the components of at least one text")
-    for text in texts:
-        if text.delta.shape[0] != 1 or not bool(text.attention_mask.all()):
-            raise ValueError(
-                f"texts holds components of {text.delta.shape[0]} texts or with padding; pass one "
-                "for each text: components.text(row)"
-            )
-    deltas = [text.delta[0].double().numpy() for text in texts]
-    return deltas, tuple(len(delta) for delta in deltas)
 
 
 def _unit_ranks(

@@ -13,12 +13,11 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
-from transformers import PreTrainedTokenizerBase
 
-from analysis_utils import FloatArray, clean_token, unit_columns
-from delta_neurons import checked_deltas
-from ssm_component_extractor import SSMComponents
-from time_shift_nulls import (
+from ssm_measures.components import SSMComponents, checked_deltas
+from suite_plumbing.texts import clean_token
+from token_statistics.description import FloatArray, unit_columns
+from token_statistics.time_shift_nulls import (
     NullTest,
     against_null,
     draw_shifts,
@@ -38,7 +37,6 @@ TOKEN_CLASSES = {
 }
 """Kinds of token, by its decoded piece, its position and the earlier pieces of its text.
 `punctuation` is anything visible without a letter or digit."""
-
 
 TOP_TOKENS = 10
 """Tokens that open the gate most, and that close it most, which are named."""
@@ -130,17 +128,6 @@ def gate_tokens(
             for name, members in _class_members(pieces).items()
         },
     )
-
-
-def token_pieces(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[str]:
-    """Each token decoded by itself, a leading space kept (SentencePiece's decoder drops it)."""
-    ids = [int(i) for i in input_ids]
-    pieces = []
-    for token, token_id in zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True):
-        piece = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
-        lost_space = str(token).startswith("\u2581") and not piece.startswith(" ")
-        pieces.append(" " + piece if lost_space else piece)
-    return pieces
 
 
 def _ranked_tokens(

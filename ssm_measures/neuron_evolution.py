@@ -28,9 +28,10 @@ import numpy as np
 import torch
 from scipy import stats
 
-from analysis_utils import FloatArray, linear_cka, unit_columns
-from neuron_sets import NeuronSet, importance_concentration
-from time_shift_nulls import (
+from ssm_measures.neuron_sets import NeuronSet, importance_concentration
+from token_statistics.cka import linear_cka
+from token_statistics.description import FloatArray, unit_columns
+from token_statistics.time_shift_nulls import (
     NullTest,
     against_null,
     draw_shifts,
@@ -176,7 +177,7 @@ def _null_draws(
     """
     keep = b.attention_mask.bool()
     channels = (b.activations if b.gathered is None else b.gathered)[keep].float()
-    gram_x = _centred_gram(x.float())
+    gram_x = centred_gram(x.float())
     gram = channels @ channels.mT
     gathering = None
     if b.gathered is not None:
@@ -192,7 +193,8 @@ def _null_draws(
     return np.array(draws)
 
 
-def _centred_gram(values: torch.Tensor) -> torch.Tensor:
+def centred_gram(values: torch.Tensor) -> torch.Tensor:
+    """(..., l, l) Gram matrix of values (..., l, d), centred, of mean diagonal 1."""
     return _centred(values @ values.mT)
 
 

@@ -19,14 +19,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from analysis_utils import (
-    kurtosis,
-    summarise,
-)
-from utils import finite_or_none, table_html
+from suite_plumbing.result_files import finite_or_none, table_html
+from token_statistics.description import kurtosis, summarise
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
 
 TOP_NEURONS = 20
 """Neurons of a set that go to JSON and are profiled by default."""
@@ -126,7 +124,7 @@ class NeuronSet:
     def figure(self) -> Figure:
         """Importance by rank, and what the most important neurons do on the first text."""
         # Imported here: an analysis does without matplotlib.
-        from neuron_figures import figure_neuron_set
+        from result_views.figures.neuron_figures import figure_neuron_set
 
         keep = self.attention_mask[0].bool()
         return figure_neuron_set(

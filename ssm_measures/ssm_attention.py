@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from analysis_utils import FloatArray, Values
-from attention_maps import head_half_lives, head_maps
-from ssm_component_extractor import SSMComponents
-from time_shift_nulls import (
+from ssm_measures.attention_maps import head_half_lives, head_maps
+from ssm_measures.components import SSMComponents
+from token_statistics.description import FloatArray, Values, as_float64
+from token_statistics.time_shift_nulls import (
     NullTest,
-    as_float64,
     spearman_permutation_test,
     spearman_shift_test,
     undefined,
@@ -32,6 +31,7 @@ NUM_CHANNELS = 48
 
 # Tokens over which attention is summed, at most a quarter of the text.
 _HORIZON = 64
+
 # Channels whose (l, l) maps are in memory at once.
 _MAPS_AT_ONCE = 8
 

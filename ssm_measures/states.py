@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from analysis_utils import covariance_participation_ratio, participation_ratio
-from scan_operands import compute_dtype, with_groups
-from selective_scan import scan_hidden_states
+from selective_scan.operands import compute_dtype, with_groups
+from selective_scan.scan import scan_hidden_states
+from token_statistics.description import covariance_participation_ratio, participation_ratio
 
 # Numbers in the states of the heads that are worked on at once: 4 MB in float32.
 _BLOCK_SIZE = 1 << 20

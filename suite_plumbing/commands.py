@@ -1,170 +1,48 @@
-"""Model-agnostic plumbing of the suite: models, tokenizers, texts, hooks, memory, command lines.
+"""The command line that all modules share: options, a job made of them, exit statuses, results.
 
-Nothing here knows what a Mamba is. Texts, layers, devices and numbers are checked in
-`analysis_inputs`, models are loaded by `model_loading`, memory is measured by `memory_tracker`,
-files of results are written by `result_files`; the rest of the suite imports the names of all four
-from here. Bad input raises ValueError; data that cannot be analysed raises AnalysisError, the one
-error of the suite that a pipeline records and goes on from.
+Bad input raises ValueError and ends a command with status 2; `AnalysisError`, running out of memory
+and a file that cannot be written end it with status 1.
 """
 
+from __future__ import annotations
+
 import argparse
-import logging
-import random
 import signal
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-import torch
-from torch import nn
-from tqdm import tqdm
-from transformers import logging as transformers_logging
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis_inputs import (
-    DEFAULT_LAYERS,
-    DTYPES,
+from suite_plumbing.arguments import DTYPES, validate_choice, validate_int
+from suite_plumbing.errors import AnalysisError, is_out_of_memory
+from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.progress import configure_logging, set_seed
+from suite_plumbing.provenance import DEMO_MODEL_PATH, SCHEMA_VERSION, provenance
+from suite_plumbing.result_files import check_output_dir, write_json
+from suite_plumbing.texts import (
     EXAMPLE_TEXTS,
     EncodedText,
-    batches_by_length,
     check_texts,
-    distinct_texts,
     encode_texts,
-    pad_batch,
-    padding_id,
-    read_book,
     read_texts_file,
-    repeated_texts,
-    resolve_device,
-    resolve_dtype,
-    resolve_layer_indices,
     text_origins,
-    validate_choice,
-    validate_int,
-)
-from memory_tracker import MemoryTracker, is_out_of_memory
-from model_loading import (
-    execution_device,
-    load_model,
-    load_tokenizer,
-    require_tokenizer,
-    resolve_model,
-)
-from result_files import (
-    DEMO_MODEL_PATH,
-    SCHEMA_VERSION,
-    SUITE_VERSION,
-    StrPath,
-    check_output_dir,
-    finite_or_none,
-    five_digits,
-    provenance,
-    read_json,
-    six_digits,
-    table_html,
-    to_jsonable,
-    weights_sha256,
-    write_atomically,
-    write_csv,
-    write_json,
-    write_tensors,
 )
 
-__all__ = [
-    "COMMON_OPTIONS",
-    "DEFAULT_LAYERS",
-    "DEMO_MODEL_PATH",
-    "DTYPES",
-    "EXAMPLE_TEXTS",
-    "FIGURE_FORMATS",
-    "SCHEMA_VERSION",
-    "SUITE_VERSION",
-    "AnalysisError",
-    "EncodedText",
-    "MemoryTracker",
-    "StrPath",
-    "add_common_options",
-    "announcement",
-    "batches_by_length",
-    "check_output_dir",
-    "check_texts",
-    "configure_logging",
-    "distinct_texts",
-    "encode_texts",
-    "execution_device",
-    "finite_or_none",
-    "five_digits",
-    "forward_hooks",
-    "is_out_of_memory",
-    "load_model",
-    "load_tokenizer",
-    "pad_batch",
-    "padding_id",
-    "parse_formats",
-    "parse_layers",
-    "progress",
-    "provenance",
-    "read_book",
-    "read_json",
-    "read_texts_file",
-    "repeated_texts",
-    "require_tokenizer",
-    "resolve_device",
-    "resolve_dtype",
-    "resolve_layer_indices",
-    "resolve_model",
-    "run_main",
-    "set_seed",
-    "six_digits",
-    "table_html",
-    "text_origins",
-    "texts_from_options",
-    "to_jsonable",
-    "validate_choice",
-    "validate_int",
-    "weights_sha256",
-    "write_atomically",
-    "write_csv",
-    "write_json",
-    "write_tensors",
-]
-
-logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
+
+STEP_OPTIONS = (
+    "model", "text", "texts_file", "layers", "max_sequence_length", "batch_size", "device",
+    "dtype", "output_dir", "seed", "debug", "quiet",
+)  # fmt: skip
+"""The shared options that every step's command has."""
+
 FIGURE_FORMATS = ("png", "pdf", "svg")
-
-
-class AnalysisError(RuntimeError):
-    """Data that cannot be analysed, though the call was right: say what is undefined and why.
-
-    A pipeline's step runner records it under the step's key and goes on with the other steps.
-    """
-
-
-def set_seed(seed: int) -> None:
-    """Seed the generators of Python, numpy and torch (every device). `seed`: 0 to 2**32 - 1."""
-    seed = validate_int("seed", seed, 0, 2**32 - 1)
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002 - scipy draws from the global generator by default
-    torch.manual_seed(seed)
-
-
-@contextmanager
-def forward_hooks(registrations: Iterable[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
-    """Hold forward hooks (`with_kwargs=True`) on modules for the length of a `with` block.
-
-    All are removed at the end, also after an exception and when a registration in the middle fails.
-    """
-    with ExitStack() as stack:
-        for module, hook in registrations:
-            handle = module.register_forward_hook(hook, with_kwargs=True)
-            stack.callback(handle.remove)
-        yield
 
 
 def parse_layers(value: str) -> list[int] | str:
@@ -282,31 +160,6 @@ def announcement(args: argparse.Namespace) -> str:
     return f"Model: {model}\nTexts: {texts}"
 
 
-def configure_logging(debug: bool = False, quiet: bool = False) -> None:
-    """Log to stderr: details with `debug`, warnings only with `quiet`, the course of work else."""
-    if debug and quiet:
-        raise ValueError("--debug and --quiet are both given; pass one of them")
-    _bars["disable"] = True if quiet else None
-    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
-    for name in ("matplotlib", "PIL", "fontTools", "httpx", "filelock", "fsspec", "urllib3"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    if quiet or not sys.stderr.isatty():
-        transformers_logging.disable_progress_bar()
-
-
-def progress(iterable: Iterable[T], **options: Any) -> Iterable[T]:
-    """Show a tqdm bar on stderr while iterating, where that is a terminal; `options` are tqdm's.
-
-    None is shown after `configure_logging(quiet=True)`.
-    """
-    return tqdm(iterable, **{"leave": False, **_bars, **options})
-
-
-# What tqdm takes None for: shown on a terminal only.
-_bars: dict[str, bool | None] = {"disable": None}
-
-
 def run_main(function: Callable[[list[str]], int], argv: Sequence[str] | None = None) -> int:
     """Run a command's body on its arguments and return its exit status.
 
@@ -347,3 +200,44 @@ def _report(message: str, status: int, arguments: Sequence[str]) -> int:
         traceback.print_exc()
     sys.stderr.write(" ".join(message.split()) + "\n")
     return status
+
+
+class Job(NamedTuple):
+    """What a command of the suite works on, after all of its options have been checked."""
+
+    args: argparse.Namespace
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    encoded: list[EncodedText]
+    layers: list[int]
+    output_dir: Path
+    command: list[str]
+    """the script's name and its arguments"""
+
+
+def job_from_options(
+    args: argparse.Namespace, layers_of: Callable[..., list[int]], command: Sequence[str] = ()
+) -> Job:
+    """Check and load what the shared command-line options name, before anything runs."""
+    configure_logging(args.debug, args.quiet)
+    set_seed(args.seed)
+    texts = texts_from_options(args)
+    output_dir = check_output_dir(args.output_dir)
+    model = load_model(args.model, device=args.device, dtype=args.dtype)
+    tokenizer = load_tokenizer(args.model)
+    encoded = encode_texts(
+        tokenizer, texts, args.max_sequence_length, vocab_size=model.config.vocab_size
+    )
+    layers = layers_of(model, args.layers)
+    return Job(args, model, tokenizer, encoded, layers, output_dir, list(command))
+
+
+def write_step_results(job: Job, name: str, results: Mapping[str, Any]) -> Path:
+    """Write a step's results as JSON into the job's folder, with schema version and provenance."""
+    described = {
+        "schema_version": SCHEMA_VERSION,
+        "provenance": provenance(
+            job.model, command=job.command, seed=job.args.seed, texts=text_origins(job.encoded)
+        ),
+    }
+    return write_json(job.output_dir / name, {**results, **described})

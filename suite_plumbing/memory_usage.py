@@ -1,5 +1,7 @@
 """How much memory an analysis takes, measured on the device that it runs on."""
 
+from __future__ import annotations
+
 import ctypes
 import gc
 import sys
@@ -115,11 +117,3 @@ def _reset_peak(device: torch.device) -> bool:
     except OSError:
         return False
     return True
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out: Python's, CUDA's, or torch's on the CPU."""
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    # torch has no exception of its own for the CPU: a plain RuntimeError from its allocator.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)

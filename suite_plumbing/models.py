@@ -4,6 +4,8 @@ Weights are read from safetensors alone, and no code that comes with a model is 
 raises ValueError.
 """
 
+from __future__ import annotations
+
 import logging
 import os
 from pathlib import Path
@@ -12,11 +14,15 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 
-from analysis_inputs import resolve_device, resolve_dtype
-from result_files import StrPath
+from suite_plumbing.arguments import resolve_device, resolve_dtype
+from suite_plumbing.result_files import StrPath
 
 logger = logging.getLogger(__name__)
 
@@ -219,3 +225,25 @@ def require_tokenizer(
         raise ValueError(
             f"the model has no tokenizer beside its weights ({error}); {how}"
         ) from error
+
+
+class ModelAnalyzer:
+    """What the classes of the suite share: a model, and the results of earlier calls.
+
+    ``model`` may be a name or a folder; ``tokenizer`` None is the one beside the model's weights.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel | str | Path,
+        device: str | torch.device | None = None,
+        *,
+        tokenizer: PreTrainedTokenizerBase | None = None,
+    ) -> None:
+        self.model, self.tokenizer, self.device = resolve_model(model, tokenizer, device)
+
+    def _earlier(self, name: str, method: str) -> Any:
+        """What an earlier call left under ``name``, or an error that names the call to make."""
+        if not hasattr(self, name):
+            raise RuntimeError(f"nothing has been computed yet: call {method}(...) first")
+        return getattr(self, name)

@@ -1,33 +1,28 @@
-"""What a user passes in: choices, integers, devices, layers and texts.
+"""Texts: checked, read from files, encoded, batched; and tokens as a reader sees them.
 
 All of it is checked before any model runs. Every refusal is a ValueError that names the argument,
 what came and what is allowed.
 """
 
+from __future__ import annotations
+
 import json
 import logging
+import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from operator import index as as_int
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
-from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
+
+from suite_plumbing.arguments import validate_int
 
 logger = logging.getLogger(__name__)
-T = TypeVar("T")
 
-DEFAULT_LAYERS = (0, 3, 6, 9, 12)
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
 
 EXAMPLE_TEXTS = (
     "Mrs. Alder kept the harbour lamp for thirty years. Every evening Mrs. Alder climbed the "
@@ -47,116 +42,6 @@ EXAMPLE_TEXTS = (
     "the two is coming next.",
 )
 """Three short English texts, written for this suite; names and phrases come back in each."""
-
-
-def validate_choice(name: str, value: T, allowed: Iterable[T]) -> T:
-    """Return `value` if it is one of `allowed`; else raise ValueError that lists them."""
-    known = list(allowed)
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(str, known))}")
-    return value
-
-
-def validate_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
-    """Return `value` as an int within the bounds; bool and float are refused with a ValueError."""
-    number = _int_or_none(value)
-    if number is None or number < minimum or (maximum is not None and number > maximum):
-        upper = "" if maximum is None else f" and at most {maximum}"
-        raise ValueError(
-            f"{name} is {value!r} ({type(value).__name__}); it must be an integer of at least "
-            f"{minimum}{upper}"
-        )
-    return number
-
-
-def _int_or_none(value: Any) -> int | None:
-    if isinstance(value, (bool, np.bool_)):
-        return None
-    try:
-        return as_int(value)
-    except TypeError:
-        return None
-
-
-def resolve_device(device: str | torch.device | None) -> torch.device:
-    """Return a usable torch device; None is "cuda" where there is one, else "cpu"."""
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        resolved = torch.device(device)
-        torch.empty(0, device=resolved)
-        if resolved.type == "meta":
-            raise RuntimeError("tensors there have no values")
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
-        # Of torch's messages, some of them paragraphs, the first sentence.
-        reason = str(error).strip().splitlines()[0].split(". ")[0]
-        raise ValueError(
-            f"device {device!r} cannot be used here ({reason}); pass 'cpu', or 'cuda' where torch "
-            "sees a GPU"
-        ) from error
-    return resolved
-
-
-def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype:
-    """Return the torch dtype of that name; None is float32, in which replay is exact to 1e-5."""
-    if dtype is None:
-        return torch.float32
-    if isinstance(dtype, torch.dtype):
-        return validate_choice("dtype", dtype, DTYPES.values())
-    return DTYPES[validate_choice("dtype", dtype, DTYPES)]
-
-
-def resolve_layer_indices(
-    layer_indices: Sequence[int] | str | None, available: Sequence[int], num_layers: int
-) -> list[int]:
-    """Return the layers to analyse, ascending, as indices from 0.
-
-    layer_indices: a list (negatives count from the end), "all" = every one of `available`, or
-    None = [0, 3, 6, 9, 12] where all of these are available, else five evenly spaced ones (fewer
-    where the model has fewer).
-    available: the layers that hold what is analysed; num_layers: the model's depth.
-    Raises ValueError for an empty list, an entry that is not an int (bool included), one out of
-    range, one named twice, and a layer that is not available (the message lists those that are).
-    """
-    known = sorted(available)
-    if not known:
-        raise ValueError(f"none of the model's {num_layers} layers can be analysed")
-    if layer_indices is None:
-        return _default_layers(known)
-    if isinstance(layer_indices, str):
-        validate_choice("layer_indices", layer_indices, ["all"])
-        return known
-    if not isinstance(layer_indices, Iterable):
-        raise ValueError(f"layer_indices is {layer_indices!r}; pass a list, 'all' or None")
-    chosen = [_resolve_layer(entry, known, num_layers) for entry in layer_indices]
-    if not chosen:
-        raise ValueError("layer_indices is empty; name at least one layer, 'all' or None")
-    for layer in chosen:
-        if chosen.count(layer) > 1:
-            raise ValueError(f"layer {layer} is named twice in layer_indices {layer_indices!r}")
-    return sorted(chosen)
-
-
-def _default_layers(known: Sequence[int]) -> list[int]:
-    if set(DEFAULT_LAYERS) <= set(known):
-        return list(DEFAULT_LAYERS)
-    positions = np.linspace(0, len(known) - 1, num=min(5, len(known)))
-    return [known[round(position)] for position in positions]
-
-
-def _resolve_layer(entry: Any, known: Sequence[int], num_layers: int) -> int:
-    number = _int_or_none(entry)
-    if number is None:
-        raise ValueError(f"layer_indices holds {entry!r} ({type(entry).__name__}), not an integer")
-    if not -num_layers <= number < num_layers:
-        raise ValueError(
-            f"layer {number} is out of range: the model has {num_layers} layers, 0 to "
-            f"{num_layers - 1} (or -{num_layers} to -1 from the end)"
-        )
-    layer = number % num_layers
-    if layer not in known:
-        raise ValueError(f"layer {layer} cannot be analysed; those that can are {list(known)}")
-    return layer
 
 
 @dataclass(frozen=True)
@@ -393,3 +278,57 @@ def _jsonl_text(line: str, place: str) -> str:
     if not text.strip():
         raise ValueError(f'{place}: "text" is empty or white space')
     return text
+
+
+def clean_token(token: str, max_length: int = 16) -> str:
+    """A tokenizer's token as text for a matplotlib label; a cleaned label may be cleaned again.
+
+    Byte-level tokens are decoded ("Ġthe" is " the", "Ã©" is "é"), bytes that are no whole character
+    shown as "\\xe2"; SentencePiece's "▁" is a space and "<0x0A>" its byte. A token of spaces alone
+    shows as "␣", control characters as escapes ("\\n"), `$` is escaped (matplotlib's mathematics),
+    and anything longer than `max_length` ends in "…".
+    """
+    text = _decode_bytes(token.replace(r"\$", "$")).replace("\u2581", " ")
+    if text and not text.strip(" "):
+        text = "\u2423" * len(text)
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    if len(text) > max_length:
+        text = text[: max_length - 1] + "\u2026"
+    return text.replace("$", r"\$")
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """GPT-2's characters for the 256 bytes: itself if printable in Latin-1, else from U+0100 on."""
+    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
+    others = [byte for byte in range(256) if byte not in printable]
+    stand_ins = {chr(256 + i): byte for i, byte in enumerate(others)}
+    return {chr(byte): byte for byte in printable} | stand_ins
+
+
+_BYTE_ALPHABET = _byte_alphabet()
+
+
+def _decode_bytes(token: str) -> str:
+    """Text of a byte-level token; any other token as it is."""
+    if match := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token):
+        return chr(int(match[1], 16))
+    if not all(character in _BYTE_ALPHABET for character in token):
+        return token
+    raw = bytes(_BYTE_ALPHABET[character] for character in token)
+    # "é" alone is a letter of another tokenizer; stand-ins (U+0100 on) only a byte-level one has.
+    errors = "backslashreplace" if max(token, default="") >= "\u0100" else "strict"
+    try:
+        return raw.decode("utf-8", errors)
+    except UnicodeDecodeError:
+        return token
+
+
+def token_pieces(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[str]:
+    """Each token decoded by itself, a leading space kept (SentencePiece's decoder drops it)."""
+    ids = [int(i) for i in input_ids]
+    pieces = []
+    for token, token_id in zip(tokenizer.convert_ids_to_tokens(ids), ids, strict=True):
+        piece = str(tokenizer.decode([token_id], clean_up_tokenization_spaces=False))
+        lost_space = str(token).startswith("\u2581") and not piece.startswith(" ")
+        pieces.append(" " + piece if lost_space else piece)
+    return pieces

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from comparison_report import MEASURE_NAMES, comparison_rows
-from findings import undecided
+from result_views.report.comparison_report import MEASURE_NAMES, comparison_rows
+from token_statistics.findings import undecided
 
 
 def matrices(value: list[list[float | None]], high: float, **more: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from ssm_component_extractor import SSMComponents
+from ssm_measures.components import SSMComponents
 
 
 def components(

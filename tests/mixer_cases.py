@@ -8,7 +8,7 @@ from conftest import VOCAB_SIZE, make_tiny_model
 from torch import Tensor, nn
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedModel
 
-from mamba_mixers import find_mixers
+from mamba_mixers.sites import find_mixers
 
 # The suite's bounds on a replay: the rounding of each precision, grown over a layer's operations.
 REPLAY_BOUND = {torch.float32: 1e-5, torch.float64: 1e-10, torch.bfloat16: 1e-2}

@@ -245,3 +245,20 @@ def bartlett_spectrum(rho: np.ndarray, frequency: float) -> float:
         weight = 1.0 - k / (len(rho) + 1)
         total += 2.0 * weight * float(value) * math.cos(2.0 * math.pi * frequency * k)
     return total
+
+
+def effective_sample_size(x: np.ndarray, y: np.ndarray, max_lag: int) -> np.ndarray:
+    """n / (1 + 2 sum over k of rho_x(k) rho_y(k)) for each pair of columns, within [2, n]."""
+    n = len(x)
+    found = np.empty((x.shape[1], y.shape[1]))
+    for i, j in np.ndindex(*found.shape):
+        inflation = 1.0
+        for lag in range(1, max_lag + 1):
+            inflation += 2 * _autocorrelation(x[:, i], lag) * _autocorrelation(y[:, j], lag)
+        found[i, j] = max(n / max(inflation, 1.0), 2)
+    return found
+
+
+def _autocorrelation(series: np.ndarray, lag: int) -> float:
+    centred = series - series.mean()
+    return float(centred[lag:] @ centred[: len(series) - lag] / (centred @ centred))

@@ -6,8 +6,9 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import MambaConfig, MambaForCausalLM, PreTrainedTokenizerFast
 
-from corrected_recursive_ssm_attention_analyzer import Settings, analyze
-from utils import encode_texts
+from analysis_pipelines.analysis_results import Settings
+from corrected_recursive_ssm_attention_analyzer import analyze
+from suite_plumbing.texts import encode_texts
 
 LONG_WORD = "a" * 5000
 HOSTILE_TEXTS = (

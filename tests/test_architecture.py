@@ -7,49 +7,61 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import tomllib
 
 ROOT = Path(__file__).resolve().parent.parent
-MODULES = {path.stem: path for path in sorted(ROOT.glob("*.py"))}
-SCRIPTS = [
-    path for name in ("demo_model", "benchmarks", "examples") for path in ROOT.glob(f"{name}/*.py")
-]
-TESTS = sorted(ROOT.glob("tests/*.py"))
 
-# The spine of the suite, from the bottom up. A module may reach, through whatever it imports,
-# modules of lower levels only: never one above, and never a neighbour on its own level. Modules
-# that are not named here belong to those that import them, and are held by the same rule.
-LEVELS = (
-    {"utils"},
-    {"selective_scan"},
-    {"mamba_mixers"},
-    {"ssm_component_extractor"},
-    {"delta_extraction", "layer_correlation_analyzer", "attention_neurons"},
+# The order of imports, from the bottom up, lazy ones included: a module may import from earlier
+# rows, and from its own folder. Neighbours in a row do not know each other.
+ORDER = (
+    {"suite_plumbing"},
+    {"selective_scan", "token_statistics"},
+    {"mamba_mixers", "result_views"},
+    {"ssm_measures"},
+    {"causal_interventions", "recursive_visualizer"},
+    {"ssm_component_extractor", "recursive_analysis_report"},
     {
-        "memory_recursion_neuron_analyzer",
-        "corrected_recursive_ssm_attention_analyzer",
+        "delta_extraction", "layer_correlation_analyzer", "attention_neurons",
+        "intervention_study", "input_attribution", "long_memory",
+    },
+    {"analysis_pipelines", "attribution_faithfulness"},
+    {
+        "corrected_recursive_ssm_attention_analyzer", "memory_recursion_neuron_analyzer",
         "model_comparison",
     },
     {"run_memory_recursion_analysis"},
-)
-LEVEL = {name: number for number, names in enumerate(LEVELS) for name in names}
+)  # fmt: skip
+LEVEL = {name: number for number, names in enumerate(ORDER) for name in names}
 
-# What `utils` passes on, and what `analysis_utils` is made of.
-PLUMBING = {"utils", "analysis_inputs", "memory_tracker", "model_loading", "result_files"}
-DRAWING = {
-    "analysis_panels", "analysis_utils", "comparison_figures", "drawing", "faithfulness_figures",
-    "figure_pages", "finding_figures", "long_memory_figures", "memory_figures", "memory_panels",
-    "neuron_figures", "panel_primitives", "recursive_visualizer",
-}  # fmt: skip
+# Names for notebooks; nothing of the suite imports them.
+DOORS = {"utils", "analysis_utils"}
+
+FOLDERS = sorted(path.parent.name for path in ROOT.glob("*/__init__.py"))
+
+# A class that lives at the root under the name it had as a module: `from result_views import
+# Results` finds it when asked, and nothing in the folder uses it.
+PASSED_UPWARDS = {("result_views", "recursive_visualizer")}
+
+
+def dotted(path: Path) -> str:
+    """The name a file is imported by."""
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {
+    dotted(path): path
+    for path in [*ROOT.glob("*.py"), *(p for name in FOLDERS for p in ROOT.glob(f"{name}/**/*.py"))]
+}
+SCRIPTS = [
+    path for name in ("demo_model", "benchmarks", "examples") for path in ROOT.glob(f"{name}/*.py")
+]
+TESTS = sorted(ROOT.glob("tests/**/*.py"))
 
 # Functions in which a command talks to the terminal.
 COMMANDS = {"main", "_main", "_command", "_run"}
 
 TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".cff", ".jinja"}
-
-# These read stored results: no model, no step of the analysis.
-READERS = {
-    "recursive_visualizer", "recursive_analysis_report", "comparison_figures", "comparison_report"
-}  # fmt: skip
 
 
 @cache
@@ -57,18 +69,28 @@ def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), str(path))
 
 
-def imported_names(tree: ast.Module) -> set[str]:
-    """Top-level names of everything imported, wherever the import stands."""
+def imported(tree: ast.AST) -> set[str]:
+    """Dotted names of all modules imported, wherever the import stands; `from a import b` gives
+    a and a.b, of which the second may be no module."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            names |= {alias.name.split(".")[0] for alias in node.names}
+            names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            names.add(node.module.split(".")[0])
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.Call) and ast.unparse(node.func) == "lazy_names":
+            homes = node.args[1]
+            if isinstance(homes, ast.Dict):
+                names |= {ast.literal_eval(key) for key in homes.keys if key is not None}
     return names
 
 
-IMPORTS = {name: imported_names(tree_of(path)) for name, path in MODULES.items()}
+def imported_names(tree: ast.AST) -> set[str]:
+    """Top-level names of everything imported."""
+    return {name.split(".")[0] for name in imported(tree)}
+
+
+IMPORTS = {name: imported(tree_of(path)) for name, path in MODULES.items()}
 
 
 @cache
@@ -78,7 +100,8 @@ def reached_from(name: str) -> set[str]:
     waiting = [name]
     while waiting:
         for other in IMPORTS[waiting.pop()] & set(MODULES):
-            if other not in reached:
+            # A folder's face loads the modules it passes names on from only when asked.
+            if other not in reached and other not in FOLDERS:
                 reached.add(other)
                 waiting.append(other)
     return reached
@@ -86,7 +109,10 @@ def reached_from(name: str) -> set[str]:
 
 def parameters(items):
     """The same items, each named by its file in the test's report."""
-    return [pytest.param(item, id=getattr(item, "name", item)) for item in items]
+    return [
+        pytest.param(item, id=str(item.relative_to(ROOT)) if isinstance(item, Path) else item)
+        for item in items
+    ]
 
 
 each_module = pytest.mark.parametrize("name", parameters(MODULES))
@@ -94,47 +120,76 @@ each_source = pytest.mark.parametrize("path", parameters([*MODULES.values(), *SC
 each_file = pytest.mark.parametrize("path", parameters([*MODULES.values(), *SCRIPTS, *TESTS]))
 
 
+def top(name: str) -> str:
+    return name.split(".")[0]
+
+
 @each_module
 def test_no_module_imports_itself_by_a_detour(name):
     assert name not in reached_from(name)
 
 
-@pytest.mark.parametrize("name", sorted(set(LEVEL) & set(MODULES)))
-def test_imports_point_down_the_spine(name):
-    reached = reached_from(name) & set(LEVEL)
-    assert not {other for other in reached if LEVEL[other] >= LEVEL[name]}
+@each_module
+def test_imports_point_down(name):
+    """Doors and commands are the last to know; nobody imports a door."""
+    own = top(name)
+    others = {top(other) for other in IMPORTS[name]} & (set(LEVEL) | DOORS) - {own}
+    others -= {other for folder, other in PASSED_UPWARDS if folder == name}
+    assert not others & DOORS
+    if own not in DOORS:
+        assert {other for other in others if LEVEL[other] >= LEVEL[own]} == set()
 
 
-def test_plumbing_and_statistics_know_nothing_of_the_analyses():
-    for name in PLUMBING & set(MODULES):
-        assert reached_from(name) <= PLUMBING
-    assert reached_from("analysis_utils") <= PLUMBING | {"drawing"}
-    assert reached_from("drawing") == set()
+def test_the_order_names_every_folder_and_every_module_of_the_root():
+    at_the_root = {name for name in MODULES if "." not in name}
+    assert at_the_root == set(LEVEL) | DOORS
+    assert len(at_the_root - set(FOLDERS)) <= 24
 
 
-def test_the_scan_knows_no_model():
-    parts = reached_from("selective_scan") - PLUMBING
-    assert parts <= {"implicit_attention", "scan_operands"}
-    for name in {"selective_scan"} | parts:
-        assert "transformers" not in IMPORTS[name]
+def test_faces_name_what_they_pass_on_twice_alike():
+    """Once for a type checker, once for the run."""
+    for folder in FOLDERS:
+        tree = tree_of(ROOT / folder / "__init__.py")
+        calls = [n for n in ast.walk(tree) if isinstance(n, ast.Call) and len(n.args) == 2]
+        if calls:
+            homes = {k: set(names) for k, names in ast.literal_eval(calls[0].args[1]).items()}
+            shown = {
+                node.module: {alias.name for alias in node.names}
+                for node in ast.walk(tree)
+                if isinstance(node, ast.ImportFrom) and node.module in homes
+            }
+            assert shown == homes
 
 
-def test_readers_of_results_load_no_model_and_run_no_analysis():
-    for name in READERS & set(MODULES):
-        assert not reached_from(name) & (set(LEVEL) - {"utils"})
+def test_a_folder_says_what_it_may_import_and_what_each_module_is_for():
+    for folder in FOLDERS:
+        doc = ast.get_docstring(tree_of(ROOT / folder / "__init__.py")) or ""
+        assert "May import " in doc
+        listed = set(re.findall(r"^(\w+) {2}", doc, re.M))
+        assert {path.stem for path in (ROOT / folder).glob("*.py")} - {"__init__"} <= listed
+
+
+def test_folders_that_know_no_model_name_no_transformers():
+    for name in MODULES:
+        if top(name) in {"selective_scan", "token_statistics", "result_views"}:
+            assert "transformers" not in {top(other) for other in IMPORTS[name]}, name
+
+
+def test_readers_of_results_load_no_model():
+    for name in ("recursive_visualizer", "recursive_analysis_report"):
         used = {node.id for node in ast.walk(tree_of(MODULES[name])) if isinstance(node, ast.Name)}
         assert not used & {"load_model", "load_tokenizer", "resolve_model"}
 
 
 @each_source
 def test_hooks_are_registered_in_one_place(path):
-    if path.stem != "utils":
+    if path != ROOT / "mamba_mixers" / "hooks.py":
         assert not uses_of_attributes(path, "register_\\w*hook\\w*")
 
 
 @each_module
-def test_mixers_are_known_to_their_modules(name):
-    if name not in {"mamba_mixers", "mixer_families", "mixer_replay"}:
+def test_mixers_are_known_to_their_folder(name):
+    if top(name) != "mamba_mixers":
         assert not uses_of_attributes(MODULES[name], "in_proj|x_proj|dt_proj|out_proj|A_log")
 
 
@@ -159,7 +214,8 @@ def imported_at_run_time(tree: ast.Module) -> set[str]:
 
 @each_source
 def test_drawing_libraries_are_imported_where_drawing_is_done(path):
-    if path.stem not in DRAWING:
+    name = str(path.relative_to(ROOT))
+    if not name.startswith(("result_views/figures/", "recursive_visualizer.py")):
         assert not imported_at_run_time(tree_of(path)) & {"matplotlib", "seaborn"}
 
 
@@ -237,16 +293,13 @@ def test_test_files_say_what_they_test(path):
 
 
 def project_files() -> list[Path]:
-    folders = [
-        ROOT,
-        *(
-            ROOT / name
-            for name in ("tests", "demo_model", "benchmarks", "examples", "report_template")
-        ),
-    ]
+    skipped = {"results", "__pycache__"}
+    folders = ("tests", "demo_model", "benchmarks", "examples", "docs", *FOLDERS)
+    files = [*ROOT.glob("*"), *(path for name in folders for path in ROOT.glob(f"{name}/**/*"))]
     files = [
-        path for folder in folders for path in folder.glob("*") if path.suffix in TEXT_SUFFIXES
-    ]
+        path for path in files
+        if path.suffix in TEXT_SUFFIXES and not skipped & set(path.parts)
+    ]  # fmt: skip
     return sorted([*files, *ROOT.glob(".ci/*"), *ROOT.glob(".github/**/*.yml")])
 
 
@@ -272,15 +325,30 @@ def test_the_checks_of_this_file_find_what_they_look_for():
     assert list(undocumented(bad)) == ["the module itself", "show", "Thing", "Thing.go"]
     good = ast.parse("def main():\n    def tell():\n        print(1)\n    tell()\n")
     assert list(prints_outside_commands(good)) == []
-    assert reached_from("ssm_component_extractor") >= {"mamba_mixers", "selective_scan", *PLUMBING}
-    assert uses_of_attributes(MODULES["utils"], "register_forward_hook")
-    assert uses_of_attributes(MODULES["mixer_families"], "A_log")
+    lazy = ast.parse('lazy_names(__name__, {"b.c": ["d"]})\ndef f():\n    from e import g\n')
+    assert imported(lazy) == {"b.c", "e", "e.g"}
+    assert reached_from("ssm_component_extractor") >= {
+        "mamba_mixers.recording",
+        "selective_scan.scan",
+    }
+    assert uses_of_attributes(ROOT / "mamba_mixers" / "hooks.py", "register_forward_hook")
+    assert uses_of_attributes(ROOT / "mamba_mixers" / "families.py", "A_log")
 
 
-def test_the_package_and_the_readme_name_every_module():
+def test_the_package_and_the_readme_name_what_is_there():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    listed = re.search(r"py-modules = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.S)
-    assert listed is not None
-    assert re.findall(r'"(\w+)"', listed[1]) == sorted(MODULES)
-    assert [name for name in MODULES if f"`{name}.py`" not in readme] == []
-    assert [name for name in MODULES if not (ROOT / "tests" / f"test_{name}.py").exists()] == []
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    setup = project["tool"]["setuptools"]
+    at_the_root = {name for name in MODULES if "." not in name} - set(FOLDERS)
+    assert set(setup["py-modules"]) == at_the_root - DOORS
+    packages = {name for name, path in MODULES.items() if path.name == "__init__.py"}
+    assert set(setup["packages"]) == packages | {"demo_model"}
+    assert [name for name in at_the_root if f"`{name}.py`" not in readme] == []
+    assert [name for name in FOLDERS if f"`{name}/`" not in readme] == []
+
+
+@each_module
+def test_every_module_has_a_file_of_tests(name):
+    path = MODULES[name].relative_to(ROOT)
+    if path.name != "__init__.py":
+        assert (ROOT / "tests" / path.parent / f"test_{path.name}").exists()

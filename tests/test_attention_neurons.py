@@ -9,7 +9,6 @@ import torch
 from conftest import make_tiny_model
 from safetensors.torch import load_file
 
-from attention_maps import contribution_map, head_maps
 from attention_neurons import (
     NEURON_METHODS,
     MambaAttentionNeurons,
@@ -20,15 +19,16 @@ from attention_neurons import (
     main,
     rollout,
 )
-from mamba_mixers import fast_scan
-from neuron_effects import (
+from causal_interventions.neuron_effects import (
     ablation_agreement,
     ablation_effects,
     choose_for_ablation,
     target_gradients,
 )
+from causal_interventions.targets import resolve_target
+from mamba_mixers.running import fast_scan
 from ssm_component_extractor import capture
-from targets import resolve_target
+from ssm_measures.attention_maps import contribution_map, head_maps
 
 LAYERS = [0, 1, 3]
 PLANTED_IDS = torch.tensor([[1, 3, 2, 7, 3, 1, 4, 6, 3, 2]])

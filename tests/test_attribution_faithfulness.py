@@ -11,7 +11,6 @@ from torch import nn
 from transformers import MambaForCausalLM
 
 import attribution_faithfulness
-from analysis_utils import bootstrap_interval, spearman
 from attribution_faithfulness import (
     FaithfulnessTable,
     faithfulness_table,
@@ -19,10 +18,12 @@ from attribution_faithfulness import (
     main,
     randomisation_test,
 )
+from causal_interventions.targets import resolve_target
 from input_attribution import ATTRIBUTION_METHODS, AttributionMethod, Scores, attribute, explain
-from mamba_mixers import find_mixers
-from targets import resolve_target
-from utils import EncodedText
+from mamba_mixers.sites import find_mixers
+from suite_plumbing.texts import EncodedText
+from token_statistics.association import spearman
+from token_statistics.description import bootstrap_interval
 
 LOGIT = resolve_target("logit")
 

@@ -6,10 +6,10 @@ from functools import partial
 import pytest
 import torch
 
-from analysis_utils import relative_error
 from attribution_faithfulness import faithfulness_table
 from benchmarks import faithfulness, other_ways, speed, whole_run
 from benchmarks.speed import MEASURED, ROWS, SMOKE, Bench, Row, Sizes, main, table
+from token_statistics.description import relative_error
 
 OPERANDS = other_ways.random_operands(12, 6, 4)
 

@@ -8,16 +8,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import analysis_pipelines.text_steps as text_analysis
 import corrected_recursive_ssm_attention_analyzer as module
-import text_analysis
-from analysis_steps import Step
+from analysis_pipelines.step_runner import Step
+from analysis_pipelines.text_steps import TEXT_STEPS
 from corrected_recursive_ssm_attention_analyzer import (
     CorrectedRecursiveSSMAttentionNeuronAnalyzer,
     main,
 )
-from findings import Finding, read
-from text_analysis import TEXT_STEPS
-from utils import AnalysisError
+from suite_plumbing.errors import AnalysisError
+from suite_plumbing.result_reading import read
+from token_statistics.findings import Finding
 
 TEXTS = [
     "the cat sat on the mat and the dog sat on the log, while the cat saw the dog",

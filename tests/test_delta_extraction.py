@@ -9,15 +9,10 @@ import pytest
 import torch
 from component_cases import components
 
-from delta_extraction import (
-    TIME_SCALES,
-    DeltaExtractor,
-    delta_memory,
-    layer_components,
-    main,
-)
+from delta_extraction import TIME_SCALES, DeltaExtractor, delta_memory, main
 from ssm_component_extractor import capture, capture_texts
-from utils import EXAMPLE_TEXTS, encode_texts
+from ssm_measures.components import layer_components
+from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
 
 
 def known(value: Any) -> Any:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-import delta_survival
-from delta_survival import survival
+import delta_extraction as delta_survival
+from delta_extraction import survival
 
 
 def loop(deltas, A, lag):

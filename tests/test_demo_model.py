@@ -17,8 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from demo_model import checkpoint, evaluate, train, training_data
-from mamba_mixers import fast_scan
-from utils import DEMO_MODEL_PATH, read_json
+from mamba_mixers.running import fast_scan
+from suite_plumbing.provenance import DEMO_MODEL_PATH
+from suite_plumbing.result_files import read_json
 
 # torch's optimizers import a module of torch that warns about another one of torch.
 pytestmark = pytest.mark.filterwarnings(

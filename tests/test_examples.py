@@ -15,8 +15,8 @@ from nbclient import NotebookClient
 
 from examples import draw_gallery
 from recursive_visualizer import figures_of
+from suite_plumbing.texts import EXAMPLE_TEXTS
 from tests.conftest import make_tiny_model
-from utils import EXAMPLE_TEXTS
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))

@@ -10,8 +10,6 @@ from conftest import make_tiny_tokenizer
 from hand_weighted import half_life_of_each_head, head_that_resets_at, heads_that_write_at
 from torch import Tensor
 
-from analysis_utils import relative_error
-from attention_maps import contribution_map, full_mixer_head_maps, full_mixer_map, mean_map
 from attention_neurons import layer_parameters
 from benchmarks.family_models import (
     CONFIGS,
@@ -21,27 +19,23 @@ from benchmarks.family_models import (
     make_model,
     ssm_layers,
 )
-from corrected_recursive_ssm_attention_analyzer import (
-    CorrectedRecursiveSSMAttentionNeuronAnalyzer,
-)
+from causal_interventions.interventions import reset_state
+from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
 from layer_correlation_analyzer import LayerCorrelationAnalyzer
-from mamba_mixers import (
-    EDITABLE,
-    LRP,
+from mamba_mixers.replay import EDITABLE, LRP, replay_mixer
+from mamba_mixers.running import fast_scan, forward_from
+from mamba_mixers.sites import find_mixers, num_layers
+from mamba_mixers.weights import (
     bias_parameters,
-    fast_scan,
-    find_mixers,
-    forward_from,
     input_embeddings,
     logit_directions,
     mixer_parameters,
-    num_layers,
-    replay_mixer,
 )
-from memory_interventions import reset_state
-from selective_scan import implicit_attention
-from ssm_component_extractor import SSMComponentExtractor, capture, with_streams
-from ssm_components import recursive_dynamics
+from selective_scan.attention import implicit_attention
+from ssm_component_extractor import SSMComponentExtractor, capture, recursive_dynamics, with_streams
+from ssm_measures.attention_maps import contribution_map, mean_map
+from ssm_measures.full_mixer_maps import full_mixer_head_maps, full_mixer_map
+from token_statistics.description import relative_error
 
 # Rounding of float32 over a few layers.
 FLOAT32 = 1e-5

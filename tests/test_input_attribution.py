@@ -12,11 +12,13 @@ from conftest import VOCAB_SIZE, make_tiny_model
 from torch import nn
 from transformers import MambaForCausalLM
 
+from causal_interventions.targets import TARGETS, resolve_target
 from input_attribution import ATTRIBUTION_METHODS, attribute, explain, main
-from mamba_mixers import LRP, fast_scan, find_mixers
-from selective_scan import implicit_attention
+from mamba_mixers.replay import LRP
+from mamba_mixers.running import fast_scan
+from mamba_mixers.sites import find_mixers
+from selective_scan.attention import implicit_attention
 from ssm_component_extractor import capture
-from targets import TARGETS, resolve_target
 
 IDS = torch.tensor([5, 40, 3, 3, 17, 60, 22, 9, 31, 8, 3, 12])
 LOGIT = resolve_target("logit")

@@ -11,9 +11,14 @@ from conftest import make_tiny_model
 from torch import Tensor
 from transformers import MambaForCausalLM
 
-from attention_maps import mean_map
-from causal_curves import CausalMemoryCurve, compare_curves, kernel_agreement, pooled_curve
-from intervention_effects import intervention_effects
+from causal_interventions.causal_curves import (
+    CausalMemoryCurve,
+    compare_curves,
+    kernel_agreement,
+    pooled_curve,
+)
+from causal_interventions.effects import intervention_effects
+from causal_interventions.interventions import hide_source, reset_state
 from intervention_study import (
     causal_memory_curve,
     layer_lag_map,
@@ -22,9 +27,10 @@ from intervention_study import (
     random_positions,
     spread_positions,
 )
-from memory_interventions import hide_source, reset_state
-from ssm_component_extractor import Capture, capture
-from utils import read_json
+from ssm_component_extractor import capture
+from ssm_measures.attention_maps import mean_map
+from ssm_measures.components import Capture
+from suite_plumbing.result_files import read_json
 
 LAYER = 1
 

@@ -19,7 +19,7 @@ from layer_correlation_analyzer import (
     summarise_activations,
 )
 from ssm_component_extractor import capture, capture_texts
-from utils import EXAMPLE_TEXTS, encode_texts
+from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
 
 
 def known(value: Any) -> Any:

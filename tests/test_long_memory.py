@@ -15,9 +15,6 @@ from torch import Tensor
 from transformers import MambaForCausalLM
 
 import long_memory as long
-from analysis_utils import relative_error
-from attention_maps import mean_map
-from attention_measures import memory_kernel
 from delta_extraction import delta_memory
 from long_memory import (
     compare_readings,
@@ -29,8 +26,13 @@ from long_memory import (
     readings_table,
     window_losses,
 )
-from ssm_component_extractor import Capture, capture, recursive_dynamics
-from utils import EXAMPLE_TEXTS, read_json
+from ssm_component_extractor import capture, recursive_dynamics
+from ssm_measures.attention_maps import mean_map
+from ssm_measures.attention_measures import memory_kernel
+from ssm_measures.components import Capture
+from suite_plumbing.result_files import read_json
+from suite_plumbing.texts import EXAMPLE_TEXTS
+from token_statistics.description import relative_error
 
 
 def make_ids(length: int, seed: int = 0) -> Tensor:

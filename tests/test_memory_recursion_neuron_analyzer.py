@@ -12,12 +12,13 @@ from conftest import VOCAB_SIZE, make_tiny_model, make_tiny_tokenizer
 from transformers import MambaConfig, MambaForCausalLM
 
 import memory_recursion_neuron_analyzer as module
-from analysis_steps import Step
-from findings import VERDICTS
-from memory_figures import MEMORY_FIGURES
-from memory_measures import MEMORY_STEPS
+from analysis_pipelines.memory_steps import MEMORY_STEPS
+from analysis_pipelines.step_runner import Step
 from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer, main
-from utils import AnalysisError, read_json
+from result_views.figures.memory_figures import MEMORY_FIGURES
+from suite_plumbing.errors import AnalysisError
+from suite_plumbing.result_files import read_json
+from token_statistics.findings import VERDICTS
 
 TEXTS = [
     "the cat sat on the mat and the dog sat on the log, while the cat saw the dog",

@@ -11,11 +11,12 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 import model_comparison
-from comparison_readings import PairValues
-from findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE
+from analysis_pipelines.comparison_readings import PairValues
+from mamba_mixers.untrained_twins import ENOUGH_TWINS, untrained_twin
 from model_comparison import compare_models, findings_on, main, write_comparison
-from untrained_twin import ENOUGH_TWINS, untrained_twin
-from utils import EXAMPLE_TEXTS, read_json
+from suite_plumbing.result_files import read_json
+from suite_plumbing.texts import EXAMPLE_TEXTS
+from token_statistics.findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE
 
 TOKENIZER = make_tiny_tokenizer()
 TEXTS = [EXAMPLE_TEXTS[0][:110], EXAMPLE_TEXTS[1][:140]]

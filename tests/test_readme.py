@@ -15,8 +15,8 @@ import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, MambaConfig, MambaForCausalLM
 
+from suite_plumbing.texts import EXAMPLE_TEXTS
 from tests.conftest import VOCAB_SIZE
-from utils import EXAMPLE_TEXTS
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -155,7 +155,7 @@ def test_the_gallery_shows_what_its_script_draws():
 
 
 def test_exit_statuses_are_those_that_the_commands_document():
-    from utils import run_main
+    from suite_plumbing.commands import run_main
 
     table = re.findall(r"^\| ([\d, ]+) \| (.+) \|$", README, re.M)
     statuses = {int(number) for numbers, _ in table for number in numbers.split(",")}

@@ -13,9 +13,7 @@ import numpy as np
 import pytest
 from report_cases import HOSTILE_TEXTS, analysed
 
-from analysis_results import write_analysis
-from findings import NOT_SUPPORTED, TOO_LITTLE, VERDICTS, Finding
-from packed_maps import PackedMap, unpack_map
+from analysis_pipelines.analysis_results import write_analysis
 from recursive_analysis_report import (
     TEMPLATE_DIR,
     VERDICT_MARKS,
@@ -25,6 +23,8 @@ from recursive_analysis_report import (
     write_report,
 )
 from recursive_visualizer import figure_attention_analysis, write_figures
+from result_views.report.packed_maps import PackedMap, unpack_map
+from token_statistics.findings import NOT_SUPPORTED, TOO_LITTLE, VERDICTS, Finding
 
 VOID = {"meta", "img", "input", "br", "hr", "link"}
 

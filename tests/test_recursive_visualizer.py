@@ -13,13 +13,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 import recursive_visualizer as visualizer
-from corrected_recursive_ssm_attention_analyzer import (
-    CorrectedRecursiveSSMAttentionNeuronAnalyzer,
-)
-from recursive_visualizer import CORRECTED_FIGURES, load_results, main, write_figures
+from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
+from recursive_visualizer import CORRECTED_FIGURES, main, write_figures
+from suite_plumbing.result_reading import load_results
+from suite_plumbing.texts import EXAMPLE_TEXTS
 from tests.conftest import make_tiny_model
 from tests.figure_checks import assert_fits, stretched, words_of
-from utils import EXAMPLE_TEXTS
 
 STEPS = ("ssm_components", "attention_data", "neurons", "layer_activations", "layer_correlations",
          "recursive_patterns", "ssm_attention_correlations", "neuron_evolution")  # fmt: skip

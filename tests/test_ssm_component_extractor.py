@@ -13,22 +13,23 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, MambaForCausalLM
 
-from analysis_utils import relative_error
-from mamba_mixers import UnsupportedModelError, find_mixers
-from selective_scan import implicit_attention
+from mamba_mixers.sites import UnsupportedModelError, find_mixers
+from selective_scan.attention import implicit_attention
 from ssm_component_extractor import (
-    Capture,
     RecursiveDynamics,
     SSMComponentExtractor,
-    SSMComponents,
     capture,
     capture_for,
     capture_texts,
-    encode_inputs,
     main,
     recursive_dynamics,
 )
-from utils import EXAMPLE_TEXTS, AnalysisError, encode_texts, write_json
+from ssm_measures.components import Capture, SSMComponents
+from suite_plumbing.errors import AnalysisError
+from suite_plumbing.model_inputs import encode_inputs
+from suite_plumbing.result_files import write_json
+from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
+from token_statistics.description import relative_error
 
 D_MODEL, D_INNER, D_STATE = 32, 64, 4
 

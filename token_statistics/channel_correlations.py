@@ -21,20 +21,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from analysis_utils import (
-    FloatArray,
+from token_statistics.association import (
+    Places,
     pearson_p_values,
-    unit_columns,
+    rejected_and_adjusted,
+    share_rejected,
 )
-from time_shift_nulls import (
+from token_statistics.autocorrelation import autocorrelation_within_texts, effective_samples
+from token_statistics.cka import DebiasedCKA
+from token_statistics.description import FloatArray, IntArray, unit_columns
+from token_statistics.time_shift_nulls import (
     MAX_LAG,
     NUM_SHIFTS,
-    IntArray,
     NullTest,
     against_null,
-    autocorrelation_within_texts,
     draw_shifts,
-    effective_samples,
     fields_to_dict,
     shifted_rows,
     smallest_shift,
@@ -43,10 +44,10 @@ from time_shift_nulls import (
     why_too_slow,
 )
 
-FALSE_DISCOVERY_RATE = 0.05
 _NUM_TOP_PAIRS = 10
+
 _TESTS = ("mean", "mean_abs", "max_abs", "best_match", "cka")
-Places = tuple[IntArray, IntArray]
+
 # Shifts at which the whole significance test is repeated, to see what it finds in nothing.
 _NUM_CALIBRATIONS = 3
 
@@ -268,35 +269,6 @@ def significant_pairs(
     return share, tuple(pairs)
 
 
-def rejected_and_adjusted(p_values: FloatArray, places: Places) -> tuple[float, FloatArray]:
-    """Share of p-values rejected at the false discovery rate, and those at `places` adjusted.
-
-    As `analysis_utils.benjamini_hochberg`, but with a sort instead of an argsort, which for 768 x
-    768 pairs takes fifteen times as long.
-    """
-    ordered = np.sort(p_values, axis=None)
-    adjusted = ordered * (ordered.size / np.arange(1, ordered.size + 1))
-    adjusted = np.minimum(np.minimum.accumulate(adjusted[::-1])[::-1], 1.0)
-    # Equal p-values share the adjusted one of the last of them.
-    chosen = adjusted[np.searchsorted(ordered, p_values[places], side="right") - 1]
-    return float((adjusted <= FALSE_DISCOVERY_RATE).mean()), chosen
-
-
-def share_rejected(r: FloatArray, n_eff: FloatArray) -> float:
-    """Share of pairs rejected at the false discovery rate (Benjamini & Hochberg), and no more.
-
-    That is the largest k / m with the k-th smallest of m p-values at most k / m times the rate.
-    Only p-values up to the rate are computed: |t| <= 1.95 means p > 0.05 at any number of degrees
-    of freedom (the normal distribution's limit is 1.96).
-    """
-    degrees = np.maximum(n_eff - 2.0, 0.0)
-    possible = np.square(r) * (degrees + 1.95**2) > 1.95**2
-    p_values = np.sort(pearson_p_values(r[possible], n_eff[possible]))
-    ranks = np.arange(1, len(p_values) + 1)
-    rejected = ranks[p_values <= ranks / r.size * FALSE_DISCOVERY_RATE]
-    return float(rejected[-1]) / r.size if len(rejected) else 0.0
-
-
 def largest_pairs(r: FloatArray) -> Places:
     """Rows and columns of the largest |r|, descending."""
     magnitudes = np.abs(r).ravel()
@@ -326,7 +298,7 @@ def _against_shifts(
 ) -> dict[str, NullTest]:
     """The tests of r and of CKA, from one product a shift."""
     n = sum(lengths)
-    cka = _DebiasedCKA(x.values, y.values)
+    cka = DebiasedCKA(x.values, y.values)
     x_sum, y_sum = x.units.sum(axis=1), y.units.sum(axis=1)
     draws = np.empty((len(shifts), len(_TESTS)))
     for draw, shift, product in zip(draws, shifts, _products(x, y, lengths, shifts), strict=True):
@@ -371,36 +343,3 @@ def _products(
     for shift in shifts:
         rows = torch.from_numpy(shifted_rows(lengths, shift))
         yield torch.mm(first, second.index_select(0, rows), out=product)
-
-
-class _DebiasedCKA:
-    """Debiased linear CKA [1, 2] of x (n, p) with reordered y (n, q) from their correlations.
-
-    With the columns centred, |x^T y|_F^2 = sum_ij r_ij^2 |x_i|^2 |y_j|^2, and the unbiased HSIC is
-    that - n/(n-2) k.l + (sum k)(sum l) / ((n-1)(n-2)), k and l the squared norms of the rows: what
-    `analysis_utils.linear_cka` computes, here at the price of a weighted sum a shift.
-    """
-
-    def __init__(self, x: FloatArray, y: FloatArray) -> None:
-        self.rows, self.columns, own = [], [], []
-        for values in (x, y):
-            centred = values - values.mean(axis=0)
-            centred /= np.linalg.norm(centred)
-            self.rows.append(np.square(centred).sum(axis=1))
-            self.columns.append(torch.from_numpy(np.square(centred).sum(axis=0)))
-            narrow = centred.shape[1] <= len(centred)
-            gram = centred.T @ centred if narrow else centred @ centred.T
-            own.append(self._hsic(float(np.square(gram).sum()), self.rows[-1], self.rows[-1]))
-        self.scale = np.sqrt(own[0] * own[1]) if min(own) > 1e-12 else np.nan
-
-    @staticmethod
-    def _hsic(energy: float, k: FloatArray, l_norms: FloatArray) -> float:
-        n = len(k)
-        return energy - n / (n - 2) * float(k @ l_norms) + 1.0 / ((n - 1) * (n - 2))
-
-    def at(self, squares: torch.Tensor, order: IntArray) -> float:
-        """CKA when y's rows are taken in this order and `squares` are r^2 (p, q) then."""
-        first, second = (column.to(squares.dtype) for column in self.columns)
-        energy = float(first @ squares @ second)
-        hsic = self._hsic(energy, self.rows[0], self.rows[1][order])
-        return float(np.clip(hsic / self.scale, -1.0, 1.0))

@@ -22,10 +22,11 @@ import torch
 from scipy import fft
 from torch import Tensor
 
-from analysis_utils import FloatArray
+from token_statistics.description import FloatArray
 
 AUTOCORRELATION_LAGS = 64
 """Lags of the products of a channel with itself, tokens."""
+
 # Shifts whose columns stand side by side in one matrix product.
 _SHIFTS_AT_ONCE = 8
 

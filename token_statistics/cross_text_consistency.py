@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from analysis_utils import autocorrelation, hypergeometric_overlap, spearman
+from token_statistics.association import hypergeometric_overlap, spearman
+from token_statistics.description import autocorrelation
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,8 @@ References:
       (U-centred matrices, whose inner product is the unbiased HSIC of Song et al. 2012, eq. 5)
   [2] Kornblith, Norouzi, Lee & Hinton 2019, Similarity of neural network representations revisited
 
-Shapes: p and q layers of the two models; l tokens of the text (or pieces: see `shared_pieces`).
+Shapes: p and q layers of the two models; l tokens of the text (or pieces: see
+`analysis_pipelines.shared_pieces`).
 """
 
 from __future__ import annotations
@@ -26,11 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from analysis_utils import FloatArray, Values
-from time_shift_nulls import IntArray, against_null, as_float64
+from token_statistics.description import FloatArray, IntArray, Values, as_float64
+from token_statistics.time_shift_nulls import against_null
 
 MAX_WINDOW = 64
 """Largest lag of the windowed agreement; at most a quarter of the text."""
+
 MIN_SOURCES = 3
 """A rank correlation of fewer sources than this says nothing, and the query is left out."""
 

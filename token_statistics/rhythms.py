@@ -16,10 +16,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from analysis_utils import FloatArray
+from token_statistics.description import FloatArray
 
 MIN_LAGS = 4
 """Fewer lags than this show no cycle twice."""
+
 # Frequencies within one step of the spectrum's resolution, 1 / lags.
 _PER_RESOLUTION = 32
 

@@ -24,21 +24,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from analysis_utils import FloatArray
-from channel_correlations import TopPair, share_rejected, significant_pairs
-from correlation_sums import (
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.result_files import finite_or_none
+from token_statistics.association import share_rejected
+from token_statistics.autocorrelation import effective_samples
+from token_statistics.channel_correlations import TopPair, significant_pairs
+from token_statistics.correlation_sums import (
     AUTOCORRELATION_LAGS,
     LayerSums,
     PairSums,
     correlations,
     debiased_cka,
 )
-from time_shift_nulls import (
+from token_statistics.description import FloatArray
+from token_statistics.time_shift_nulls import (
     MAX_LAG,
     NUM_SHIFTS,
     NullTest,
     against_null,
-    effective_samples,
     fields_to_dict,
     shifted_rows,
     smallest_shift,
@@ -46,13 +49,15 @@ from time_shift_nulls import (
     why_too_few,
     why_too_slow,
 )
-from utils import finite_or_none, validate_int
 
 NUM_SAMPLED = 128
 """Channels of a layer whose time-shifts are drawn."""
+
 BATCH_TOKENS = 2000
 """Tokens whose sums are taken at once."""
+
 TESTED = ("mean", "mean_abs", "max_abs", "best_match", "cka")
+
 _NUM_CALIBRATIONS = 3
 
 

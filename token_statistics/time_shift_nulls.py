@@ -18,29 +18,29 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 from scipy import stats
 
-from analysis_utils import FloatArray, Values, lagged_products, spearman, unit_columns
-from rhythms import Rhythm, no_rhythm, rhythm
-from utils import validate_int
+from token_statistics.association import spearman
+from token_statistics.autocorrelation import autocorrelation_within_texts, effective_samples
+from token_statistics.description import IntArray, Values, as_float64, unit_columns
 
 MIN_TOKENS = 40
 """Fewer pooled tokens than this, and nothing is claimed."""
+
 MIN_EFFECTIVE = 40
 """Fewer effective samples a text than this, and slow series allow no null of time shifts."""
+
 MIN_SHIFTS = 20
 """Fewer distinct shifts than this, and there is no null."""
+
 NUM_SHIFTS = 39
 """Default number of shifts: with 39, the smallest and largest are a central 95 % interval."""
+
 MAX_LAG = 8
 """Lags up to this are effects, not null: a shift of the null is larger wherever the text allows."""
-
-IntArray = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -183,123 +183,6 @@ def shifted_rows(lengths: Sequence[int], shifts: Sequence[int] | IntArray | int)
     return np.concatenate(rows).astype(np.int64)
 
 
-def autocorrelation_within_texts(x: Values, lengths: Sequence[int], max_lag: int) -> FloatArray:
-    """Autocorrelation of pooled series x (n, p) with no product across texts: (max_lag + 1, p).
-
-    rho_k = sum over texts and t < length - k of (x_t - m)(x_{t+k} - m) / sum_t (x_t - m)^2 with m
-    the mean over all n tokens; in [-1, 1], nan at zero variance. For one text it is
-    `analysis_utils.autocorrelation`. Cost: O(n p log n) by FFT.
-    """
-    units, constant = unit_columns(as_float64(x))
-    total = np.zeros((units.shape[1], max_lag + 1))
-    for part in np.split(units, np.cumsum(lengths)[:-1]):
-        reach = min(max_lag, len(part) - 1)
-        total[:, : reach + 1] += lagged_products(part.T, reach)
-    return np.where(constant, np.nan, total.T)
-
-
-class MeanAutocorrelation(NamedTuple):
-    """Autocorrelation averaged over channels, at each lag, beside that of shuffled tokens."""
-
-    lags: tuple[int, ...]
-    """1, 2, ... tokens, at most half of the shortest text; empty where there is none"""
-    mean: tuple[float, ...]
-    """mean over the channels of rho_k, in [-1, 1]"""
-    null_mean: tuple[float, ...]
-    """its mean over the shuffles"""
-    null_low: tuple[float, ...]
-    """2.5 % quantile over the shuffles"""
-    null_high: tuple[float, ...]
-    """97.5 % quantile"""
-    memory_time: int | None
-    """first lag at which `mean` is no longer above the null's band: 1 when there is no memory at
-    all; None if it never comes down within `lags`"""
-    first_lag_below: int | None
-    """first lag at which `mean` lies below the band; None if never"""
-    rhythm: Rhythm
-    """period at which the spectrum of `mean` stands out, with its null"""
-    reason: str | None
-    """why there are no lags"""
-
-
-def mean_autocorrelation(
-    x: Values, lengths: Sequence[int], max_lag: int, *, num_shuffles: int = 199, seed: int = 0
-) -> MeanAutocorrelation:
-    """Mean over channels of the autocorrelation of pooled series x (n, p), within texts.
-
-    rho_k = sum over texts and t of (x_t - m)(x_{t+k} - m) / sum_t (x_t - m)^2, m the channel's mean
-    in that text; channels that never vary are left out. The null shuffles the tokens of each text.
-    Raises ValueError for max_lag < 1 or num_shuffles < 39 (a 95 % interval needs as many). Cost:
-    one Gram matrix (l, l) a text, from which every shuffle is read in O(l max_lag).
-    """
-    validate_int("max_lag", max_lag, 1)
-    validate_int("num_shuffles", num_shuffles, 39)
-    lags = range(1, min(max_lag, min(lengths) // 2) + 1)
-    grams = _gram_matrices(as_float64(x), lengths) if lags else []
-    if not grams:
-        reason = "no channel varies within a text" if lags else "a text has one token"
-        return MeanAutocorrelation((), (), (), (), (), None, None, no_rhythm(reason), reason)
-    rng = np.random.default_rng(seed)
-    observed = _lag_sums(grams, lags, [np.arange(len(gram)) for gram in grams])
-    draws = np.stack(
-        [
-            _lag_sums(grams, lags, [rng.permutation(len(gram)) for gram in grams])
-            for _ in range(num_shuffles)
-        ]
-    )
-    low, high = np.quantile(draws, (0.025, 0.975), axis=0, method="weibull")
-    return MeanAutocorrelation(
-        lags=tuple(lags),
-        mean=tuple(observed.tolist()),
-        null_mean=tuple(draws.mean(axis=0).tolist()),
-        null_low=tuple(low.tolist()),
-        null_high=tuple(high.tolist()),
-        memory_time=_first(lags, observed <= high),
-        first_lag_below=_first(lags, observed < low),
-        rhythm=rhythm(observed, draws),
-        reason=None,
-    )
-
-
-def _gram_matrices(values: FloatArray, lengths: Sequence[int]) -> list[FloatArray]:
-    """Inner products (l, l) of the tokens of each text, averaged over the channels that vary.
-
-    Each channel is centred within each text and scaled to unit sum of squares over all of them, so
-    that the sum along the k-th diagonals is the mean over channels of rho_k.
-    """
-    parts = np.split(values, np.cumsum(lengths)[:-1])
-    constant = np.all([np.ptp(part, axis=0) == 0 for part in parts], axis=0)
-    if constant.all():
-        return []
-    centred = [(part - part.mean(axis=0))[:, ~constant] for part in parts]
-    total = np.sqrt(sum(np.square(part).sum(axis=0) for part in centred))
-    scaled = [part / total for part in centred]
-    return [part @ part.T / part.shape[1] for part in scaled]
-
-
-def _lag_sums(grams: list[FloatArray], lags: range, orders: list[IntArray]) -> FloatArray:
-    """Sum of each Gram matrix along its k-th diagonals once its tokens are put in that order."""
-    pairs = list(zip(grams, orders, strict=True))
-    return np.array([sum(gram[order[:-k], order[k:]].sum() for gram, order in pairs) for k in lags])
-
-
-def _first(lags: range, condition: NDArray[np.bool_]) -> int | None:
-    hits = np.flatnonzero(condition)
-    return lags[int(hits[0])] if len(hits) else None
-
-
-def effective_samples(rho_x: FloatArray, rho_y: FloatArray, n: int, *, pairs: bool) -> FloatArray:
-    """Effective sample size n / (1 + 2 sum_{k>=1} rho_x(k) rho_y(k)) [1], within [2, n].
-
-    rho_x (lags + 1, p) and rho_y (lags + 1, q) are autocorrelations. With `pairs` the result is
-    (p, q), for every pair of channels; without, p = q and it is (p,), for each channel with its
-    own counterpart. nan where rho is.
-    """
-    x, y = rho_x[1:], rho_y[1:]
-    inflation = 1.0 + 2.0 * (x.T @ y if pairs else (x * y).sum(axis=0))
-    return np.clip(n / np.maximum(inflation, 1.0), min(2, n), n)
-
-
 def spearman_shift_test(
     x: Values, y: Values, lengths: Sequence[int], *, num_shifts: int = 199, seed: int = 0
 ) -> NullTest:
@@ -344,10 +227,3 @@ def spearman_permutation_test(
     rng = np.random.default_rng(seed)
     draws = [ranks[:, 0] @ rng.permutation(ranks[:, 1]) for _ in range(num_permutations)]
     return against_null(value, np.array(draws), n)
-
-
-def as_float64(values: Values) -> FloatArray:
-    """The values as a float64 array, from a tensor on any device too."""
-    if isinstance(values, torch.Tensor):
-        return values.detach().cpu().double().numpy()
-    return np.asarray(values, dtype=np.float64)

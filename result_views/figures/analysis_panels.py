@@ -15,11 +15,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis_utils import draw_heatmap
-from panel_primitives import (
-    Section,
-    Sections,
-    all_layers,
+from result_views.figures.drawing import draw_heatmap
+from result_views.figures.panel_primitives import (
     as_array,
     begin,
     draw_bars,
@@ -30,9 +27,7 @@ from panel_primitives import (
     draw_text_line,
     drawn_layers,
     end,
-    failure,
     layer_colours,
-    layers_of,
     log_axis,
     mark_cells,
     name_layers,
@@ -40,11 +35,18 @@ from panel_primitives import (
     point_size,
     text_style,
     thin_ticks,
-    usable,
-    why_none,
     write_reason,
 )
-from report_measures import STATISTIC_NAMES, method_name
+from result_views.glossary import STATISTIC_NAMES, method_name
+from suite_plumbing.result_reading import (
+    Section,
+    Sections,
+    all_layers,
+    failure,
+    layers_of,
+    usable,
+    why_none,
+)
 
 PAIR_NAMES = {
     "delta_received": "Δ, attention\nreceived",
@@ -54,9 +56,6 @@ PAIR_NAMES = {
     "C_norm_paid": "|C|, attention\npaid",
 }
 """How the pairs of quantities of the SSM-attention correlations are written."""
-
-
-# SSM components
 
 
 def plot_spectral_radius(sections: Sections, ax: Axes | None = None) -> Axes:
@@ -121,9 +120,6 @@ def plot_survival(sections: Sections, ax: Axes | None = None) -> Axes:
         ax,
         lambda layer: (layer["delta_memory"]["lags"], layer["delta_memory"]["survival"]),
     )
-
-
-# Attention
 
 
 def plot_entropy_strength(sections: Sections, ax: Axes | None = None) -> Axes:
@@ -221,9 +217,6 @@ def plot_attention_map(
     return ax
 
 
-# Neurons
-
-
 def plot_neuron_cka(sections: Sections, method: str, ax: Axes | None = None) -> Axes:
     """CKA of a method's neurons in successive layers, beside its null by time shifts."""
     ax = begin(ax, _of("CKA of successive layers", method), "layers", "CKA (debiased)")
@@ -278,9 +271,6 @@ def plot_neuron_concentration(sections: Sections, method: str, ax: Axes | None =
     ax.axhline(0.05, color="0.4", linestyle="--", linewidth=0.8)
     ax.set_ylim(0, 1.02)
     return end(ax, sections, layers, "all importance is zero")
-
-
-# Correlations
 
 
 def plot_pair_statistic(
@@ -378,9 +368,6 @@ def plot_ssm_attention(sections: Sections, ax: Axes | None = None) -> Axes:
     return ax
 
 
-# Consistency across texts
-
-
 def plot_text_spread(section: Section, ax: Axes | None = None, title: str = "") -> Axes:
     """Spread of statistics between texts over that expected by chance, by layer; 1 is chance."""
     ax = begin(ax, title, "layer", "spread / expected by chance")
@@ -430,9 +417,6 @@ def _by_method(section: Section, name: str) -> dict[str, list[float | None]]:
         method_name(method): [part[method][name] for _, part in layers_of(section)]
         for method in methods
     }
-
-
-# State against activation
 
 
 def plot_change_correlation(sections: Sections, ax: Axes | None = None) -> Axes:

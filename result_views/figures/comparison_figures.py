@@ -9,11 +9,9 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from analysis_utils import PALETTE, draw_heatmap
-from drawing import MARKERS
-from figure_pages import page, styled
-from panel_primitives import (
-    Section,
+from result_views.figures.drawing import MARKERS, PALETTE, draw_heatmap
+from result_views.figures.pages import page, styled
+from result_views.figures.panel_primitives import (
     as_array,
     begin,
     layer_colours,
@@ -23,12 +21,14 @@ from panel_primitives import (
     thin_ticks,
     write_reason,
 )
+from suite_plumbing.result_reading import Section
 
 _MEASURES = {
     "entropy_share": ("Entropy", "share of ln(t + 1)"),
     "first_share": ("Attention on the first token", "share"),
     "mean_distance": ("Mean distance", "{unit}"),
 }
+
 _LINESTYLES = {"implicit": "-", "softmax": "--"}
 
 

@@ -10,22 +10,28 @@ from __future__ import annotations
 
 import functools
 import math
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
+from suite_plumbing.texts import clean_token
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+
 # Okabe & Ito: told apart under every common colour-vision deficiency.
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000")
+
 # Seven markers against eight colours: 56 groups before a pair comes back.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
 SEQUENTIAL_CMAP = "viridis"
+
 DIVERGING_CMAP = "RdBu_r"
+
 UNDEFINED_COLOUR = "0.8"
 
 
@@ -149,23 +155,6 @@ def token_ticks(ax: Axes, tokens: Sequence[str], axis: str = "x") -> Axes:
     return ax
 
 
-def clean_token(token: str, max_length: int = 16) -> str:
-    """A tokenizer's token as text for a matplotlib label; a cleaned label may be cleaned again.
-
-    Byte-level tokens are decoded ("Ġthe" is " the", "Ã©" is "é"), bytes that are no whole character
-    shown as "\\xe2"; SentencePiece's "▁" is a space and "<0x0A>" its byte. A token of spaces alone
-    shows as "␣", control characters as escapes ("\\n"), `$` is escaped (matplotlib's mathematics),
-    and anything longer than `max_length` ends in "…".
-    """
-    text = _decode_bytes(token.replace(r"\$", "$")).replace("\u2581", " ")
-    if text and not text.strip(" "):
-        text = "\u2423" * len(text)
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    if len(text) > max_length:
-        text = text[: max_length - 1] + "\u2026"
-    return text.replace("$", r"\$")
-
-
 def drawable_text(text: str, max_length: int | None = None) -> str:
     """`text` with every character that the current fonts lack as its escape, such as "\\U0001f642".
 
@@ -209,32 +198,6 @@ def _drawable_characters(fonts: tuple[str, ...]) -> frozenset[int]:
     from matplotlib import font_manager
 
     return frozenset().union(*(font_manager.get_font(font).get_charmap() for font in fonts))
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's characters for the 256 bytes: itself if printable in Latin-1, else from U+0100 on."""
-    printable = {*range(33, 127), *range(161, 173), *range(174, 256)}
-    others = [byte for byte in range(256) if byte not in printable]
-    stand_ins = {chr(256 + i): byte for i, byte in enumerate(others)}
-    return {chr(byte): byte for byte in printable} | stand_ins
-
-
-_BYTE_ALPHABET = _byte_alphabet()
-
-
-def _decode_bytes(token: str) -> str:
-    """Text of a byte-level token; any other token as it is."""
-    if match := re.fullmatch(r"<0x([0-9A-Fa-f]{2})>", token):
-        return chr(int(match[1], 16))
-    if not all(character in _BYTE_ALPHABET for character in token):
-        return token
-    raw = bytes(_BYTE_ALPHABET[character] for character in token)
-    # "é" alone is a letter of another tokenizer; stand-ins (U+0100 on) only a byte-level one has.
-    errors = "backslashreplace" if max(token, default="") >= "\u0100" else "strict"
-    try:
-        return raw.decode("utf-8", errors)
-    except UnicodeDecodeError:
-        return token
 
 
 def _tick_step(count: int, most: int) -> int:

@@ -12,23 +12,23 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from drawing import MARKERS, PALETTE
-from figure_pages import page, styled
-from panel_primitives import (
+from result_views.figures.drawing import MARKERS, PALETTE
+from result_views.figures.pages import page, styled
+from result_views.figures.panel_primitives import (
     NULL_COLOUR,
-    Section,
     as_array,
     begin,
-    cross_text_section,
-    failure,
     layer_ticks,
     write_reason,
 )
+from suite_plumbing.result_reading import Section, cross_text_section, failure
 
 RANDOM = "random"
 """The method that is the others' null."""
+
 METHOD_NAMES = {"mamba_lrp": "MambaLRP", "gradient_x_input": "gradient × input"}
 """How methods are written, where that is not their name with spaces."""
+
 MAX_CURVES = 4
 """Methods whose curves are drawn: the best and random orders; more lines cannot be told apart."""
 

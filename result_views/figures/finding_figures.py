@@ -12,9 +12,10 @@ from collections.abc import Callable
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from drawing import PALETTE, drawable_text
-from figure_pages import page, styled
-from panel_primitives import NULL_COLOUR, Section, as_array, write_reason
+from result_views.figures.drawing import PALETTE, drawable_text
+from result_views.figures.pages import page, styled
+from result_views.figures.panel_primitives import NULL_COLOUR, as_array, write_reason
+from suite_plumbing.result_reading import Section
 
 VERDICT_COLOURS = {
     "supported": PALETTE[2],
@@ -25,8 +26,11 @@ VERDICT_COLOURS = {
 
 ROWS_PER_PAGE = 17
 """Findings of a page."""
+
 _CLAIM_WIDTH = 62
+
 _TEXT_WIDTH = 72
+
 _LINE_POINTS = 8.2
 
 

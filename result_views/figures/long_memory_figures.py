@@ -9,18 +9,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from drawing import MARKERS, PALETTE
-from figure_pages import page, styled
-from panel_primitives import (
-    Section,
+from result_views.figures.drawing import MARKERS, PALETTE
+from result_views.figures.pages import page, styled
+from result_views.figures.panel_primitives import (
     as_array,
     begin,
     layer_colours,
-    layers_of,
     log_axis,
     name_layers,
     write_reason,
 )
+from suite_plumbing.result_reading import Section, layers_of
 
 STREAM = "stream"
 """The reading that the others are compared with."""

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from matplotlib.figure import Figure
 
-import memory_panels as panels
-from figure_pages import page, styled
-from panel_primitives import Section
+from result_views.figures import memory_panels as panels
+from result_views.figures.pages import page, styled
+from suite_plumbing.result_reading import Section
 
 
 @styled

@@ -12,23 +12,26 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
-from analysis_utils import PALETTE, draw_heatmap, draw_lines_with_band, draw_null_band
-from drawing import MARKERS
-from panel_primitives import (
-    Section,
+from result_views.figures.drawing import (
+    MARKERS,
+    PALETTE,
+    draw_heatmap,
+    draw_lines_with_band,
+    draw_null_band,
+)
+from result_views.figures.panel_primitives import (
     as_array,
     begin,
-    failure,
     layer_colours,
     layer_ticks,
-    layers_of,
     log_axis,
     mark_cells,
     name_layers,
     thin_ticks,
     write_reason,
 )
-from report_measures import method_name
+from result_views.glossary import method_name
+from suite_plumbing.result_reading import Section, failure, layers_of
 
 CAUSAL_KINDS = {"reset": "State reset", "knockout": "One source hidden"}
 """How the interventions on the state are written, by the name they have in the results."""
@@ -36,7 +39,9 @@ CAUSAL_KINDS = {"reset": "State reset", "knockout": "One source hidden"}
 _CORRELATES = {
     "mean_delta": "mean Δ", "half_life": "half-life", "memory_sensitivity": "memory",
 }  # fmt: skip
+
 _STREAMS = {"residual": "residual stream", "mixer": "mixer output"}
+
 _STATISTICS = {"mean_abs": "Mean |r|", "max_abs": "Largest |r|", "cka": "CKA"}
 
 

@@ -7,10 +7,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from analysis_utils import draw_heatmap
-from drawing import PALETTE
-from figure_pages import page, styled
-from panel_primitives import begin, log_axis, write_reason
+from result_views.figures.drawing import PALETTE, draw_heatmap
+from result_views.figures.pages import page, styled
+from result_views.figures.panel_primitives import begin, log_axis, write_reason
 
 TOP = 20
 """Neurons whose activations are drawn."""

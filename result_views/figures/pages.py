@@ -19,8 +19,9 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 
-from drawing import drawable_text, font_families
-from panel_primitives import Section, failure, text_style
+from result_views.figures.drawing import drawable_text, font_families
+from result_views.figures.panel_primitives import text_style
+from suite_plumbing.result_reading import Section, failure
 
 STYLE: dict[str, Any] = {
     "font.family": font_families(),
@@ -46,8 +47,11 @@ STYLE: dict[str, Any] = {
 
 # A page's width between margins, inches; a figure is at most as high as the page.
 _WIDTH = 7.2
+
 _LINE = 0.13
+
 _CHARACTERS_PER_LINE = 155
+
 _LABEL_LENGTH = 36  # characters of a text in the legend
 
 

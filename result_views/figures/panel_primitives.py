@@ -20,75 +20,25 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from drawing import MARKERS, PALETTE, SEQUENTIAL_CMAP, drawable_text
-
-Section = Mapping[str, Any]
-"""what a step left in the results"""
-Sections = Mapping[str, Section]
-"""one step's sections, by text"""
+from result_views.figures.drawing import MARKERS, PALETTE, SEQUENTIAL_CMAP, drawable_text
+from suite_plumbing.result_reading import Section, Sections, all_layers, layers_of, usable, why_none
 
 NULL_COLOUR = "0.6"
+
 MAX_TICKS = 13
 """More layers or pairs than this, and only every second, third, ... is labelled."""
+
 MAX_LEGEND_LAYERS = 3
 """More layers than this in colours are named by a colour bar."""
+
 # The last tenth of the colour map, pale yellow, is hard to see on white.
 _LAYER_CMAP_END = 0.9
+
 # More marks than this in a panel of tests, and those of different texts lie upon each other.
 _MAX_MARKS_ASIDE = 45
+
 # Without the palette's yellow, for the same reason.
 _TEXT_COLOURS = tuple(colour for colour in PALETTE if colour != "#F0E442")
-
-
-def text_sections(results: Section, step: str) -> dict[str, Section]:
-    """One step's section of every text, by text; a text without it has a section that says so."""
-    missing = {"skipped": f"{step} is not in these results"}
-    texts = results.get("individual_texts", {})
-    return {name: text["analysis"].get(step, missing) for name, text in texts.items()}
-
-
-def cross_text_section(results: Section, step: str) -> Section:
-    """One section of the cross-text analysis, or one that says that it is not there."""
-    missing = {"skipped": f"{step} is not in these results"}
-    return results.get("cross_text_analysis", {}).get(step, missing)
-
-
-def failure(section: Section) -> str | None:
-    """Why a section holds no result: its error or the reason it was skipped; None if it has one."""
-    if not section:
-        return "no results"
-    if "error" in section:
-        return f"{section['error']['type']}: {section['error']['message']}"
-    if "skipped" in section:
-        return f"skipped: {section['skipped']}"
-    return section["reason"] if set(section) == {"reason"} else None
-
-
-def usable(sections: Sections) -> dict[str, Section]:
-    """The sections that hold a result."""
-    return {text: section for text, section in sections.items() if failure(section) is None}
-
-
-def why_none(sections: Sections) -> str | None:
-    """The first failure among the sections; None if all hold a result."""
-    if not sections:
-        return "no texts"
-    return next((why for why in map(failure, sections.values()) if why is not None), None)
-
-
-def layers_of(section: Section) -> list[tuple[int, Any]]:
-    """What a section keyed by "layer_3" holds, by number of layer, ascending."""
-    prefix = "layer_"
-    numbered = [
-        (int(key[len(prefix) :]), part) for key, part in section.items() if key.startswith(prefix)
-    ]
-    return sorted(numbered, key=lambda pair: pair[0])
-
-
-def all_layers(sections: Sections) -> list[int]:
-    """Every layer of the usable sections, ascending."""
-    found = usable(sections).values()
-    return sorted({layer for section in found for layer, _ in layers_of(section)})
 
 
 def drawn_layers(ax: Axes) -> list[int]:

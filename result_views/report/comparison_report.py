@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from findings import Finding, number, sentence
-from memory_report import markdown_table
+from result_views.report.markdown import markdown_table
+from token_statistics.findings import Finding, number, sentence
 
 Row = Mapping[str, Any]
 
@@ -23,12 +23,13 @@ MEASURE_NAMES = {
     "kernel_median_lag": "kernel, median lag",
     "kernel_lag_90": "kernel, 90 % lag",
 }
-"""Measures of a map by name, as ``comparison_readings.MEASURES``, for people."""
+"""Measures of a map by name, as ``analysis_pipelines.comparison_readings.MEASURES``, for people."""
 
 _AGREEMENT = (
     "agrees_with", "agreement", "agreement_text_std", "agreement_lag_only",
     "agreement_other_text", "windowed", "windowed_null_low", "windowed_null_high",
 )  # fmt: skip
+
 _LIKENESS = ("most_alike_layer", "cka", "cka_text_std", "cka_null_low", "cka_null_high")
 
 TABLE_COLUMNS = (

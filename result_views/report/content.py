@@ -14,11 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from findings import VERDICTS, Finding, caveat
-from memory_table import entry_at
-from panel_primitives import Section, failure
-from report_measures import method_name
-from report_tables import (
+from result_views.glossary import method_name
+from result_views.report.tables import (
     Table,
     cross_text_tables,
     failures,
@@ -30,7 +27,9 @@ from report_tables import (
     text_tables,
     texts_table,
 )
-from report_view import analysed_text, view_notes
+from result_views.report.token_view import analysed_text, view_notes
+from suite_plumbing.result_reading import Section, entry_at, failure
+from token_statistics.findings import VERDICTS, Finding, caveat
 
 _NEEDED = ("individual_texts", "analysis_metadata", "self_check", "provenance")
 

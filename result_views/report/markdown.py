@@ -5,14 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-from findings import Finding, compared, sentence
-from report_content import ReportContent
-from report_measures import MEASURES
-from report_tables import Cell, Table, shown
+from result_views.glossary import MEASURES
+from result_views.report.content import ReportContent
+from result_views.report.tables import Cell, Table, shown
+from token_statistics.findings import Finding, compared, sentence
 
 # Marks up, or may, wherever it stands; a colon and an at sign where they would begin an address, a
 # name or a picture; and what would begin a list, a heading or a rule at the start of a line.
 _ANYWHERE = re.compile(r"[\\`*_\[\]|<>$~&]|:(?=\S)|@(?=\w)|(?<=www)\.")
+
 _AT_START = re.compile(r"^(\s*)([#+=-](?=[\s#=-]|$))|^(\s*\d{1,9})([.)](?=\s|$))")
 
 
@@ -173,3 +174,12 @@ def _provenance(content: ReportContent) -> list[str]:
 def _measures() -> list[str]:
     rows = [[escape_markdown(cell) for cell in measure] for measure in MEASURES.values()]
     return [*_table_lines(("measure", "unit", "definition"), rows), ""]
+
+
+def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a Markdown table, an empty one at its end; a | within a cell is escaped."""
+    rows = [head, ["---"] * len(head), *body]
+    return [
+        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows),
+        "",
+    ]

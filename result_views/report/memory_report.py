@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from findings import Finding, compared, number, sentence
-from report_measures import method_name
+from result_views.glossary import method_name
+from result_views.report.markdown import markdown_table
+from token_statistics.findings import Finding, compared, number, sentence
 
 Row = Mapping[str, Any]
 
@@ -38,7 +39,7 @@ def memory_report(results: Row) -> str:
         "",
         *(f"- {sentence(finding)}" for finding in found),
         "",
-        *_findings_table(found),
+        *findings_table(found),
         "## Memory by layer",
         "",
         *_layer_table(results["memory_by_layer"]),
@@ -85,7 +86,8 @@ def _check(results: Row) -> list[str]:
     return [*lines, ""] if check["without_result"] else lines
 
 
-def _findings_table(findings: Sequence[Finding]) -> list[str]:
+def findings_table(findings: Sequence[Finding]) -> list[str]:
+    """Lines of a Markdown table: claim, value, what it is compared with, verdict."""
     body = [
         [
             row.claim,
@@ -307,15 +309,6 @@ def _bin_table(bins: Sequence[Row], random: Callable[[int], tuple[str, str]]) ->
          "KL at random other positions", "p of the difference"],
         body,
     )  # fmt: skip
-
-
-def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table, an empty one at its end; a | within a cell is escaped."""
-    rows = [head, ["---"] * len(head), *body]
-    return [
-        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows),
-        "",
-    ]
 
 
 _NOTES = (

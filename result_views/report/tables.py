@@ -11,10 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from findings import number
-from memory_table import entry_at
-from panel_primitives import Section, cross_text_section, failure, layers_of
-from report_measures import STATISTIC_NAMES, method_name
+from result_views.glossary import STATISTIC_NAMES, method_name
+from suite_plumbing.result_reading import Section, cross_text_section, entry_at, failure, layers_of
+from token_statistics.findings import number
 
 UNDEFINED = "–"
 
@@ -24,7 +23,7 @@ class Column(NamedTuple):
 
     label: str
     measure: str = ""
-    """key of `report_measures.MEASURES`; empty where the heading says all"""
+    """key of `result_views.glossary.MEASURES`; empty where the heading says all"""
     is_text: bool = False
     """aligned left"""
 
@@ -153,12 +152,14 @@ def _layer_cell(steps: Section, layer: int, path: Sequence[str]) -> Cell:
 
 
 _PAIR_STATISTICS = {"mean_abs": "mean_abs_r", "max_abs": "max_abs_r", "cka": "cka"}
+
 _PAIR_COLUMNS = (
     Column("mean |r|", "mean_abs_r"),
     Column("largest |r|", "max_abs_r"),
     Column("CKA", "cka"),
     Column("pairs significant", "significant_share"),
 )
+
 _NULL_NOTE = "Below a value: its null. Bold: outside it."
 
 

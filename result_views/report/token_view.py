@@ -15,24 +15,27 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from drawing import clean_token
-from memory_table import entry_at
-from packed_maps import pack_maps
-from panel_primitives import Section, failure
-from report_measures import MEASURES, method_name
-from report_tables import Cell, Column, Table, cell, shown, text_name
+from result_views.glossary import MEASURES, method_name
+from result_views.report.packed_maps import pack_maps
+from result_views.report.tables import Cell, Column, Table, cell, shown, text_name
+from suite_plumbing.result_reading import Section, entry_at, failure
+from suite_plumbing.texts import clean_token
 
 MAX_TEXTS = 12
 """More texts than this, and the first of them are in the view."""
+
 MAX_TOKENS = 1024
 """Of a longer text, the first tokens are in the view: what they see is among them."""
+
 LAYER_BYTES = 90_000
 """Packed size of the maps of one layer of one text that the number of levels is chosen for."""
+
 TOP_TOKENS = 5
 """Tokens named for every neuron."""
 
 # Maps in the order of the view: the first is shown first.
 _MAPS = ("absolute", "attention", "contribution", "synthetic")
+
 _SERIES = {
     "delta": ("ssm_components", "by_token", "delta"),
     "state_norm": ("ssm_components", "dynamics", "by_token", "state_norm"),

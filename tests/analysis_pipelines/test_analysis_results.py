@@ -6,16 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from analysis_results import (
+from analysis_pipelines.analysis_results import (
     Analysis,
     Settings,
     TextAnalysis,
     assemble,
-    step_sections,
     write_analysis,
 )
-from analysis_steps import Step, StepOutcomes
-from utils import EncodedText
+from analysis_pipelines.step_runner import Step, StepOutcomes, step_sections
+from suite_plumbing.texts import EncodedText
 
 
 def _text(errors):

@@ -9,11 +9,7 @@ import torch
 from conftest import VOCAB_SIZE, make_tiny_model, make_tiny_neox, make_tiny_tokenizer
 from transformers import MambaForCausalLM, RwkvConfig, RwkvForCausalLM
 
-from analysis_utils import causal_spearman, linear_cka
-from attention_maps import mean_map
-from attention_measures import row_shares
-from benchmarks import family_models
-from comparison_readings import (
+from analysis_pipelines.comparison_readings import (
     MEASURES,
     Site,
     map_measures,
@@ -23,11 +19,16 @@ from comparison_readings import (
     subjects_of,
     twins_of,
 )
-from layer_likeness import lag_profile
-from mamba_mixers import UnsupportedModelError
-from shared_pieces import Pieces, shared_pieces
+from analysis_pipelines.shared_pieces import Pieces, shared_pieces
+from benchmarks import family_models
+from mamba_mixers.sites import UnsupportedModelError
 from ssm_component_extractor import capture
-from utils import EXAMPLE_TEXTS, encode_texts
+from ssm_measures.attention_maps import mean_map
+from ssm_measures.attention_measures import row_shares
+from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
+from token_statistics.association import causal_spearman
+from token_statistics.cka import linear_cka
+from token_statistics.layer_likeness import lag_profile
 
 TOKENIZER = make_tiny_tokenizer()
 TEXTS = [EXAMPLE_TEXTS[0][:120], EXAMPLE_TEXTS[1][:150]]

@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from analysis_steps import run_steps
-from attention_neurons import NEURON_METHODS, attention_data, layer_parameters
-from cross_text_analysis import (
+from analysis_pipelines.cross_text_steps import (
     CROSS_TEXT_STEPS,
     correlation_patterns,
     neuron_consistency,
     ssm_consistency,
     text_measures,
 )
+from analysis_pipelines.step_runner import run_steps
+from attention_neurons import NEURON_METHODS, attention_data, layer_parameters
 from layer_correlation_analyzer import STREAMS, cross_layer_correlations
 from ssm_component_extractor import capture, recursive_dynamics
 

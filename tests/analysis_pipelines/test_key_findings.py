@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from channel_correlations import PooledActivations, cross_layer_correlation
-from cross_text_consistency import neuron_agreement
-from findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE, Finding, read
-from key_findings import beside_twins, key_findings
-from time_shift_nulls import mean_autocorrelation, spearman_shift_test
+from analysis_pipelines.key_findings import key_findings
+from suite_plumbing.result_reading import read
+from token_statistics.autocorrelation import mean_autocorrelation
+from token_statistics.channel_correlations import PooledActivations, cross_layer_correlation
+from token_statistics.cross_text_consistency import neuron_agreement
+from token_statistics.findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE, Finding, beside_twins
+from token_statistics.time_shift_nulls import spearman_shift_test
 
 LAYERS = [0, 3, 6, 9, 12]
 TEXTS = 8

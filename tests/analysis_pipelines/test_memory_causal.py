@@ -6,9 +6,7 @@ import pytest
 import torch
 from conftest import make_tiny_model
 
-from causal_curves import CausalMemoryCurve
-from intervention_effects import intervention_effects, neuron_interventions
-from memory_causal import (
+from analysis_pipelines.memory_causal import (
     by_position,
     causal_memory,
     delta_at_sources,
@@ -16,7 +14,9 @@ from memory_causal import (
     knockouts_by_layer,
     neurons_beside_random,
 )
-from memory_interventions import freeze_delta, scale_delta
+from causal_interventions.causal_curves import CausalMemoryCurve
+from causal_interventions.effects import intervention_effects, neuron_interventions
+from causal_interventions.interventions import freeze_delta, scale_delta
 from ssm_component_extractor import capture
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE
-from memory_claims import claims_on, group_claims, position_values
+from analysis_pipelines.memory_claims import claims_on, group_claims, position_values
+from token_statistics.findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE
 
 
 def by_group(early, middle, late, positions=12):

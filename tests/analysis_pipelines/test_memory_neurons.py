@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from memory_neurons import TextNeurons, mean_effects, rank_test
+from analysis_pipelines.memory_neurons import TextNeurons, mean_effects, rank_test
 
 
 def test_texts_count_alike_in_the_importance():

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import make_tiny_model
 
-from memory_measures import state_along_text
+from analysis_pipelines.memory_steps import state_along_text
 from ssm_component_extractor import capture, recursive_dynamics
 
 

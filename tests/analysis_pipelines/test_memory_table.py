@@ -1,6 +1,7 @@
 """The table by layer: values where steps have results, None where they have not."""
 
-from memory_table import entry_at, memory_by_layer
+from analysis_pipelines.memory_table import memory_by_layer
+from suite_plumbing.result_reading import entry_at
 
 
 def test_values_are_those_of_the_steps():

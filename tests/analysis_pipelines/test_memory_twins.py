@@ -4,14 +4,13 @@ import pytest
 import torch
 from conftest import make_tiny_model, make_tiny_tokenizer
 
-from findings import SUPPORTED
-from key_findings import beside_twins
-from memory_measures import MEMORY_STEPS, MemoryInputs, MemorySettings
+from analysis_pipelines.memory_steps import MEMORY_STEPS, MemoryInputs, MemorySettings
+from analysis_pipelines.memory_twins import CLAIM_STEPS, claims_measured, twin_findings
+from mamba_mixers.untrained_twins import untrained_twin
 from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer
-from memory_twins import CLAIM_STEPS, claims_measured, twin_findings
 from ssm_component_extractor import capture_texts
-from untrained_twin import untrained_twin
-from utils import encode_texts
+from suite_plumbing.texts import encode_texts
+from token_statistics.findings import SUPPORTED, beside_twins
 
 TEXTS = [
     "the cat sat on the mat and the dog sat on the log, while the cat saw the dog",

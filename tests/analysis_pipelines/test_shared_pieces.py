@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from shared_pieces import Pieces, pooled_map, pooled_rows, shared_pieces
-from utils import EncodedText
+from analysis_pipelines.shared_pieces import Pieces, pooled_map, pooled_rows, shared_pieces
+from suite_plumbing.texts import EncodedText
 
 TEXT = "the old lamp, relit"
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from analysis_steps import Step, run_steps
-from utils import AnalysisError
+from analysis_pipelines.step_runner import Step, run_steps
+from suite_plumbing.errors import AnalysisError
 
 
 def _raise(error):

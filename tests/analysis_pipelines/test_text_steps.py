@@ -4,14 +4,14 @@ import pytest
 import torch
 from transformers import MambaForCausalLM
 
-import text_analysis
-from analysis_results import Settings
-from analysis_steps import Step
+import analysis_pipelines.text_steps as text_analysis
+from analysis_pipelines.analysis_results import Settings
+from analysis_pipelines.step_runner import Step
+from analysis_pipelines.text_steps import TEXT_STEPS, TextInputs, analyze_text, without_capture
 from attention_neurons import layer_parameters
-from neuron_sets import TOP_NEURONS
 from ssm_component_extractor import capture
-from text_analysis import TEXT_STEPS, TextInputs, analyze_text, without_capture
-from utils import AnalysisError
+from ssm_measures.neuron_sets import TOP_NEURONS
+from suite_plumbing.errors import AnalysisError
 
 LAYERS = [0, 2]
 

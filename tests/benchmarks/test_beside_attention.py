@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from benchmarks import beside_attention as benchmark
-from utils import EXAMPLE_TEXTS
+from suite_plumbing.texts import EXAMPLE_TEXTS
 
 TEXT = " ".join(EXAMPLE_TEXTS)
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom
 
 from benchmarks import calibration
-from findings import NOT_SUPPORTED, SUPPORTED, Finding
+from token_statistics.findings import NOT_SUPPORTED, SUPPORTED, Finding
 
 SEEDS = 40
 

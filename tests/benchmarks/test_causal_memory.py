@@ -18,7 +18,7 @@ from benchmarks.causal_memory import (
     sources_of,
 )
 from benchmarks.passages import LAG, PASSAGE, fresh_rows, repeated_rows
-from utils import EXAMPLE_TEXTS
+from suite_plumbing.texts import EXAMPLE_TEXTS
 
 
 def rows_of(vocabulary: int, count: int = 3) -> tuple[Tensor, Tensor]:

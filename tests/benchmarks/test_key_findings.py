@@ -1,8 +1,8 @@
 """The table of key findings: passages of a text, a row a claim, and no line of the text in it."""
 
+from analysis_pipelines.key_findings import key_findings as claims_on
 from benchmarks import key_findings
-from findings import Finding, undecided
-from key_findings import key_findings as claims_on
+from token_statistics.findings import Finding, undecided
 
 
 def words(count):

@@ -7,7 +7,7 @@ from conftest import make_tiny_model
 
 from benchmarks import long_memory as benchmark
 from long_memory import long_memory
-from utils import EXAMPLE_TEXTS
+from suite_plumbing.texts import EXAMPLE_TEXTS
 
 
 def test_the_report_holds_every_reading_context_and_layer():

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from benchmarks.passages import encoded_passages, fresh_rows, repeated_rows, spread_rows
-from utils import DEMO_MODEL_PATH, load_tokenizer
+from suite_plumbing.models import load_tokenizer
+from suite_plumbing.provenance import DEMO_MODEL_PATH
 
 IDS = list(range(3000))
 

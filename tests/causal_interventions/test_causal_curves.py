@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from causal_curves import (
+from causal_interventions.causal_curves import (
     CausalMemoryCurve,
     compare_curves,
     kernel_agreement,

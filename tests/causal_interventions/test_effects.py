@@ -8,18 +8,25 @@ import torch
 from conftest import make_tiny_model
 from torch import Tensor, nn
 
-from intervention_effects import (
+from causal_interventions.effects import (
     batched_effects,
     intervention_effects,
     matched_neurons,
     neuron_interventions,
     written_norms,
 )
-from mamba_mixers import find_mixers
-from memory_interventions import compose, hide_source, reset_state, scale_delta, set_neuron
-from neuron_effects import ablation_effects
-from ssm_component_extractor import Capture, capture
-from targets import resolve_target
+from causal_interventions.interventions import (
+    compose,
+    hide_source,
+    reset_state,
+    scale_delta,
+    set_neuron,
+)
+from causal_interventions.neuron_effects import ablation_effects
+from causal_interventions.targets import resolve_target
+from mamba_mixers.sites import find_mixers
+from ssm_component_extractor import capture
+from ssm_measures.components import Capture
 
 LAYER = 1
 

@@ -9,8 +9,7 @@ import torch
 from conftest import make_tiny_model
 from torch import Tensor
 
-from mamba_mixers import EDITABLE, MixerReplay, fast_scan, find_mixers, forward_from
-from memory_interventions import (
+from causal_interventions.interventions import (
     LayerEdit,
     compose,
     count_rows,
@@ -22,7 +21,10 @@ from memory_interventions import (
     set_neuron,
     state_after,
 )
-from selective_scan import implicit_attention
+from mamba_mixers.replay import EDITABLE, MixerReplay
+from mamba_mixers.running import fast_scan, forward_from
+from mamba_mixers.sites import find_mixers
+from selective_scan.attention import implicit_attention
 from ssm_component_extractor import capture
 
 LAYER = 1

@@ -8,17 +8,18 @@ import torch
 from conftest import make_tiny_model
 from torch import Tensor
 
-import mamba_mixers
-import neuron_effects
-from mamba_mixers import find_mixers
-from neuron_effects import (
+import causal_interventions.neuron_effects as neuron_effects
+import mamba_mixers.running as mamba_mixers
+from causal_interventions.neuron_effects import (
     AblationEffects,
     ablation_agreement,
     ablation_effects,
     target_gradients,
 )
-from ssm_component_extractor import Capture, capture
-from targets import resolve_target
+from causal_interventions.targets import resolve_target
+from mamba_mixers.sites import find_mixers
+from ssm_component_extractor import capture
+from ssm_measures.components import Capture
 
 LAYER = 1
 

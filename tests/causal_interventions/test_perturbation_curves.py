@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from perturbation_curves import perturbation_curves
+from causal_interventions.perturbation_curves import perturbation_curves
 
 
 def additive(weights: torch.Tensor):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from targets import TARGETS, resolve_target, resolve_token
+from causal_interventions.targets import TARGETS, resolve_target, resolve_token
 
 
 def make_logits(batch: int = 2, length: int = 5, vocabulary: int = 7) -> torch.Tensor:

@@ -13,8 +13,8 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-import attention_models
-from attention_models import (
+import mamba_mixers.attention_layers as attention_models
+from mamba_mixers.attention_layers import (
     attending_layers,
     model_layers_by_name,
     token_limit,

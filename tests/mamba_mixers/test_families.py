@@ -7,8 +7,7 @@ import reference
 import torch
 from torch import Tensor
 
-import mixer_families
-from analysis_utils import relative_error
+import mamba_mixers.families as mixer_families
 from benchmarks.family_models import (
     FAULTY,
     FAULTY_BEYOND,
@@ -19,15 +18,12 @@ from benchmarks.family_models import (
     mixers_of,
     ssm_layers,
 )
-from mamba_mixers import (
-    FAMILIES,
-    UnsupportedModelError,
-    find_mixers,
-    num_layers,
-    record_layers,
-    replay_mixer,
-)
-from selective_scan import implicit_attention
+from mamba_mixers.families import FAMILIES
+from mamba_mixers.recording import record_layers
+from mamba_mixers.replay import replay_mixer
+from mamba_mixers.sites import UnsupportedModelError, find_mixers, num_layers
+from selective_scan.attention import implicit_attention
+from token_statistics.description import relative_error
 
 # The suite's bounds: the rounding of each precision, grown over a layer's operations.
 REPLAY_BOUND = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}

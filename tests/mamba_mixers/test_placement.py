@@ -9,21 +9,17 @@ from accelerate import cpu_offload, disk_offload
 from conftest import make_tiny_tokenizer
 from torch import Tensor, nn
 
-from analysis_utils import relative_error
 from attention_neurons import MambaAttentionNeurons
 from benchmarks.family_models import make_model, ssm_layers
-from mamba_mixers import (
-    UnsupportedModelError,
-    bias_parameters,
-    fast_scan,
-    find_mixers,
-    logit_directions,
-    mixer_parameters,
-    replay_mixer,
-)
-from mixer_placement import linear_weight, parameters_at_hand
+from mamba_mixers.placement import linear_weight, parameters_at_hand
+from mamba_mixers.replay import replay_mixer
+from mamba_mixers.running import fast_scan
+from mamba_mixers.sites import UnsupportedModelError, find_mixers
+from mamba_mixers.weights import bias_parameters, logit_directions, mixer_parameters
 from ssm_component_extractor import capture
-from utils import execution_device, provenance
+from suite_plumbing.models import execution_device
+from suite_plumbing.provenance import provenance
+from token_statistics.description import relative_error
 
 FAMILIES = ("mamba", "zamba", "mamba2", "falcon_h1 normed")
 """One of each form, and one with multipliers."""

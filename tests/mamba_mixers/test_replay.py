@@ -19,17 +19,12 @@ from mixer_cases import (
 )
 from torch import Tensor, nn
 
-from analysis_utils import relative_error
-from mamba_mixers import (
-    EDITABLE,
-    MixerMemory,
-    UnsupportedModelError,
-    fast_scan,
-    find_mixers,
-    mixer_parameters,
-    record_layers,
-    replay_mixer,
-)
+from mamba_mixers.recording import record_layers
+from mamba_mixers.replay import EDITABLE, MixerMemory, replay_mixer
+from mamba_mixers.running import fast_scan
+from mamba_mixers.sites import UnsupportedModelError, find_mixers
+from mamba_mixers.weights import mixer_parameters
+from token_statistics.description import relative_error
 
 
 def test_a_mask_of_another_shape_is_no_padding_mask():

@@ -8,7 +8,7 @@ import torch
 from conftest import make_tiny_model
 
 from benchmarks.family_models import make_model
-from replay_check import replay_check, replay_tolerance
+from mamba_mixers.replay_check import replay_check, replay_tolerance
 
 GOOD = {"text_0": {"layer_0": 1e-7, "layer_1": 2e-7}}
 BAD = {"text_0": {"layer_0": 1e-7, "layer_1": 0.2}, "text_1": {"layer_0": 1e-7, "layer_1": 0.1}}

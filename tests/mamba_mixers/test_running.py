@@ -26,21 +26,13 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from analysis_utils import relative_error
-from mamba_mixers import (
-    EDITABLE,
-    FAMILIES,
-    LRP,
-    MixerReplay,
-    UnsupportedModelError,
-    bias_parameters,
-    fast_scan,
-    find_mixers,
-    forward_from,
-    mixer_parameters,
-    num_layers,
-    record_layers,
-)
+from mamba_mixers.families import FAMILIES
+from mamba_mixers.recording import record_layers
+from mamba_mixers.replay import EDITABLE, LRP, MixerReplay
+from mamba_mixers.running import fast_scan, forward_from
+from mamba_mixers.sites import UnsupportedModelError, find_mixers, num_layers
+from mamba_mixers.weights import bias_parameters, mixer_parameters
+from token_statistics.description import relative_error
 
 
 @pytest.mark.parametrize("dtype", REPLAY_BOUND)

@@ -5,7 +5,13 @@ from torch import nn
 from transformers import BertConfig, BertModel
 
 from benchmarks.family_models import MODELS, family_of, make_model, ssm_layers
-from mixer_sites import UnsupportedModelError, blocks_of, find_mixers, model_family, num_layers
+from mamba_mixers.sites import (
+    UnsupportedModelError,
+    blocks_of,
+    find_mixers,
+    model_family,
+    num_layers,
+)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from untrained_twin import twin_seeds, untrained_twin
+from mamba_mixers.untrained_twins import twin_seeds, untrained_twin
 
 
 def weights(model):

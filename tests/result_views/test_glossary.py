@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from report_measures import MEASURES, method_name
+from result_views.glossary import MEASURES, method_name
 
 ROOT = Path(__file__).resolve().parent.parent
 

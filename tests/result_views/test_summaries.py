@@ -7,14 +7,13 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from corrected_recursive_ssm_attention_analyzer import (
-    CorrectedRecursiveSSMAttentionNeuronAnalyzer,
-)
-from findings import Finding
+from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
 from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer
-from result_views import Results, finding_frame, layer_rows, run_summary, text_table
+from recursive_visualizer import Results
+from result_views.summaries import finding_frame, layer_rows, run_summary, text_table
+from suite_plumbing.texts import EXAMPLE_TEXTS
 from tests.conftest import make_tiny_model
-from utils import EXAMPLE_TEXTS
+from token_statistics.findings import Finding
 
 ERROR = {"error": {"type": "AnalysisError", "message": "the state is <b>flat</b> for $5"}}
 STRANGE = "Let $x_1$ be <script>alert(1)</script>"

@@ -9,9 +9,9 @@ import shutil
 import pytest
 import torch
 
-import compiled_scan as module
-from compiled_scan import compiled_scan
-from selective_scan import selective_scan, selective_scan_chunk
+import selective_scan.compiled as module
+from selective_scan.compiled import compiled_scan
+from selective_scan.scan import selective_scan, selective_scan_chunk
 
 
 def _operands(length, seed=0):

@@ -6,14 +6,8 @@ import pytest
 import torch
 from scan_cases import make_mamba1_operands, make_operands, without
 
-from selective_scan import (
-    attention_map,
-    attention_row,
-    implicit_attention,
-    scan_hidden_states,
-    selective_scan,
-    selective_scan_chunk,
-)
+from selective_scan.attention import attention_map, attention_row, implicit_attention
+from selective_scan.scan import scan_hidden_states, selective_scan, selective_scan_chunk
 
 BAD_SCANS = [
     ({"u": torch.zeros(2, 4)}, r"u must be \(b, l, H, P\) or \(b, l, d_inner\).*\(2, 4\)"),

@@ -11,13 +11,13 @@ import torch.nn.functional as F
 from conftest import make_tiny_model
 from torch import Tensor
 
-import attention_maps
-from attention_maps import (
+import ssm_measures.attention_maps as attention_maps
+from mamba_mixers.sites import find_mixers
+from mamba_mixers.weights import MixerParameters, logit_directions, mixer_parameters
+from ssm_component_extractor import capture
+from ssm_measures.attention_maps import (
     contribution_map,
     direction_map,
-    full_mixer_head_maps,
-    full_mixer_map,
-    full_mixer_row,
     group_maps,
     head_groups_by_half_life,
     head_half_lives,
@@ -25,8 +25,8 @@ from attention_maps import (
     mean_map,
     token_direction,
 )
-from mamba_mixers import MixerParameters, find_mixers, logit_directions, mixer_parameters
-from ssm_component_extractor import SSMComponents, capture
+from ssm_measures.components import SSMComponents
+from ssm_measures.full_mixer_maps import full_mixer_head_maps, full_mixer_map, full_mixer_row
 
 # The suite's bounds: rounding of float32 (1e-7) and of float64 (2e-16), grown over the tokens.
 BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}

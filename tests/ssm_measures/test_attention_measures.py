@@ -8,8 +8,9 @@ import reference
 import torch
 from conftest import make_tiny_model
 
-from attention_maps import mean_map
-from attention_measures import (
+from ssm_component_extractor import capture
+from ssm_measures.attention_maps import mean_map
+from ssm_measures.attention_measures import (
     map_agreement,
     memory_kernel,
     query_statistics,
@@ -17,7 +18,6 @@ from attention_measures import (
     row_stochastic,
     synthetic_attention,
 )
-from ssm_component_extractor import capture
 
 LENGTH = 12
 

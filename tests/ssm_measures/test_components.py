@@ -10,9 +10,9 @@ from conftest import VOCAB_SIZE
 from torch import Tensor
 from transformers import MambaForCausalLM
 
-from analysis_utils import relative_error
-from ssm_component_extractor import Capture, capture
-from ssm_components import SSMComponents, mean_by_head, recursive_dynamics
+from ssm_component_extractor import capture, recursive_dynamics
+from ssm_measures.components import Capture, SSMComponents, mean_by_head
+from token_statistics.description import relative_error
 
 # Rounding of float32 over a layer's operations: the suite's bound on rebuilt outputs.
 FLOAT32 = 1e-5

@@ -11,11 +11,12 @@ from component_cases import components
 from scipy.stats import spearmanr
 from series import ar1
 
-from delta_extraction import DeltaExtractor, layer_components
-from delta_neurons import delta_neuron_correlation, delta_sensitivity
-from mamba_mixers import fast_scan
+from delta_extraction import DeltaExtractor
+from mamba_mixers.running import fast_scan
 from ssm_component_extractor import capture, capture_texts
-from utils import EXAMPLE_TEXTS, encode_texts
+from ssm_measures.components import layer_components
+from ssm_measures.delta_neurons import delta_neuron_correlation, delta_sensitivity
+from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
 
 
 def known(value: Any) -> Any:

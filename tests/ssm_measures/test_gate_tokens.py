@@ -7,8 +7,8 @@ import pytest
 import torch
 from component_cases import components
 
-from gate_tokens import TOKEN_CLASSES, gate_tokens, token_pieces
-from utils import EXAMPLE_TEXTS
+from ssm_measures.gate_tokens import TOKEN_CLASSES, gate_tokens
+from suite_plumbing.texts import EXAMPLE_TEXTS, token_pieces
 
 
 def planted_gate(pieces, opened, seed=0):

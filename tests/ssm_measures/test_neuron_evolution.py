@@ -5,12 +5,18 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_neuron_sets import long_set
+from neuron_cases import long_set
 from torch import Tensor
 
-from analysis_utils import linear_cka, spearman
-from neuron_evolution import _centred_gram, _gram_cka, attention_agreement, neuron_evolution
-from neuron_sets import NeuronSet, neuron_set
+from ssm_measures.neuron_evolution import (
+    _gram_cka,
+    attention_agreement,
+    centred_gram,
+    neuron_evolution,
+)
+from ssm_measures.neuron_sets import NeuronSet, neuron_set
+from token_statistics.association import spearman
+from token_statistics.cka import linear_cka
 
 
 def smoothed(layer: int, channels: Tensor) -> NeuronSet:
@@ -79,7 +85,7 @@ def test_debiased_cka_of_gram_matrices_is_that_of_features():
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(50, 8, generator=generator)
     y = torch.randn(50, 6, generator=generator) + 0.5 * x[:, :6]
-    found = _gram_cka(_centred_gram(x), _centred_gram(y))
+    found = _gram_cka(centred_gram(x), centred_gram(y))
     assert found == pytest.approx(linear_cka(x, y), abs=1e-5)  # float32 products of 50 tokens
 
 

@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 from conftest import make_tiny_tokenizer
+from neuron_cases import long_set
 from torch import Tensor
 
-from neuron_sets import (
+from ssm_measures.neuron_sets import (
     NeuronSet,
     importance_concentration,
     neuron_behavior,
@@ -28,15 +29,6 @@ def make_set(activations: Tensor | None = None, layer: int = 3, **details) -> Ne
     maps = torch.zeros(2, 6, 6)
     method = details.pop("method", "rollout")
     return neuron_set(method, layer, activations, maps, importance, IDS, MASK, **details)
-
-
-def long_set(layer: int, activations: Tensor, method: str = "rollout") -> NeuronSet:
-    length, count = activations.shape
-    ids = torch.arange(length).unsqueeze(0)
-    return neuron_set(
-        method, layer, activations.unsqueeze(0), torch.zeros(1, length, length),
-        torch.arange(count).float(), ids, torch.ones_like(ids),
-    )  # fmt: skip
 
 
 def test_statistics_are_over_tokens_without_padding():

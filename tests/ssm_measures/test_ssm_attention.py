@@ -10,9 +10,9 @@ import torch
 from reference import heads_form, implicit_attention
 from scipy.stats import spearmanr
 
-from selective_scan import attention_map
-from ssm_attention import ssm_attention_correlations
-from ssm_component_extractor import SSMComponents
+from selective_scan.attention import attention_map
+from ssm_measures.components import SSMComponents
+from ssm_measures.ssm_attention import ssm_attention_correlations
 
 
 def known(value: Any) -> Any:

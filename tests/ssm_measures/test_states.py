@@ -6,10 +6,10 @@ import pytest
 import reference
 import torch
 
-import state_measures
-from analysis_utils import relative_error
-from scan_operands import with_groups
-from state_measures import measure_states
+import ssm_measures.states as state_measures
+from selective_scan.operands import with_groups
+from ssm_measures.states import measure_states
+from token_statistics.description import relative_error
 
 # Rounding of float32 over a scan: the suite's bound.
 FLOAT32 = 1e-5

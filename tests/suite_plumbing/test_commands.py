@@ -18,19 +18,17 @@ from torch import nn
 from transformers import MambaForCausalLM
 
 import utils
-from utils import (
-    EXAMPLE_TEXTS,
-    AnalysisError,
+from mamba_mixers.hooks import forward_hooks
+from suite_plumbing.commands import (
     add_common_options,
-    configure_logging,
-    forward_hooks,
     parse_formats,
     parse_layers,
-    progress,
     run_main,
-    set_seed,
     texts_from_options,
 )
+from suite_plumbing.errors import AnalysisError
+from suite_plumbing.progress import configure_logging, progress, set_seed
+from suite_plumbing.texts import EXAMPLE_TEXTS
 
 IDS = torch.tensor([[5, 9, 2, 40, 17]])
 

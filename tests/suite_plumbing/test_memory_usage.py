@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-import memory_tracker
-from memory_tracker import MemoryTracker, is_out_of_memory
+import suite_plumbing.memory_usage as memory_tracker
+from suite_plumbing.errors import is_out_of_memory
+from suite_plumbing.memory_usage import MemoryTracker
 
 MEBIBYTE = 2**20
 

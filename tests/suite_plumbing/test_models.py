@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, MambaForCausalLM, PreTrainedTokenizerFast
 
-import model_loading
-from analysis_inputs import EXAMPLE_TEXTS
-from model_loading import load_model, load_tokenizer, require_tokenizer, resolve_model
+import suite_plumbing.models as model_loading
+from suite_plumbing.models import load_model, load_tokenizer, require_tokenizer, resolve_model
+from suite_plumbing.texts import EXAMPLE_TEXTS
 
 IDS = torch.tensor([[5, 9, 2, 40, 17]])
 

@@ -14,16 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import result_files
-from result_files import (
+import suite_plumbing.result_files as result_files
+from suite_plumbing.provenance import provenance, weights_sha256
+from suite_plumbing.result_files import (
     check_output_dir,
     finite_or_none,
     five_digits,
-    provenance,
     read_json,
     six_digits,
     to_jsonable,
-    weights_sha256,
     write_atomically,
     write_csv,
     write_json,

@@ -13,8 +13,15 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from analysis_inputs import (
+from suite_plumbing.arguments import (
     DTYPES,
+    resolve_device,
+    resolve_dtype,
+    resolve_layer_indices,
+    validate_choice,
+    validate_int,
+)
+from suite_plumbing.texts import (
     EXAMPLE_TEXTS,
     EncodedText,
     batches_by_length,
@@ -26,11 +33,6 @@ from analysis_inputs import (
     read_book,
     read_texts_file,
     repeated_texts,
-    resolve_device,
-    resolve_dtype,
-    resolve_layer_indices,
-    validate_choice,
-    validate_int,
 )
 
 

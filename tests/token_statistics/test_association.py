@@ -12,6 +12,7 @@ import torch
 from scipy import signal, stats
 
 import analysis_utils as au
+from token_statistics.autocorrelation import autocorrelation_within_texts, effective_samples
 
 # Sums of a few hundred float64 terms of order 1, taken in another order than the reference's.
 ROUNDING = 1e-12
@@ -70,22 +71,6 @@ def test_entropy_refuses_what_is_no_weight(bad):
         au.entropy(torch.tensor([1.0, bad]))
 
 
-def test_normalised_entropy_is_one_for_uniform_rows_and_reads_no_future():
-    uniform = torch.ones(2, 6, 6, dtype=torch.float64)
-    shares = au.normalised_entropy(uniform)
-    assert torch.isnan(shares[:, 0]).all()
-    # ln(t+1) is rounded twice, once in the sum and once in the maximum.
-    np.testing.assert_allclose(shares[:, 1:], 1.0, rtol=4e-16 * 6)
-    assert (shares[:, 1:] <= 1.0).all()
-    torch.testing.assert_close(au.normalised_entropy(torch.eye(3))[1:], torch.zeros(2))
-    assert torch.isnan(au.normalised_entropy(torch.ones(1, 1))).all()
-
-
-def test_normalised_entropy_refuses_a_map_that_is_not_square():
-    with pytest.raises(ValueError, match=r"shape \(2, 3\); expected"):
-        au.normalised_entropy(torch.ones(2, 3))
-
-
 # Autocorrelation
 
 
@@ -126,54 +111,7 @@ def test_autocorrelation_refuses_a_lag_outside_the_series(max_lag):
         au.autocorrelation(np.ones((10, 1)), max_lag)
 
 
-def test_autocorrelation_null_mean_is_the_mean_over_all_permutations():
-    x = np.array([[0.3], [2.0], [-1.0], [0.0], [5.0]])
-    orders = [list(order) for order in itertools.permutations(range(5))]
-    exact = np.mean([naive_autocorrelation(x[order], 4) for order in orders], axis=0)
-    null = au.autocorrelation_null(x, 4, num_shuffles=40, seed=0)
-    np.testing.assert_allclose(null.mean, exact, atol=ROUNDING)
-
-
-def test_autocorrelation_null_covers_white_noise_and_not_a_random_walk():
-    noise = _rng(1).normal(size=(200, 60))
-    null = au.autocorrelation_null(noise, 5, num_shuffles=200, seed=0)
-    rho = au.autocorrelation(noise, 5)[1:]
-    outside = ((rho < null.low[1:]) | (rho > null.high[1:])).mean()
-    # 300 lag-channel pairs at 5 %: standard error 1.3 %, plus that of quantiles of 200 shuffles.
-    assert 0.01 < outside < 0.10
-    walk = noise.cumsum(axis=0)
-    walk_null = au.autocorrelation_null(walk, 5, num_shuffles=200, seed=0)
-    assert (au.autocorrelation(walk, 5)[1:] > walk_null.high[1:]).all()
-
-
-def test_autocorrelation_null_is_seeded_and_marks_zero_variance():
-    x = np.stack([np.ones(30), _rng().normal(size=30)], axis=1)
-    first, again, other = (au.autocorrelation_null(x, 2, 40, seed) for seed in (3, 3, 4))
-    np.testing.assert_array_equal(first.low, again.low)
-    assert (first.low[1:, 1] != other.low[1:, 1]).any()
-    assert all(np.isnan(bound[:, 0]).all() for bound in first)
-    with pytest.raises(ValueError, match="needs at least 40"):
-        au.autocorrelation_null(x, 2, 39, 0)
-
-
 # Shifts
-
-
-def test_circular_shifts_are_distinct_in_range_and_seeded():
-    shifts = au.circular_shifts(100, count=20, seed=5, min_shift=8)
-    assert len(set(shifts.tolist())) == 20
-    assert shifts.min() >= 8
-    assert shifts.max() <= 92
-    np.testing.assert_array_equal(shifts, au.circular_shifts(100, 20, 5, 8))
-    assert (shifts != au.circular_shifts(100, 20, 6, 8)).any()
-
-
-def test_circular_shifts_of_the_shortest_series_are_all_there_are():
-    np.testing.assert_array_equal(au.circular_shifts(21, 20), np.arange(1, 21))
-    with pytest.raises(ValueError, match="use 21 tokens or more"):
-        au.circular_shifts(20, 20)
-    with pytest.raises(ValueError, match="both must be at least 1"):
-        au.circular_shifts(20, 0)
 
 
 # Pearson, effective sample size, p-values, false discovery rate
@@ -216,10 +154,17 @@ def test_pearson_matrix_refuses_bad_input(x, message):
         au.pearson_matrix(x, np.arange(5.0)[:, None])
 
 
+def _effective_samples(x, y, max_lag=None):
+    """`effective_samples` of one text, every pair of columns."""
+    lags = len(x) // 4 if max_lag is None else max_lag
+    rho_x, rho_y = (autocorrelation_within_texts(v, [len(v)], lags) for v in (x, y))
+    return effective_samples(rho_x, rho_y, len(x), pairs=True)
+
+
 def test_effective_sample_size_equals_the_loop():
     x, y = _ar1(0.6, 60, 3, seed=0), _ar1(0.7, 60, 2, seed=1)
     rho_x, rho_y = naive_autocorrelation(x, 15), naive_autocorrelation(y, 15)
-    n_eff = au.effective_sample_size(x, y)
+    n_eff = _effective_samples(x, y)
     for i, j in itertools.product(range(3), range(2)):
         inflation = 1 + 2 * sum(rho_x[k, i] * rho_y[k, j] for k in range(1, 16))
         assert n_eff[i, j] == pytest.approx(min(60, max(2, 60 / max(inflation, 1))), rel=1e-10)
@@ -231,16 +176,16 @@ def test_effective_sample_size_of_ar1_series_in_closed_form(a, b):
     x, y = _ar1(a, n, 30, seed=0), _ar1(b, n, 30, seed=1)
     closed = n * (1 - a * b) / (1 + a * b)
     # Estimated autocorrelations: about 8 % bias and spread at a = b = 0.9, less for the others.
-    assert np.median(au.effective_sample_size(x, y)) == pytest.approx(closed, rel=0.08)
+    assert np.median(_effective_samples(x, y)) == pytest.approx(closed, rel=0.08)
 
 
 def test_effective_sample_size_stays_between_two_and_n():
     walk = np.repeat(np.arange(2.0), 20)[:, None]
     alternating = np.tile([1.0, -1.0], 20)[:, None]
-    assert au.effective_sample_size(alternating, alternating, max_lag=39)[0, 0] >= 2
-    assert au.effective_sample_size(walk, alternating)[0, 0] == 40
-    assert au.effective_sample_size(walk, walk)[0, 0] >= 2
-    assert np.isnan(au.effective_sample_size(np.ones((8, 1)), walk[:8] + np.eye(8)[:, :1]))[0, 0]
+    assert _effective_samples(alternating, alternating, max_lag=39)[0, 0] >= 2
+    assert _effective_samples(walk, alternating)[0, 0] == 40
+    assert _effective_samples(walk, walk)[0, 0] >= 2
+    assert np.isnan(_effective_samples(np.ones((8, 1)), walk[:8] + np.eye(8)[:, :1]))[0, 0]
 
 
 def test_pearson_p_values_equal_scipy():
@@ -269,7 +214,7 @@ def test_p_values_of_independent_white_noise_are_uniform():
 def test_false_positives_of_autocorrelated_noise_stay_at_the_level():
     x, y = _ar1(0.9, 500, 100, seed=3), _ar1(0.9, 500, 100, seed=4)
     r = au.pearson_matrix(x, y)
-    corrected = au.pearson_p_values(r, au.effective_sample_size(x, y))
+    corrected = au.pearson_p_values(r, _effective_samples(x, y))
     # 10^4 pairs of 200 series: they share series, so the standard error is near 0.005.
     assert (corrected < 0.05).mean() == pytest.approx(0.05, abs=0.02)
     assert (au.pearson_p_values(r, 500) < 0.05).mean() > 0.4
@@ -333,23 +278,6 @@ def test_cka_is_undefined_without_variance_and_refused_for_few_samples():
     assert math.isnan(au.linear_cka(np.eye(6), x))
     with pytest.raises(ValueError, match="have 3 samples; this CKA needs 4"):
         au.linear_cka(x[:3], x[:3])
-
-
-@pytest.mark.parametrize("width", [2, 60])
-def test_cka_null_is_the_cka_of_shifted_series(width):
-    x, y = _rng().normal(size=(25, width)), _rng(1).normal(size=(25, width))
-    shifts = au.circular_shifts(25, 20, seed=0)
-    expected = [reference.debiased_cka(x, np.roll(y, shift, axis=0)) for shift in shifts]
-    np.testing.assert_allclose(au.cka_null(x, y, shifts), expected, atol=1e-10)
-
-
-def test_cka_null_separates_a_related_pair_from_an_unrelated_one():
-    x = _ar1(0.8, 300, 5, seed=0)
-    related = x @ _rng(1).normal(size=(5, 6)) + _rng(2).normal(size=(300, 6))
-    shifts = au.circular_shifts(300, 40, seed=0, min_shift=20)
-    assert au.linear_cka(x, related) > au.cka_null(x, related, shifts).max()
-    unrelated = _ar1(0.8, 300, 6, seed=9)
-    assert au.linear_cka(x, unrelated) < au.cka_null(x, unrelated, shifts).max()
 
 
 # Ranks

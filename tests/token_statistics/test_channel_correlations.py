@@ -7,16 +7,21 @@ import numpy as np
 import pytest
 from series import ar1
 
-from analysis_utils import benjamini_hochberg, linear_cka, pearson_matrix, pearson_p_values
-from channel_correlations import (
+from token_statistics.association import (
     FALSE_DISCOVERY_RATE,
-    PooledActivations,
-    cross_layer_correlation,
-    largest_pairs,
+    benjamini_hochberg,
+    pearson_matrix,
+    pearson_p_values,
     rejected_and_adjusted,
     share_rejected,
 )
-from time_shift_nulls import draw_shifts
+from token_statistics.channel_correlations import (
+    PooledActivations,
+    cross_layer_correlation,
+    largest_pairs,
+)
+from token_statistics.cka import linear_cka
+from token_statistics.time_shift_nulls import draw_shifts
 
 
 def known(value: Any) -> Any:

@@ -6,7 +6,8 @@ import reference
 import torch
 from series import ar1
 
-from correlation_sums import (
+from token_statistics.autocorrelation import autocorrelation_within_texts
+from token_statistics.correlation_sums import (
     AUTOCORRELATION_LAGS,
     ChannelSums,
     LayerSums,
@@ -14,7 +15,6 @@ from correlation_sums import (
     correlations,
     debiased_cka,
 )
-from time_shift_nulls import autocorrelation_within_texts
 
 # Batches are summed in float32 from columns of unit scale: a few hundred products round at 1e-6.
 FLOAT32 = 2e-6

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy.stats import hypergeom
 
-from cross_text_consistency import (
+from token_statistics.cross_text_consistency import (
     neuron_agreement,
     shared_tail,
     split_half_stability,

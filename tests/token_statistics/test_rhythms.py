@@ -9,8 +9,8 @@ import pytest
 from reference import bartlett_spectrum
 from series import ar1
 
-from rhythms import MIN_LAGS, rhythm
-from time_shift_nulls import mean_autocorrelation
+from token_statistics.autocorrelation import mean_autocorrelation
+from token_statistics.rhythms import MIN_LAGS, rhythm
 
 LAGS = 32
 

@@ -12,9 +12,9 @@ import reference
 import torch
 from series import ar1
 
-from analysis_utils import linear_cka
-from channel_correlations import PooledActivations, cross_layer_correlation
-from streamed_correlations import TESTED, StreamedCorrelations
+from token_statistics.channel_correlations import PooledActivations, cross_layer_correlation
+from token_statistics.cka import linear_cka
+from token_statistics.streamed_correlations import TESTED, StreamedCorrelations
 
 LENGTHS = (90, 60, 75)
 TOKENS = 225

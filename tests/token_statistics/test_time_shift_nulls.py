@@ -5,20 +5,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 import torch
 from series import ar1
 
-from analysis_utils import autocorrelation, effective_sample_size
-from time_shift_nulls import (
+from token_statistics.autocorrelation import (
+    autocorrelation_within_texts,
+    effective_samples,
+    mean_autocorrelation,
+)
+from token_statistics.description import autocorrelation
+from token_statistics.time_shift_nulls import (
     MIN_SHIFTS,
     NUM_SHIFTS,
     against_null,
-    autocorrelation_within_texts,
     count_shifts,
     draw_shifts,
-    effective_samples,
     fields_to_dict,
-    mean_autocorrelation,
     shifted_rows,
     smallest_shift,
     spearman_permutation_test,
@@ -144,7 +147,7 @@ def test_one_text_has_the_autocorrelation_and_sample_size_of_analysis_utils():
     x, y = ar1(0.8, 120, 4, seed=2), ar1(0.7, 120, 3, seed=3)
     rho_x, rho_y = (autocorrelation_within_texts(v, [120], 30) for v in (x, y))
     np.testing.assert_allclose(rho_x, autocorrelation(x, 30), atol=1e-12)  # same sums, reordered
-    expected = effective_sample_size(x, y, 30)
+    expected = reference.effective_sample_size(x, y, 30)
     np.testing.assert_allclose(effective_samples(rho_x, rho_y, 120, pairs=True), expected)
     paired = effective_samples(rho_x[:, :3], rho_y, 120, pairs=False)
     np.testing.assert_allclose(paired, np.diag(expected[:3]))

@@ -9,28 +9,30 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from findings import (
-    MAX_DETAILS,
-    MIN_SAMPLES,
+from suite_plumbing.result_reading import read
+from token_statistics.findings import (
     NOT_SUPPORTED,
     SUPPORTED,
     TOO_LITTLE,
     Finding,
-    above_null,
     caveat,
     compared,
+    number,
+    sentence,
+    undecided,
+)
+from token_statistics.verdict_rules import (
+    MAX_DETAILS,
+    MIN_SAMPLES,
+    above_null,
     concordance,
     differs_by_layer,
     exceeds_null,
     exceeds_zero,
     group_mean,
     holds_everywhere,
-    number,
-    read,
     rises_with_depth,
-    sentence,
     share_of_hits,
-    undecided,
 )
 
 FINDING = Finding(

@@ -5,7 +5,7 @@ import pytest
 from comparison_results import comparison
 from matplotlib.figure import Figure
 
-import comparison_figures as figures
+import result_views.figures.comparison_figures as figures
 from recursive_visualizer import write_figures
 
 

@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 import analysis_utils
-import drawing
+import result_views.figures.drawing as drawing
 
 
 @pytest.fixture

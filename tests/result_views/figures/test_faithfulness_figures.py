@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-import faithfulness_figures as figures
-from faithfulness_figures import figure_faithfulness
+import result_views.figures.faithfulness_figures as figures
+from result_views.figures.faithfulness_figures import figure_faithfulness
 
 
 def estimate(mean: float, half: float | None = 0.5) -> dict:

@@ -5,8 +5,8 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-import finding_figures as figures
-from findings import Finding
+import result_views.figures.finding_figures as figures
+from token_statistics.findings import Finding
 
 
 def row(verdict="supported", **fields):

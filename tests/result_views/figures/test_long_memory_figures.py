@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-import long_memory_figures as figures
+import result_views.figures.long_memory_figures as figures
 from recursive_visualizer import figures_of
 
 

@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from memory_figures import MEMORY_FIGURES
 from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer
 from recursive_visualizer import figures_of, write_figures
+from result_views.figures.memory_figures import MEMORY_FIGURES
+from suite_plumbing.texts import EXAMPLE_TEXTS
 from tests.conftest import make_tiny_model
 from tests.figure_checks import assert_fits, stretched, words_of
-from utils import EXAMPLE_TEXTS
 
 FAILED = {
     "analysis_metadata": {"layer_indices": [0], "neuron_methods": ["rollout"]},

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-import memory_panels as panels
+import result_views.figures.memory_panels as panels
 
 ERROR = {"error": {"type": "AnalysisError", "message": "too flat"}}
 

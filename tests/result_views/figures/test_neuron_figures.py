@@ -4,8 +4,8 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-import neuron_figures as figures
-from neuron_sets import neuron_set
+import result_views.figures.neuron_figures as figures
+from ssm_measures.neuron_sets import neuron_set
 
 
 def test_importance_by_rank_leaves_out_zeros():

@@ -5,7 +5,7 @@ import io
 import matplotlib
 import pytest
 
-from figure_pages import STYLE, PageFigure, page, styled
+from result_views.figures.pages import STYLE, PageFigure, page, styled
 
 TEXTS = {
     "text_0": {"text": "One \n  line.", "tokens": ["One", "line"]},

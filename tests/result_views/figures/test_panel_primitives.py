@@ -7,8 +7,9 @@ import pytest
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 
-import panel_primitives as primitives
-from panel_primitives import failure, layers_of, text_sections, text_style
+import result_views.figures.panel_primitives as primitives
+from result_views.figures.panel_primitives import text_style
+from suite_plumbing.result_reading import failure, layers_of, text_sections
 
 ERROR = {"error": {"type": "AnalysisError", "message": "too flat"}}
 SKIPPED = {"skipped": "needs attention_data, which gave no result"}

@@ -2,8 +2,13 @@
 
 from comparison_results import comparison
 
-from comparison_readings import MEASURES
-from comparison_report import MEASURE_NAMES, TABLE_COLUMNS, comparison_rows, comparison_section
+from analysis_pipelines.comparison_readings import MEASURES
+from result_views.report.comparison_report import (
+    MEASURE_NAMES,
+    TABLE_COLUMNS,
+    comparison_rows,
+    comparison_section,
+)
 
 
 def test_every_measure_has_a_name():

@@ -6,8 +6,8 @@ import shlex
 import pytest
 from report_cases import HOSTILE_TEXTS, analysed
 
-from findings import SUPPORTED, Finding
-from report_content import check_tensors, report_content, verdict_counts
+from result_views.report.content import check_tensors, report_content, verdict_counts
+from token_statistics.findings import SUPPORTED, Finding
 
 FINDING = Finding(
     "A <b>claim</b>",

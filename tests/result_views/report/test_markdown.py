@@ -7,9 +7,9 @@ import pytest
 from markdown_it import MarkdownIt
 from report_cases import HOSTILE_TEXTS, analysed
 
-from report_content import report_content
-from report_markdown import escape_markdown, fenced, markdown_report
-from report_view import neuron_tables, token_view
+from result_views.report.content import report_content
+from result_views.report.markdown import escape_markdown, fenced, markdown_report
+from result_views.report.token_view import neuron_tables, token_view
 
 PARSER = MarkdownIt("commonmark").enable("table")
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from packed_maps import LEVELS, pack_maps, unpack_map
+from result_views.report.packed_maps import LEVELS, pack_maps, unpack_map
 
 
 def maps_like_attention(size: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -3,8 +3,8 @@
 import pytest
 from report_cases import HOSTILE_TEXTS, analysed
 
-from report_measures import MEASURES
-from report_tables import (
+from result_views.glossary import MEASURES
+from result_views.report.tables import (
     Cell,
     cell,
     cross_text_tables,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from report_cases import HOSTILE_TEXTS, LONG_WORD, analysed
 
-import report_view
-from report_view import (
+import result_views.report.token_view as report_view
+from result_views.report.token_view import (
     analysed_text,
     character_parts,
     deflated_json,

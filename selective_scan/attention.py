@@ -11,11 +11,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from scan_operands import check_parameters, check_weights, compute_dtype, with_groups
+from selective_scan.operands import check_parameters, check_weights, compute_dtype, with_groups
 
 # Heads whose queries and keys an attention map holds at once, and floats that a product of
 # single heads may take before it is cut into fewer heads: both for a CPU's second-level cache.
 _HEADS_PER_PASS = 128
+
 _PRODUCT_FLOATS = 1 << 19
 
 # Sources that a row of attention takes at once.

@@ -7,13 +7,9 @@ import reference
 import torch
 from scan_cases import BOUND, DTYPES, LENGTHS, SHAPES, make_mamba1_operands, make_operands, without
 
-import implicit_attention as attention_module
-from analysis_utils import relative_error
-from selective_scan import (
-    attention_map,
-    attention_row,
-    implicit_attention,
-)
+import selective_scan.attention as attention_module
+from selective_scan.attention import attention_map, attention_row, implicit_attention
+from token_statistics.description import relative_error
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,0 +1,27 @@
+"""Steps put together: what the analyses at the root run, on one text and over texts.
+
+May import every folder, and the steps at the root.
+
+analysis_results     Results of the main analysis: how they are put together, checked and written
+comparison_readings  Several models read the same texts: their attention and layers measured, and
+                     compared in pairs
+cross_text_steps     The eighth step of the main analysis: what its texts have in common, and how
+                     they differ
+key_findings         The findings that analyses of this kind report, recomputed from the results
+                     of the main one
+memory_causal        Causal memory of a set of texts as the memory analysis reports it: by layer,
+                     lag and position
+memory_claims        Claims about memory, each tried on the data at hand by a rule of `findings`
+memory_neurons       Neurons of all texts together, and how they go with delta and memory
+memory_steps         What a model's states keep of the past and what its predictions lose without
+                     it, by layer
+memory_table         One row a layer: the numbers of the memory analysis side by side, read from
+                     its JSON
+memory_twins         What the memory claims' statistics are in untrained twins: what needs no
+                     training at all
+shared_pieces        Pieces of a text that several tokenizers have in common, and what models say
+                     pooled over them
+step_runner          Run the steps of an analysis so that one that fails leaves the others whole
+text_steps           The steps that the main analysis takes on one text, and what becomes of their
+                     results
+"""

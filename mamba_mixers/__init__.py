@@ -1,0 +1,96 @@
+"""All that the suite knows of ``transformers``' Mamba code: find, record, replay and run mixers.
+
+May import `suite_plumbing`, `selective_scan`.
+
+attention_layers  Softmax attention and the residual stream of any causal language model, layer by
+                  layer
+families          The families of selective SSM mixers in ``transformers``: a table, and what its
+                  rows are made of
+hooks             Forward hooks that are removed whatever happens; the only place that registers
+                  any
+placement         Parameters that are not where a computation needs them: offloaded, or quantised
+recording         One forward pass of a model, recorded: mixers replayed, and the residual stream
+                  around them
+replay            A mixer computed again from its input, by its own modules and the suite's scan
+replay_check      Whether the replayed mixers are the model's own, and what a difference means for
+                  the results
+running           Models run by the suite's own scan: faster, differentiable, edited, or entered
+                  at a layer
+sites             Where the selective SSM mixers of a model sit, and which models have none
+untrained_twins   The untrained twin of a model: same configuration, fresh weights
+weights           Weights that analyses read: of mixers, of the embedding, of what turns a stream
+                  into logits
+"""
+
+from typing import TYPE_CHECKING
+
+from suite_plumbing.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from mamba_mixers.families import (
+        FAMILIES,
+        MixerFamily,
+    )
+    from mamba_mixers.recording import (
+        LayerRecord,
+        record_layers,
+        record_streams,
+    )
+    from mamba_mixers.replay import (
+        EDITABLE,
+        GRADIENT,
+        LRP,
+        Edit,
+        MixerMemory,
+        MixerReplay,
+        Rules,
+        replay_mixer,
+    )
+    from mamba_mixers.running import (
+        fast_scan,
+        forward_from,
+    )
+    from mamba_mixers.sites import (
+        MixerSite,
+        UnsupportedModelError,
+        find_mixers,
+        num_layers,
+    )
+    from mamba_mixers.weights import (
+        MixerParameters,
+        bias_parameters,
+        check_has_logits,
+        embedding_scale,
+        input_embeddings,
+        logit_directions,
+        mixer_parameters,
+    )
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "mamba_mixers.families": ["FAMILIES", "MixerFamily"],
+        "mamba_mixers.recording": ["LayerRecord", "record_layers", "record_streams"],
+        "mamba_mixers.replay": [
+            "EDITABLE",
+            "Edit",
+            "GRADIENT",
+            "LRP",
+            "MixerMemory",
+            "MixerReplay",
+            "Rules",
+            "replay_mixer",
+        ],
+        "mamba_mixers.running": ["fast_scan", "forward_from"],
+        "mamba_mixers.sites": ["MixerSite", "UnsupportedModelError", "find_mixers", "num_layers"],
+        "mamba_mixers.weights": [
+            "MixerParameters",
+            "bias_parameters",
+            "check_has_logits",
+            "embedding_scale",
+            "input_embeddings",
+            "logit_directions",
+            "mixer_parameters",
+        ],
+    },
+)

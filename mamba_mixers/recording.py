@@ -1,0 +1,139 @@
+"""One forward pass of a model, recorded: mixers replayed, and the residual stream around them.
+
+A mixer is replayed: from the input that it received in a forward pass, its own modules and the
+suite's own scan, its intermediate quantities are computed again (u, delta, B, C, gate, y), and the
+output that follows from them is compared with the output that the mixer really gave. Hooks inside
+a mixer would not do: on current ``transformers`` those on ``conv1d`` and ``dt_proj`` never fire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mamba_mixers.hooks import forward_hooks
+from mamba_mixers.replay import MixerReplay, bound_arguments, replay_mixer
+from mamba_mixers.sites import MixerSite, blocks_of, find_mixers
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRecord:
+    """One layer of one forward pass: the replayed mixer, and the residual stream around it."""
+
+    replay: MixerReplay
+    mixer_output: Tensor
+    """(b, l, d_model) what the mixer really returned"""
+    replay_error: Tensor
+    """(b,) norm of replayed minus real output over the norm of the real, without padding"""
+    block_input: Tensor
+    """(b, l, d_model) residual stream before the layer"""
+    block_output: Tensor
+    """(b, l, d_model) residual stream after the layer"""
+    output_scale: float
+    """what the block multiplies the mixer's output by before adding it to the residual stream"""
+
+
+def block_output_scale(site: MixerSite) -> float:
+    """What the block multiplies the mixer's output by before adding it to the stream."""
+    name = site.family.output_scale
+    return float(getattr(site.block, name)) if name else 1.0
+
+
+@torch.no_grad()
+def record_layers(
+    model: nn.Module, layers: list[int], input_ids: Tensor, attention_mask: Tensor | None = None
+) -> dict[int, LayerRecord]:
+    """Run the model once and record these layers; the forward stops after the last of them.
+
+    The model itself runs its own code, untouched: what is recorded is what it computes, and
+    ``replay_error`` says how well the replay reproduces it. Hooks are removed after any exception.
+    Raises UnsupportedModelError, KeyError for a layer without a mixer, and RuntimeError when a
+    mixer was never called.
+    """
+    sites = find_mixers(model)
+    records: dict[int, LayerRecord] = {}
+    last = max(layers)
+    outputs: dict[int, tuple[MixerReplay, Tensor]] = {}
+
+    def on_mixer(layer: int):
+        def hook(mixer, args, kwargs, output):
+            hidden_states, mask, _ = bound_arguments(mixer, args, kwargs)
+            outputs[layer] = replay_mixer(sites[layer], hidden_states, mask), output
+
+        return hook
+
+    def on_block(layer: int):
+        def hook(block, args, kwargs, output):
+            block_input, block_output = _stream_around(args, kwargs, output)
+            replay, mixer_output = outputs.pop(layer)
+            error = _relative_error(replay.output, mixer_output, attention_mask)
+            records[layer] = LayerRecord(
+                replay,
+                mixer_output,
+                error,
+                block_input,
+                block_output,
+                block_output_scale(sites[layer]),
+            )
+            if layer == last:
+                raise _LastLayerReached
+
+        return hook
+
+    hooks = [(sites[layer].mixer, on_mixer(layer)) for layer in layers]
+    hooks += [(sites[layer].block, on_block(layer)) for layer in layers]
+    with forward_hooks(hooks), suppress(_LastLayerReached):
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    if missing := [layer for layer in layers if layer not in records]:
+        raise RuntimeError(f"the forward pass never called the mixers of layers {missing}")
+    return records
+
+
+@torch.no_grad()
+def record_streams(
+    model: nn.Module, layers: Sequence[int], input_ids: Tensor, attention_mask: Tensor | None = None
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Residual stream (b, l, d_model) before and after these layers, with an SSM or without.
+
+    Raises UnsupportedModelError for a model without any SSM. Cost: a forward pass up to the last
+    of the layers.
+    """
+    blocks = blocks_of(model)
+    streams: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def on_block(layer: int):
+        def hook(block, args, kwargs, output):
+            streams[layer] = _stream_around(args, kwargs, output)
+            if layer == max(layers):
+                raise _LastLayerReached
+
+        return hook
+
+    hooks = [(blocks[layer], on_block(layer)) for layer in layers]
+    with forward_hooks(hooks), suppress(_LastLayerReached):
+        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return streams
+
+
+class _LastLayerReached(Exception):
+    """Ends a forward pass whose later layers nobody asked for."""
+
+
+def _stream_around(args: tuple, kwargs: dict, output: Any) -> tuple[Tensor, Tensor]:
+    """What a block got and gave; some models' blocks give a tuple."""
+    block_input = args[0] if args else kwargs["hidden_states"]
+    return block_input, output[0] if isinstance(output, tuple) else output
+
+
+def _relative_error(replayed: Tensor, real: Tensor, mask: Tensor | None) -> Tensor:
+    """(b,) norm of the difference over that of the real output, without padding."""
+    real = real.double()
+    keep = torch.ones_like(real[..., :1]) if mask is None else mask[:, :, None].to(real)
+    difference = ((replayed.double() - real) * keep).flatten(1).norm(dim=1)
+    scale = (real * keep).flatten(1).norm(dim=1)
+    return difference / scale.clamp_min(torch.finfo(torch.float32).tiny)

@@ -1,0 +1,113 @@
+"""Weights that analyses read: of mixers, of the embedding, of what turns a stream into logits."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from mamba_mixers.families import at_least_float32
+from mamba_mixers.placement import linear_weight, parameters_at_hand
+from mamba_mixers.recording import block_output_scale
+from mamba_mixers.sites import MixerSite, UnsupportedModelError, model_family
+
+FINAL_NORMS = ("norm_f", "final_layernorm", "norm")
+"""Names of the norm between the last layer and the unembedding."""
+
+
+class MixerParameters(NamedTuple):
+    """Weights around a mixer's scan, detached, on the CPU; float32 unless they are float64."""
+
+    conv_weight: Tensor
+    """(d_inner, K) depthwise causal convolution; the last entry weighs the token itself"""
+    conv_bias: Tensor | None
+    """(d_inner,)"""
+    out_weight: Tensor
+    """(d_model, d_inner) out_proj, times the block's scale of the mixer's output where there is
+    one: column i is what neuron i writes to the residual stream"""
+    out_bias: Tensor | None
+    """(d_model,)"""
+
+
+def mixer_parameters(site: MixerSite) -> MixerParameters:
+    """The convolution and output projection of one mixer: what lies around its scan.
+
+    Of the convolution the channels that become u; in Mamba-2 B and C pass it too. Weights of
+    quantised layers are given as their modules multiply by them.
+    """
+    conv, out = site.mixer.conv1d, site.mixer.out_proj
+    scale = block_output_scale(site)
+    d_inner = out.in_features
+    with parameters_at_hand(conv, out):
+        return MixerParameters(
+            _weights(conv.weight)[:d_inner].squeeze(1),
+            None if conv.bias is None else _weights(conv.bias)[:d_inner],
+            linear_weight(out) * scale,
+            None if out.bias is None else _weights(out.bias) * scale,
+        )
+
+
+def logit_directions(model: nn.Module) -> Tensor:
+    """(V, d_model) direction of the residual stream behind the last layer that raises each logit.
+
+    The unembedding's rows times the weight of the final norm: logit = direction . x / rms(x). On
+    the CPU, detached. Raises UnsupportedModelError for a model without an unembedding or without
+    a final norm of a known name. Cost: one copy of the unembedding.
+    """
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    base = getattr(model, "base_model", model)
+    norm = next((getattr(base, name) for name in FINAL_NORMS if hasattr(base, name)), None)
+    if head is None or norm is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no logits, or its final norm is none of "
+            f"{', '.join(FINAL_NORMS)}; load it with AutoModelForCausalLM.from_pretrained"
+        )
+    with parameters_at_hand(head, norm):
+        return linear_weight(head) * _weights(norm.weight) * _logit_scale(model)
+
+
+def _logit_scale(model: nn.Module) -> float:
+    family = model_family(model)
+    scale = getattr(model.config, family.logit_scale) if family.logit_scale else 1.0
+    return scale / (getattr(model.config, family.logit_divisor) if family.logit_divisor else 1.0)
+
+
+def check_has_logits(model: nn.Module) -> None:
+    """Raise UnsupportedModelError for a model that predicts nothing, such as a bare backbone."""
+    if getattr(model, "get_output_embeddings", lambda: None)() is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has no logits; load it with AutoModelForCausalLM"
+        )
+
+
+def input_embeddings(model: Any, input_ids: Tensor) -> Tensor:
+    """(b, l, d_model) what as ``inputs_embeds`` means the same as these tokens: their embeddings.
+
+    Falcon-H1 multiplies embeddings by a constant, but not those that are given: these are
+    multiplied here.
+    """
+    return model.get_input_embeddings()(input_ids) * embedding_scale(model)
+
+
+def embedding_scale(model: Any) -> float:
+    """What a row of the embedding's weight has to be multiplied by to be given as an embedding."""
+    name = model_family(model).embedding_scale
+    return float(getattr(model.config, name)) if name else 1.0
+
+
+def bias_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The model's additive constants by name, that of the step size (dt) included.
+
+    Raises UnsupportedModelError where some are offloaded, for these are no part of a graph.
+    """
+    biases = {name: p for name, p in model.named_parameters() if name.endswith("bias")}
+    if offloaded := [name for name, bias in biases.items() if bias.is_meta]:
+        raise UnsupportedModelError(
+            f"{len(offloaded)} biases of {type(model).__name__} are offloaded ({offloaded[0]}, "
+            "...), which gives them no gradient: load the model without offloading"
+        )
+    return biases
+
+
+def _weights(parameter: nn.Parameter) -> Tensor:
+    return at_least_float32(parameter.detach().cpu())

@@ -1,0 +1,40 @@
+"""Saved results, shown: tables, figures and reports. No model is loaded, no statistic computed.
+
+May import `suite_plumbing`, `selective_scan`, `token_statistics`.
+
+glossary   What the numbers of a report are: name, unit, definition and how each can mislead
+summaries  Results of an analysis as a notebook shows them and as a run ends: tables read from the
+           results
+figures/  what draws results; the only folder that imports matplotlib
+report/   what tells them as HTML and Markdown, with the template
+"""
+
+from typing import TYPE_CHECKING
+
+from suite_plumbing.lazy_names import lazy_names
+
+if TYPE_CHECKING:
+    from recursive_visualizer import (
+        Results,
+    )
+    from result_views.summaries import (
+        check_lines,
+        finding_frame,
+        layer_rows,
+        run_summary,
+        text_table,
+    )
+
+__getattr__, __dir__, __all__ = lazy_names(
+    __name__,
+    {
+        "recursive_visualizer": ["Results"],
+        "result_views.summaries": [
+            "check_lines",
+            "finding_frame",
+            "layer_rows",
+            "run_summary",
+            "text_table",
+        ],
+    },
+)

@@ -1,0 +1,24 @@
+"""Panels and pages of figures, drawn from saved results; matplotlib is imported here alone.
+
+analysis_panels       Panels of the figures: each draws one quantity of a result dict on an ``ax``
+                      and returns it
+comparison_figures    The figure of a comparison of models, drawn from its results alone
+drawing               Primitives that draw on an ``ax``, and tokens as labels; `analysis_utils`
+                      passes them on
+faithfulness_figures  Figure of attribution faithfulness: each method with its interval, beside
+                      random orders
+finding_figures       Figure of the findings: each claim with its value beside its null or
+                      interval, and the verdict
+long_memory_figures   Figure of a long text read as one stream: what memory beyond a window is
+                      worth, and the state
+memory_figures        Figures of the memory analysis, drawn from its results alone: five of
+                      memory, one of causes
+memory_panels         Panels of the memory figures: each draws one quantity of the memory analysis
+                      on an ``ax``
+neuron_figures        Figure of one set of neurons: how importance is spread, and when the first
+                      ones are active
+pages                 Pages of the figures: style, title, legend of texts, caption with model and
+                      n, rows of panels
+panel_primitives      What the panels of `analysis_panels` are drawn with: sections, texts, layers
+                      and nulls on an ax
+"""

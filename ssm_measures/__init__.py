@@ -1,0 +1,23 @@
+"""What one recorded forward pass holds, measured layer by layer. No model is run.
+
+May import `suite_plumbing`, `selective_scan`, `token_statistics`, `mamba_mixers`.
+
+attention_maps      Maps of what a token takes from which earlier token, in one layer of a Mamba
+attention_measures  Measures of attention maps: how a query spreads its attention, how far back a
+                    layer reaches
+components          What one layer's selective SSM computed on a batch of texts, and how its state
+                    evolved
+delta_neurons       The neurons that go with delta, and those that depend on it
+full_mixer_maps     Maps of the full mixer: convolution and its bias, SiLU, gate and D around the
+                    implicit attention
+gate_tokens         Which tokens open a layer's gate and which close it: delta by token and by
+                    class of token
+neuron_evolution    How a method's neurons, and the attention that made them, change from layer to
+                    layer
+neuron_sets         Sets of neurons: what one method says of the d_inner channels of one layer,
+                    and what follows
+ssm_attention       How a mixer's delta, B and C go with its implicit attention: rank
+                    correlations, each with a null
+states              What a layer's states measure: norms, steps, what is kept, and inner products
+                    over tokens
+"""

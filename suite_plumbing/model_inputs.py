@@ -1,0 +1,84 @@
+"""What a model is called with: token ids and their mask, however a user passes them."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from suite_plumbing.models import require_tokenizer
+from suite_plumbing.texts import check_texts, encode_texts, pad_batch, padding_id
+
+
+def encode_inputs(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    inputs: str | Sequence[str] | Tensor | Mapping[str, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Token ids and attention mask, each (b, l), of texts (left padded), ids or an encoding."""
+    if isinstance(inputs, Tensor):
+        inputs = {"input_ids": inputs}
+    if not isinstance(inputs, Mapping):
+        tokenizer = require_tokenizer(model, tokenizer)
+        encoded = encode_texts(
+            tokenizer, check_texts(inputs), sys.maxsize, vocab_size=model.config.vocab_size
+        )
+        return pad_batch(encoded, padding_id(tokenizer))
+    if "input_ids" not in inputs:
+        raise ValueError(
+            f"inputs has no input_ids, only {sorted(inputs)}; pass a tokenizer's output"
+        )
+    ids = _whole_numbers("input_ids", inputs["input_ids"])
+    vocabulary = model.config.vocab_size
+    if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point() or ids.dtype == torch.bool:
+        raise ValueError(
+            f"inputs must be token ids (l,) or (b, l), got {tuple(ids.shape)} of {ids.dtype}"
+        )
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        raise ValueError(
+            f"inputs holds token ids from {ids.min()} to {ids.max()}; the model knows 0 to "
+            f"{vocabulary - 1}. Was it tokenized for another model?"
+        )
+    return ids, _mask_of(ids, inputs.get("attention_mask"))
+
+
+def _mask_of(ids: Tensor, mask: Tensor | None) -> Tensor:
+    """The attention mask that came with these ids (b, l), ones for None; checked.
+
+    Padding stands before or after a text: between its tokens the state would run on over it.
+    """
+    if mask is None:
+        return torch.ones_like(ids)
+    mask = _whole_numbers("attention_mask", mask)
+    if mask.shape != ids.shape:
+        raise ValueError(
+            f"attention_mask must have the shape of input_ids, {tuple(ids.shape)}, got "
+            f"{tuple(mask.shape)}"
+        )
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise ValueError("attention_mask must be 1 at tokens and 0 at padding; it has other values")
+    mask = mask.to(ids.dtype)
+    starts = (mask.diff(dim=1, prepend=torch.zeros_like(mask[:, :1])) == 1).sum(1)
+    if not bool((starts == 1).all()):
+        row = int((starts != 1).long().argmax())
+        raise ValueError(
+            f"attention_mask has {int(starts[row])} runs of tokens in row {row}; each row is one "
+            "text without gaps, with padding before or after it"
+        )
+    return mask
+
+
+def _whole_numbers(name: str, values: Any) -> Tensor:
+    """A tensor (b, l) of what a user passed; ValueError for what has no such shape."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"{name} cannot be taken as numbers of shape (l,) or (b, l) ({error}); pad texts of "
+            "unequal length, as tokenizer(texts, padding=True) does"
+        ) from error
+    return tensor.unsqueeze(0) if tensor.dim() == 1 else tensor

@@ -1,0 +1,51 @@
+"""Progress bars, logging and the seed of a run."""
+
+from __future__ import annotations
+
+import logging
+import random
+import sys
+from collections.abc import Iterable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from tqdm import tqdm
+from transformers import logging as transformers_logging
+
+from suite_plumbing.arguments import validate_int
+
+T = TypeVar("T")
+
+
+# What tqdm takes None for: shown on a terminal only.
+_bars: dict[str, bool | None] = {"disable": None}
+
+
+def set_seed(seed: int) -> None:
+    """Seed the generators of Python, numpy and torch (every device). `seed`: 0 to 2**32 - 1."""
+    seed = validate_int("seed", seed, 0, 2**32 - 1)
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 - scipy draws from the global generator by default
+    torch.manual_seed(seed)
+
+
+def configure_logging(debug: bool = False, quiet: bool = False) -> None:
+    """Log to stderr: details with `debug`, warnings only with `quiet`, the course of work else."""
+    if debug and quiet:
+        raise ValueError("--debug and --quiet are both given; pass one of them")
+    _bars["disable"] = True if quiet else None
+    level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
+    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    for name in ("matplotlib", "PIL", "fontTools", "httpx", "filelock", "fsspec", "urllib3"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if quiet or not sys.stderr.isatty():
+        transformers_logging.disable_progress_bar()
+
+
+def progress(iterable: Iterable[T], **options: Any) -> Iterable[T]:
+    """Show a tqdm bar on stderr while iterating, where that is a terminal; `options` are tqdm's.
+
+    None is shown after `configure_logging(quiet=True)`.
+    """
+    return tqdm(iterable, **{"leave": False, **_bars, **options})

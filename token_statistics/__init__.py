@@ -1,0 +1,30 @@
+"""Numbers over tokens: association, series in time, CKA, nulls, findings and the rules of verdicts.
+
+May import `suite_plumbing`; no model, no ``transformers``.
+
+association             How two sets of samples go together: Pearson and rank correlations, their
+                        p-values, overlap
+autocorrelation         Autocorrelation within texts, beside that of shuffled tokens, and the
+                        samples it leaves
+channel_correlations    Correlation of every channel of one layer with every channel of another,
+                        beside its null
+cka                     Linear CKA of two sets of channels, debiased, also at time shifts of one
+                        side
+correlation_sums        Sums over a stream of tokens from which the correlations of two layers
+                        follow
+cross_text_consistency  How far texts agree: spread between texts against spread within, and
+                        shared important neurons
+description             Numbers that describe one set of samples: entropy, rank, kurtosis,
+                        autocorrelation, an interval
+findings                Findings: a claim, what was measured for it, what that is compared with,
+                        and the verdict
+layer_likeness          How alike the layers of two models are on one text: all pairs of layers at
+                        once, and their nulls
+rhythms                 Rhythm of a series: a period at which its spectrum rises again above that
+                        of slow change
+streamed_correlations   Correlation of layers over a stream of tokens: sums a batch, memory that
+                        no token adds to
+time_shift_nulls        Statistics of series in time, each beside what it is when the two sides
+                        are shifted in time
+verdict_rules           The rules by which numbers become a finding with its verdict
+"""
