@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import analysis_pipelines.text_steps as text_analysis
 import corrected_recursive_ssm_attention_analyzer as module
+from analysis_pipelines import text_steps
 from analysis_pipelines.step_runner import Step
 from analysis_pipelines.text_steps import TEXT_STEPS
 from corrected_recursive_ssm_attention_analyzer import (
@@ -171,7 +171,7 @@ def _with_failing(step_name, error):
 
 def test_a_failed_step_leaves_the_rest_whole(analyzer, monkeypatch, tmp_path):
     error = AnalysisError("no attention today")
-    monkeypatch.setattr(text_analysis, "TEXT_STEPS", _with_failing("attention_data", error))
+    monkeypatch.setattr(text_steps, "TEXT_STEPS", _with_failing("attention_data", error))
     results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[:2], [0, 2])
     analysis = results["individual_texts"]["text_0"]["analysis"]
     assert list(analysis) == STEPS
@@ -282,7 +282,7 @@ def test_the_seed_is_checked_when_the_analyzer_is_made(tiny_model, seed):
 
 def test_programming_errors_go_through(analyzer, monkeypatch):
     steps = _with_failing("neurons", TypeError("a bug"))
-    monkeypatch.setattr(text_analysis, "TEXT_STEPS", steps)
+    monkeypatch.setattr(text_steps, "TEXT_STEPS", steps)
     with pytest.raises(TypeError, match="a bug"):
         analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], [0])
 
@@ -370,7 +370,7 @@ def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):
 
 def test_command_ends_with_1_when_a_step_failed(tiny_model_dir, tmp_path, monkeypatch, capsys):
     steps = _with_failing("neurons", AnalysisError("no neurons"))
-    monkeypatch.setattr(text_analysis, "TEXT_STEPS", steps)
+    monkeypatch.setattr(text_steps, "TEXT_STEPS", steps)
     arguments = ["--model", str(tiny_model_dir), "--text", TEXTS[0], "--layers", "0,2"]
     assert main([*arguments, "--output-dir", str(tmp_path), "--quiet"]) == 1
     assert "Without result: text_0.neurons" in capsys.readouterr().out

@@ -6,6 +6,7 @@ import math
 import hand_weighted
 import numpy as np
 import pytest
+from attention_cases import attending_evenly
 from conftest import VOCAB_SIZE, make_tiny_model, make_tiny_neox, make_tiny_tokenizer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
@@ -153,8 +154,6 @@ def test_verdicts_need_tokens_twins_and_a_value():
 
 
 def test_maps_without_an_order_have_no_agreement_and_a_reason_is_not_made_up():
-    from test_comparison_readings import attending_evenly
-
     mamba = hand_weighted.constant_half_life(3.0, VOCAB_SIZE)
     results = compared(attending_evenly(), mamba)
     (pair,) = results["pairs"]

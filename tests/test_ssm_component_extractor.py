@@ -26,7 +26,6 @@ from ssm_component_extractor import (
 )
 from ssm_measures.components import Capture, SSMComponents
 from suite_plumbing.errors import AnalysisError
-from suite_plumbing.model_inputs import encode_inputs
 from suite_plumbing.result_files import write_json
 from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
 from token_statistics.description import relative_error
@@ -297,18 +296,6 @@ def test_every_form_of_input_means_the_same(tiny_model, tiny_tokenizer):
         assert torch.equal(other.input_ids, captures[0].input_ids)
         assert torch.equal(other.attention_mask, captures[0].attention_mask)
         assert torch.equal(other.components[1].y, captures[0].components[1].y)
-
-
-def test_a_list_of_texts_is_one_padded_batch(tiny_model, tiny_tokenizer):
-    texts = [TEXT, "the kettle"]
-    ids, mask = encode_inputs(tiny_model, tiny_tokenizer, texts)
-    short = len(tiny_tokenizer(texts[1])["input_ids"])
-    assert mask.sum(1).tolist() == [ids.shape[1], short]
-    assert bool((mask[1, -short:] == 1).all())
-    padded = tiny_tokenizer(texts, padding=True, return_tensors="pt")
-    again = encode_inputs(tiny_model, tiny_tokenizer, padded)
-    assert torch.equal(again[0], ids)
-    assert torch.equal(again[1], mask)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import hand_weighted
 import numpy as np
 import pytest
 import torch
+from attention_cases import attending_evenly
 from conftest import VOCAB_SIZE, make_tiny_model, make_tiny_neox, make_tiny_tokenizer
 from transformers import MambaForCausalLM, RwkvConfig, RwkvForCausalLM
 
@@ -33,16 +34,6 @@ from token_statistics.layer_likeness import lag_profile
 TOKENIZER = make_tiny_tokenizer()
 TEXTS = [EXAMPLE_TEXTS[0][:120], EXAMPLE_TEXTS[1][:150]]
 HALF_LIFE = 3.0
-
-
-def attending_evenly():
-    """A GPT-NeoX whose scores are all 0, so that softmax is even over the past."""
-    model = make_tiny_neox(num_layers=2)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "query_key_value" in name:
-                parameter.zero_()
-    return model
 
 
 def measured(models, texts=TEXTS, **options):

@@ -1,7 +1,6 @@
 """The table by layer: values where steps have results, None where they have not."""
 
 from analysis_pipelines.memory_table import memory_by_layer
-from suite_plumbing.result_reading import entry_at
 
 
 def test_values_are_those_of_the_steps():
@@ -28,9 +27,3 @@ def test_values_are_those_of_the_steps():
 def test_rows_without_results_have_the_same_columns():
     (empty,) = memory_by_layer({}, [0])
     assert {value for name, value in empty.items() if name != "layer"} == {None}
-
-
-def test_an_entry_that_is_not_there():
-    assert entry_at({"a": {"b": 1}}, "a", "b") == 1
-    assert entry_at({"a": {"b": 1}}, "a", "c") is None
-    assert entry_at({"a": 1}, "a", "b") is None

@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import MambaForCausalLM
 
-import analysis_pipelines.text_steps as text_analysis
+from analysis_pipelines import text_steps
 from analysis_pipelines.analysis_results import Settings
 from analysis_pipelines.step_runner import Step
 from analysis_pipelines.text_steps import TEXT_STEPS, TextInputs, analyze_text, without_capture
@@ -37,7 +37,7 @@ def test_what_needs_a_failed_step_is_skipped_and_the_rest_is_there(inputs, monke
         raise AnalysisError("no attention today")
 
     steps = [Step(s.name, fail) if s.name == "attention_data" else s for s in TEXT_STEPS]
-    monkeypatch.setattr(text_analysis, "TEXT_STEPS", tuple(steps))
+    monkeypatch.setattr(text_steps, "TEXT_STEPS", tuple(steps))
     failures = analyze_text(inputs).failures
     assert failures["attention_data"]["error"]["message"] == "no attention today"
     assert failures["neurons"] == {"skipped": "needs attention_data, which gave no result"}

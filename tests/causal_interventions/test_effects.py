@@ -99,7 +99,7 @@ def test_parts_of_a_batch_are_the_same(monkeypatch):
         return compose(reset_state(tokens, LAYER), hide_source(tokens, 3))
 
     whole = batched_effects(model, captured, build, range(20))
-    monkeypatch.setattr("intervention_effects._TOKENS_PER_PASS", 70)
+    monkeypatch.setattr("causal_interventions.effects._TOKENS_PER_PASS", 70)
     parts = batched_effects(model, captured, build, range(20))
     # Logits of values of order 1 that were summed in another order, and a KL quadratic in them.
     torch.testing.assert_close(

@@ -8,8 +8,7 @@ import torch
 from conftest import make_tiny_model
 from torch import Tensor
 
-import causal_interventions.neuron_effects as neuron_effects
-import mamba_mixers.running as mamba_mixers
+from causal_interventions import neuron_effects
 from causal_interventions.neuron_effects import (
     AblationEffects,
     ablation_agreement,
@@ -17,6 +16,7 @@ from causal_interventions.neuron_effects import (
     target_gradients,
 )
 from causal_interventions.targets import resolve_target
+from mamba_mixers import running
 from mamba_mixers.sites import find_mixers
 from ssm_component_extractor import capture
 from ssm_measures.components import Capture
@@ -68,7 +68,7 @@ def test_ablation_in_batches_is_the_same(monkeypatch):
     model = make_tiny_model()
     captured, target = tiny_capture(model), resolve_target()
     whole = ablation_effects(model, captured, LAYER, range(10), target)
-    monkeypatch.setattr("neuron_effects._TOKENS_PER_PASS", 60)
+    monkeypatch.setattr("causal_interventions.neuron_effects._TOKENS_PER_PASS", 60)
     parts = ablation_effects(model, captured, LAYER, range(10), target)
     # Batches of another size may use another order of float32 sums.
     torch.testing.assert_close(parts.effects, whole.effects, rtol=0, atol=1e-5)
@@ -165,13 +165,13 @@ def test_gradients_of_recomputed_layers_are_the_same_to_the_bit(monkeypatch, tra
     model = make_tiny_model().requires_grad_(trainable)
     captured = tiny_capture(model)
     kept = target_gradients(model, captured, captured.layers, resolve_target())
-    replays, replay_mixer = [], mamba_mixers.replay_mixer
+    replays, replay_mixer = [], running.replay_mixer
 
     def counted(site, *args):
         replays.append(site.layer)
         return replay_mixer(site, *args)
 
-    monkeypatch.setattr(mamba_mixers, "replay_mixer", counted)
+    monkeypatch.setattr(running, "replay_mixer", counted)
     monkeypatch.setattr(neuron_effects, "_GRAPH_BYTES", 12 * captured.components[0].u.nbytes)
     again = target_gradients(model, captured, captured.layers, resolve_target())
     # Of four layers the last is kept.

@@ -13,7 +13,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-import mamba_mixers.attention_layers as attention_models
+from mamba_mixers import attention_layers
 from mamba_mixers.attention_layers import (
     attending_layers,
     model_layers_by_name,
@@ -113,7 +113,7 @@ def test_token_limit_is_the_context_or_a_refusal(monkeypatch):
     assert token_limit(model, 100) == 100
     assert token_limit(model, 1000) == 256
     assert token_limit(make_tiny_model(), 1000) == 1000
-    monkeypatch.setattr(attention_models, "MAX_WEIGHTS_GB", 4 * 4 * 50**2 / 1e9)
+    monkeypatch.setattr(attention_layers, "MAX_WEIGHTS_GB", 4 * 4 * 50**2 / 1e9)
     assert token_limit(model, 50) == 50
     with pytest.raises(ValueError, match="Pass --max-sequence-length 50 or less"):
         token_limit(model, 200)

@@ -7,7 +7,6 @@ import reference
 import torch
 from torch import Tensor
 
-import mamba_mixers.families as mixer_families
 from benchmarks.family_models import (
     FAULTY,
     FAULTY_BEYOND,
@@ -18,6 +17,7 @@ from benchmarks.family_models import (
     mixers_of,
     ssm_layers,
 )
+from mamba_mixers import families
 from mamba_mixers.families import FAMILIES
 from mamba_mixers.recording import record_layers
 from mamba_mixers.replay import replay_mixer
@@ -166,7 +166,7 @@ def test_padding_and_company_change_no_text(model, name, texts, records):
 def test_without_its_row_a_family_is_unknown_and_no_other_is(monkeypatch, model, name):
     for row in FAMILIES:
         others = tuple(other for other in FAMILIES if other is not row)
-        monkeypatch.setattr(mixer_families, "FAMILIES", others)
+        monkeypatch.setattr(families, "FAMILIES", others)
         if row.model_type == family_of(name):
             with pytest.raises(UnsupportedModelError, match="layers have an A_log"):
                 find_mixers(model)

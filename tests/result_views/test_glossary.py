@@ -5,7 +5,7 @@ from pathlib import Path
 
 from result_views.glossary import MEASURES, method_name
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 def test_every_measure_has_a_name_and_a_definition():
@@ -18,7 +18,7 @@ def test_every_measure_has_a_name_and_a_definition():
 
 
 def test_the_page_refers_to_measures_that_there_are():
-    page = (ROOT / "report_template" / "report.html.jinja").read_text(encoding="utf-8")
+    page = (ROOT / "result_views" / "report" / "report.html.jinja").read_text(encoding="utf-8")
     referred = set(re.findall(r'term\("[^"]+", "(\w+)"\)', page))
     assert referred
     assert referred <= set(MEASURES)

@@ -7,7 +7,7 @@ import reference
 import torch
 from scan_cases import BOUND, DTYPES, LENGTHS, SHAPES, make_mamba1_operands, make_operands, without
 
-import selective_scan.attention as attention_module
+from selective_scan import attention as attention_module
 from selective_scan.attention import attention_map, attention_row, implicit_attention
 from token_statistics.description import relative_error
 

@@ -9,7 +9,7 @@ import shutil
 import pytest
 import torch
 
-import selective_scan.compiled as module
+from selective_scan import compiled as module
 from selective_scan.compiled import compiled_scan
 from selective_scan.scan import selective_scan, selective_scan_chunk
 

@@ -17,7 +17,7 @@ from scan_cases import (
 )
 from torch import Tensor
 
-import selective_scan.scan as scan_module
+from selective_scan import scan as scan_module
 from selective_scan.attention import attention_map, attention_row, implicit_attention
 from selective_scan.scan import scan_hidden_states, selective_scan, selective_scan_chunk
 from token_statistics.description import relative_error

@@ -1,19 +1,17 @@
 """Attention maps: operator identities against float64 loops, planted attention, bad input."""
 
 import math
-from typing import Any
 
 import hand_weighted
 import pytest
 import reference
 import torch
-import torch.nn.functional as F
 from conftest import make_tiny_model
+from map_cases import BOUND, captured_layer, error, make_mixer, reference_alpha
 from torch import Tensor
 
-import ssm_measures.attention_maps as attention_maps
 from mamba_mixers.sites import find_mixers
-from mamba_mixers.weights import MixerParameters, logit_directions, mixer_parameters
+from mamba_mixers.weights import logit_directions, mixer_parameters
 from ssm_component_extractor import capture
 from ssm_measures.attention_maps import (
     contribution_map,
@@ -28,154 +26,7 @@ from ssm_measures.attention_maps import (
 from ssm_measures.components import SSMComponents
 from ssm_measures.full_mixer_maps import full_mixer_head_maps, full_mixer_map, full_mixer_row
 
-# The suite's bounds: rounding of float32 (1e-7) and of float64 (2e-16), grown over the tokens.
-BOUND = {torch.float32: 1e-5, torch.float64: 1e-10}
 IDS = torch.tensor([[1, 2, 3, 1, 4, 2, 5, 1, 2, 3, 3, 1]])
-
-
-def make_mixer(
-    length: int = 19,
-    batch: int = 1,
-    *,
-    heads: int = 7,
-    taps: int = 3,
-    bias: bool = True,
-    dtype: torch.dtype = torch.float64,
-) -> tuple[SSMComponents, MixerParameters]:
-    """A mixer's components computed by the float64 loops from random weights; odd sizes."""
-    generator = torch.Generator().manual_seed(length)
-
-    def normal(*size: int) -> Tensor:
-        return torch.randn(size, generator=generator, dtype=torch.float64)
-
-    weight, b = normal(heads, taps), normal(heads) if bias else None
-    x, gate, D = normal(batch, length, heads), normal(batch, length, heads), normal(heads)
-    delta, A = F.softplus(normal(batch, length, heads)), -torch.exp(normal(heads, 5) - 1)
-    B, C = normal(batch, length, 5), normal(batch, length, 5)
-    u = reference.silu(reference.causal_convolution(x, weight, b))
-    y, _ = reference.scan(u[..., None], delta, A, B[:, :, None], C[:, :, None], D)
-    y = y.squeeze(-1)
-    fields: dict[str, Any] = {
-        "A": A, "B": B, "C": C, "D": D, "delta": delta, "u": u, "gate": gate, "y": y,
-        "gated": y * reference.silu(gate), "conv_input": x,
-    }  # fmt: skip
-    components = SSMComponents(
-        **{name: value.to(dtype) for name, value in fields.items()},
-        mixer_output=torch.zeros(batch, length, 1, dtype=dtype),
-        attention_mask=torch.ones(batch, length, dtype=torch.int64),
-        replay_errors=(0.0,) * batch,
-    )
-    out_weight = normal(4, heads).to(dtype)
-    conv_bias = None if b is None else b.to(dtype)
-    return components, MixerParameters(weight.to(dtype), conv_bias, out_weight, None)
-
-
-def reference_alpha(components: SSMComponents) -> Tensor:
-    B, C = components.B[:, :, None], components.C[:, :, None]
-    return reference.implicit_attention(components.delta, components.A, B, C)
-
-
-def error(actual: Tensor, expected: Tensor) -> float:
-    return float((actual.double() - expected.double()).norm() / expected.double().norm())
-
-
-def captured_layer(layer: int = 2, length: int = 40, padding: int = 0):
-    """Components and parameters of a layer of the tiny model, two texts, the second padded."""
-    model = make_tiny_model()
-    generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, 64, (2, length), generator=generator)
-    mask = torch.ones_like(ids)
-    mask[1, :padding] = 0
-    components = capture(model, ids, mask, [layer]).components[layer]
-    return components, mixer_parameters(find_mixers(model)[layer])
-
-
-# Around the convolution's width (3 taps), and on both sides of a block of 16 tokens.
-@pytest.mark.parametrize("length", [1, 2, 3, 4, 17, 33])
-@pytest.mark.parametrize("bias", [True, False])
-def test_full_mixer_head_maps_are_the_product_of_the_mixers_matrices(length, bias):
-    components, parameters = make_mixer(length, bias=bias)
-    M, c = reference.full_mixer_operator(
-        reference_alpha(components)[0],
-        components.D,
-        components.gate[0],
-        components.conv_input[0],
-        parameters.conv_weight,
-        parameters.conv_bias,
-    )
-    maps = full_mixer_head_maps(components, parameters)
-    assert error(maps.tokens[0], M) < BOUND[torch.float64]
-    torch.testing.assert_close(maps.bias[0], c, rtol=0, atol=1e-10)
-    chosen = full_mixer_head_maps(components, parameters, heads=[5, 1])
-    torch.testing.assert_close(chosen.tokens, maps.tokens[:, [5, 1]], rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("dtype", list(BOUND))
-def test_full_mixer_operator_gives_the_gated_output(dtype):
-    components, parameters = make_mixer(50, batch=2, dtype=dtype)
-    maps = full_mixer_head_maps(components, parameters)
-    x = components.conv_input.movedim(2, 1).unsqueeze(-1)
-    gated = (maps.tokens @ x).squeeze(-1) + maps.bias
-    assert error(gated, components.gated.movedim(2, 1)) < BOUND[dtype]
-
-
-@pytest.mark.parametrize("layer", [0, 3])
-def test_full_mixer_map_of_a_real_model_sums_to_its_gated_output(layer):
-    components, parameters = captured_layer(layer, padding=6)
-    weight = torch.randn(components.gated.shape, generator=torch.Generator().manual_seed(1))
-    maps = full_mixer_map(
-        components, parameters, query_weight=weight, key_weight=components.conv_input
-    )
-    expected = (weight * components.gated).sum(-1) * components.attention_mask
-    actual = (maps.tokens.sum(-1) + maps.bias) * components.attention_mask
-    assert error(actual, expected) < BOUND[torch.float32]
-
-
-def test_full_mixer_map_of_a_float64_model_is_float64():
-    model = make_tiny_model().double()
-    ids = torch.randint(1, 64, (1, 20), generator=torch.Generator().manual_seed(0))
-    components = capture(model, ids, None, [1]).components[1]
-    parameters = mixer_parameters(find_mixers(model)[1])
-    maps = full_mixer_map(components, parameters, key_weight=components.conv_input)
-    assert maps.tokens.dtype == maps.bias.dtype == torch.float64
-    # transformers rounds u to float32 (6e-8) on its way into the scan, whatever the model's dtype.
-    assert error(maps.tokens.sum(-1) + maps.bias, components.gated.mean(-1)) < 1e-6
-    assert contribution_map(components, components.y).dtype == torch.float64
-
-
-def test_full_mixer_map_and_row_sum_the_head_maps():
-    components, parameters = make_mixer(21)
-    heads = full_mixer_head_maps(components, parameters)
-    for absolute in (False, True):
-        expected = heads.tokens.abs() if absolute else heads.tokens
-        from_bias = heads.bias.abs() if absolute else heads.bias
-        maps = full_mixer_map(components, parameters, absolute=absolute)
-        torch.testing.assert_close(maps.tokens, expected.mean(1), rtol=0, atol=1e-10)
-        torch.testing.assert_close(maps.bias, from_bias.mean(1), rtol=0, atol=1e-10)
-        for query in (0, 1, 2, 20, -3):
-            row = full_mixer_row(components, parameters, query, absolute=absolute)
-            torch.testing.assert_close(row.tokens, maps.tokens[:, query], rtol=0, atol=1e-10)
-            torch.testing.assert_close(row.bias, maps.bias[:, query], rtol=0, atol=1e-10)
-
-
-def test_maps_in_passes_of_heads_are_the_same(monkeypatch):
-    components, parameters = make_mixer(12)
-    whole = full_mixer_map(components, parameters, absolute=True)
-    monkeypatch.setattr(attention_maps, "_HEADS_PER_PASS", 2)
-    parts = full_mixer_map(components, parameters, absolute=True)
-    torch.testing.assert_close(parts.tokens, whole.tokens, rtol=0, atol=1e-12)
-
-
-def test_a_delta_of_zero_has_a_full_mixer_map():
-    components, parameters = make_mixer(9)
-    components.delta[0, 4] = 0.0
-    alpha = reference_alpha(components)[0]
-    M, _ = reference.full_mixer_operator(
-        alpha, components.D, components.gate[0], components.conv_input[0],
-        parameters.conv_weight, parameters.conv_bias,
-    )  # fmt: skip
-    maps = full_mixer_head_maps(components, parameters)
-    assert error(maps.tokens[0], M) < BOUND[torch.float64]
 
 
 @pytest.mark.parametrize("dtype", list(BOUND))

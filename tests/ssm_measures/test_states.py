@@ -6,8 +6,8 @@ import pytest
 import reference
 import torch
 
-import ssm_measures.states as state_measures
 from selective_scan.operands import with_groups
+from ssm_measures import states
 from ssm_measures.states import measure_states
 from token_statistics.description import relative_error
 
@@ -40,7 +40,7 @@ def loop(u, delta, A, B):
 @pytest.mark.parametrize("block_size", [1, 1 << 20])
 @pytest.mark.parametrize("shape", [{}, {"width": 1, "groups": 1}, {"heads": 2, "width": 2}])
 def test_measures_are_those_of_the_whole_states(monkeypatch, shape, block_size):
-    monkeypatch.setattr(state_measures, "_BLOCK_SIZE", block_size)  # a head at a time, or all
+    monkeypatch.setattr(states, "_BLOCK_SIZE", block_size)  # a head at a time, or all
     u, delta, A, B, mask = operands(**shape)
     found, h = measure_states(u, delta, A, B, mask), loop(u, delta, A, B)
     keep = mask.bool()

@@ -1,24 +1,14 @@
 """Hooks leave no trace, options are read, commands end with the right status."""
 
 import argparse
-import importlib
-import inspect
-import io
-import logging
-import random
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from torch import nn
-from transformers import MambaForCausalLM
 
 import utils
-from mamba_mixers.hooks import forward_hooks
 from suite_plumbing.commands import (
     add_common_options,
     parse_formats,
@@ -27,99 +17,9 @@ from suite_plumbing.commands import (
     texts_from_options,
 )
 from suite_plumbing.errors import AnalysisError
-from suite_plumbing.progress import configure_logging, progress, set_seed
 from suite_plumbing.texts import EXAMPLE_TEXTS
 
-IDS = torch.tensor([[5, 9, 2, 40, 17]])
-
-
-def test_every_name_of_the_modules_below_is_offered_here() -> None:
-    for name in utils.__all__:
-        assert hasattr(utils, name)
-    for module in ("analysis_inputs", "memory_tracker", "model_loading", "result_files"):
-        source = importlib.import_module(module)
-        public = {
-            name
-            for name, value in vars(source).items()
-            if (inspect.isfunction(value) or inspect.isclass(value))
-            if value.__module__ == module and not name.startswith("_")
-        }
-        assert public <= set(utils.__all__), f"{module} has names that utils does not pass on"
-
-
-def test_set_seed_repeats_every_generator_and_validates() -> None:
-    def draw() -> tuple[float, float, float]:
-        return random.random(), float(np.random.rand()), float(torch.rand(()))  # noqa: NPY002
-
-    set_seed(7)
-    first = draw()
-    set_seed(7)
-    assert draw() == first
-    set_seed(8)
-    assert draw() != first
-    with pytest.raises(ValueError, match="seed is -1"):
-        set_seed(-1)
-
-
 # Hooks
-
-
-def hook_count(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) for module in model.modules())
-
-
-def test_forward_hooks_see_arguments_by_name_and_leave_the_logits_alone(
-    tiny_model: MambaForCausalLM,
-) -> None:
-    before = tiny_model(IDS).logits
-    seen: list[str] = []
-
-    def hook(module: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> None:
-        seen.append(f"{type(module).__name__} {sorted(kwargs)}")
-
-    with forward_hooks([(tiny_model, hook), (tiny_model.lm_head, hook)]):
-        during = tiny_model(input_ids=IDS, use_cache=False).logits
-    assert seen == ["Linear []", "MambaForCausalLM ['input_ids', 'use_cache']"]
-    assert torch.equal(before, during)
-    assert hook_count(tiny_model) == 0
-
-
-@pytest.mark.parametrize("error", [RuntimeError("in the forward"), KeyboardInterrupt()])
-def test_forward_hooks_are_gone_after_an_exception_in_a_hook(
-    tiny_model: MambaForCausalLM, error: BaseException
-) -> None:
-    def hook(*_: Any) -> None:
-        raise error
-
-    with (
-        pytest.raises(type(error)),
-        forward_hooks([(tiny_model.lm_head, hook), (tiny_model, hook)]),
-    ):
-        tiny_model(IDS)
-    assert hook_count(tiny_model) == 0
-
-
-def test_forward_hooks_are_gone_when_a_registration_in_the_middle_fails(
-    tiny_model: MambaForCausalLM,
-) -> None:
-    def hook(*_: Any) -> None: ...
-
-    not_a_module: Any = "mixer"
-    with (
-        pytest.raises(AttributeError),
-        forward_hooks([(tiny_model, hook), (not_a_module, hook), (tiny_model.lm_head, hook)]),
-    ):
-        pytest.fail("the block must not be entered")
-    assert hook_count(tiny_model) == 0
-
-    def failing_iterable() -> Any:
-        yield tiny_model, hook
-        assert hook_count(tiny_model) == 1
-        raise LookupError("layer 9")
-
-    with pytest.raises(LookupError), forward_hooks(failing_iterable()):
-        pytest.fail("the block must not be entered")
-    assert hook_count(tiny_model) == 0
 
 
 # Command lines
@@ -198,40 +98,6 @@ def test_texts_from_options_reads_the_file_and_refuses_both(tmp_path: Path) -> N
         texts_from_options(parse("--texts-file", str(path), "--text", "x"))
     with pytest.raises(ValueError, match="text 1 is empty"):
         texts_from_options(parse("--text", "x", "--text", ""))
-
-
-def test_configure_logging_sets_the_level(monkeypatch: pytest.MonkeyPatch) -> None:
-    levels: list[int] = []
-    monkeypatch.setattr(logging, "basicConfig", lambda **options: levels.append(options["level"]))
-    for options in ({}, {"debug": True}, {"quiet": True}):
-        configure_logging(**options)
-    assert levels == [logging.INFO, logging.DEBUG, logging.WARNING]
-    with pytest.raises(ValueError, match="--debug and --quiet are both given"):
-        configure_logging(debug=True, quiet=True)
-
-
-def test_progress_is_silent_where_there_is_no_terminal(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    assert list(progress([1, 2, 3], desc="layers")) == [1, 2, 3]
-    assert capsys.readouterr().err == ""
-    assert list(progress([1, 2, 3], desc="layers", disable=False)) == [1, 2, 3]
-    assert "layers" in capsys.readouterr().err
-
-
-def test_progress_shows_on_a_terminal_unless_quiet() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
-
-    def shown(quiet: bool) -> str:
-        configure_logging(quiet=quiet)
-        terminal = Terminal()
-        list(progress([1, 2], desc="layers", file=terminal))
-        return terminal.getvalue()
-
-    assert shown(quiet=True) == ""
-    assert "layers" in shown(quiet=False)
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import suite_plumbing.memory_usage as memory_tracker
-from suite_plumbing.errors import is_out_of_memory
+from suite_plumbing import memory_usage
 from suite_plumbing.memory_usage import MemoryTracker
 
 MEBIBYTE = 2**20
@@ -80,18 +79,8 @@ def test_without_proc_there_is_a_peak_and_a_reason_for_the_rest(
 
 
 def test_where_nothing_can_be_measured_all_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory_tracker, "_memory_bytes", lambda _: (None, None, None))
+    monkeypatch.setattr(memory_usage, "_memory_bytes", lambda _: (None, None, None))
     stats = MemoryTracker().stats()
     assert stats["peak_memory_usage"] is None
     assert stats["source"] is None
     assert stats["reason"] is not None
-
-
-def test_is_out_of_memory_knows_a_real_failed_allocation_from_other_errors() -> None:
-    with pytest.raises(RuntimeError) as caught:
-        torch.empty(2**55)
-    assert is_out_of_memory(caught.value)
-    assert is_out_of_memory(MemoryError())
-    assert is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
-    assert not is_out_of_memory(RuntimeError("shapes differ"))
-    assert not is_out_of_memory(ValueError("DefaultCPUAllocator"))

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import AutoModelForCausalLM, MambaForCausalLM, PreTrainedTokenizerFast
 
-import suite_plumbing.models as model_loading
+from suite_plumbing import models
 from suite_plumbing.models import load_model, load_tokenizer, require_tokenizer, resolve_model
 from suite_plumbing.texts import EXAMPLE_TEXTS
 
@@ -157,7 +157,7 @@ def test_load_model_reports_a_broken_config(tiny_model_dir: Path) -> None:
 def test_a_hub_name_without_a_network_is_a_clear_error(tmp_path: Path) -> None:
     # A process of its own: the library reads the offline switch once, when it is imported.
     code = (
-        "from model_loading import load_model, load_tokenizer\n"
+        "from suite_plumbing.models import load_model, load_tokenizer\n"
         "for load in (load_model, load_tokenizer):\n"
         "    try:\n"
         "        load('some-lab/some-mamba')\n"
@@ -167,7 +167,7 @@ def test_a_hub_name_without_a_network_is_a_clear_error(tmp_path: Path) -> None:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", code],
-        cwd=Path(model_loading.__file__).parent,
+        cwd=Path(models.__file__).parent.parent,
         env=environment,
         capture_output=True,
         text=True,

@@ -1,9 +1,7 @@
 """Files are whole or absent, JSON is strict, provenance is the same for the same run."""
 
-import copy
 import csv
 import errno
-import json
 import os
 import re
 import resource
@@ -14,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import suite_plumbing.result_files as result_files
-from suite_plumbing.provenance import provenance, weights_sha256
+from suite_plumbing import result_files
 from suite_plumbing.result_files import (
     check_output_dir,
     finite_or_none,
@@ -289,66 +286,6 @@ def test_write_tensors_refuses_bad_values(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="no tensors to write"):
         write_tensors(path, {})
     assert names_in(tmp_path) == []
-
-
-def test_weights_sha256_sees_one_changed_weight_and_the_dtype(tiny_model: torch.nn.Module) -> None:
-    before = weights_sha256(tiny_model)
-    assert weights_sha256(copy.deepcopy(tiny_model)) == before
-    assert weights_sha256(copy.deepcopy(tiny_model).bfloat16()) != before
-    with torch.no_grad():
-        next(tiny_model.parameters()).view(-1)[-1] += 1
-    assert weights_sha256(tiny_model) != before
-
-
-def test_provenance_of_two_runs_differs_under_run_alone(tiny_model: torch.nn.Module) -> None:
-    first = provenance(tiny_model, command=["a.py", "--seed", "3", "--output-dir", "x"], seed=3)
-    second = provenance(tiny_model, command=["a.py", "--seed", "3", "--output-dir=y"], seed=3)
-    assert first["run"]["command"] != second["run"]["command"]
-    assert first["command"] == ["a.py", "--seed", "3"]
-    assert {**first, "run": None} == {**second, "run": None}
-
-
-def test_provenance_has_what_a_rerun_needs(tiny_model: torch.nn.Module) -> None:
-    record = provenance(tiny_model, command="a.py --text 'two words'", seed=0, token_counts=[5])
-    assert json.loads(json.dumps(record, allow_nan=False)) == record
-    assert record["command"] == ["a.py", "--text", "two words"]
-    assert record["versions"]["torch"] == torch.__version__
-    assert set(record["versions"]) == {"python", "torch", "transformers", "numpy", "scipy"}
-    assert record["suite"]["version"] == result_files.SUITE_VERSION
-    assert record["model"]["class"] == "MambaForCausalLM"
-    assert record["model"]["weights_sha256"] == weights_sha256(tiny_model)
-    assert (record["dtype"], record["device"], record["seed"]) == ("float32", "cpu", 0)
-    assert set(record["kernels"]) == {"mamba_ssm", "causal_conv1d"}
-    assert record["token_counts"] == [5]
-
-
-def test_provenance_refuses_details_that_would_overwrite(tiny_model: torch.nn.Module) -> None:
-    with pytest.raises(ValueError, match=r"\['run', 'suite'\] would overwrite"):
-        provenance(tiny_model, suite=1, run=2)
-
-
-def test_provenance_names_the_bundled_model_without_its_place(tiny_model: torch.nn.Module) -> None:
-    tiny_model.config.name_or_path = str(result_files.DEMO_MODEL_PATH)  # pyright: ignore
-    assert provenance(tiny_model)["model"]["id"] == "demo_model"
-
-
-def test_git_state_is_unknown_outside_a_checkout(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    unknown = {"git_commit": None, "git_modified": None}
-    monkeypatch.setattr(result_files, "SUITE_DIR", tmp_path)
-    assert result_files._git_state() == unknown
-    (tmp_path / ".git").mkdir()  # an empty folder is no repository: git itself fails
-    assert result_files._git_state() == unknown
-    monkeypatch.setenv("PATH", str(tmp_path))  # nor is there a git to ask
-    assert result_files._git_state() == unknown
-
-
-def test_versions_agree_across_the_project_files() -> None:
-    citation = (result_files.SUITE_DIR / "CITATION.cff").read_text()
-    assert f"\nversion: {result_files.SUITE_VERSION}\n" in citation
-    changelog = (result_files.SUITE_DIR / "CHANGELOG.md").read_text()
-    assert f"\n## {result_files.SUITE_VERSION}" in changelog
 
 
 def test_a_collection_of_scalars_is_one_line(tmp_path: Path) -> None:

@@ -8,19 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from suite_plumbing.arguments import (
-    DTYPES,
-    resolve_device,
-    resolve_dtype,
-    resolve_layer_indices,
-    validate_choice,
-    validate_int,
-)
+from suite_plumbing import texts
 from suite_plumbing.texts import (
     EXAMPLE_TEXTS,
     EncodedText,
@@ -50,94 +42,6 @@ def test_example_texts_are_of_the_promised_length_and_repeat_themselves() -> Non
         assert 40 <= len(words) <= 120
         pairs = list(pairwise(words))
         assert len(set(pairs)) < len(pairs)
-
-
-def test_validate_choice_lists_the_known_names() -> None:
-    assert validate_choice("method", "rollout", ["attention_weighted", "rollout"]) == "rollout"
-    with pytest.raises(ValueError, match="method is 'gradient'; it must be one of a, b"):
-        validate_choice("method", "gradient", ["a", "b"])
-
-
-@pytest.mark.parametrize("bad", [True, 1.0, "2", None, -1, 8])
-def test_validate_int_refuses_all_but_integers_within_the_bounds(bad: object) -> None:
-    with pytest.raises(ValueError, match="top_k is .*integer of at least 0 and at most 7"):
-        validate_int("top_k", bad, 0, 7)
-
-
-def test_validate_int_takes_numpy_integers() -> None:
-    value = validate_int("top_k", np.int32(3), 0)
-    assert value == 3
-    assert type(value) is int
-
-
-def test_resolve_device() -> None:
-    assert resolve_device("cpu") == torch.device("cpu")
-    assert resolve_device(torch.device("cpu")) == torch.device("cpu")
-    assert resolve_device(None).type == ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@pytest.mark.parametrize("bad", ["gpu", "cuda:97", "", 1.5, "meta"])
-def test_resolve_device_refuses_what_torch_cannot_use(bad: Any) -> None:
-    with pytest.raises(ValueError, match=r"device .* cannot be used here \(.*pass 'cpu'"):
-        resolve_device(bad)
-
-
-def test_resolve_dtype() -> None:
-    assert resolve_dtype(None) is torch.float32
-    assert {name: resolve_dtype(name) for name in DTYPES} == DTYPES
-    assert resolve_dtype(torch.bfloat16) is torch.bfloat16
-    with pytest.raises(ValueError, match="dtype is 'int8'; .*float32, bfloat16, float16, float64"):
-        resolve_dtype("int8")
-    with pytest.raises(ValueError, match="dtype is torch.int64"):
-        resolve_dtype(torch.int64)
-
-
-@pytest.mark.parametrize(
-    ("asked", "available", "num_layers", "expected"),
-    [
-        (None, range(24), 24, [0, 3, 6, 9, 12]),
-        (None, range(13), 13, [0, 3, 6, 9, 12]),
-        (None, range(12), 12, [0, 3, 6, 8, 11]),
-        (None, range(3), 3, [0, 1, 2]),
-        (None, [1], 4, [1]),
-        (None, range(1, 24), 24, [1, 7, 12, 17, 23]),
-        ("all", [5, 1, 3], 6, [1, 3, 5]),
-        ([0, 2, 4], range(6), 6, [0, 2, 4]),
-        ([-1, 0], range(6), 6, [0, 5]),
-        ((np.int64(2),), range(6), 6, [2]),
-        (range(1, 6, 2), range(6), 6, [1, 3, 5]),
-    ],
-)
-def test_resolve_layer_indices(
-    asked: Any, available: Any, num_layers: int, expected: list[int]
-) -> None:
-    assert resolve_layer_indices(asked, available, num_layers) == expected
-
-
-@pytest.mark.parametrize(
-    ("asked", "message"),
-    [
-        ([], "layer_indices is empty"),
-        ([0, 7], r"layer 7 is out of range: the model has 6 layers, 0 to 5"),
-        ([-7], r"layer -7 is out of range.*or -6 to -1 from the end"),
-        ([1, 3, 1], "layer 1 is named twice"),
-        ([5, -1], "layer 5 is named twice"),
-        ([True], r"layer_indices holds True \(bool\), not an integer"),
-        ([1.0], r"layer_indices holds 1.0 \(float\)"),
-        (["1"], r"layer_indices holds '1' \(str\)"),
-        ([2], r"layer 2 cannot be analysed; those that can are \[0, 1, 3, 5\]"),
-        ("every", "layer_indices is 'every'; it must be one of all"),
-        (3, "layer_indices is 3; pass a list"),
-    ],
-)
-def test_resolve_layer_indices_refuses(asked: Any, message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        resolve_layer_indices(asked, [0, 1, 3, 5], 6)
-
-
-def test_resolve_layer_indices_refuses_a_model_without_layers_to_analyse() -> None:
-    with pytest.raises(ValueError, match="none of the model's 6 layers"):
-        resolve_layer_indices(None, [], 6)
 
 
 def test_check_texts_takes_a_string_or_several() -> None:
@@ -366,3 +270,39 @@ def test_a_book_that_cannot_be_read_is_refused(tmp_path: Path):
     (tmp_path / "blank.txt").write_text(" \n")
     with pytest.raises(ValueError, match="is empty"):
         read_book(tmp_path / "blank.txt")
+
+
+@pytest.mark.parametrize(
+    ("token", "text"),
+    [
+        ("Ġthe", " the"),
+        ("▁the", " the"),
+        ("the", "the"),
+        ("", ""),
+        ("Ġ", "␣"),
+        ("ĠĠ", "␣␣"),
+        ("Ċ", r"\n"),
+        ("ĉ", r"\t"),
+        ("<0x0A>", r"\n"),
+        ("Ã©", "é"),
+        ("é", "é"),
+        ("âĢĻ", "\u2019"),
+        ("âĢ", r"\xe2\x80"),
+        ("Ġ$", r" \$"),
+        ("abcdefghijklmnopqrst", "abcdefghijklmno…"),
+        ("$" * 20, r"\$" * 15 + "…"),
+        ("a\u200bb", r"a\u200bb"),
+    ],
+)
+def test_clean_token(token, text):
+    assert texts.clean_token(token) == text
+    assert texts.clean_token(text) == text
+
+
+def test_all_256_bytes_are_decoded_as_the_byte_level_tokenizers_do():
+    from tokenizers.pre_tokenizers import ByteLevel
+
+    assert set(texts._BYTE_ALPHABET) == set(ByteLevel.alphabet())
+    assert sorted(texts._BYTE_ALPHABET.values()) == list(range(256))
+    encoded = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("Über – 中\n")
+    assert texts._decode_bytes(encoded[0][0]) == "Über – 中\n"

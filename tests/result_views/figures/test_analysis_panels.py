@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-import result_views.figures.analysis_panels as panels
+from result_views.figures import analysis_panels as panels
 
 ERROR = {"error": {"type": "AnalysisError", "message": "too flat"}}
 

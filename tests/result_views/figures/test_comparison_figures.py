@@ -5,8 +5,8 @@ import pytest
 from comparison_results import comparison
 from matplotlib.figure import Figure
 
-import result_views.figures.comparison_figures as figures
 from recursive_visualizer import write_figures
+from result_views.figures import comparison_figures as figures
 
 
 @pytest.fixture

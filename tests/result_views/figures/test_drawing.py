@@ -7,7 +7,7 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 import analysis_utils
-import result_views.figures.drawing as drawing
+from result_views.figures import drawing
 
 
 @pytest.fixture
@@ -87,42 +87,6 @@ def test_points_by_group_keep_their_group_their_colour_and_their_count(ax):
     assert len(first.get_paths()[0].vertices) != len(second.get_paths()[0].vertices)
     with pytest.raises(ValueError, match="lengths must agree"):
         drawing.draw_points_by_group(ax, [1], [2], ["a", "b"])
-
-
-@pytest.mark.parametrize(
-    ("token", "text"),
-    [
-        ("Ġthe", " the"),
-        ("▁the", " the"),
-        ("the", "the"),
-        ("", ""),
-        ("Ġ", "␣"),
-        ("ĠĠ", "␣␣"),
-        ("Ċ", r"\n"),
-        ("ĉ", r"\t"),
-        ("<0x0A>", r"\n"),
-        ("Ã©", "é"),
-        ("é", "é"),
-        ("âĢĻ", "\u2019"),
-        ("âĢ", r"\xe2\x80"),
-        ("Ġ$", r" \$"),
-        ("abcdefghijklmnopqrst", "abcdefghijklmno…"),
-        ("$" * 20, r"\$" * 15 + "…"),
-        ("a\u200bb", r"a\u200bb"),
-    ],
-)
-def test_clean_token(token, text):
-    assert drawing.clean_token(token) == text
-    assert drawing.clean_token(text) == text
-
-
-def test_all_256_bytes_are_decoded_as_the_byte_level_tokenizers_do():
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    assert set(drawing._BYTE_ALPHABET) == set(ByteLevel.alphabet())
-    assert sorted(drawing._BYTE_ALPHABET.values()) == list(range(256))
-    encoded = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("Über – 中\n")
-    assert drawing._decode_bytes(encoded[0][0]) == "Über – 中\n"
 
 
 def test_dollar_labels_survive_a_draw(ax):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-import result_views.figures.faithfulness_figures as figures
+from result_views.figures import faithfulness_figures as figures
 from result_views.figures.faithfulness_figures import figure_faithfulness
 
 

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
-import result_views.figures.finding_figures as figures
+from result_views.figures import finding_figures as figures
 from token_statistics.findings import Finding
 
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-import result_views.figures.long_memory_figures as figures
 from recursive_visualizer import figures_of
+from result_views.figures import long_memory_figures as figures
 
 
 def reading(name, difference=None, half=None):

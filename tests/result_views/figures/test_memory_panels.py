@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-import result_views.figures.memory_panels as panels
+from result_views.figures import memory_panels as panels
 
 ERROR = {"error": {"type": "AnalysisError", "message": "too flat"}}
 

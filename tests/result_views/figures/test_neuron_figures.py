@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 
-import result_views.figures.neuron_figures as figures
+from result_views.figures import neuron_figures as figures
 from ssm_measures.neuron_sets import neuron_set
 
 

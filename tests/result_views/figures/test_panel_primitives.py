@@ -7,9 +7,8 @@ import pytest
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 
-import result_views.figures.panel_primitives as primitives
+from result_views.figures import panel_primitives as primitives
 from result_views.figures.panel_primitives import text_style
-from suite_plumbing.result_reading import failure, layers_of, text_sections
 
 ERROR = {"error": {"type": "AnalysisError", "message": "too flat"}}
 SKIPPED = {"skipped": "needs attention_data, which gave no result"}
@@ -30,28 +29,6 @@ def texts_of(ax):
 
 def null_test(value, low, high, reason=None):
     return {"value": value, "null_low": low, "null_high": high, "reason": reason}
-
-
-def test_a_section_says_why_it_holds_no_result():
-    assert failure(ERROR) == "AnalysisError: too flat"
-    assert failure(SKIPPED) == "skipped: needs attention_data, which gave no result"
-    assert failure({"reason": "needs at least two layers"}) == "needs at least two layers"
-    assert failure({}) == "no results"
-    assert failure({"layer_0": {}, "reason": None}) is None
-
-
-def test_sections_by_text_name_what_is_missing():
-    results = {"individual_texts": {"text_0": {"analysis": {"neurons": {"layer_0": 1}}},
-                                    "text_1": {"analysis": {}}}}  # fmt: skip
-    sections = text_sections(results, "neurons")
-    assert sections["text_0"] == {"layer_0": 1}
-    assert failure(sections["text_1"]) == "skipped: neurons is not in these results"
-    missing = primitives.cross_text_section(results, "ssm_consistency")
-    assert failure(missing) == "skipped: ssm_consistency is not in these results"
-
-
-def test_layers_are_in_the_order_of_their_numbers():
-    assert layers_of({"layer_10": "b", "layer_9": "a", "note": "c"}) == [(9, "a"), (10, "b")]
 
 
 def test_texts_are_told_apart_by_colour_and_marker():

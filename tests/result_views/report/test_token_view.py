@@ -8,7 +8,7 @@ import pytest
 import torch
 from report_cases import HOSTILE_TEXTS, LONG_WORD, analysed
 
-import result_views.report.token_view as report_view
+from result_views.report import token_view as view_module
 from result_views.report.token_view import (
     analysed_text,
     character_parts,
@@ -92,8 +92,8 @@ def test_without_tensors_there_are_no_maps_and_it_is_said(analysis):
 
 
 def test_long_and_many_texts_are_cut_and_it_is_said(analysis, monkeypatch):
-    monkeypatch.setattr(report_view, "MAX_TEXTS", 2)
-    monkeypatch.setattr(report_view, "MAX_TOKENS", 10)
+    monkeypatch.setattr(view_module, "MAX_TEXTS", 2)
+    monkeypatch.setattr(view_module, "MAX_TOKENS", 10)
     view = token_view(analysis.results, analysis.tensors)
     assert [len(text["pieces"]) for text in view["texts"]] == [10, 10]
     maps = view_maps(analysis.results, analysis.tensors)
