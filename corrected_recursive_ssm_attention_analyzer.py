@@ -17,8 +17,7 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from analysis_pipelines import cross_text_steps, text_steps
 from analysis_pipelines.analysis_results import (
     Analysis,
     Settings,
@@ -37,7 +37,6 @@ from analysis_pipelines.analysis_results import (
     without_repeats,
     write_analysis,
 )
-from analysis_pipelines.cross_text_steps import CROSS_TEXT_STEPS
 from analysis_pipelines.key_findings import key_findings
 from analysis_pipelines.step_runner import Step, run_steps, step_sections
 from analysis_pipelines.text_steps import TextInputs, analyze_text, without_capture
@@ -49,8 +48,7 @@ from mamba_mixers.weights import check_has_logits
 from recursive_analysis_report import write_report
 from recursive_visualizer import Results, figure_state_vs_activation_change, write_figures
 from result_views.summaries import run_summary
-from ssm_component_extractor import capture
-from ssm_measures.components import Capture
+from ssm_component_extractor import capture_each
 from suite_plumbing.arguments import validate_int
 from suite_plumbing.commands import (
     STEP_OPTIONS,
@@ -59,26 +57,45 @@ from suite_plumbing.commands import (
     job_from_options,
     run_main,
 )
-from suite_plumbing.errors import is_recoverable
 from suite_plumbing.memory_usage import MemoryTracker
 from suite_plumbing.models import ModelAnalyzer, execution_device, require_tokenizer
-from suite_plumbing.progress import progress
+from suite_plumbing.progress import debug_logging, progress
 from suite_plumbing.result_files import check_output_dir
 from suite_plumbing.texts import (
     EncodedText,
-    batches_by_length,
     check_texts,
     distinct_texts,
     encode_texts,
-    pad_batch,
     padding_id,
     repeated_texts,
 )
 
 logger = logging.getLogger(__name__)
 
-
 DEFAULT_OUTPUT_DIR = "corrected_mamba_analysis"
+
+TEXT_STEPS = (
+    Step("ssm_components", text_steps.components_and_memory),
+    Step("attention_data", text_steps.attention_maps),
+    Step("neurons", text_steps.neurons_by_method, needs=("attention_data",)),
+    Step("layer_activations", text_steps.activations_by_layer),
+    Step("layer_correlations", text_steps.neighbouring_layers),
+    Step("recursive_patterns", text_steps.recursion_by_layer),
+    Step("ssm_attention_correlations", text_steps.ssm_with_attention, needs=("attention_data",)),
+    Step("neuron_evolution", text_steps.evolution_by_method, needs=("neurons",)),
+)
+"""1 to 7, on each text; the fourth leaves two sections."""
+
+ABLATION_STEP = Step("neuron_ablation", text_steps.ablation_by_layer, needs=("neurons",))
+"""On request, on each text: the neuron methods against ablation."""
+
+CROSS_TEXT_STEPS = (
+    Step("ssm_consistency", cross_text_steps.ssm_consistency),
+    Step("attention_consistency", cross_text_steps.attention_consistency),
+    Step("neuron_consistency", cross_text_steps.neuron_consistency),
+    Step("correlation_patterns", cross_text_steps.correlation_patterns),
+)
+"""8, on what the texts have in common."""
 
 
 def analyze(
@@ -185,7 +202,7 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer(ModelAnalyzer):
             num_twins=self.num_twins,
             faithfulness=self.faithfulness,
         )
-        with _debug_logging(debug):
+        with debug_logging(debug):
             self.analysis_ = analyze(
                 self.model, encoded, tokenizer, settings, after_each=self._clean_up
             )
@@ -236,16 +253,18 @@ def _each_text(
 ) -> list[TextAnalysis]:
     """The analysis of each text by itself, in the order given; texts of one batch share a pass."""
     parameters = layer_parameters(model, settings.layers)
+    steps = (*TEXT_STEPS, *((ABLATION_STEP,) if settings.num_ablations else ()))
     texts: dict[int, TextAnalysis] = {}
-    batches = batches_by_length(encoded, settings.batch_size)
-    for batch in progress(batches, desc="texts", unit="batch"):
-        for index, captured in _captures(model, encoded, batch, settings.layers, pad_token_id):
-            logger.info("analysing text %d", index)
-            if isinstance(captured, Exception):
-                texts[index] = without_capture(captured)
-            else:
-                inputs = TextInputs(model, captured, parameters, settings)
-                texts[index] = analyze_text(inputs, after_each)
+    captures = capture_each(
+        model, encoded, settings.layers, batch_size=settings.batch_size, pad_token_id=pad_token_id
+    )
+    for index, captured in captures:
+        logger.info("analysing text %d", index)
+        if isinstance(captured, Exception):
+            texts[index] = without_capture(captured, TEXT_STEPS)
+        else:
+            inputs = TextInputs(model, captured, parameters, settings)
+            texts[index] = analyze_text(inputs, steps, after_each)
     return [texts[index] for index in range(len(encoded))]
 
 
@@ -266,48 +285,6 @@ def _together(
         table = partial(faithfulness_table, model, tokenizer, distinct, seed=settings.seed)
         steps.append(Step("attribution_faithfulness", lambda _: table()))
     return step_sections(run_steps(steps, measures, after_each), steps)
-
-
-def _captures(
-    model: PreTrainedModel,
-    encoded: Sequence[EncodedText],
-    batch: Sequence[int],
-    layers: Sequence[int],
-    pad_token_id: int,
-) -> Iterator[tuple[int, Capture | Exception]]:
-    """Each text of a batch with its capture, or with the error that it meets alone too."""
-    input_ids, mask = pad_batch([encoded[index] for index in batch], pad_token_id)
-    try:
-        captured = capture(model, input_ids, mask, layers)
-    except Exception as error:
-        if not is_recoverable(error):
-            raise
-        if len(batch) == 1:
-            yield batch[0], error
-        else:
-            for index in batch:
-                yield from _captures(model, encoded, [index], layers, pad_token_id)
-        return
-    yield from ((index, captured.text(row)) for row, index in enumerate(batch))
-
-
-@contextmanager
-def _debug_logging(enabled: bool) -> Iterator[None]:
-    """Log this suite's details while ``enabled``, to a handler of its own if there is none."""
-    if not enabled:
-        yield
-        return
-    root = logging.getLogger()
-    level, handler = root.level, None if root.handlers else logging.StreamHandler()
-    if handler is not None:
-        root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
-    try:
-        yield
-    finally:
-        root.setLevel(level)
-        if handler is not None:
-            root.removeHandler(handler)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -26,7 +26,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mamba_mixers.sites import find_mixers, model_layers, num_layers
-from ssm_component_extractor import capture, capture_for, captures_of, with_streams
+from ssm_component_extractor import (
+    capture_each,
+    capture_for,
+    captures_of,
+    captures_or_raise,
+    with_streams,
+)
 from ssm_measures.components import Capture
 from suite_plumbing.arguments import resolve_layer_indices, validate_choice
 from suite_plumbing.commands import (
@@ -38,9 +44,8 @@ from suite_plumbing.commands import (
     write_step_results,
 )
 from suite_plumbing.models import ModelAnalyzer
-from suite_plumbing.progress import progress
 from suite_plumbing.result_files import finite_or_none, five_digits, write_csv, write_tensors
-from suite_plumbing.texts import batches_by_length, distinct_texts, pad_batch, padding_id
+from suite_plumbing.texts import distinct_texts, padding_id
 from token_statistics.autocorrelation import MeanAutocorrelation, mean_autocorrelation
 from token_statistics.channel_correlations import (
     CrossLayerCorrelation,
@@ -369,15 +374,14 @@ def _command(argv: list[str]) -> int:
 
 def _write_streamed(job: Job) -> str:
     """Layers correlated over batches of texts that are let go one after the other."""
-    batches = batches_by_length(job.encoded, job.args.batch_size)
-    captures = (
-        capture(
-            job.model,
-            *pad_batch([job.encoded[index] for index in batch], padding_id(job.tokenizer)),
-            job.layers,
-        )
-        for batch in progress(batches, desc="batches")
+    captured = capture_each(
+        job.model,
+        job.encoded,
+        job.layers,
+        batch_size=job.args.batch_size,
+        pad_token_id=padding_id(job.tokenizer),
     )
+    captures = (text for _, text in captures_or_raise(captured))
     pairs = _checked_pairs(None, job.layers)
     found = stream_cross_layer_correlations(
         captures, pairs, stream=job.args.stream, seed=job.args.seed

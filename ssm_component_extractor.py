@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,7 +30,7 @@ from suite_plumbing.commands import (
     run_main,
     write_step_results,
 )
-from suite_plumbing.errors import AnalysisError
+from suite_plumbing.errors import AnalysisError, is_recoverable
 from suite_plumbing.model_inputs import encode_inputs
 from suite_plumbing.models import ModelAnalyzer, execution_device
 from suite_plumbing.progress import progress
@@ -112,17 +112,66 @@ def capture_texts(
     batch_size: int = 2,
     pad_token_id: int = 0,
 ) -> list[Capture]:
-    """One capture for each text, in the order given, without padding.
+    """One capture for each text, in the order given, without padding: see `capture_each`.
+
+    Raises what the forward pass of a text raises when it is read alone.
+    """
+    found = capture_each(
+        model, encoded, layer_indices, batch_size=batch_size, pad_token_id=pad_token_id
+    )
+    captures = dict(captures_or_raise(found))
+    return [captures[index] for index in range(len(encoded))]
+
+
+def capture_each(
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    layer_indices: Sequence[int],
+    *,
+    batch_size: int = 2,
+    pad_token_id: int = 0,
+) -> Iterator[tuple[int, Capture | Exception]]:
+    """Each text's number with its capture, without padding, or with the error that it meets alone.
 
     Texts of similar length share a forward pass, left padded and masked, which leaves every
-    text's values what they are alone up to float32 rounding.
+    text's values what they are alone up to float32 rounding; they come as they were read, a batch
+    at a time, and nothing of an earlier batch is kept. A batch that fails with an error that steps
+    survive (`is_recoverable`) is read again text by text; other errors go through.
     """
-    captures: dict[int, Capture] = {}
-    for batch in progress(batches_by_length(encoded, batch_size), desc="forward passes"):
-        input_ids, mask = pad_batch([encoded[index] for index in batch], pad_token_id)
-        captured = capture(model, input_ids, mask, layer_indices)
-        captures.update({index: captured.text(row) for row, index in enumerate(batch)})
-    return [captures[index] for index in range(len(encoded))]
+    for batch in progress(batches_by_length(encoded, batch_size), desc="texts", unit="batch"):
+        yield from _captures_of_batch(model, encoded, batch, layer_indices, pad_token_id)
+
+
+def captures_or_raise(
+    captures: Iterable[tuple[int, Capture | Exception]],
+) -> Iterator[tuple[int, Capture]]:
+    """The captures of `capture_each` for those who need every text: raises the first error."""
+    for index, captured in captures:
+        if isinstance(captured, Exception):
+            raise captured
+        yield index, captured
+
+
+def _captures_of_batch(
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    batch: Sequence[int],
+    layers: Sequence[int],
+    pad_token_id: int,
+) -> Iterator[tuple[int, Capture | Exception]]:
+    input_ids, mask = pad_batch([encoded[index] for index in batch], pad_token_id)
+    try:
+        captured = capture(model, input_ids, mask, layers)
+    except Exception as error:
+        if not is_recoverable(error):
+            raise
+        if len(batch) == 1:
+            yield batch[0], error
+        else:
+            for index in batch:
+                yield from _captures_of_batch(model, encoded, [index], layers, pad_token_id)
+        return
+    yield from ((index, captured.text(row)) for row, index in enumerate(batch))
 
 
 class SSMComponentExtractor(ModelAnalyzer):

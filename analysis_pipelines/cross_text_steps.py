@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from analysis_pipelines.step_runner import Step
 from layer_correlation_analyzer import STREAMS, pooled_activations
 from ssm_measures.components import Capture
 from ssm_measures.neuron_sets import NeuronSet
@@ -138,14 +137,6 @@ def _neighbours(
         )
         for a, b in itertools.pairwise(layers)
     }
-
-
-CROSS_TEXT_STEPS = (
-    Step("ssm_consistency", ssm_consistency),
-    Step("attention_consistency", attention_consistency),
-    Step("neuron_consistency", neuron_consistency),
-    Step("correlation_patterns", correlation_patterns),
-)
 
 
 def _state_measures(results: Mapping[str, Any], layer: int) -> dict[str, FloatArray]:

@@ -1,12 +1,12 @@
-"""The steps that the main analysis takes on one text, and what becomes of their results.
+"""What each step of the main analysis does on one text, and what becomes of their results.
 
-Numbers as in ``corrected_recursive_ssm_attention_analyzer``, which runs them text by text. A step
-reads the capture or the results of the steps that it names, never another step's module.
+Numbers as in ``corrected_recursive_ssm_attention_analyzer``, which lists the steps and runs them
+text by text. A step reads the capture or the results of the steps that its entry there names.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ class TextInputs:
         return self.settings.seed
 
 
-def _ssm_components(inputs: TextInputs) -> dict[int, Any]:
+def components_and_memory(inputs: TextInputs) -> dict[int, Any]:
     """1: components, their dynamics, and what delta lets the state remember."""
     return {
         layer: {
@@ -62,23 +62,25 @@ def _ssm_components(inputs: TextInputs) -> dict[int, Any]:
     }
 
 
-def _attention(inputs: TextInputs) -> AttentionData:
+def attention_maps(inputs: TextInputs) -> AttentionData:
     """2: implicit attention, exact, and the synthetic one beside it."""
     return attention_data(inputs.captured, inputs.parameters)
 
 
-def _neurons(inputs: TextInputs, attention: AttentionData) -> dict[str, dict[int, NeuronSet]]:
+def neurons_by_method(
+    inputs: TextInputs, attention: AttentionData
+) -> dict[str, dict[int, NeuronSet]]:
     """3: neurons by each method."""
     return {name: make(attention, inputs.model, None) for name, make in NEURON_METHODS.items()}
 
 
-def _layer_activations(inputs: TextInputs) -> dict[int, dict[str, Any]]:
+def activations_by_layer(inputs: TextInputs) -> dict[int, dict[str, Any]]:
     """4a: the residual stream and what each mixer adds to it."""
     captured = inputs.captured
     return {layer: summarise_activations(captured, layer) for layer in captured.layers}
 
 
-def _layer_correlations(inputs: TextInputs) -> dict[str, Any]:
+def neighbouring_layers(inputs: TextInputs) -> dict[str, Any]:
     """4b: neighbouring layers, by residual stream and by mixer output."""
     if len(inputs.captured.layers) < 2:
         return {"reason": "needs at least two layers"}
@@ -89,7 +91,7 @@ def _layer_correlations(inputs: TextInputs) -> dict[str, Any]:
     }
 
 
-def _recursive_patterns(inputs: TextInputs) -> dict[int, Any]:
+def recursion_by_layer(inputs: TextInputs) -> dict[int, Any]:
     """5: autocorrelation, and change of state against change of activation."""
     captured = inputs.captured
     return {
@@ -97,7 +99,7 @@ def _recursive_patterns(inputs: TextInputs) -> dict[int, Any]:
     }
 
 
-def _ssm_attention_correlations(inputs: TextInputs, attention: AttentionData) -> dict[int, Any]:
+def ssm_with_attention(inputs: TextInputs, attention: AttentionData) -> dict[int, Any]:
     """6: delta, B and C with attention received and paid."""
     return {
         layer: ssm_attention_correlations(
@@ -107,7 +109,7 @@ def _ssm_attention_correlations(inputs: TextInputs, attention: AttentionData) ->
     }
 
 
-def _neuron_evolution(
+def evolution_by_method(
     inputs: TextInputs, neurons: dict[str, dict[int, NeuronSet]]
 ) -> dict[str, Any]:
     """7: how the profile of importance and the activations change from layer to layer."""
@@ -116,7 +118,7 @@ def _neuron_evolution(
     }
 
 
-def _neuron_ablation(
+def ablation_by_layer(
     inputs: TextInputs, neurons: dict[str, dict[int, NeuronSet]]
 ) -> dict[int, dict[str, Any]]:
     """On request: how well each method's importance agrees with ablation."""
@@ -131,23 +133,10 @@ def _neuron_ablation(
     )
 
 
-TEXT_STEPS = (
-    Step("ssm_components", _ssm_components),
-    Step("attention_data", _attention),
-    Step("neurons", _neurons, needs=("attention_data",)),
-    Step("layer_activations", _layer_activations),
-    Step("layer_correlations", _layer_correlations),
-    Step("recursive_patterns", _recursive_patterns),
-    Step("ssm_attention_correlations", _ssm_attention_correlations, needs=("attention_data",)),
-    Step("neuron_evolution", _neuron_evolution, needs=("neurons",)),
-)
-
-ABLATION_STEP = Step("neuron_ablation", _neuron_ablation, needs=("neurons",))
-
-
-def analyze_text(inputs: TextInputs, after_each: Callable[[], None] | None = None) -> TextAnalysis:
-    """Run the seven steps of one text."""
-    steps = (*TEXT_STEPS, *((ABLATION_STEP,) if inputs.settings.num_ablations else ()))
+def analyze_text(
+    inputs: TextInputs, steps: Sequence[Step], after_each: Callable[[], None] | None = None
+) -> TextAnalysis:
+    """Run the steps of one text, and keep of their results what is written and compared."""
     outcomes = run_steps(steps, inputs, after_each)
     found = outcomes.results
     return TextAnalysis(
@@ -163,9 +152,9 @@ def analyze_text(inputs: TextInputs, after_each: Callable[[], None] | None = Non
     )
 
 
-def without_capture(error: Exception) -> TextAnalysis:
+def without_capture(error: Exception, steps: Sequence[Step]) -> TextAnalysis:
     """The analysis of a text whose forward pass failed: no step of it gave a result."""
-    first, *rest = (step.name for step in TEXT_STEPS)
+    first, *rest = (step.name for step in steps)
     skipped = {name: {"skipped": "needs the forward pass, which failed"} for name in rest}
     failures = {first: failure_of(error), **skipped}
     return TextAnalysis(failures, {}, [], None, {}, failures)

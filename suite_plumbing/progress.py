@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import random
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import numpy as np
@@ -41,6 +42,25 @@ def configure_logging(debug: bool = False, quiet: bool = False) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
     if quiet or not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
+
+
+@contextmanager
+def debug_logging(enabled: bool) -> Iterator[None]:
+    """Log this suite's details while ``enabled``, to a handler of its own if there is none."""
+    if not enabled:
+        yield
+        return
+    root = logging.getLogger()
+    level, handler = root.level, None if root.handlers else logging.StreamHandler()
+    if handler is not None:
+        root.addHandler(handler)
+    root.setLevel(logging.DEBUG)
+    try:
+        yield
+    finally:
+        root.setLevel(level)
+        if handler is not None:
+            root.removeHandler(handler)
 
 
 def progress(iterable: Iterable[T], **options: Any) -> Iterable[T]:

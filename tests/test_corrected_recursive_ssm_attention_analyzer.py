@@ -9,10 +9,10 @@ import torch
 from safetensors.torch import load_file
 
 import corrected_recursive_ssm_attention_analyzer as module
-from analysis_pipelines import text_steps
+import ssm_component_extractor
 from analysis_pipelines.step_runner import Step
-from analysis_pipelines.text_steps import TEXT_STEPS
 from corrected_recursive_ssm_attention_analyzer import (
+    TEXT_STEPS,
     CorrectedRecursiveSSMAttentionNeuronAnalyzer,
     main,
 )
@@ -171,7 +171,7 @@ def _with_failing(step_name, error):
 
 def test_a_failed_step_leaves_the_rest_whole(analyzer, monkeypatch, tmp_path):
     error = AnalysisError("no attention today")
-    monkeypatch.setattr(text_steps, "TEXT_STEPS", _with_failing("attention_data", error))
+    monkeypatch.setattr(module, "TEXT_STEPS", _with_failing("attention_data", error))
     results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[:2], [0, 2])
     analysis = results["individual_texts"]["text_0"]["analysis"]
     assert list(analysis) == STEPS
@@ -188,7 +188,7 @@ def test_a_failed_step_leaves_the_rest_whole(analyzer, monkeypatch, tmp_path):
 
 
 def test_a_forward_pass_that_fails_loses_its_text_only(analyzer, monkeypatch):
-    capture = module.capture
+    capture = ssm_component_extractor.capture
     longest = max(len(analyzer.tokenizer(text)["input_ids"]) for text in TEXTS)
 
     def scarce(model, input_ids, mask, layers):
@@ -196,7 +196,7 @@ def test_a_forward_pass_that_fails_loses_its_text_only(analyzer, monkeypatch):
             raise torch.OutOfMemoryError("tried to allocate 80 GB")
         return capture(model, input_ids, mask, layers)
 
-    monkeypatch.setattr(module, "capture", scarce)
+    monkeypatch.setattr(ssm_component_extractor, "capture", scarce)
     results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS, [0, 2])
     ((failed, steps),) = results["self_check"]["without_result"].items()
     assert steps["ssm_components"]["error"]["message"] == "tried to allocate 80 GB"
@@ -282,7 +282,7 @@ def test_the_seed_is_checked_when_the_analyzer_is_made(tiny_model, seed):
 
 def test_programming_errors_go_through(analyzer, monkeypatch):
     steps = _with_failing("neurons", TypeError("a bug"))
-    monkeypatch.setattr(text_steps, "TEXT_STEPS", steps)
+    monkeypatch.setattr(module, "TEXT_STEPS", steps)
     with pytest.raises(TypeError, match="a bug"):
         analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], [0])
 
@@ -370,7 +370,7 @@ def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):
 
 def test_command_ends_with_1_when_a_step_failed(tiny_model_dir, tmp_path, monkeypatch, capsys):
     steps = _with_failing("neurons", AnalysisError("no neurons"))
-    monkeypatch.setattr(text_steps, "TEXT_STEPS", steps)
+    monkeypatch.setattr(module, "TEXT_STEPS", steps)
     arguments = ["--model", str(tiny_model_dir), "--text", TEXTS[0], "--layers", "0,2"]
     assert main([*arguments, "--output-dir", str(tmp_path), "--quiet"]) == 1
     assert "Without result: text_0.neurons" in capsys.readouterr().out

@@ -5,7 +5,6 @@ import pytest
 import torch
 
 from analysis_pipelines.cross_text_steps import (
-    CROSS_TEXT_STEPS,
     correlation_patterns,
     neuron_consistency,
     ssm_consistency,
@@ -13,6 +12,7 @@ from analysis_pipelines.cross_text_steps import (
 )
 from analysis_pipelines.step_runner import run_steps
 from attention_neurons import NEURON_METHODS, attention_data, layer_parameters
+from corrected_recursive_ssm_attention_analyzer import CROSS_TEXT_STEPS
 from layer_correlation_analyzer import STREAMS, cross_layer_correlations
 from ssm_component_extractor import capture, recursive_dynamics
 
