@@ -48,6 +48,7 @@ from suite_plumbing.commands import (
     STEP_OPTIONS,
     Job,
     add_common_options,
+    command_line,
     job_from_options,
     run_main,
     write_step_results,
@@ -403,7 +404,7 @@ def _command(argv: list[str]) -> int:
     parser.set_defaults(output_dir="attention_neurons")
     args = parser.parse_args(argv)
     validate_int("ablate", args.ablate, 0)
-    job = job_from_options(args, model_layers, ["attention_neurons.py", *argv])
+    job = job_from_options(args, model_layers, command_line("attention_neurons.py", argv))
     target = resolve_target(args.target, job.tokenizer, token=args.token, contrast=args.contrast)
     parameters = layer_parameters(job.model, job.layers)
     results, tensors, rows = {}, {}, []

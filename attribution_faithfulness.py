@@ -48,15 +48,16 @@ from suite_plumbing.commands import (
     STEP_OPTIONS,
     Job,
     add_common_options,
+    command_line,
     job_from_options,
     run_main,
     texts_from_options,
+    write_step_results,
 )
 from suite_plumbing.models import load_tokenizer
 from suite_plumbing.progress import progress
-from suite_plumbing.provenance import SCHEMA_VERSION, provenance
-from suite_plumbing.result_files import table_html, write_csv, write_json
-from suite_plumbing.texts import EncodedText, distinct_texts
+from suite_plumbing.result_files import table_html, write_csv
+from suite_plumbing.texts import EncodedText
 from token_statistics.association import spearman
 from token_statistics.description import bootstrap_interval
 
@@ -403,7 +404,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> int:
     args = _parser().parse_args(argv)
-    job = _job(args)
+    job = _job(args, command_line("attribution_faithfulness.py", argv))
     names = args.methods.split(",") if args.methods else None
     baseline = int(args.baseline) if args.baseline.isdigit() else args.baseline
     table = faithfulness_table(
@@ -416,15 +417,8 @@ def _command(argv: list[str]) -> int:
         f"a token is replaced by {table.baseline}; {table.num_random} random orders a text"
     )
     print(format_table(table))
-    described = provenance(
-        job.model, command=["attribution_faithfulness.py", *argv], seed=args.seed
-    )
-    result = {
-        "schema_version": SCHEMA_VERSION,
-        "faithfulness": table.to_dict(),
-        "provenance": described,
-    }
-    path = write_json(job.output_dir / "attribution_faithfulness.json", result)
+    results = {"faithfulness": table.to_dict()}
+    path = write_step_results(job, "attribution_faithfulness.json", results)
     write_csv(job.output_dir / "attribution_faithfulness.csv", table.rows())
     print(f"Wrote {path} and attribution_faithfulness.csv beside it.")
     return 0
@@ -452,7 +446,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _job(args: argparse.Namespace) -> Job:
+def _job(args: argparse.Namespace, command: Sequence[str]) -> Job:
     """The job on the texts that are long enough, ``num_texts`` of them spread over all."""
     texts, tokenizer = texts_from_options(args), load_tokenizer(args.model)
     minimum = validate_int("min-tokens", args.min_tokens, 2)
@@ -461,9 +455,7 @@ def _job(args: argparse.Namespace) -> Job:
         raise ValueError(f"none of the {len(texts)} texts has {minimum} tokens; lower --min-tokens")
     count = min(validate_int("num-texts", args.num_texts, 1), len(long))
     args.text, args.texts_file = [long[i * len(long) // count] for i in range(count)], None
-    job = job_from_options(args, model_layers)
-    # A text given twice would narrow the intervals without being more evidence.
-    return job._replace(encoded=distinct_texts(job.encoded))
+    return job_from_options(args, model_layers, command).of_distinct_texts()
 
 
 if __name__ == "__main__":

@@ -54,18 +54,18 @@ from suite_plumbing.commands import (
     STEP_OPTIONS,
     add_common_options,
     announcement,
+    command_line,
     job_from_options,
     run_main,
 )
 from suite_plumbing.memory_usage import MemoryTracker
-from suite_plumbing.models import ModelAnalyzer, execution_device, require_tokenizer
+from suite_plumbing.model_inputs import encode_for
+from suite_plumbing.models import ModelAnalyzer, execution_device
 from suite_plumbing.progress import debug_logging, progress
 from suite_plumbing.result_files import check_output_dir
 from suite_plumbing.texts import (
     EncodedText,
-    check_texts,
     distinct_texts,
-    encode_texts,
     padding_id,
     repeated_texts,
 )
@@ -189,10 +189,8 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer(ModelAnalyzer):
         """
         layers = model_layers(self.model, layer_indices)
         check_has_logits(self.model)
-        texts = check_texts(input_texts)
-        tokenizer = require_tokenizer(self.model, self.tokenizer)
-        encoded = encode_texts(
-            tokenizer, texts, self.max_sequence_length, vocab_size=self.model.config.vocab_size
+        tokenizer, encoded = encode_for(
+            self.model, self.tokenizer, input_texts, self.max_sequence_length
         )
         settings = Settings(
             layers,
@@ -298,9 +296,8 @@ def _command(argv: list[str]) -> int:
     validate_int("twins", args.twins, 0)
     if not args.quiet:
         print(announcement(args))
-    job = job_from_options(args, model_layers)
+    job = job_from_options(args, model_layers, command_line(Path(__file__).name, argv))
     tracker = MemoryTracker(execution_device(job.model))
-    command = ["python", Path(__file__).name, *argv]
     settings = Settings(
         job.layers,
         args.batch_size,
@@ -308,7 +305,7 @@ def _command(argv: list[str]) -> int:
         args.ablate,
         num_twins=args.twins,
         faithfulness=args.faithfulness,
-        command=command,
+        command=job.command,
     )
     analysis = analyze(job.model, job.encoded, job.tokenizer, settings, after_each=tracker.cleanup)
     path = write_analysis(analysis, job.output_dir / "analysis_results.json")

@@ -17,7 +17,6 @@ From a shell: ``python delta_extraction.py --text "some text" --layers 0,3``.
 from __future__ import annotations
 
 import argparse
-import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mamba_mixers.sites import model_layers
+from selective_scan.scan import half_life
 from ssm_component_extractor import capture_for, capture_texts, captures_of
 from ssm_measures.components import (
     Capture,
@@ -48,13 +48,15 @@ from ssm_measures.gate_tokens import TOP_TOKENS, GateTokens, TokenDelta, gate_to
 from suite_plumbing.commands import (
     STEP_OPTIONS,
     add_common_options,
+    command_line,
     job_from_options,
     run_main,
     write_step_results,
 )
+from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer, require_tokenizer
 from suite_plumbing.result_files import write_csv, write_tensors
-from suite_plumbing.texts import distinct_texts, encode_texts, padding_id, token_pieces
+from suite_plumbing.texts import padding_id, token_pieces
 from token_statistics.autocorrelation import MeanAutocorrelation, mean_autocorrelation
 from token_statistics.description import FloatArray, summarise, unit_columns
 from token_statistics.time_shift_nulls import fields_to_dict
@@ -135,9 +137,9 @@ def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 
     deltas, lengths = checked_deltas(texts)
     A, pooled = texts[0].A.double(), np.concatenate(deltas)
     means = pooled.mean(axis=0)
-    half_life = math.log(2) / (torch.from_numpy(means)[:, None] * A.abs())
+    half_lives = half_life(torch.from_numpy(means), A)
     surviving = survival(deltas, A, _MAX_SURVIVAL_LAG)
-    slowest = half_life.max(dim=1).values
+    slowest = half_lives.amax(dim=1)
     order = np.argsort(slowest.numpy(), kind="stable")
     thirds = zip(TIME_SCALES, np.array_split(order, len(TIME_SCALES)), strict=True)
     return DeltaMemory(
@@ -150,7 +152,7 @@ def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 
         temporal_variance=_temporal_variance(pooled),
         selectivity=_selectivity(pooled),
         autocorrelation=mean_autocorrelation(pooled, lengths, _AUTOCORRELATION_LAGS, seed=seed),
-        half_life=half_life.float(),
+        half_life=half_lives.float(),
         channel_half_life=slowest.float(),
         lags=surviving.lags,
         survival=tuple(surviving.shares.mean(axis=1).tolist()),
@@ -208,11 +210,8 @@ class DeltaExtractor(ModelAnalyzer):
         rank_by: str = "sensitivity",
     ) -> DeltaSensitivity:
         """`delta_sensitivity` of one layer on these texts, captured for it two at a time."""
-        tokenizer = require_tokenizer(self.model, self.tokenizer)
         [layer] = model_layers(self.model, [layer_idx])
-        encoded = encode_texts(
-            tokenizer, texts, sys.maxsize, vocab_size=self.model.config.vocab_size
-        )
+        tokenizer, encoded = encode_for(self.model, self.tokenizer, texts)
         captures = capture_texts(self.model, encoded, [layer], pad_token_id=padding_id(tokenizer))
         parts = layer_components(captures, layer)
         return delta_sensitivity(parts, layer, factor=factor, top_k=top_k, rank_by=rank_by)
@@ -264,9 +263,10 @@ def _command(argv: list[str]) -> int:
     )
     add_common_options(parser, *STEP_OPTIONS)
     parser.set_defaults(output_dir="delta_analysis")
-    job = job_from_options(parser.parse_args(argv), model_layers, ["delta_extraction.py", *argv])
-    # A text given twice would pass for agreement between texts.
-    job = job._replace(encoded=distinct_texts(job.encoded))
+    job = job_from_options(
+        parser.parse_args(argv), model_layers, command_line("delta_extraction.py", argv)
+    )
+    job = job.of_distinct_texts()
     captures, seed = captures_of(job), job.args.seed
     pieces = _pieces_of(job.tokenizer, captures)
     results, rows, tensors = {}, [], {}

@@ -46,6 +46,7 @@ from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.commands import (
     STEP_OPTIONS,
     add_common_options,
+    command_line,
     job_from_options,
     run_main,
     write_step_results,
@@ -475,7 +476,7 @@ def _command(argv: list[str]) -> int:
     parser.add_argument("--contrast", help="second token of a logit_difference")
     parser.set_defaults(output_dir="input_attribution", layers=None)
     args = parser.parse_args(argv)
-    job = job_from_options(args, model_layers, ["input_attribution.py", *argv])
+    job = job_from_options(args, model_layers, command_line("input_attribution.py", argv))
     target = resolve_target(args.target, job.tokenizer, token=args.token, contrast=args.contrast)
     results = {}
     for index, text in enumerate(job.encoded):

@@ -43,11 +43,16 @@ from ssm_measures.attention_maps import mean_map
 from ssm_measures.attention_measures import memory_kernel
 from ssm_measures.components import Capture, extracted_layer
 from suite_plumbing.arguments import validate_choice, validate_int
-from suite_plumbing.commands import STEP_OPTIONS, add_common_options, job_from_options, run_main
+from suite_plumbing.commands import (
+    STEP_OPTIONS,
+    add_common_options,
+    command_line,
+    job_from_options,
+    run_main,
+    write_step_results,
+)
 from suite_plumbing.progress import progress
-from suite_plumbing.provenance import SCHEMA_VERSION, provenance
-from suite_plumbing.result_files import table_html, write_csv, write_json
-from suite_plumbing.texts import distinct_texts
+from suite_plumbing.result_files import table_html, write_csv
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -251,9 +256,9 @@ def _command(argv: list[str]) -> int:
     parser.set_defaults(output_dir="intervention_study")
     args = parser.parse_args(argv)
     validate_int("num-positions", args.num_positions, 1)
-    job = job_from_options(args, model_layers)
-    # Positions of one text given twice would narrow the intervals without being more evidence.
-    job = job._replace(encoded=distinct_texts(job.encoded))
+    job = job_from_options(
+        args, model_layers, command_line("intervention_study.py", argv)
+    ).of_distinct_texts()
     shortest = min(len(text.input_ids) for text in job.encoded)
     max_lag = min(64, max(1, shortest // 2 - 1)) if args.max_lag is None else args.max_lag
     spread_positions(shortest, args.num_positions, max_lag)  # refuses before the model runs
@@ -267,14 +272,7 @@ def _command(argv: list[str]) -> int:
         results[kind] = found.to_dict(args.seed)
         rows += found.rows(args.seed)
         print("\n".join(_table(results[kind])))
-    results["schema_version"] = SCHEMA_VERSION
-    results["provenance"] = provenance(
-        job.model,
-        command=["python", "intervention_study.py", *argv],
-        seed=args.seed,
-        texts={f"text_{i}": {"num_tokens": len(x.input_ids)} for i, x in enumerate(job.encoded)},
-    )
-    path = write_json(job.output_dir / "intervention_study.json", results)
+    path = write_step_results(job, "intervention_study.json", results)
     write_csv(job.output_dir / "causal_memory.csv", rows)
     print(f"Wrote {path} and causal_memory.csv beside it.")
     return 0

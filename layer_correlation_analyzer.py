@@ -39,13 +39,14 @@ from suite_plumbing.commands import (
     STEP_OPTIONS,
     Job,
     add_common_options,
+    command_line,
     job_from_options,
     run_main,
     write_step_results,
 )
 from suite_plumbing.models import ModelAnalyzer
 from suite_plumbing.result_files import finite_or_none, five_digits, write_csv, write_tensors
-from suite_plumbing.texts import distinct_texts, padding_id
+from suite_plumbing.texts import padding_id
 from token_statistics.autocorrelation import MeanAutocorrelation, mean_autocorrelation
 from token_statistics.channel_correlations import (
     CrossLayerCorrelation,
@@ -365,9 +366,9 @@ def _command(argv: list[str]) -> int:
     )
     parser.set_defaults(output_dir="layer_correlations")
     job = job_from_options(
-        parser.parse_args(argv), model_layers, ["layer_correlation_analyzer.py", *argv]
+        parser.parse_args(argv), model_layers, command_line("layer_correlation_analyzer.py", argv)
     )
-    job = job._replace(encoded=distinct_texts(job.encoded))
+    job = job.of_distinct_texts()
     print(_write_streamed(job) if job.args.stream else _write_all(job))
     return 0
 

@@ -30,11 +30,12 @@ from mamba_mixers.replay import MixerMemory, MixerReplay
 from mamba_mixers.running import fast_scan
 from mamba_mixers.sites import model_layers
 from recursive_visualizer import write_figures
+from result_views.report.markdown import markdown_table
 from selective_scan.attention import attention_map
-from selective_scan.scan import scan_hidden_states
+from selective_scan.scan import half_life, scan_hidden_states
 from ssm_measures.attention_measures import MemoryKernel, kernel_of_means
 from suite_plumbing.arguments import validate_int
-from suite_plumbing.commands import add_common_options, run_main
+from suite_plumbing.commands import add_common_options, command_line, run_main
 from suite_plumbing.model_inputs import encode_inputs
 from suite_plumbing.models import execution_device, load_model, load_tokenizer
 from suite_plumbing.progress import configure_logging, progress
@@ -288,7 +289,7 @@ class _LayerSums:
             torch.tensor(self.survival),
             self.mean.float().cpu(),
             float(within) / spread if spread > 0 else None,
-            (math.log(2) / (self.mean[:, None] * self.A.double().abs())).float().cpu(),
+            half_life(self.mean, self.A.double()).float().cpu(),
             kernel_of_means(means[None]),
         )
 
@@ -350,19 +351,17 @@ def long_memory(
 
 def readings_table(readings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The readings as lines of a Markdown table."""
-    lines = [
-        "| reading | loss (nats) | perplexity | minus the stream (nats) | 95 % interval |",
-        "|---|---|---|---|---|",
-    ]
-    for row in readings:
-        change, ends = "", row["reason"] or ""
-        if row["difference"] is not None:
-            change = f"{row['difference']:+.4f}"
-        if row["low"] is not None:
-            ends = f"{row['low']:+.4f} to {row['high']:+.4f}"
-        cells = (row["reading"], f"{row['loss']:.4f}", f"{row['perplexity']:.3f}", change, ends)
-        lines.append(f"| {' | '.join(cells)} |")
-    return lines
+    head = ["reading", "loss (nats)", "perplexity", "minus the stream (nats)", "95 % interval"]
+    return markdown_table(head, [_reading_cells(row) for row in readings])[:-1]
+
+
+def _reading_cells(row: Mapping[str, Any]) -> list[str]:
+    change, ends = "", row["reason"] or ""
+    if row["difference"] is not None:
+        change = f"{row['difference']:+.4f}"
+    if row["low"] is not None:
+        ends = f"{row['low']:+.4f} to {row['high']:+.4f}"
+    return [row["reading"], f"{row['loss']:.4f}", f"{row['perplexity']:.3f}", change, ends]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -386,7 +385,7 @@ def _command(argv: list[str]) -> int:
         model, ids, layers=layers, windows=widths, chunk_size=args.chunk_size, seed=args.seed
     )
     results["schema_version"] = SCHEMA_VERSION
-    command = ["python", "long_memory.py", *argv]
+    command = command_line("long_memory.py", argv)
     results["provenance"] = provenance(model, command=command, seed=args.seed)
     path = write_json(folder / "long_memory.json", results)
     write_csv(folder / "readings.csv", results["readings"])

@@ -45,10 +45,12 @@ from suite_plumbing.commands import (
     STEP_OPTIONS,
     add_common_options,
     announcement,
+    command_line,
     job_from_options,
     run_main,
 )
-from suite_plumbing.models import ModelAnalyzer, require_tokenizer
+from suite_plumbing.model_inputs import encode_for
+from suite_plumbing.models import ModelAnalyzer
 from suite_plumbing.provenance import SCHEMA_VERSION, provenance
 from suite_plumbing.result_files import (
     check_output_dir,
@@ -60,9 +62,7 @@ from suite_plumbing.result_files import (
 )
 from suite_plumbing.texts import (
     EncodedText,
-    check_texts,
     distinct_texts,
-    encode_texts,
     padding_id,
     text_origins,
     token_pieces,
@@ -168,11 +168,7 @@ class MemoryRecursionNeuronAnalyzer(ModelAnalyzer):
         """
         layers = model_layers(self.model, layer_indices)
         check_has_logits(self.model)
-        checked = check_texts(texts)
-        tokenizer = require_tokenizer(self.model, self.tokenizer)
-        encoded = encode_texts(
-            tokenizer, checked, self.max_sequence_length, vocab_size=self.model.config.vocab_size
-        )
+        tokenizer, encoded = encode_for(self.model, self.tokenizer, texts, self.max_sequence_length)
         settings = MemorySettings(
             layers,
             self.batch_size,
@@ -278,8 +274,8 @@ def _command(argv: list[str]) -> int:
         validate_int(name.replace("_", "-"), getattr(args, name), least)
     if not args.quiet:
         print(announcement(args))
-    job = job_from_options(args, model_layers)
-    command = ["python", "run_memory_recursion_analysis.py", *argv]
+    command = command_line("run_memory_recursion_analysis.py", argv)
+    job = job_from_options(args, model_layers, command)
     settings = MemorySettings(
         job.layers, args.batch_size, args.seed, args.num_positions, args.ablate,
         args.num_random, args.twins, command,

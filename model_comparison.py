@@ -47,7 +47,13 @@ from mamba_mixers.untrained_twins import ENOUGH_TWINS, untrained_twin
 from recursive_visualizer import write_figures
 from result_views.report.comparison_report import TABLE_COLUMNS, comparison_rows, comparison_section
 from suite_plumbing.arguments import validate_int
-from suite_plumbing.commands import COMMON_OPTIONS, add_common_options, run_main, texts_from_options
+from suite_plumbing.commands import (
+    COMMON_OPTIONS,
+    add_common_options,
+    command_line,
+    run_main,
+    texts_from_options,
+)
 from suite_plumbing.models import load_model, load_tokenizer
 from suite_plumbing.progress import configure_logging, progress, set_seed
 from suite_plumbing.provenance import DEMO_MODEL_PATH, SCHEMA_VERSION, provenance
@@ -449,7 +455,7 @@ def _command(argv: list[str]) -> int:
         max_sequence_length=args.max_sequence_length,
         num_twins=args.twins,
         seed=args.seed,
-        command=["model_comparison.py", *argv],
+        command=command_line("model_comparison.py", argv),
     )
     paths = write_comparison(results, folder, args.formats)
     for row in results["findings"]:

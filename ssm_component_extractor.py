@@ -21,11 +21,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from mamba_mixers.recording import LayerRecord, record_layers, record_streams
 from mamba_mixers.sites import model_layers
 from selective_scan.operands import with_groups
+from selective_scan.scan import half_life
 from ssm_measures.components import Capture, SSMComponents, extracted_layer, rounded_by_token
 from suite_plumbing.commands import (
     STEP_OPTIONS,
     Job,
     add_common_options,
+    command_line,
     job_from_options,
     run_main,
     write_step_results,
@@ -257,7 +259,7 @@ def _command(argv: list[str]) -> int:
     add_common_options(parser, *STEP_OPTIONS)
     parser.set_defaults(output_dir="ssm_components")
     job = job_from_options(
-        parser.parse_args(argv), model_layers, ["ssm_component_extractor.py", *argv]
+        parser.parse_args(argv), model_layers, command_line("ssm_component_extractor.py", argv)
     )
     results, tensors = {}, {}
     for index, captured in enumerate(captures_of(job)):
@@ -328,7 +330,7 @@ def recursive_dynamics(components: SSMComponents) -> RecursiveDynamics:
     return RecursiveDynamics(
         eigenvalues=A,
         spectral_radius=slowest,
-        half_life=math.log(2) / (mean_delta[:, None] * A.abs()),
+        half_life=half_life(mean_delta, A),
         lyapunov_exponent=mean_delta[:, None] * A,
         is_stable=bool((A < 0).all()),
         state_norm=states.norm.masked_fill(~keep, math.nan),

@@ -2,6 +2,8 @@
 
 May import `suite_plumbing`, `selective_scan`, `token_statistics`.
 
+checks     Whether a run's numbers can be trusted, in words: what every report and every
+           terminal says
 glossary   What the numbers of a report are: name, unit, definition and how each can mislead
 summaries  Results of an analysis as a notebook shows them and as a run ends: tables read from the
            results

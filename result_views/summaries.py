@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from result_views.checks import check_line, failure_lines
 from suite_plumbing.result_reading import entry_at
 from token_statistics.findings import Finding, caveat, compared, number
 
@@ -63,41 +64,15 @@ def _finding_cells(row: Row) -> dict[str, str]:
 
 def check_lines(results: Row) -> list[str]:
     """What was analysed, whether the replay agrees, and every step without a result."""
-    check = results["self_check"]
     texts = results["provenance"]["texts"].values()
     layers = ", ".join(map(str, results["analysis_metadata"]["layer_indices"]))
     seconds = results["provenance"]["run"].get("seconds")
-    lines = [
+    return [
         f"{len(texts)} text(s), {sum(text['num_tokens'] for text in texts)} tokens, "
         f"layers {layers}" + (f", {seconds} s." if seconds is not None else "."),
-        _replay(check),
+        check_line(results),
+        *failure_lines(results),
     ]
-    return lines + [f"Without result: {place}: {why}" for place, why in _missing(check)]
-
-
-def _replay(check: Row) -> str:
-    if check["largest_replay_error"] is None:
-        return "No forward pass succeeded."
-    agrees = "within" if check["replay_agrees"] else "BEYOND"
-    return (
-        f"Largest replay error: {check['largest_replay_error']:.1e} ({agrees} the tolerance of "
-        f"{check['replay_tolerance']:.0e})."
-    )
-
-
-def _missing(check: Row) -> list[tuple[str, str]]:
-    """Place and reason of every step without a result, whether texts are told apart or not."""
-    found = []
-    for place, entry in check["without_result"].items():
-        direct = {"error", "skipped"} & set(entry)
-        named = {place: entry} if direct else {f"{place}.{step}": e for step, e in entry.items()}
-        found += [(name, _why(failure)) for name, failure in named.items()]
-    return found
-
-
-def _why(failure: Row) -> str:
-    error = failure.get("error")
-    return f"{error['type']}: {error['message']}" if error else f"skipped, {failure['skipped']}"
 
 
 def run_summary(results: Row, files: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ References and letters: the glossary of ``selective_scan``, which passes these f
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -116,6 +117,15 @@ def scan_hidden_states(
         _fill_states(by_time[block], _decay(operands, block), operands, block, h)
         h = by_time[block.stop - 1]
     return result.flatten(2, 4) if is_flat else result.flatten(2, 3)
+
+
+def half_life(mean_delta: Tensor, A: Tensor) -> Tensor:
+    """Tokens after which half of a state is left, ln 2 / (mean delta |A|), at the mean step size.
+
+    ``mean_delta`` (H,), ``A`` (H, N or 1): (H, N or 1), > 0. The slowest state of a head is
+    ``half_life(...).amax(1)``.
+    """
+    return math.log(2) / (mean_delta[:, None] * A.abs())
 
 
 class _Replacement(NamedTuple):

@@ -29,13 +29,13 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from selective_scan.attention import attention_map, implicit_attention
+from selective_scan.scan import half_life
 from ssm_measures.components import SSMComponents
 from suite_plumbing.arguments import validate_int
 
@@ -116,7 +116,7 @@ def head_half_lives(components: SSMComponents) -> Tensor:
     The mean of delta is over the tokens of all texts. For Mamba-1 a head is a channel.
     """
     mean_delta = components.delta[components.attention_mask.bool()].mean(0)
-    return math.log(2) / (mean_delta * components.A.abs().amin(1))
+    return half_life(mean_delta, components.A).amax(1)
 
 
 def head_groups_by_half_life(components: SSMComponents, num_groups: int = 3) -> Tensor:

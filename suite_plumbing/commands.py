@@ -28,6 +28,7 @@ from suite_plumbing.texts import (
     EXAMPLE_TEXTS,
     EncodedText,
     check_texts,
+    distinct_texts,
     encode_texts,
     read_texts_file,
     text_origins,
@@ -212,7 +213,16 @@ class Job(NamedTuple):
     layers: list[int]
     output_dir: Path
     command: list[str]
-    """the script's name and its arguments"""
+    """see `command_line`"""
+
+    def of_distinct_texts(self) -> Job:
+        """The same on the texts that are no earlier one again, which would be no more evidence."""
+        return self._replace(encoded=distinct_texts(self.encoded))
+
+
+def command_line(script: str, argv: Sequence[str]) -> list[str]:
+    """A command as results record it: what a shell runs to make them again."""
+    return ["python", script, *argv]
 
 
 def job_from_options(

@@ -11,7 +11,24 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from suite_plumbing.models import require_tokenizer
-from suite_plumbing.texts import check_texts, encode_texts, pad_batch, padding_id
+from suite_plumbing.texts import EncodedText, check_texts, encode_texts, pad_batch, padding_id
+
+
+def encode_for(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    texts: str | Sequence[str],
+    max_length: int = sys.maxsize,
+) -> tuple[PreTrainedTokenizerBase, list[EncodedText]]:
+    """A model's tokenizer, the one given or its own, and texts as the model is to read them.
+
+    Raises ValueError for bad texts, before a tokenizer is looked for, and for what `encode_texts`
+    and `require_tokenizer` refuse.
+    """
+    checked = check_texts(texts)
+    tokenizer = require_tokenizer(model, tokenizer)
+    vocab_size = model.config.vocab_size
+    return tokenizer, encode_texts(tokenizer, checked, max_length, vocab_size=vocab_size)
 
 
 def encode_inputs(
@@ -23,10 +40,7 @@ def encode_inputs(
     if isinstance(inputs, Tensor):
         inputs = {"input_ids": inputs}
     if not isinstance(inputs, Mapping):
-        tokenizer = require_tokenizer(model, tokenizer)
-        encoded = encode_texts(
-            tokenizer, check_texts(inputs), sys.maxsize, vocab_size=model.config.vocab_size
-        )
+        tokenizer, encoded = encode_for(model, tokenizer, inputs)
         return pad_batch(encoded, padding_id(tokenizer))
     if "input_ids" not in inputs:
         raise ValueError(

@@ -203,7 +203,7 @@ def test_the_command_writes_its_files(tiny_model_dir, tmp_path, capsys):
     pair = written["layer_correlations"]["mixer"]["layer_0_to_2"]
     assert pair["enough_tokens"] is True
     assert math.isfinite(pair["mean_abs"]["value"])
-    assert written["provenance"]["command"][0] == "layer_correlation_analyzer.py"
+    assert written["provenance"]["command"][:2] == ["python", "layer_correlation_analyzer.py"]
     assert set(written["recursive_patterns"]) == {"layer_0", "layer_2"}
     header = (out / "top_pairs.csv").read_text().splitlines()[0]
     assert header.startswith("stream,layer_a,layer_b,channel_a,channel_b,r")

@@ -249,7 +249,7 @@ def test_the_command_writes_results_table_report_and_figure(
     ]  # fmt: skip
     results = read_json(out / "model_comparison.json")
     assert list(results["models"]) == ["tiny_model", "tiny_neox"]
-    assert results["provenance"]["command"][0] == "model_comparison.py"
+    assert results["provenance"]["command"][:2] == ["python", "model_comparison.py"]
     header, *rows = (out / "model_comparison.csv").read_text().splitlines()
     assert header.startswith("model,layer,attention,")
     assert len(rows) == 4 + 3

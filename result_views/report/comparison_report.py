@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from result_views.checks import replay_line
 from result_views.report.markdown import markdown_table
 from token_statistics.findings import Finding, number, sentence
 
@@ -169,13 +170,8 @@ def _compared(results: Row) -> list[str]:
     check = results["self_check"]
     for name, error in check["replay_error"].items():
         if error is not None:
-            within = "within" if error <= check["replay_tolerance"][name] else "**beyond**"
-            limit = number(check["replay_tolerance"][name])
-            lines += [
-                f"Largest replay error of `{name}`: {number(error)}, {within} the tolerance of "
-                f"{limit}.",
-                "",
-            ]
+            limit = check["replay_tolerance"][name]
+            lines += [replay_line(error, limit, f"`{name}`", beyond="**beyond**"), ""]
     return lines
 
 

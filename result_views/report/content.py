@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
+from result_views.checks import check_sentence, failures
 from result_views.glossary import method_name
 from result_views.report.tables import (
     Table,
     cross_text_tables,
-    failures,
     memory_table,
     provenance_table,
     replay_table,
@@ -141,7 +141,7 @@ def report_content(
         ],
         together=cross_text_tables(results),
         replay=replay_table(results),
-        check=_check(results),
+        check=check_sentence(results),
         failures=failures(results),
         limits=_limits(results, tensors or {}, memory),
         provenance=provenance_table(results),
@@ -178,7 +178,7 @@ def _summary(results: Section, found: list[Finding]) -> list[str]:
     lines = [
         f"{len(texts)} {'text' if len(texts) == 1 else 'texts'}, {shown(tokens)} tokens; "
         f"layers {layers}.",
-        _check(results),
+        check_sentence(results),
     ]
     if lacking := failures(results):
         lines.append(
@@ -188,22 +188,6 @@ def _summary(results: Section, found: list[Finding]) -> list[str]:
         counts = ", ".join(f"{n} {verdict}" for verdict, n in verdict_counts(found).items())
         lines.append(f"Of {len(found)} claims tried: {counts}.")
     return lines
-
-
-def _check(results: Section) -> str:
-    check = results["self_check"]
-    largest, allowed = check.get("largest_replay_error"), check.get("replay_tolerance")
-    if largest is None:
-        return "No forward pass succeeded: nothing could be checked."
-    if check.get("replay_agrees"):
-        return (
-            "The analysed mixers reproduce the model's own output: largest relative error "
-            f"{shown(largest)}, allowed {shown(allowed)}."
-        )
-    return (
-        "The analysed mixers do not reproduce the model's own output: largest relative error "
-        f"{shown(largest)}, allowed {shown(allowed)}. The numbers are not to be trusted."
-    )
 
 
 def _command(results: Section) -> str | None:

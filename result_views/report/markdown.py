@@ -177,9 +177,5 @@ def _measures() -> list[str]:
 
 
 def markdown_table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table, an empty one at its end; a | within a cell is escaped."""
-    rows = [head, ["---"] * len(head), *body]
-    return [
-        *("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows),
-        "",
-    ]
+    """Lines of a Markdown table of text, an empty one at its end; all of it stands as itself."""
+    return [*_table_lines(head, [[escape_markdown(cell) for cell in row] for row in body]), ""]

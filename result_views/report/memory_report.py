@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from result_views.checks import check_line, failure_lines
 from result_views.glossary import method_name
-from result_views.report.markdown import markdown_table
+from result_views.report.markdown import escape_markdown, markdown_table
 from token_statistics.findings import Finding, compared, number, sentence
 
 Row = Mapping[str, Any]
@@ -73,17 +74,8 @@ def _header(results: Row) -> list[str]:
 
 
 def _check(results: Row) -> list[str]:
-    check = results["self_check"]
-    agrees = "within" if check["replay_agrees"] else "**beyond**"
-    lines = [
-        f"Largest replay error {number(check['largest_replay_error'])}, {agrees} the tolerance of "
-        f"{number(check['replay_tolerance'])}.",
-        "",
-    ]
-    for name, why in check["without_result"].items():
-        error = why.get("error")
-        lines += [f"- Without result: {name}: {error['message'] if error else why['skipped']}"]
-    return [*lines, ""] if check["without_result"] else lines
+    missing = [f"- {escape_markdown(line)}" for line in failure_lines(results)]
+    return [check_line(results, beyond="**beyond**"), "", *missing, *([""] if missing else [])]
 
 
 def findings_table(findings: Sequence[Finding]) -> list[str]:

@@ -7,7 +7,7 @@ HTML and as Markdown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -431,21 +431,6 @@ def replay_table(results: Section) -> Table:
 def text_name(text: str) -> str:
     """A text's key as its name: text_0 is Text 0."""
     return text.replace("_", " ").capitalize()
-
-
-def failures(results: Section) -> list[tuple[str, str]]:
-    """Every step without a result, where it stands, with the reason."""
-    return list(_failures(results["self_check"].get("without_result", {}), ()))
-
-
-def _failures(part: Any, path: tuple[str, ...]) -> Iterator[tuple[str, str]]:
-    if not isinstance(part, Mapping):
-        yield ".".join(path), str(part)
-    elif {"error", "skipped"} & set(part):
-        yield ".".join(path), failure(part) or "no result"
-    else:
-        for name, below in part.items():
-            yield from _failures(below, (*path, name))
 
 
 def provenance_table(results: Section) -> Table:

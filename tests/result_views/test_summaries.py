@@ -130,7 +130,7 @@ def test_a_step_that_failed_in_the_memory_analysis_is_named(runs):
     }
     summary = run_summary(results, [])
     assert "Without result: neurons: AnalysisError: the state is" in summary
-    assert "Without result: delta: skipped, needs state" in summary
+    assert "Without result: delta: skipped: needs state" in summary
 
 
 def test_the_end_of_a_run_is_a_table_of_verdicts_and_the_files(runs):

@@ -3,12 +3,12 @@
 import pytest
 from report_cases import HOSTILE_TEXTS, analysed
 
+from result_views.checks import failures
 from result_views.glossary import MEASURES
 from result_views.report.tables import (
     Cell,
     cell,
     cross_text_tables,
-    failures,
     memory_table,
     null_cell,
     provenance_table,
