@@ -17,7 +17,7 @@ replay_check      Whether the replayed mixers are the model's own, and what a di
 running           Models run by the suite's own scan: faster, differentiable, edited, or entered
                   at a layer
 sites             Where the selective SSM mixers of a model sit, and which models have none
-untrained_twins   The untrained twin of a model: same configuration, fresh weights
+untrained_twins   Untrained twins of a model: what a measure gives on them needs no training
 weights           Weights that analyses read: of mixers, of the embedding, of what turns a stream
                   into logits
 """

@@ -227,6 +227,20 @@ def decay_rates(mixer: Any) -> Tensor:
     return A.unsqueeze(-1) if A.dim() == 1 else A.flatten(0, -2)
 
 
+def time_scale_tensors(module: Any) -> list[Tensor]:
+    """A_log, D and the bias of delta of a mixer, by channel or head; [] of any other module.
+
+    The first axes of each, flattened, are the channels (Mamba-1: d_inner, Zamba: of all heads) or
+    the heads (Mamba-2), as many as D has entries.
+    """
+    if not (hasattr(module, "A_log") and hasattr(module, "D")):
+        return []
+    step = getattr(module, "dt_proj", None)
+    biases = (getattr(module, "dt_bias", None), getattr(module, "dt_proj_bias", None))
+    found = (module.A_log, module.D, *biases, getattr(step, "bias", None))
+    return [tensor for tensor in found if tensor is not None]
+
+
 def step_limits(mixer: Any, family: MixerFamily) -> tuple[float, float]:
     """Bounds of delta after softplus: (0, infinity) where the family has none."""
     low, high = getattr(mixer, "time_step_limit", None) or (0.0, float("inf"))
