@@ -9,7 +9,11 @@ From a shell: ``python attention_neurons.py --text "some text" --layers 0,3``.
 
 from __future__ import annotations
 
-import argparse
+from suite_plumbing.command_lines import attention_neurons_options, parse_first
+
+if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
+    parse_first(attention_neurons_options)
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -19,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from causal_interventions.neuron_effects import ablation_check, target_gradients
-from causal_interventions.targets import DEFAULT_TARGET, TARGETS, Target, resolve_target
+from causal_interventions.targets import DEFAULT_TARGET, Target, resolve_target
 from mamba_mixers.sites import find_mixers, model_layers
 from mamba_mixers.weights import MixerParameters, logit_directions, mixer_parameters
 from ssm_component_extractor import capture_for, captures_of
@@ -45,9 +49,7 @@ from ssm_measures.neuron_evolution import neuron_evolution
 from ssm_measures.neuron_sets import NeuronBehavior, NeuronSet, neuron_behavior, neuron_set
 from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.commands import (
-    STEP_OPTIONS,
     Job,
-    add_common_options,
     command_line,
     job_from_options,
     run_main,
@@ -386,24 +388,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description="Implicit attention of Mamba layers, and neurons by three methods.",
-        epilog="example: python attention_neurons.py --text 'some text' --layers 0,3 --ablate 32",
-    )
-    add_common_options(parser, *STEP_OPTIONS)
-    parser.add_argument("--target", default=DEFAULT_TARGET, choices=list(TARGETS))
-    parser.add_argument("--token", help="token that the target is about (default: the likeliest)")
-    parser.add_argument("--contrast", help="second token of --target logit_difference")
-    parser.add_argument(
-        "--ablate",
-        type=int,
-        default=0,
-        metavar="N",
-        help="check the methods against ablating N random neurons a layer (default: 0)",
-    )
-    parser.set_defaults(output_dir="attention_neurons")
-    args = parser.parse_args(argv)
-    validate_int("ablate", args.ablate, 0)
+    args = attention_neurons_options(argv)
     job = job_from_options(args, model_layers, command_line("attention_neurons.py", argv))
     target = resolve_target(args.target, job.tokenizer, token=args.token, contrast=args.contrast)
     parameters = layer_parameters(job.model, job.layers)

@@ -19,6 +19,11 @@ From a shell: ``python attribution_faithfulness.py --texts-file FILE``.
 
 from __future__ import annotations
 
+from suite_plumbing.command_lines import attribution_faithfulness_options, parse_first
+
+if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
+    parse_first(attribution_faithfulness_options)
+
 import argparse
 import copy
 import math
@@ -33,10 +38,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from causal_interventions.perturbation_curves import PerturbationCurves, perturbation_curves
-from causal_interventions.targets import TARGETS, Target, resolve_target
+from causal_interventions.targets import Target, resolve_target
 from input_attribution import (
     ATTRIBUTION_METHODS,
-    BASELINES,
     Explained,
     InputAttribution,
     attribute,
@@ -45,9 +49,7 @@ from input_attribution import (
 from mamba_mixers.sites import find_mixers, model_layers
 from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.commands import (
-    STEP_OPTIONS,
     Job,
-    add_common_options,
     command_line,
     job_from_options,
     run_main,
@@ -403,12 +405,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
+    args = attribution_faithfulness_options(argv)
     job = _job(args, command_line("attribution_faithfulness.py", argv))
-    names = args.methods.split(",") if args.methods else None
     baseline = int(args.baseline) if args.baseline.isdigit() else args.baseline
     table = faithfulness_table(
-        job.model, job.tokenizer, job.encoded, names, target=args.target, baseline=baseline,
+        job.model, job.tokenizer, job.encoded, args.methods, target=args.target, baseline=baseline,
         num_steps=args.num_steps, num_random=args.num_random,
         num_randomised_texts=args.num_randomised_texts, batch_size=args.batch_size, seed=args.seed,
     )  # fmt: skip
@@ -424,36 +425,14 @@ def _command(argv: list[str]) -> int:
     return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Faithfulness of attributions to input tokens, against random orders.",
-        epilog="example: python attribution_faithfulness.py --texts-file book.txt --num-texts 100",
-    )
-    add_common_options(parser, *(name for name in STEP_OPTIONS if name != "layers"))
-    parser.add_argument(
-        "--methods", help=f"with commas between; of {', '.join(ATTRIBUTION_METHODS)}"
-    )
-    parser.add_argument("--target", choices=list(TARGETS), default="logit")
-    parser.add_argument("--baseline", default="mean", help=f"{', '.join(BASELINES)}, or a token id")
-    parser.add_argument("--num-texts", type=int, default=100, help="at most, spread over the file")
-    parser.add_argument("--min-tokens", type=int, default=16, help="shorter texts are left out")
-    parser.add_argument("--num-steps", type=int, default=10, help="points of the curves")
-    parser.add_argument("--num-random", type=int, default=4, help="random orders of each text")
-    parser.add_argument("--num-randomised-texts", type=int, default=8, help="0: no such test")
-    parser.set_defaults(
-        output_dir="attribution_faithfulness", layers=None, max_sequence_length=64, batch_size=32
-    )
-    return parser
-
-
 def _job(args: argparse.Namespace, command: Sequence[str]) -> Job:
     """The job on the texts that are long enough, ``num_texts`` of them spread over all."""
     texts, tokenizer = texts_from_options(args), load_tokenizer(args.model)
-    minimum = validate_int("min-tokens", args.min_tokens, 2)
+    minimum = args.min_tokens
     long = [text for text in texts if len(tokenizer(text, verbose=False)["input_ids"]) >= minimum]
     if not long:
         raise ValueError(f"none of the {len(texts)} texts has {minimum} tokens; lower --min-tokens")
-    count = min(validate_int("num-texts", args.num_texts, 1), len(long))
+    count = min(args.num_texts, len(long))
     args.text, args.texts_file = [long[i * len(long) // count] for i in range(count)], None
     return job_from_options(args, model_layers, command).of_distinct_texts()
 

@@ -14,7 +14,11 @@ model and three built-in texts, offline.
 
 from __future__ import annotations
 
-import argparse
+from suite_plumbing.command_lines import MAIN_OUTPUT_DIR, main_analysis_options, parse_first
+
+if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
+    parse_first(main_analysis_options)
+
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -43,7 +47,7 @@ from analysis_pipelines.text_steps import TextInputs, analyze_text, without_capt
 from attention_neurons import layer_parameters
 from attribution_faithfulness import faithfulness_table
 from mamba_mixers.sites import model_layers
-from mamba_mixers.untrained_twins import ENOUGH_TWINS, twin_seeds, untrained_twin
+from mamba_mixers.untrained_twins import twin_seeds, untrained_twin
 from mamba_mixers.weights import check_has_logits
 from recursive_analysis_report import write_report
 from recursive_visualizer import Results, figure_state_vs_activation_change, write_figures
@@ -51,8 +55,6 @@ from result_views.summaries import run_summary
 from ssm_component_extractor import capture_each
 from suite_plumbing.arguments import validate_int
 from suite_plumbing.commands import (
-    STEP_OPTIONS,
-    add_common_options,
     announcement,
     command_line,
     job_from_options,
@@ -71,8 +73,6 @@ from suite_plumbing.texts import (
 )
 
 logger = logging.getLogger(__name__)
-
-DEFAULT_OUTPUT_DIR = "corrected_mamba_analysis"
 
 TEXT_STEPS = (
     Step("ssm_components", text_steps.components_and_memory),
@@ -207,7 +207,7 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer(ModelAnalyzer):
         return Results(self.analysis_.results, self.analysis_.tensors)
 
     def visualize_analysis_results(
-        self, save_dir: str | Path = DEFAULT_OUTPUT_DIR, formats: Sequence[str] = ("png",)
+        self, save_dir: str | Path = MAIN_OUTPUT_DIR, formats: Sequence[str] = ("png",)
     ) -> list[Path]:
         """Write the figures of the analysis; returns their paths."""
         analysis = self._analysis()
@@ -216,7 +216,7 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer(ModelAnalyzer):
         )
 
     def plot_recursive_state_vs_activation_change(
-        self, save_dir: str | Path = DEFAULT_OUTPUT_DIR
+        self, save_dir: str | Path = MAIN_OUTPUT_DIR
     ) -> list[Path]:
         """Write the figure that compares change of state with change of activation by layer."""
         figure = {"recursive_state_vs_activation": figure_state_vs_activation_change}
@@ -291,9 +291,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
-    validate_int("ablate", args.ablate, 0)
-    validate_int("twins", args.twins, 0)
+    args = main_analysis_options(argv)
     if not args.quiet:
         print(announcement(args))
     job = job_from_options(args, model_layers, command_line(Path(__file__).name, argv))
@@ -317,37 +315,6 @@ def _command(argv: list[str]) -> int:
     )
     print(run_summary(analysis.results, _files(path, figures, report, tracker.stats())))
     return 1 if analysis.results["self_check"]["without_result"] else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Eight-step analysis of recursion, attention and neurons in a Mamba.",
-        epilog="example: python corrected_recursive_ssm_attention_analyzer.py "
-        "--texts-file my_texts.txt --layers all --output-dir my_analysis",
-    )
-    add_common_options(parser, *STEP_OPTIONS, "formats")
-    parser.add_argument(
-        "--ablate",
-        type=int,
-        default=0,
-        metavar="N",
-        help="check the neuron methods by ablating N random neurons a layer (default: 0)",
-    )
-    parser.add_argument(
-        "--twins",
-        type=int,
-        default=0,
-        metavar="N",
-        help="analyse N untrained twins too, which findings have to exceed; "
-        f"{ENOUGH_TWINS} keep false ones at 5 %% (default: 0)",
-    )
-    parser.add_argument(
-        "--faithfulness",
-        action="store_true",
-        help="also attribute each prediction to input tokens and measure how faithful that is",
-    )
-    parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
-    return parser
 
 
 def _files(path: Path, figures: Sequence[Path], report: Path, memory: dict[str, Any]) -> list[str]:

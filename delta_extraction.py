@@ -16,7 +16,11 @@ From a shell: ``python delta_extraction.py --text "some text" --layers 0,3``.
 
 from __future__ import annotations
 
-import argparse
+from suite_plumbing.command_lines import delta_extraction_options, parse_first
+
+if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
+    parse_first(delta_extraction_options)
+
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -46,8 +50,6 @@ from ssm_measures.delta_neurons import (
 )
 from ssm_measures.gate_tokens import TOP_TOKENS, GateTokens, TokenDelta, gate_tokens
 from suite_plumbing.commands import (
-    STEP_OPTIONS,
-    add_common_options,
     command_line,
     job_from_options,
     run_main,
@@ -257,15 +259,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description="Delta of Mamba layers: memory, gate, and the neurons that depend on it.",
-        epilog="example: python delta_extraction.py --text 'some text' --layers 0,3",
-    )
-    add_common_options(parser, *STEP_OPTIONS)
-    parser.set_defaults(output_dir="delta_analysis")
-    job = job_from_options(
-        parser.parse_args(argv), model_layers, command_line("delta_extraction.py", argv)
-    )
+    args = delta_extraction_options(argv)
+    job = job_from_options(args, model_layers, command_line("delta_extraction.py", argv))
     job = job.of_distinct_texts()
     captures, seed = captures_of(job), job.args.seed
     pieces = _pieces_of(job.tokenizer, captures)

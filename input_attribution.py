@@ -21,7 +21,11 @@ From a shell: ``python input_attribution.py --text "some text" --method mamba_lr
 
 from __future__ import annotations
 
-import argparse
+from suite_plumbing.command_lines import input_attribution_options, parse_first
+
+if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
+    parse_first(input_attribution_options)
+
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -33,7 +37,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from causal_interventions.targets import TARGETS, PinnedTarget, Target, resolve_target
+from causal_interventions.targets import PinnedTarget, Target, resolve_target
 from mamba_mixers.replay import LRP, MixerReplay
 from mamba_mixers.running import fast_scan
 from mamba_mixers.sites import find_mixers, model_layers
@@ -44,8 +48,6 @@ from ssm_measures.attention_measures import mixer_share, row_stochastic
 from ssm_measures.components import Capture
 from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.commands import (
-    STEP_OPTIONS,
-    add_common_options,
     command_line,
     job_from_options,
     run_main,
@@ -464,18 +466,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description="Attribution of a scalar of the model's output to the tokens of its input.",
-        epilog="example: python input_attribution.py --text 'some text' --method mamba_lrp",
-    )
-    options = [name for name in STEP_OPTIONS if name != "layers"]
-    add_common_options(parser, *options)
-    parser.add_argument("--method", choices=list(ATTRIBUTION_METHODS), default="mamba_lrp")
-    parser.add_argument("--target", choices=list(TARGETS), default="logit")
-    parser.add_argument("--token", help="token explained (default: the likeliest next one)")
-    parser.add_argument("--contrast", help="second token of a logit_difference")
-    parser.set_defaults(output_dir="input_attribution", layers=None)
-    args = parser.parse_args(argv)
+    args = input_attribution_options(argv)
     job = job_from_options(args, model_layers, command_line("input_attribution.py", argv))
     target = resolve_target(args.target, job.tokenizer, token=args.token, contrast=args.contrast)
     results = {}

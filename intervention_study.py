@@ -18,7 +18,11 @@ From a shell: ``python intervention_study.py --text "some text" --layers 0,3``.
 
 from __future__ import annotations
 
-import argparse
+from suite_plumbing.command_lines import intervention_study_options, parse_first
+
+if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
+    parse_first(intervention_study_options)
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -44,8 +48,6 @@ from ssm_measures.attention_measures import memory_kernel
 from ssm_measures.components import Capture, extracted_layer
 from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.commands import (
-    STEP_OPTIONS,
-    add_common_options,
     command_line,
     job_from_options,
     run_main,
@@ -244,18 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description="Causal memory of Mamba layers: KL after resetting the state, or hiding one "
-        "source, by the lag.",
-        epilog="example: python intervention_study.py --text 'some text' --layers 0,3",
-    )
-    add_common_options(parser, *STEP_OPTIONS)
-    parser.add_argument("--kind", choices=[*KINDS, "both"], default="both")
-    parser.add_argument("--num-positions", type=int, default=NUM_POSITIONS, metavar="N")
-    parser.add_argument("--max-lag", type=int, metavar="TOKENS", help="default: half a text, or 64")
-    parser.set_defaults(output_dir="intervention_study")
-    args = parser.parse_args(argv)
-    validate_int("num-positions", args.num_positions, 1)
+    args = intervention_study_options(argv)
     job = job_from_options(
         args, model_layers, command_line("intervention_study.py", argv)
     ).of_distinct_texts()

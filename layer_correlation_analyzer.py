@@ -12,7 +12,11 @@ From a shell: ``python layer_correlation_analyzer.py --text "some text" --layers
 
 from __future__ import annotations
 
-import argparse
+from suite_plumbing.command_lines import layer_correlation_analyzer_options, parse_first
+
+if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
+    parse_first(layer_correlation_analyzer_options)
+
 import itertools
 import math
 from collections.abc import Iterable, Sequence
@@ -36,9 +40,7 @@ from ssm_component_extractor import (
 from ssm_measures.components import Capture
 from suite_plumbing.arguments import resolve_layer_indices, validate_choice
 from suite_plumbing.commands import (
-    STEP_OPTIONS,
     Job,
-    add_common_options,
     command_line,
     job_from_options,
     run_main,
@@ -353,21 +355,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description="Correlations across Mamba layers and recursive patterns within them.",
-        epilog="example: python layer_correlation_analyzer.py --text 'some text' --layers 0,3",
-    )
-    add_common_options(parser, *STEP_OPTIONS)
-    parser.add_argument(
-        "--stream",
-        choices=list(STREAMS),
-        help="correlate layers over the texts as a stream of which nothing is kept: for corpora; "
-        "of the residual stream or of the mixers' outputs",
-    )
-    parser.set_defaults(output_dir="layer_correlations")
-    job = job_from_options(
-        parser.parse_args(argv), model_layers, command_line("layer_correlation_analyzer.py", argv)
-    )
+    args = layer_correlation_analyzer_options(argv)
+    job = job_from_options(args, model_layers, command_line("layer_correlation_analyzer.py", argv))
     job = job.of_distinct_texts()
     print(_write_streamed(job) if job.args.stream else _write_all(job))
     return 0

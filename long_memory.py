@@ -15,7 +15,11 @@ Letters: the glossary of ``selective_scan``. From a shell: ``python long_memory.
 
 from __future__ import annotations
 
-import argparse
+from suite_plumbing.command_lines import long_memory_options, parse_first
+
+if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
+    parse_first(long_memory_options)
+
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +39,7 @@ from selective_scan.attention import attention_map
 from selective_scan.scan import half_life, scan_hidden_states
 from ssm_measures.attention_measures import MemoryKernel, kernel_of_means
 from suite_plumbing.arguments import validate_int
-from suite_plumbing.commands import add_common_options, command_line, run_main
+from suite_plumbing.commands import command_line, run_main
 from suite_plumbing.model_inputs import encode_inputs
 from suite_plumbing.models import execution_device, load_model, load_tokenizer
 from suite_plumbing.progress import configure_logging, progress
@@ -370,11 +374,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
+    args = long_memory_options(argv)
     configure_logging(args.debug, args.quiet)
-    widths = parse_widths(args.windows)
-    if args.max_tokens is not None:
-        validate_int("max-tokens", args.max_tokens, 2)
     text, folder = read_book(args.book), check_output_dir(args.output_dir)
     model = load_model(args.model, device=args.device, dtype=args.dtype)
     ids = load_tokenizer(args.model)(text, verbose=False)["input_ids"][: args.max_tokens]
@@ -382,7 +383,7 @@ def _command(argv: list[str]) -> int:
         raise ValueError(f"book {args.book!r} has {len(ids)} token(s); losses need at least 2")
     layers = model_layers(model, args.layers)
     results = long_memory(
-        model, ids, layers=layers, windows=widths, chunk_size=args.chunk_size, seed=args.seed
+        model, ids, layers=layers, windows=args.windows, chunk_size=args.chunk_size, seed=args.seed
     )
     results["schema_version"] = SCHEMA_VERSION
     command = command_line("long_memory.py", argv)
@@ -393,45 +394,6 @@ def _command(argv: list[str]) -> int:
     print("\n".join(readings_table(results["readings"])))
     print(f"Wrote {path}, readings.csv and its figure beside it.")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="A long text as one stream: what memory is worth, and what the states do.",
-        epilog="example: python long_memory.py book.txt --max-tokens 65536",
-    )
-    parser.add_argument("book", help="a plain text file, read as one text")
-    add_common_options(
-        parser,
-        "model",
-        "layers",
-        "device",
-        "dtype",
-        "output_dir",
-        "formats",
-        "seed",
-        "debug",
-        "quiet",
-    )
-    parser.add_argument("--max-tokens", type=int, metavar="N", help="read no more than these")
-    parser.add_argument(
-        "--chunk-size", type=int, default=CHUNK_SIZE, metavar="TOKENS",
-        help=f"tokens read at once; the result does not depend on it (default: {CHUNK_SIZE})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--windows", default=",".join(map(str, WINDOWS)), metavar="128,512",
-        help="widths of the windows, in tokens (default: 128,512,2048)",
-    )  # fmt: skip
-    parser.set_defaults(output_dir="long_memory")
-    return parser
-
-
-def parse_widths(listed: str) -> list[int]:
-    """Widths of windows from "128,512"; ValueError for anything but whole numbers."""
-    try:
-        return [int(part) for part in listed.split(",") if part.strip()]
-    except ValueError:
-        raise ValueError(f"windows is {listed!r}; pass whole numbers, as in 128,512") from None
 
 
 if __name__ == "__main__":

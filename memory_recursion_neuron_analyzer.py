@@ -11,7 +11,11 @@ three built-in texts, offline.
 
 from __future__ import annotations
 
-import argparse
+from suite_plumbing.command_lines import MEMORY_OUTPUT_DIR, memory_analysis_options, parse_first
+
+if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
+    parse_first(memory_analysis_options)
+
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -42,8 +46,6 @@ from ssm_component_extractor import capture_texts
 from ssm_measures.components import Capture
 from suite_plumbing.arguments import validate_int
 from suite_plumbing.commands import (
-    STEP_OPTIONS,
-    add_common_options,
     announcement,
     command_line,
     job_from_options,
@@ -68,8 +70,6 @@ from suite_plumbing.texts import (
     token_pieces,
 )
 from token_statistics.findings import Finding, beside_twins, twins_section
-
-DEFAULT_OUTPUT_DIR = "memory_recursion_analysis"
 
 
 @dataclass(frozen=True, eq=False)
@@ -182,7 +182,7 @@ class MemoryRecursionNeuronAnalyzer(ModelAnalyzer):
         return Results(self.analysis_.results, self.analysis_.tensors)
 
     def visualize_memory_recursion_effects(
-        self, save_dir: str | Path = DEFAULT_OUTPUT_DIR, formats: Sequence[str] = ("png",)
+        self, save_dir: str | Path = MEMORY_OUTPUT_DIR, formats: Sequence[str] = ("png",)
     ) -> list[Path]:
         """Write the figures of the analysis; returns their paths."""
         folder = check_output_dir(save_dir)
@@ -195,7 +195,7 @@ class MemoryRecursionNeuronAnalyzer(ModelAnalyzer):
             _write_text(check_output_dir(Path(save_path).parent) / Path(save_path).name, report)
         return report
 
-    def save_analysis_results(self, save_dir: str | Path = DEFAULT_OUTPUT_DIR) -> Path:
+    def save_analysis_results(self, save_dir: str | Path = MEMORY_OUTPUT_DIR) -> Path:
         """Write JSON, safetensors and tables into a folder: see :func:`write_memory_analysis`."""
         return write_memory_analysis(self._analysis(), check_output_dir(save_dir))
 
@@ -269,9 +269,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
-    for name, least in (("num_positions", 1), ("ablate", 3), ("num_random", 1), ("twins", 0)):
-        validate_int(name.replace("_", "-"), getattr(args, name), least)
+    args = memory_analysis_options(argv)
     if not args.quiet:
         print(announcement(args))
     command = command_line("run_memory_recursion_analysis.py", argv)
@@ -292,35 +290,6 @@ def _command(argv: list[str]) -> int:
     ]
     print(run_summary(analysis.results, files))
     return 1 if analysis.results["self_check"]["without_result"] else 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Memory of a Mamba: what its states keep, and what its predictions owe to it.",
-        epilog="example: python run_memory_recursion_analysis.py --texts-file my_texts.txt "
-        "--layers all --num-positions 32",
-    )
-    add_common_options(parser, *STEP_OPTIONS, "formats")
-    parser.add_argument(
-        "--num-positions", type=int, default=16, metavar="N",
-        help="tokens of each text at which memory is taken away (default: 16)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--ablate", type=int, default=16, metavar="N",
-        help="random neurons of each layer that are ablated, at least 3 (default: 16)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--num-random", type=int, default=2, metavar="N",
-        help="random tokens, and random neurons of the same norm, that each effect is compared "
-        "with (default: 2)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--twins", type=int, default=5, metavar="N",
-        help="untrained models of the same configuration that claims have to exceed; 0: none "
-        "(default: 5)",
-    )  # fmt: skip
-    parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
-    return parser
 
 
 if __name__ == "__main__":

@@ -17,7 +17,11 @@ From a shell: ``python model_comparison.py --model demo_model --model path/to/an
 
 from __future__ import annotations
 
-import argparse
+from suite_plumbing.command_lines import model_comparison_options, parse_first
+
+if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
+    parse_first(model_comparison_options)
+
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,16 +51,15 @@ from mamba_mixers.untrained_twins import ENOUGH_TWINS, untrained_twin
 from recursive_visualizer import write_figures
 from result_views.report.comparison_report import TABLE_COLUMNS, comparison_rows, comparison_section
 from suite_plumbing.arguments import validate_int
+from suite_plumbing.bundled import DEMO_MODEL_PATH
 from suite_plumbing.commands import (
-    COMMON_OPTIONS,
-    add_common_options,
     command_line,
     run_main,
     texts_from_options,
 )
 from suite_plumbing.models import load_model, load_tokenizer
 from suite_plumbing.progress import configure_logging, progress, set_seed
-from suite_plumbing.provenance import DEMO_MODEL_PATH, SCHEMA_VERSION, provenance
+from suite_plumbing.provenance import SCHEMA_VERSION, provenance
 from suite_plumbing.result_files import (
     StrPath,
     check_output_dir,
@@ -82,8 +85,6 @@ from token_statistics.verdict_rules import exceeds_null
 
 logger = logging.getLogger(__name__)
 
-
-DEFAULT_OUTPUT_DIR = "model_comparison"
 
 MIN_PIECES = 4
 """Of each text: a debiased CKA of fewer is undefined."""
@@ -435,7 +436,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
+    args = model_comparison_options(argv)
     configure_logging(args.debug, args.quiet)
     set_seed(args.seed)
     texts, folder = texts_from_options(args), check_output_dir(args.output_dir)
@@ -462,38 +463,6 @@ def _command(argv: list[str]) -> int:
         print(f"{row['verdict']:>15}: {row['claim']}")
     print(f"Wrote {', '.join(path.name for path in paths)} to {folder}.")
     return 0 if results["self_check"]["replay_agrees"] else 1
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="The same texts through several models: attention, memory and layers compared.",
-        epilog="example: python model_comparison.py --model demo_model --model path/to/another",
-    )
-    parser.add_argument(
-        "--model",
-        action="append",
-        metavar="NAME_OR_PATH",
-        help="model folder or hub name; give two or more (one is compared with an untrained twin; "
-        "default: the bundled demo model)",
-    )
-    parser.add_argument(
-        "--twins",
-        type=int,
-        default=0,
-        metavar="N",
-        help=f"untrained twins of every model to compare with; verdicts need {ENOUGH_TWINS} "
-        "(default: 0)",
-    )
-    layers: dict[str, Any] = COMMON_OPTIONS["layers"] | {
-        "help": "layers to compare; -1 is the last (default: all)"
-    }
-    parser.add_argument("--layers", **layers)
-    add_common_options(
-        parser, "text", "texts_file", "max_sequence_length", "device", "dtype", "output_dir",
-        "formats", "seed", "debug", "quiet",
-    )  # fmt: skip
-    parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
-    return parser
 
 
 if __name__ == "__main__":

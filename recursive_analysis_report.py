@@ -12,7 +12,11 @@ From a shell: ``python recursive_analysis_report.py`` after the main analysis.
 
 from __future__ import annotations
 
-import argparse
+from suite_plumbing.command_lines import parse_first, recursive_analysis_report_options
+
+if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
+    parse_first(recursive_analysis_report_options)
+
 import base64
 import functools
 import hashlib
@@ -33,10 +37,10 @@ from result_views.report.content import report_content
 from result_views.report.markdown import markdown_report
 from result_views.report.tables import between, shown
 from result_views.report.token_view import deflated_json, neuron_tables, token_view, view_maps
-from suite_plumbing.commands import add_common_options, run_main
+from suite_plumbing.commands import run_main
 from suite_plumbing.progress import configure_logging
 from suite_plumbing.result_files import StrPath, check_output_dir, write_atomically
-from suite_plumbing.result_reading import DEFAULT_RESULTS, Section, drawing_from, load_results
+from suite_plumbing.result_reading import Section, drawing_from, load_results
 from token_statistics.findings import (
     NOT_SUPPORTED,
     SUPPORTED,
@@ -45,8 +49,6 @@ from token_statistics.findings import (
     compared,
     sentence,
 )
-
-DEFAULT_OUTPUT_DIR = "recursive_analysis_reports"
 
 TEMPLATE_DIR = Path(__file__).resolve().parent / "result_views" / "report"
 
@@ -222,9 +224,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    args = _parser().parse_args(argv)
+    args = recursive_analysis_report_options(argv)
     configure_logging(args.debug, args.quiet)
-    given = args.named or args.results or DEFAULT_RESULTS
+    given = args.results
     results, tensors = load_results(given)
     memory = None if args.memory_results is None else load_results(args.memory_results)[0]
     with drawing_from(given):
@@ -241,31 +243,6 @@ def _command(argv: list[str]) -> int:
     if not args.quiet:
         print(f"Wrote {page} (open it in a browser), {text} and {len(figures)} figure files.")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description="Report of an analysis, from its files: report.html, to open in a browser, "
-        "and report.md.",
-        epilog="example: python recursive_analysis_report.py "
-        "--results my_analysis/analysis_results.json --output-dir my_report. Exit status: 0 "
-        "written, 2 results that cannot be read or a folder that cannot be written.",
-    )
-    parser.add_argument(
-        "results", nargs="?", metavar="RESULTS.json",
-        help=f"results of the main analysis, with its tensors beside it "
-        f"(default: {DEFAULT_RESULTS})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--results", dest="named", metavar="RESULTS.json", help="the same, as an option"
-    )
-    parser.add_argument(
-        "--memory-results", metavar="FILE",
-        help="results of the memory analysis, to report them too (default: none)",
-    )  # fmt: skip
-    add_common_options(parser, "output_dir", "formats", "debug", "quiet")
-    parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
-    return parser
 
 
 if __name__ == "__main__":

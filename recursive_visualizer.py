@@ -10,7 +10,11 @@ From a shell: ``python recursive_visualizer.py corrected_mamba_analysis/analysis
 
 from __future__ import annotations
 
-import argparse
+from suite_plumbing.command_lines import parse_first, recursive_visualizer_options
+
+if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
+    parse_first(recursive_visualizer_options)
+
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
@@ -31,11 +35,11 @@ from result_views.figures.memory_figures import CAUSAL_FIGURES, MEMORY_FIGURES
 from result_views.figures.pages import page, styled
 from result_views.summaries import Row, check_lines, finding_frame, layer_rows, run_summary
 from suite_plumbing.arguments import validate_choice
-from suite_plumbing.commands import FIGURE_FORMATS, add_common_options, run_main
+from suite_plumbing.commands import run_main
+from suite_plumbing.options import FIGURE_FORMATS
 from suite_plumbing.progress import configure_logging
 from suite_plumbing.result_files import StrPath, check_output_dir, table_html, write_atomically
 from suite_plumbing.result_reading import (
-    DEFAULT_RESULTS,
     Section,
     Tensors,
     all_layers,
@@ -49,8 +53,6 @@ from suite_plumbing.result_reading import (
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-DEFAULT_OUTPUT_DIR = "recursive_analysis_plots"
 
 _MAX_CHANGE_PANELS = 24
 
@@ -365,19 +367,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description="Draw the figures of saved results: those of the main or memory analysis, "
-        "intervention_study, attribution_faithfulness, model_comparison or long_memory.",
-        epilog="example: python recursive_visualizer.py my_analysis/analysis_results.json "
-        "--formats png,pdf",
-    )
-    parser.add_argument(
-        "results", nargs="?", default=DEFAULT_RESULTS, metavar="RESULTS.json",
-        help=f"what one of the commands wrote (default: {DEFAULT_RESULTS})",
-    )  # fmt: skip
-    add_common_options(parser, "output_dir", "formats", "debug", "quiet")
-    parser.set_defaults(output_dir=DEFAULT_OUTPUT_DIR)
-    args = parser.parse_args(argv)
+    args = recursive_visualizer_options(argv)
     configure_logging(args.debug, args.quiet)
     results, tensors = load_results(args.results)
     with drawing_from(args.results):

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from suite_plumbing.command_lines import memory_analysis_options, parse_first
+
+if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
+    parse_first(memory_analysis_options)
+
 from memory_recursion_neuron_analyzer import main
 
 if __name__ == "__main__":

@@ -9,7 +9,11 @@ From a shell: ``python ssm_component_extractor.py --text "some text" --layers 0,
 
 from __future__ import annotations
 
-import argparse
+from suite_plumbing.command_lines import parse_first, ssm_component_extractor_options
+
+if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
+    parse_first(ssm_component_extractor_options)
+
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +28,7 @@ from selective_scan.operands import with_groups
 from selective_scan.scan import half_life
 from ssm_measures.components import Capture, SSMComponents, extracted_layer, rounded_by_token
 from suite_plumbing.commands import (
-    STEP_OPTIONS,
     Job,
-    add_common_options,
     command_line,
     job_from_options,
     run_main,
@@ -252,15 +254,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        description="Components (A, B, C, D, delta) and state dynamics of Mamba layers.",
-        epilog="example: python ssm_component_extractor.py --text 'some text' --layers 0,3",
-    )
-    add_common_options(parser, *STEP_OPTIONS)
-    parser.set_defaults(output_dir="ssm_components")
-    job = job_from_options(
-        parser.parse_args(argv), model_layers, command_line("ssm_component_extractor.py", argv)
-    )
+    args = ssm_component_extractor_options(argv)
+    job = job_from_options(args, model_layers, command_line("ssm_component_extractor.py", argv))
     results, tensors = {}, {}
     for index, captured in enumerate(captures_of(job)):
         results[f"text_{index}"] = {

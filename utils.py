@@ -10,16 +10,11 @@ from suite_plumbing.arguments import (
     resolve_device,
     resolve_dtype,
     resolve_layer_indices,
-    validate_choice,
-    validate_int,
 )
+from suite_plumbing.bundled import DEMO_MODEL_PATH
+from suite_plumbing.checks import validate_choice, validate_int
 from suite_plumbing.commands import (
-    COMMON_OPTIONS,
-    FIGURE_FORMATS,
-    add_common_options,
     announcement,
-    parse_formats,
-    parse_layers,
     run_main,
     texts_from_options,
 )
@@ -32,9 +27,15 @@ from suite_plumbing.models import (
     require_tokenizer,
     resolve_model,
 )
+from suite_plumbing.options import (
+    COMMON_OPTIONS,
+    FIGURE_FORMATS,
+    add_common_options,
+    parse_formats,
+    parse_layers,
+)
 from suite_plumbing.progress import configure_logging, progress, set_seed
 from suite_plumbing.provenance import (
-    DEMO_MODEL_PATH,
     SCHEMA_VERSION,
     SUITE_VERSION,
     provenance,

@@ -37,10 +37,10 @@ from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from corrected_recursive_ssm_attention_analyzer import analyze
 from mamba_mixers.untrained_twins import ENOUGH_TWINS, untrained_twin
 from suite_plumbing.arguments import validate_int
+from suite_plumbing.bundled import DEMO_MODEL_PATH
 from suite_plumbing.commands import run_main
 from suite_plumbing.models import load_tokenizer
 from suite_plumbing.progress import progress
-from suite_plumbing.provenance import DEMO_MODEL_PATH
 from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
 from token_statistics.association import pearson_matrix, pearson_p_values, spearman
 from token_statistics.autocorrelation import mean_autocorrelation

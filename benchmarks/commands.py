@@ -6,7 +6,7 @@ import argparse
 import re
 from pathlib import Path
 
-from suite_plumbing.provenance import DEMO_MODEL_PATH
+from suite_plumbing.bundled import DEMO_MODEL_PATH
 from suite_plumbing.result_files import write_atomically
 
 RESULTS_FOLDER = Path(__file__).resolve().parent / "results"

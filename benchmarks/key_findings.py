@@ -25,8 +25,9 @@ from corrected_recursive_ssm_attention_analyzer import analyze
 from mamba_mixers.sites import model_layers
 from mamba_mixers.untrained_twins import ENOUGH_TWINS
 from suite_plumbing.arguments import validate_int
-from suite_plumbing.commands import parse_layers, run_main
+from suite_plumbing.commands import run_main
 from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.options import parse_layers
 from suite_plumbing.texts import read_book
 from token_statistics.findings import Finding, compared, number
 

@@ -21,11 +21,12 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.commands import RESULTS_FOLDER, add_book_options, benchmark_parser, keep
-from long_memory import BLOCK, WINDOWS, long_memory, parse_widths, read_stream
+from long_memory import BLOCK, WINDOWS, long_memory, read_stream
 from long_memory import readings_table as table
 from mamba_mixers.sites import model_layers
 from recursive_visualizer import write_figures
 from suite_plumbing.arguments import validate_int
+from suite_plumbing.command_lines import parse_widths
 from suite_plumbing.commands import run_main
 from suite_plumbing.memory_usage import MemoryTracker
 from suite_plumbing.models import load_model, load_tokenizer

@@ -31,10 +31,10 @@ from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from benchmarks.other_ways import random_operands
 from benchmarks.speed import Bench, Row, Sizes, machine_facts, our_map, table
 from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
+from suite_plumbing.bundled import DEMO_MODEL_PATH
 from suite_plumbing.commands import run_main
 from suite_plumbing.memory_usage import MemoryTracker
 from suite_plumbing.models import load_tokenizer
-from suite_plumbing.provenance import DEMO_MODEL_PATH
 
 RESULTS = RESULTS_FOLDER / "whole_run.md"
 SMOKE = Sizes(32, 4, 16, 4, 2048)

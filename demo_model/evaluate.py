@@ -25,10 +25,10 @@ from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mamba_mixers.running import fast_scan
+from suite_plumbing.bundled import DEMO_MODEL_PATH
 from suite_plumbing.commands import run_main
 from suite_plumbing.models import load_model, load_tokenizer
 from suite_plumbing.progress import configure_logging
-from suite_plumbing.provenance import DEMO_MODEL_PATH
 from suite_plumbing.texts import read_book
 
 WINDOW = 512  # tokens the model reads at a time when a whole book is scored

@@ -26,8 +26,8 @@ from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer
 from recursive_visualizer import Results
 from result_views.figures import analysis_panels, memory_panels
 from result_views.figures.pages import page, styled
+from suite_plumbing.bundled import DEMO_MODEL_PATH
 from suite_plumbing.commands import run_main
-from suite_plumbing.provenance import DEMO_MODEL_PATH
 from suite_plumbing.result_files import check_output_dir
 from suite_plumbing.result_reading import text_sections
 from suite_plumbing.texts import EXAMPLE_TEXTS

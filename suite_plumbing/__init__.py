@@ -1,10 +1,17 @@
 """Plumbing that knows no mixer: options, texts, models, files, progress, errors.
 
-May import the standard library and the packages of requirements.txt; nothing of the suite.
+May import the standard library and the packages of requirements.txt; nothing of the suite. What a
+command line is read with (bundled, checks, options, command_lines) imports the standard library
+alone.
 
-arguments       What a user passes in besides texts: choices, integers, devices, dtypes and layers
-commands        The command line that all modules share: options, a job made of them, exit
-                statuses, results
+arguments       What a user passes in besides texts: devices, dtypes and layers
+bundled         What comes with the suite: its folder and the demo model, found from any working
+                directory
+checks          Checks of what a user passes in that need the standard library alone: a choice, an
+                integer
+command_lines   The options of every command, read before torch and the other large packages are
+                loaded
+commands        What all commands share: a job made of their options, exit statuses, results
 errors          The one error that a pipeline records and goes on from, and which others count as
                 such
 lazy_names      Names that a folder passes on from its modules, each loaded when it is first asked
@@ -13,6 +20,7 @@ memory_usage    How much memory an analysis takes, measured on the device that i
 model_inputs    What a model is called with: token ids and their mask, however a user passes them
 models          Models and tokenizers: loaded from a folder or the hub, checked before anything
                 runs on them
+options         The options that all commands share, spelled once
 progress        Progress bars, logging and the seed of a run
 provenance      Where a result comes from: versions, command, commit, model, device, seed
 result_files    Files of results: written whole or not at all, strict JSON, CSV and safetensors

@@ -1,4 +1,4 @@
-"""What a user passes in besides texts: choices, integers, devices, dtypes and layers.
+"""What a user passes in besides texts: devices, dtypes and layers; `checks` has the rest.
 
 All of it is checked before any model runs. Every refusal is a ValueError that names the argument,
 what came and what is allowed.
@@ -7,52 +7,27 @@ what came and what is allowed.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from operator import index as as_int
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
-T = TypeVar("T")
+from suite_plumbing.checks import int_or_none, validate_choice, validate_int
+from suite_plumbing.options import DTYPE_NAMES
 
+__all__ = [
+    "DEFAULT_LAYERS",
+    "DTYPES",
+    "resolve_device",
+    "resolve_dtype",
+    "resolve_layer_indices",
+    "validate_choice",
+    "validate_int",
+]
 
 DEFAULT_LAYERS = (0, 3, 6, 9, 12)
 
-DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,
-}
-
-
-def validate_choice(name: str, value: T, allowed: Iterable[T]) -> T:
-    """Return `value` if it is one of `allowed`; else raise ValueError that lists them."""
-    known = list(allowed)
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(str, known))}")
-    return value
-
-
-def validate_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
-    """Return `value` as an int within the bounds; bool and float are refused with a ValueError."""
-    number = _int_or_none(value)
-    if number is None or number < minimum or (maximum is not None and number > maximum):
-        upper = "" if maximum is None else f" and at most {maximum}"
-        raise ValueError(
-            f"{name} is {value!r} ({type(value).__name__}); it must be an integer of at least "
-            f"{minimum}{upper}"
-        )
-    return number
-
-
-def _int_or_none(value: Any) -> int | None:
-    if isinstance(value, (bool, np.bool_)):
-        return None
-    try:
-        return as_int(value)
-    except TypeError:
-        return None
+DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -122,7 +97,7 @@ def _default_layers(known: Sequence[int]) -> list[int]:
 
 
 def _resolve_layer(entry: Any, known: Sequence[int], num_layers: int) -> int:
-    number = _int_or_none(entry)
+    number = int_or_none(entry)
     if number is None:
         raise ValueError(f"layer_indices holds {entry!r} ({type(entry).__name__}), not an integer")
     if not -num_layers <= number < num_layers:

@@ -1,4 +1,4 @@
-"""The command line that all modules share: options, a job made of them, exit statuses, results.
+"""What all commands share: a job made of their options, exit statuses, results.
 
 Bad input raises ValueError and ends a command with status 2; `AnalysisError`, running out of memory
 and a file that cannot be written end it with status 1.
@@ -14,15 +14,16 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from suite_plumbing.arguments import DTYPES, validate_choice, validate_int
+from suite_plumbing.bundled import DEMO_MODEL_PATH, model_place
 from suite_plumbing.errors import AnalysisError, is_out_of_memory
 from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.options import refuse_both
 from suite_plumbing.progress import configure_logging, set_seed
-from suite_plumbing.provenance import DEMO_MODEL_PATH, SCHEMA_VERSION, provenance
+from suite_plumbing.provenance import SCHEMA_VERSION, provenance
 from suite_plumbing.result_files import check_output_dir, write_json
 from suite_plumbing.texts import (
     EXAMPLE_TEXTS,
@@ -34,119 +35,10 @@ from suite_plumbing.texts import (
     text_origins,
 )
 
-T = TypeVar("T")
-
-
-STEP_OPTIONS = (
-    "model", "text", "texts_file", "layers", "max_sequence_length", "batch_size", "device",
-    "dtype", "output_dir", "seed", "debug", "quiet",
-)  # fmt: skip
-"""The shared options that every step's command has."""
-
-FIGURE_FORMATS = ("png", "pdf", "svg")
-
-
-def parse_layers(value: str) -> list[int] | str:
-    """Read `--layers`: "all", or indices with commas between them, such as "0,3,-1"."""
-    if value.strip().lower() == "all":
-        return "all"
-    try:
-        return [int(part) for part in value.split(",")]
-    except ValueError as error:
-        raise ValueError(f"layers is {value!r}; write 'all' or indices like 0,3,6") from error
-
-
-def parse_formats(value: str) -> list[str]:
-    """Read `--formats`: png, pdf and svg, with commas between them, each at most once."""
-    names = [part.strip().lower() for part in value.split(",")]
-    for name in names:
-        validate_choice("format", name, FIGURE_FORMATS)
-    return list(dict.fromkeys(names))
-
-
-def _option_type(function: Callable[[str], T]) -> Callable[[str], T]:
-    """Let argparse show the message of a ValueError, which it would replace by one of its own."""
-
-    def convert(value: str) -> T:
-        try:
-            return function(value)
-        except ValueError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    return convert
-
-
-def _int_option(name: str, minimum: int, maximum: int | None = None) -> Callable[[str], int]:
-    def convert(value: str) -> int:
-        number = int(value) if value.strip().lstrip("+-").isdigit() else value
-        return validate_int(name, number, minimum, maximum)
-
-    return _option_type(convert)
-
-
-COMMON_OPTIONS: dict[str, dict[str, Any]] = {
-    "model": {
-        "default": str(DEMO_MODEL_PATH),
-        "metavar": "NAME_OR_PATH",
-        "help": "model folder or hub name (default: the bundled demo model)",
-    },
-    "text": {"action": "append", "help": "text to analyse; may be given several times"},
-    "texts_file": {
-        "metavar": "FILE",
-        "help": ".txt (one text a line), .jsonl (objects with a text field), or - for stdin",
-    },
-    "layers": {
-        "type": _option_type(parse_layers),
-        "metavar": "0,3,6|all",
-        "help": "layers to analyse; -1 is the last (default: 0,3,6,9,12 or five evenly spaced)",
-    },
-    "max_sequence_length": {
-        "type": _int_option("max-sequence-length", 2),
-        "default": 512,
-        "metavar": "TOKENS",
-        "help": "longer texts are cut (default: 512)",
-    },
-    "batch_size": {
-        "type": _int_option("batch-size", 1),
-        "default": 2,
-        "metavar": "N",
-        "help": "texts per forward pass (default: 2)",
-    },
-    "device": {"help": "cpu, cuda, cuda:1, ... (default: cuda where there is one)"},
-    "dtype": {"choices": list(DTYPES), "default": "float32", "help": "default: float32"},
-    "output_dir": {"metavar": "FOLDER", "help": "where results go (made if need be)"},
-    "formats": {
-        "type": _option_type(parse_formats),
-        "default": ["png"],
-        "metavar": "png,pdf,svg",
-        "help": "file formats of the figures (default: png)",
-    },
-    "seed": {
-        "type": _int_option("seed", 0, 2**32 - 1),
-        "default": 0,
-        "metavar": "N",
-        "help": "seed of all random draws (default: 0)",
-    },
-    "debug": {"action": "store_true", "help": "log details; show the traceback of an error"},
-    "quiet": {"action": "store_true", "help": "log warnings and errors only, no progress bars"},
-}
-"""Arguments of `add_argument` by destination; `texts_file` is spelled `--texts-file`."""
-
-
-def add_common_options(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Add the suite's shared options, all of them or those named ("texts_file", "seed", ...).
-
-    A module gives its own default by `parser.set_defaults(output_dir=...)`.
-    """
-    for name in names or COMMON_OPTIONS:
-        key = validate_choice("option", name.replace("-", "_"), COMMON_OPTIONS)
-        parser.add_argument(f"--{key.replace('_', '-')}", **COMMON_OPTIONS[key])
-
 
 def texts_from_options(args: argparse.Namespace) -> list[str]:
     """Return the texts of `--text` or `--texts-file`, else EXAMPLE_TEXTS; both is a ValueError."""
-    if args.text and args.texts_file:
-        raise ValueError("--text and --texts-file are both given; pass one of them")
+    refuse_both(args, "text", "texts_file")
     if args.texts_file:
         return check_texts(read_texts_file(args.texts_file))
     return check_texts(args.text or list(EXAMPLE_TEXTS))
@@ -154,7 +46,7 @@ def texts_from_options(args: argparse.Namespace) -> list[str]:
 
 def announcement(args: argparse.Namespace) -> str:
     """What a command is about to analyse, in two lines: its model and its texts."""
-    is_demo = Path(args.model) == DEMO_MODEL_PATH
+    is_demo = Path(model_place(args.model)) == DEMO_MODEL_PATH
     model = "the bundled demo model (pass --model for another)" if is_demo else args.model
     given = args.text or args.texts_file
     texts = "the given texts" if given else "three built-in texts (pass --text or --texts-file)"

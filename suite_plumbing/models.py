@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from suite_plumbing.arguments import resolve_device, resolve_dtype
+from suite_plumbing.bundled import model_place
 from suite_plumbing.result_files import StrPath
 
 logger = logging.getLogger(__name__)
@@ -35,14 +36,15 @@ def load_model(
 ) -> PreTrainedModel:
     """Load a causal language model for analysis, in eval mode, from a folder or the model hub.
 
-    Reads safetensors only (never a pickle) and runs no code that comes with a model.
+    Reads safetensors only (never a pickle) and runs no code that comes with a model. "demo_model"
+    is the bundled model where there is no folder of that name.
     dtype None is float32, whatever the weights are stored in.
     Raises ValueError, saying what came and what to do, for a folder that is missing, is no model,
     holds only pickled weights or a truncated file; for weights that lack parameters of the model
     (they would be random) or hold NaN or infinity; and for a name that cannot be fetched.
     """
     target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
-    name = os.fspath(name_or_path)
+    name = model_place(os.fspath(name_or_path))
     if _is_local(name):
         name = str(Path(name).expanduser())
         _check_model_folder(Path(name))
@@ -140,7 +142,7 @@ def load_tokenizer(name_or_path: StrPath) -> PreTrainedTokenizerBase:
 
     Raises ValueError when there is none, or when it cannot be read.
     """
-    name = os.fspath(name_or_path)
+    name = model_place(os.fspath(name_or_path))
     if _is_local(name):
         folder = Path(name).expanduser()
         name = str(folder)

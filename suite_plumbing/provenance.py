@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from suite_plumbing.bundled import DEMO_MODEL_PATH, SUITE_DIR
 from suite_plumbing.result_files import to_jsonable
 
 SUITE_VERSION = "0.1.0"
@@ -23,11 +24,6 @@ SUITE_VERSION = "0.1.0"
 
 SCHEMA_VERSION = "1.0"
 """Version of the result dict's layout: the first number changes when a key changes meaning."""
-
-SUITE_DIR = Path(__file__).resolve().parent.parent
-
-DEMO_MODEL_PATH = SUITE_DIR / "demo_model"
-"""Folder of the bundled model and its tokenizer."""
 
 _VERSIONED_PACKAGES = ("torch", "transformers", "numpy", "scipy")
 

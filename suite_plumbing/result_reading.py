@@ -19,8 +19,6 @@ Section = Mapping[str, Any]
 Sections = Mapping[str, Section]
 """one step's sections, by text"""
 
-DEFAULT_RESULTS = "corrected_mamba_analysis/analysis_results.json"
-
 Tensors = Mapping[str, Tensor]
 
 

@@ -18,7 +18,7 @@ from transformers.models.mamba.modeling_mamba import MambaMixer
 
 from demo_model import checkpoint, evaluate, train, training_data
 from mamba_mixers.running import fast_scan
-from suite_plumbing.provenance import DEMO_MODEL_PATH
+from suite_plumbing.bundled import DEMO_MODEL_PATH
 from suite_plumbing.result_files import read_json
 
 # torch's optimizers import a module of torch that warns about another one of torch.

@@ -21,7 +21,6 @@ from long_memory import (
     loss_along,
     loss_by_context,
     main,
-    parse_widths,
     read_stream,
     readings_table,
     window_losses,
@@ -214,8 +213,6 @@ def test_bad_input_is_refused():
         read_stream(model, [1, 2], chunk_size=1)
     with pytest.raises(ValueError, match="width"):
         window_losses(model, [1, 2], 0)
-    with pytest.raises(ValueError, match="windows is '128,x'"):
-        parse_widths("128,x")
 
 
 def test_the_command_reads_a_book(tmp_path: Path, tiny_model_dir: Path, capsys):

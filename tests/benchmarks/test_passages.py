@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from benchmarks.passages import encoded_passages, fresh_rows, repeated_rows, spread_rows
+from suite_plumbing.bundled import DEMO_MODEL_PATH
 from suite_plumbing.models import load_tokenizer
-from suite_plumbing.provenance import DEMO_MODEL_PATH
 
 IDS = list(range(3000))
 

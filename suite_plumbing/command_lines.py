@@ -1,0 +1,362 @@
+"""The options of every command, read before torch and the other large packages are loaded.
+
+Each function here returns the options of the command that it is named after. A module of the root
+calls it in its `main`, and, run as a script, hands it to `parse_first` before it imports what takes
+seconds, so that `--help` and a wrong option are answered at once. The names of methods, targets and
+kinds repeat those of the modules that know them, and a test compares the two.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from suite_plumbing.checks import validate_choice, validate_int
+from suite_plumbing.options import COMMON_OPTIONS, STEP_OPTIONS, add_common_options, refuse_both
+
+Argv = Sequence[str] | None
+"""Arguments of a command; None is those of the process."""
+
+TARGETS = ("log_probability", "logit", "logit_difference", "loss")
+
+ATTRIBUTION_METHODS = (
+    "gradient_x_input", "integrated_gradients", "mamba_lrp", "rollout", "hidden_attention",
+    "gradient_rollout", "occlusion", "knockout", "recency", "random",
+)  # fmt: skip
+
+MAIN_OUTPUT_DIR = "corrected_mamba_analysis"
+
+MEMORY_OUTPUT_DIR = "memory_recursion_analysis"
+
+DEFAULT_RESULTS = f"{MAIN_OUTPUT_DIR}/analysis_results.json"
+"""Where the main analysis leaves its results unless told otherwise."""
+
+
+def parse_first(options: Callable[[Argv], argparse.Namespace], argv: Argv = None) -> None:
+    """Answer `--help` and refuse wrong options at once; return where there is work to do.
+
+    Ends the process with argparse's statuses, 0 and 2, or with 2 and one line on stderr for a
+    ValueError of `options`, as `run_main` would. Call it before torch is imported.
+    """
+    wait_passively()
+    try:
+        options(argv)
+    except ValueError as error:
+        sys.stderr.write(f"error: {error}\n")
+        raise SystemExit(2) from None
+
+
+def wait_passively() -> None:
+    """Let torch's threads sleep while they wait, unless the environment says otherwise.
+
+    By default OpenMP's threads spin for a while, which beside other work on the same cores makes
+    small operations 30 to 100 times slower. Read once, when torch is loaded.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _read(parser: argparse.ArgumentParser, argv: Argv) -> argparse.Namespace:
+    args = parser.parse_args(argv)
+    refuse_both(args, "text", "texts_file")
+    refuse_both(args, "debug", "quiet")
+    return args
+
+
+def _parser(description: str, example: str) -> argparse.ArgumentParser:
+    return argparse.ArgumentParser(description=description, epilog=f"example: python {example}")
+
+
+def _add_number(parser: argparse.ArgumentParser, name: str, default: int, said: str) -> None:
+    """A whole number N, whose help ends with its default."""
+    said = f"{said} (default: {default})"
+    parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=said)
+
+
+# Analyses
+
+
+def main_analysis_options(argv: Argv = None) -> argparse.Namespace:
+    """Of `corrected_recursive_ssm_attention_analyzer`."""
+    parser = _parser(
+        "Eight-step analysis of recursion, attention and neurons in a Mamba.",
+        "corrected_recursive_ssm_attention_analyzer.py "
+        "--texts-file my_texts.txt --layers all --output-dir my_analysis",
+    )
+    add_common_options(parser, *STEP_OPTIONS, "formats")
+    _add_number(
+        parser, "ablate", 0, "check the neuron methods by ablating N random neurons a layer"
+    )
+    _add_number(
+        parser, "twins", 0, "analyse N untrained twins too, which findings have to exceed; 19 keep "
+        "false ones at 5 %%",
+    )  # fmt: skip
+    parser.add_argument(
+        "--faithfulness",
+        action="store_true",
+        help="also attribute each prediction to input tokens and measure how faithful that is",
+    )
+    parser.set_defaults(output_dir=MAIN_OUTPUT_DIR)
+    args = _read(parser, argv)
+    validate_int("ablate", args.ablate, 0)
+    validate_int("twins", args.twins, 0)
+    return args
+
+
+def memory_analysis_options(argv: Argv = None) -> argparse.Namespace:
+    """Of `run_memory_recursion_analysis` and `memory_recursion_neuron_analyzer`."""
+    parser = _parser(
+        "Memory of a Mamba: what its states keep, and what its predictions owe to it.",
+        "run_memory_recursion_analysis.py --texts-file my_texts.txt --layers all "
+        "--num-positions 32",
+    )
+    add_common_options(parser, *STEP_OPTIONS, "formats")
+    _add_number(parser, "num-positions", 16, "tokens of each text at which memory is taken away")
+    _add_number(parser, "ablate", 16, "random neurons of each layer that are ablated, at least 3")
+    _add_number(
+        parser, "num-random", 2,
+        "random tokens, and random neurons of the same norm, that each effect is compared with",
+    )  # fmt: skip
+    _add_number(
+        parser, "twins", 5,
+        "untrained models of the same configuration that claims have to exceed; 0: none",
+    )  # fmt: skip
+    parser.set_defaults(output_dir=MEMORY_OUTPUT_DIR)
+    args = _read(parser, argv)
+    for name, least in (("num_positions", 1), ("ablate", 3), ("num_random", 1), ("twins", 0)):
+        validate_int(name.replace("_", "-"), getattr(args, name), least)
+    return args
+
+
+def model_comparison_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name."""
+    parser = _parser(
+        "The same texts through several models: attention, memory and layers compared.",
+        "model_comparison.py --model demo_model --model path/to/another",
+    )
+    parser.add_argument(
+        "--model",
+        action="append",
+        metavar="NAME_OR_PATH",
+        help="model folder or hub name; give two or more (one is compared with an untrained twin; "
+        "default: the bundled demo model)",
+    )
+    _add_number(
+        parser, "twins", 0, "untrained twins of every model to compare with; verdicts need 19"
+    )
+    layers: dict[str, Any] = COMMON_OPTIONS["layers"] | {
+        "help": "layers to compare; -1 is the last (default: all)"
+    }
+    parser.add_argument("--layers", **layers)
+    add_common_options(
+        parser, "text", "texts_file", "max_sequence_length", "device", "dtype", "output_dir",
+        "formats", "seed", "debug", "quiet",
+    )  # fmt: skip
+    parser.set_defaults(output_dir="model_comparison")
+    args = _read(parser, argv)
+    validate_int("twins", args.twins, 0)
+    return args
+
+
+# Steps
+
+
+def ssm_component_extractor_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name."""
+    parser = _parser(
+        "Components (A, B, C, D, delta) and state dynamics of Mamba layers.",
+        "ssm_component_extractor.py --text 'some text' --layers 0,3",
+    )
+    add_common_options(parser, *STEP_OPTIONS)
+    parser.set_defaults(output_dir="ssm_components")
+    return _read(parser, argv)
+
+
+def delta_extraction_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name."""
+    parser = _parser(
+        "Delta of Mamba layers: memory, gate, and the neurons that depend on it.",
+        "delta_extraction.py --text 'some text' --layers 0,3",
+    )
+    add_common_options(parser, *STEP_OPTIONS)
+    parser.set_defaults(output_dir="delta_analysis")
+    return _read(parser, argv)
+
+
+def layer_correlation_analyzer_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name."""
+    parser = _parser(
+        "Correlations across Mamba layers and recursive patterns within them.",
+        "layer_correlation_analyzer.py --text 'some text' --layers 0,3",
+    )
+    add_common_options(parser, *STEP_OPTIONS)
+    parser.add_argument(
+        "--stream",
+        choices=["residual", "mixer"],
+        help="correlate layers over the texts as a stream of which nothing is kept: for corpora; "
+        "of the residual stream or of the mixers' outputs",
+    )
+    parser.set_defaults(output_dir="layer_correlations")
+    return _read(parser, argv)
+
+
+def attention_neurons_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name."""
+    parser = _parser(
+        "Implicit attention of Mamba layers, and neurons by three methods.",
+        "attention_neurons.py --text 'some text' --layers 0,3 --ablate 32",
+    )
+    add_common_options(parser, *STEP_OPTIONS)
+    parser.add_argument("--target", default="log_probability", choices=TARGETS)
+    parser.add_argument("--token", help="token that the target is about (default: the likeliest)")
+    parser.add_argument("--contrast", help="second token of --target logit_difference")
+    _add_number(parser, "ablate", 0, "check the methods against ablating N random neurons a layer")
+    parser.set_defaults(output_dir="attention_neurons")
+    args = _read(parser, argv)
+    validate_int("ablate", args.ablate, 0)
+    return args
+
+
+def intervention_study_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name."""
+    parser = _parser(
+        "Causal memory of Mamba layers: KL after resetting the state, or hiding one "
+        "source, by the lag.",
+        "intervention_study.py --text 'some text' --layers 0,3",
+    )
+    add_common_options(parser, *STEP_OPTIONS)
+    parser.add_argument("--kind", choices=["reset", "knockout", "both"], default="both")
+    parser.add_argument("--num-positions", type=int, default=32, metavar="N")
+    parser.add_argument("--max-lag", type=int, metavar="TOKENS", help="default: half a text, or 64")
+    parser.set_defaults(output_dir="intervention_study")
+    args = _read(parser, argv)
+    validate_int("num-positions", args.num_positions, 1)
+    return args
+
+
+def input_attribution_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name."""
+    parser = _parser(
+        "Attribution of a scalar of the model's output to the tokens of its input.",
+        "input_attribution.py --text 'some text' --method mamba_lrp",
+    )
+    add_common_options(parser, *(name for name in STEP_OPTIONS if name != "layers"))
+    parser.add_argument("--method", choices=ATTRIBUTION_METHODS, default="mamba_lrp")
+    parser.add_argument("--target", choices=TARGETS, default="logit")
+    parser.add_argument("--token", help="token explained (default: the likeliest next one)")
+    parser.add_argument("--contrast", help="second token of a logit_difference")
+    parser.set_defaults(output_dir="input_attribution", layers=None)
+    return _read(parser, argv)
+
+
+def attribution_faithfulness_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name; `methods` is None for all of them."""
+    parser = _parser(
+        "Faithfulness of attributions to input tokens, against random orders.",
+        "attribution_faithfulness.py --texts-file book.txt --num-texts 100",
+    )
+    add_common_options(parser, *(name for name in STEP_OPTIONS if name != "layers"))
+    parser.add_argument(
+        "--methods", help=f"with commas between; of {', '.join(ATTRIBUTION_METHODS)}"
+    )
+    parser.add_argument("--target", choices=TARGETS, default="logit")
+    parser.add_argument("--baseline", default="mean", help="mean, padding, zero, or a token id")
+    parser.add_argument("--num-texts", type=int, default=100, help="at most, spread over the file")
+    parser.add_argument("--min-tokens", type=int, default=16, help="shorter texts are left out")
+    parser.add_argument("--num-steps", type=int, default=10, help="points of the curves")
+    parser.add_argument("--num-random", type=int, default=4, help="random orders of each text")
+    parser.add_argument("--num-randomised-texts", type=int, default=8, help="0: no such test")
+    parser.set_defaults(
+        output_dir="attribution_faithfulness", layers=None, max_sequence_length=64, batch_size=32
+    )
+    args = _read(parser, argv)
+    validate_int("min-tokens", args.min_tokens, 2)
+    validate_int("num-texts", args.num_texts, 1)
+    args.methods = args.methods.split(",") if args.methods else None
+    for name in args.methods or ():
+        validate_choice("method", name, ATTRIBUTION_METHODS)
+    return args
+
+
+def long_memory_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name; `windows` as a list of widths."""
+    parser = _parser(
+        "A long text as one stream: what memory is worth, and what the states do.",
+        "long_memory.py book.txt --max-tokens 65536",
+    )
+    parser.add_argument("book", help="a plain text file, read as one text")
+    add_common_options(
+        parser, "model", "layers", "device", "dtype", "output_dir", "formats", "seed", "debug",
+        "quiet",
+    )  # fmt: skip
+    parser.add_argument("--max-tokens", type=int, metavar="N", help="read no more than these")
+    parser.add_argument(
+        "--chunk-size", type=int, default=512, metavar="TOKENS",
+        help="tokens read at once; the result does not depend on it (default: 512)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--windows", default="128,512,2048", metavar="128,512",
+        help="widths of the windows, in tokens (default: 128,512,2048)",
+    )  # fmt: skip
+    parser.set_defaults(output_dir="long_memory")
+    args = _read(parser, argv)
+    args.windows = parse_widths(args.windows)
+    if args.max_tokens is not None:
+        validate_int("max-tokens", args.max_tokens, 2)
+    return args
+
+
+def parse_widths(listed: str) -> list[int]:
+    """Widths of windows from "128,512"; ValueError for anything but whole numbers."""
+    try:
+        return [int(part) for part in listed.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"windows is {listed!r}; pass whole numbers, as in 128,512") from None
+
+
+# Readers of results
+
+
+def recursive_visualizer_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name."""
+    parser = _parser(
+        "Draw the figures of saved results: those of the main or memory analysis, "
+        "intervention_study, attribution_faithfulness, model_comparison or long_memory.",
+        "recursive_visualizer.py my_analysis/analysis_results.json --formats png,pdf",
+    )
+    parser.add_argument(
+        "results", nargs="?", default=DEFAULT_RESULTS, metavar="RESULTS.json",
+        help=f"what one of the commands wrote (default: {DEFAULT_RESULTS})",
+    )  # fmt: skip
+    add_common_options(parser, "output_dir", "formats", "debug", "quiet")
+    parser.set_defaults(output_dir="recursive_analysis_plots")
+    return _read(parser, argv)
+
+
+def recursive_analysis_report_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name; `results` is given by its place or by its option."""
+    parser = _parser(
+        "Report of an analysis, from its files: report.html, to open in a browser, and report.md.",
+        "recursive_analysis_report.py "
+        "--results my_analysis/analysis_results.json --output-dir my_report. Exit status: 0 "
+        "written, 2 results that cannot be read or a folder that cannot be written.",
+    )
+    parser.add_argument(
+        "results", nargs="?", metavar="RESULTS.json",
+        help=f"results of the main analysis, with its tensors beside it "
+        f"(default: {DEFAULT_RESULTS})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--results", dest="named", metavar="RESULTS.json", help="the same, as an option"
+    )
+    parser.add_argument(
+        "--memory-results", metavar="FILE",
+        help="results of the memory analysis, to report them too (default: none)",
+    )  # fmt: skip
+    add_common_options(parser, "output_dir", "formats", "debug", "quiet")
+    parser.set_defaults(output_dir="recursive_analysis_reports")
+    args = _read(parser, argv)
+    args.results = args.named or args.results or DEFAULT_RESULTS
+    return args

@@ -1,0 +1,173 @@
+"""Command lines are read with the standard library alone, and agree with the modules they name."""
+
+import ast
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import long_memory
+from attention_neurons import NEURON_METHODS
+from causal_interventions.causal_curves import KINDS
+from causal_interventions.targets import DEFAULT_TARGET
+from causal_interventions.targets import TARGETS as KNOWN_TARGETS
+from input_attribution import ATTRIBUTION_METHODS as KNOWN_METHODS
+from input_attribution import BASELINES
+from intervention_study import NUM_POSITIONS
+from layer_correlation_analyzer import STREAMS
+from mamba_mixers.untrained_twins import ENOUGH_TWINS
+from suite_plumbing import command_lines
+from suite_plumbing.command_lines import ATTRIBUTION_METHODS, TARGETS, parse_first, wait_passively
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+
+LARGE = {"torch", "transformers", "matplotlib", "scipy", "pandas", "numpy"}
+
+
+def is_command(path: Path) -> bool:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return any(isinstance(n, ast.If) and "__main__" in ast.unparse(n) for n in tree.body)
+
+
+COMMANDS = sorted(path.name for path in ROOT.glob("*.py") if is_command(path))
+
+OPTIONS = [
+    function for name, function in inspect.getmembers(command_lines, inspect.isfunction)
+    if name.endswith("_options") and function.__module__ == command_lines.__name__
+]  # fmt: skip
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command of the root in a process of its own, which lists what it imports on stderr."""
+    command = [sys.executable, "-X", "importtime", *arguments]
+    env = {**os.environ, **environment}
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=env, check=False)
+
+
+def imported(stderr: str) -> set[str]:
+    """Top-level names of what a process run with `-X importtime` has imported."""
+    lines = [line for line in stderr.splitlines() if line.startswith("import time:")]
+    return {line.split("|")[-1].strip().split(".")[0] for line in lines}
+
+
+def said(stderr: str) -> str:
+    return "\n".join(x for x in stderr.splitlines() if not x.startswith("import time:"))
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_answered_before_anything_large_is_imported(command: str) -> None:
+    done = run(command, "--help")
+    assert done.returncode == 0
+    assert done.stdout.startswith("usage: ")
+    assert "argparse" in imported(done.stderr)
+    assert not imported(done.stderr) & LARGE
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_wrong_option_is_refused_before_anything_large_is_imported(command: str) -> None:
+    done = run(command, "--no-such-option")
+    assert done.returncode == 2
+    assert "error: " in said(done.stderr)
+    assert not imported(done.stderr) & LARGE
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["attention_neurons.py", "--ablate", "-1"], "error: ablate is -1 (int); it must be an"),
+        (["recursive_visualizer.py", "--debug", "--quiet"], "error: --debug and --quiet are both"),
+        (["delta_extraction.py", "--text", "x", "--texts-file", "y"], "error: --text and --texts-"),
+        (["long_memory.py", "b.txt", "--windows", "8,x"], "error: windows is '8,x'; pass whole"),
+        (["attribution_faithfulness.py", "--methods", "lime"], "error: method is 'lime'; it must"),
+    ],
+)
+def test_a_wrong_value_is_one_line_and_status_2_at_once(arguments: list[str], line: str) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert said(done.stderr).startswith(line)
+    assert not imported(done.stderr) & LARGE
+
+
+def test_what_is_imported_is_seen() -> None:
+    """Else the tests above could not fail."""
+    done = run("-c", "import numpy.linalg")
+    assert LARGE & imported(done.stderr) == {"numpy"}
+
+
+def test_parse_first_returns_where_there_is_work_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["command.py", "--seed", "3"])
+    assert parse_first(command_lines.main_analysis_options) is None
+    monkeypatch.setattr(sys, "argv", ["command.py", "--seed", "-3"])
+    with pytest.raises(SystemExit) as caught:
+        parse_first(command_lines.main_analysis_options)
+    assert caught.value.code == 2
+
+
+def test_threads_wait_passively_unless_the_user_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    wait_passively()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+    monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
+    wait_passively()
+    assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
+
+
+def test_a_command_sets_the_waiting_of_threads_before_torch_is_loaded(tmp_path: Path) -> None:
+    """A stand-in for torch says what it finds when it is imported, and ends the command."""
+    (tmp_path / "torch.py").write_text(
+        "import os\nraise SystemExit(os.environ.get('OMP_WAIT_POLICY'))\n"
+    )
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_WAIT_POLICY"}
+    environment["PYTHONPATH"] = str(tmp_path)
+    for command in ("ssm_component_extractor.py", "run_memory_recursion_analysis.py"):
+        done = subprocess.run(
+            [sys.executable, command], cwd=ROOT, env=environment, capture_output=True, text=True
+        )
+        assert done.stderr.strip().endswith("PASSIVE")
+
+
+def test_names_in_options_are_those_of_the_modules_that_know_them() -> None:
+    assert tuple(KNOWN_TARGETS) == TARGETS
+    assert tuple(KNOWN_METHODS) == ATTRIBUTION_METHODS
+    assert len(NEURON_METHODS) == 3  # "neurons by three methods"
+
+
+def shown(options, capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit):
+        options(["--help"])
+    return " ".join(capsys.readouterr().out.split())
+
+
+def test_what_help_says_is_what_the_modules_do(capsys: pytest.CaptureFixture[str]) -> None:
+    helps = {options.__name__: shown(options, capsys) for options in OPTIONS}
+    assert f"{ENOUGH_TWINS} keep false ones" in helps["main_analysis_options"]
+    assert f"verdicts need {ENOUGH_TWINS} " in helps["model_comparison_options"]
+    assert f"--stream {{{','.join(STREAMS)}}}" in helps["layer_correlation_analyzer_options"]
+    assert f"--kind {{{','.join([*KINDS, 'both'])}}}" in helps["intervention_study_options"]
+    assert f"{', '.join(BASELINES)}, or a token id" in helps["attribution_faithfulness_options"]
+
+
+def test_defaults_are_those_of_the_functions() -> None:
+    assert command_lines.attention_neurons_options([]).target == DEFAULT_TARGET
+    assert command_lines.intervention_study_options([]).num_positions == NUM_POSITIONS
+    book = command_lines.long_memory_options(["book.txt"])
+    assert (book.chunk_size, book.windows) == (long_memory.CHUNK_SIZE, [*long_memory.WINDOWS])
+
+
+def test_parse_widths_takes_whole_numbers_alone() -> None:
+    assert command_lines.parse_widths("128, 512,") == [128, 512]
+    with pytest.raises(ValueError, match="windows is '128,x'"):
+        command_lines.parse_widths("128,x")
+
+
+def test_results_are_named_by_place_or_by_option() -> None:
+    read = command_lines.recursive_analysis_report_options
+    assert read([]).results == command_lines.DEFAULT_RESULTS
+    assert read(["a.json"]).results == "a.json"
+    assert read(["--results", "b.json"]).results == "b.json"
+    assert command_lines.recursive_visualizer_options(["c.json"]).results == "c.json"
