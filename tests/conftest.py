@@ -1,6 +1,12 @@
 """Stand-ins shared by the tests: a tiny seeded Mamba, a tiny tokenizer, and a folder of both."""
 
+import sys
 from pathlib import Path
+
+from suite_plumbing.command_lines import wait_passively
+
+if "torch" not in sys.modules:  # the setting is read once, when torch is loaded
+    wait_passively()
 
 import pytest
 import torch

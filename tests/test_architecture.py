@@ -29,7 +29,7 @@ ORDER = (
         "corrected_recursive_ssm_attention_analyzer", "memory_recursion_neuron_analyzer",
         "model_comparison",
     },
-    {"run_memory_recursion_analysis"},
+    {"run_memory_recursion_analysis", "mamba_recursive_analysis"},
 )  # fmt: skip
 LEVEL = {name: number for number, names in enumerate(ORDER) for name in names}
 
