@@ -8,7 +8,6 @@ from result_views.figures.drawing import (
     draw_heatmap,
     draw_lines_with_band,
     draw_null_band,
-    draw_points_by_group,
     token_ticks,
 )
 from suite_plumbing.texts import clean_token
@@ -52,7 +51,6 @@ __all__ = [
     "draw_heatmap",
     "draw_lines_with_band",
     "draw_null_band",
-    "draw_points_by_group",
     "entropy",
     "hypergeometric_overlap",
     "kurtosis",

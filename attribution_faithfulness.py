@@ -67,7 +67,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-MEASURES = ("delta_af", "comprehensiveness", "sufficiency")
+CURVE_MEASURES = ("delta_af", "comprehensiveness", "sufficiency")
 
 REFERENCES = ("occlusion", "knockout")
 """The methods that measure an effect; the others' agreement with them is reported."""
@@ -96,7 +96,7 @@ class MethodFaithfulness:
     """How one method fares over all texts; measures in the unit of the target."""
 
     measures: dict[str, Estimate]
-    """by name in ``MEASURES``"""
+    """by name in ``CURVE_MEASURES``"""
     over: dict[str, dict[str, Estimate]]
     """by name in ``RIVALS``, by measure: the measure minus the rival's on the same text; above 0
     is better, and for sufficiency below 0"""
@@ -272,7 +272,7 @@ def _summary(
     results: Sequence[_TextResult], name: str, randomised: list[Estimate], seed: int
 ) -> MethodFaithfulness:
     """One method over all texts."""
-    per_text = {m: [_mean_of(r.curves[name], m) for r in results] for m in MEASURES}
+    per_text = {m: [_mean_of(r.curves[name], m) for r in results] for m in CURVE_MEASURES}
     rivals = [rival for rival in RIVALS if rival in results[0].curves and rival != name]
     found = [result.attributions[name] for result in results]
     references = [ref for ref in REFERENCES if ref in results[0].attributions and ref != name]
@@ -280,7 +280,7 @@ def _summary(
     shares = [a.bias_share for a in found if a.bias_share is not None]
     curves = [curve for result in results for curve in result.curves[name]]
     return MethodFaithfulness(
-        {m: _estimate(per_text[m], seed) for m in MEASURES},
+        {m: _estimate(per_text[m], seed) for m in CURVE_MEASURES},
         {rival: _gains(results, per_text, rival, seed) for rival in rivals},
         {ref: _estimate([_against(r, name, ref) for r in results], seed) for ref in references},
         {

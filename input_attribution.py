@@ -375,23 +375,21 @@ class AttributionMethod(NamedTuple):
     """One way to score tokens."""
 
     function: Callable[[Explained], Scores]
-    conserves: bool
-    """whether scores (and bias) are promised to add up to ``total``"""
     is_intervention: bool
     """whether each score is a measured effect: one forward pass a token"""
 
 
 ATTRIBUTION_METHODS: dict[str, AttributionMethod] = {
-    "gradient_x_input": AttributionMethod(_gradient_x_input, False, False),
-    "integrated_gradients": AttributionMethod(_integrated_gradients, True, False),
-    "mamba_lrp": AttributionMethod(_mamba_lrp, True, False),
-    "rollout": AttributionMethod(_rollout, False, False),
-    "hidden_attention": AttributionMethod(_hidden_attention, False, False),
-    "gradient_rollout": AttributionMethod(_gradient_rollout, False, False),
-    "occlusion": AttributionMethod(_occlusion, False, True),
-    "knockout": AttributionMethod(_knockout, False, True),
-    "recency": AttributionMethod(_recency, False, False),
-    "random": AttributionMethod(_random, False, False),
+    "gradient_x_input": AttributionMethod(_gradient_x_input, False),
+    "integrated_gradients": AttributionMethod(_integrated_gradients, False),
+    "mamba_lrp": AttributionMethod(_mamba_lrp, False),
+    "rollout": AttributionMethod(_rollout, False),
+    "hidden_attention": AttributionMethod(_hidden_attention, False),
+    "gradient_rollout": AttributionMethod(_gradient_rollout, False),
+    "occlusion": AttributionMethod(_occlusion, True),
+    "knockout": AttributionMethod(_knockout, True),
+    "recency": AttributionMethod(_recency, False),
+    "random": AttributionMethod(_random, False),
 }
 
 

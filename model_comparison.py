@@ -33,8 +33,8 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis_pipelines.comparison_readings import (
-    MEASURES,
-    Measured,
+    MAP_MEASURES,
+    MapReadings,
     PairValues,
     Shifts,
     Subject,
@@ -98,8 +98,8 @@ class _Comparison:
     encoded: dict[str, list[EncodedText]]
     pieces: list[dict[str, Pieces]]
     shifts: Shifts
-    found: Measured
-    twins: list[Measured]
+    found: MapReadings
+    twins: list[MapReadings]
 
     @property
     def num_pieces(self) -> list[int]:
@@ -333,7 +333,7 @@ def _attention(subject: Subject, compared: _Comparison) -> dict[str, Any]:
                     mean[i, k], [twin[i, k] for twin in untrained], sum(counts)
                 ).to_dict(),
             }
-            for k, measure_name in enumerate(MEASURES)
+            for k, measure_name in enumerate(MAP_MEASURES)
         }
         kernels = {"kernel": plain(kernel[i : i + 1])[0],
                    "kernel_text_std": plain(kernel_spread[i : i + 1])[0]}  # fmt: skip
@@ -355,7 +355,7 @@ def _uniform(counts: Sequence[int]) -> dict[str, Any]:
     lags = min(len(kernel) for _, kernel in found)
     mean, _ = over_texts([np.array([values]) for values, _ in found])
     return {
-        **{name: finite_or_none(x) for name, x in zip(MEASURES, mean[0], strict=True)},
+        **{name: finite_or_none(x) for name, x in zip(MAP_MEASURES, mean[0], strict=True)},
         "kernel": np.mean([kernel[:lags] for _, kernel in found], axis=0)[:64].tolist(),
     }
 

@@ -56,7 +56,7 @@ QUERY_MEASURES = ("entropy_share", "first_share", "self_share", "mean_distance")
 
 KERNEL_MEASURES = ("mean_lag", "median_lag", "lag_90")
 
-MEASURES = (*QUERY_MEASURES, *(f"kernel_{name}" for name in KERNEL_MEASURES))
+MAP_MEASURES = (*QUERY_MEASURES, *(f"kernel_{name}" for name in KERNEL_MEASURES))
 """Measures of a map, as in ``ssm_measures.attention_measures``: means over queries, then lags of
 the kernel. Shares are in [0, 1], distances and lags in pieces."""
 
@@ -124,11 +124,11 @@ class PairValues:
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class MapReadings:
     """Everything measured of some subjects on some texts."""
 
     measures: dict[str, FloatArray]
-    """by model: (texts, sites, MEASURES), nan where undefined"""
+    """by model: (texts, sites, MAP_MEASURES), nan where undefined"""
     kernels: dict[str, FloatArray]
     """by model: (texts, sites, lags), as far as KERNEL_LAGS and the shortest text reach"""
     pairs: dict[tuple[str, str], PairValues]
@@ -197,7 +197,7 @@ def measure(
     encoded: Mapping[str, Sequence[EncodedText]],
     pieces: Sequence[Mapping[str, Pieces]],
     shifts: Shifts,
-) -> Measured:
+) -> MapReadings:
     """Read every text with every model and compare every two models on it, a text at a time.
 
     ``encoded`` and each of ``pieces`` are by name of the model. Memory: the maps of all layers on
@@ -225,7 +225,7 @@ def measure(
             if before:
                 values.other_text.append(_on_another_text(features[a].causal, before[b].causal))
         before = features
-    return Measured(
+    return MapReadings(
         {name: np.array(found) for name, found in measures.items()},
         {name: np.stack(found) for name, found in kernels.items()},
         pairs,
@@ -261,7 +261,7 @@ def read_text(subject: Subject, input_ids: Sequence[int], pieces: Pieces) -> Rea
 
 
 def map_measures(shares: Tensor) -> tuple[list[float], FloatArray]:
-    """MEASURES of one map (l, l) and its memory kernel (l,); nan where undefined.
+    """MAP_MEASURES of one map (l, l) and its memory kernel (l,); nan where undefined.
 
     ``shares`` sum to 1 over the sources of each query (`row_shares` of
     `ssm_measures.attention_measures`).

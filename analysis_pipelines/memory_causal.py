@@ -52,7 +52,7 @@ DELTA_INTERVENTIONS: dict[str, Callable[[int], Intervention]] = {
 """What is done to delta of a layer: set to each channel's mean over the text, or scaled."""
 
 
-class Measured(NamedTuple):
+class CausalInputs(NamedTuple):
     """On what causal memory is measured."""
 
     model: PreTrainedModel
@@ -83,7 +83,7 @@ def causal_memory(
     chosen, max_lag = long_enough(captures)
     if not chosen:
         return {"reason": f"no text has {MIN_CAUSAL_TOKENS} tokens"}
-    measured = Measured(model, captures, layers, num_positions, seed, num_random)
+    measured = CausalInputs(model, captures, layers, num_positions, seed, num_random)
     return {
         "texts": [f"text_{i}" for i in chosen],
         "max_lag": max_lag,
@@ -194,7 +194,9 @@ def _both(found: NeuronInterventions) -> tuple[Tensor, Tensor]:
     return found.kl, found.random_kl.mean(1)
 
 
-def _causal(measured: Measured, chosen: Sequence[int], max_lag: int, kind: str) -> dict[str, Any]:
+def _causal(
+    measured: CausalInputs, chosen: Sequence[int], max_lag: int, kind: str
+) -> dict[str, Any]:
     captures = [measured.captures[i] for i in chosen]
     found = layer_lag_map(
         measured.model,
@@ -226,7 +228,7 @@ def by_position(curve: CausalMemoryCurve) -> dict[str, list[float | None]]:
 
 
 def _beside_random(
-    measured: Measured, captures: Sequence[Capture], curve: CausalMemoryCurve
+    measured: CausalInputs, captures: Sequence[Capture], curve: CausalMemoryCurve
 ) -> dict[str, Any]:
     """The same intervention in all layers at random other positions, compared by bin of lags."""
     others = []

@@ -50,7 +50,7 @@ COLUMNS = ("model", "transformers", "dtype", "replay", "state", "allowed", "step
 LENGTH, PADDING, CHUNK = 21, 6, 8
 
 
-class Measured(NamedTuple):
+class FamilyRow(NamedTuple):
     """One row of the table."""
 
     model: str
@@ -69,7 +69,7 @@ class Measured(NamedTuple):
         return [self.model, version, name, *errors, f"{self.allowed:.0e}", self.steps, self.remark]
 
 
-def measure(name: str, dtype: torch.dtype) -> Measured:
+def measure(name: str, dtype: torch.dtype) -> FamilyRow:
     """One model in one precision; what the model itself cannot run is told in the remark."""
     model = make_model(name).to(dtype)
     allowed = replay_tolerance(model)
@@ -81,7 +81,7 @@ def measure(name: str, dtype: torch.dtype) -> Measured:
         states = final_states(model, ssm_layers(name), ids, mask)
     except RuntimeError as error:
         reason = str(error).splitlines()[0][:80]
-        return Measured(name, dtype, None, None, allowed, "-", f"transformers: {reason}")
+        return FamilyRow(name, dtype, None, None, allowed, "-", f"transformers: {reason}")
     replay = float(torch.stack([record.replay_error.max() for record in records.values()]).max())
     rebuilt = {layer: record.replay.memory.state for layer, record in records.items()}
     state = max(
@@ -91,12 +91,12 @@ def measure(name: str, dtype: torch.dtype) -> Measured:
     remark = ""
     if math.isnan(replay):
         remark = "transformers itself gives NaN"
-        return Measured(name, dtype, None, None, allowed, "-", remark)
+        return FamilyRow(name, dtype, None, None, allowed, "-", remark)
     if replay > allowed:
         short = record_layers(model, ssm_layers(name), ids[:1, :CHUNK])
         error = max(float(record.replay_error.max()) for record in short.values())
         remark = f"fault of transformers (docs/families.md); one chunk, no padding: {error:.1e}"
-    return Measured(name, dtype, replay, state, allowed, _steps(name, model), remark)
+    return FamilyRow(name, dtype, replay, state, allowed, _steps(name, model), remark)
 
 
 def _steps(name: str, model: transformers.PreTrainedModel) -> str:

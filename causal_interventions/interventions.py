@@ -107,11 +107,6 @@ def compose(*interventions: Mapping[int, LayerEdit]) -> Intervention:
     return composed
 
 
-def count_rows(intervention: Mapping[int, LayerEdit]) -> int:
-    """Rows into which the intervention branches one text."""
-    return max((edit.num_rows for edit in intervention.values()), default=1)
-
-
 def reset_state(token: Rows, layers: Layers) -> Intervention:
     """Forget everything before ``token``: its state starts from h_{token-1} = 0.
 

@@ -164,9 +164,7 @@ def test_randomisation_tells_an_explanation_of_the_model_from_one_of_the_text(mo
     def by_embedding(explained):
         return Scores(explained.embeddings.norm(dim=-1)[0])
 
-    monkeypatch.setitem(
-        ATTRIBUTION_METHODS, "by_embedding", AttributionMethod(by_embedding, False, False)
-    )
+    monkeypatch.setitem(ATTRIBUTION_METHODS, "by_embedding", AttributionMethod(by_embedding, False))
     model = make_tiny_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     texts = [explain(model, text.input_ids, LOGIT) for text in encoded(24, 24, 24)]
@@ -195,7 +193,7 @@ def test_randomising_keeps_the_weights_distribution_and_goes_down_from_the_outpu
             assert torch.equal(old.flatten().sort().values, new.flatten().sort().values)
         return Scores(torch.arange(explained.num_tokens).double())
 
-    monkeypatch.setitem(ATTRIBUTION_METHODS, "record", AttributionMethod(record, False, False))
+    monkeypatch.setitem(ATTRIBUTION_METHODS, "record", AttributionMethod(record, False))
     text = explain(model, encoded(6)[0].input_ids, LOGIT)
     randomisation_test([text], ["record"])
     assert changed == [[layer >= 4 - depth for layer in range(4)] for depth in range(5)]

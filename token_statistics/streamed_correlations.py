@@ -241,10 +241,6 @@ class StreamedCorrelations:
                 raise ValueError(f"values of layer {layer} hold nan or infinite entries")
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
 def _statistics(
     a: LayerSums, b: LayerSums, sums: PairSums, lengths: Sequence[int]
 ) -> dict[str, Any]:

@@ -105,30 +105,6 @@ def draw_null_band(
     return ax
 
 
-def draw_points_by_group(ax: Axes, x: ArrayLike, y: ArrayLike, groups: Sequence[str]) -> Axes:
-    """Scatter y (k,) against x (k,), each group in its own colour and marker, in first-seen order.
-
-    Each legend entry names the group and its n. Raises ValueError if the lengths differ.
-    """
-    x_values, y_values, names = _array(x), _array(y), np.asarray(groups, dtype=object)
-    if not x_values.shape == y_values.shape == names.shape:
-        raise ValueError(
-            f"x {x_values.shape}, y {y_values.shape}, groups {names.shape}: lengths must agree"
-        )
-    for i, name in enumerate(dict.fromkeys(groups)):
-        chosen = names == name
-        ax.scatter(
-            x_values[chosen],
-            y_values[chosen],
-            s=14,
-            alpha=0.7,
-            color=PALETTE[i % len(PALETTE)],
-            marker=MARKERS[i % len(MARKERS)],
-            label=f"{name} (n={int(chosen.sum())})",
-        )
-    return ax
-
-
 def token_ticks(ax: Axes, tokens: Sequence[str], axis: str = "x") -> Axes:
     """Label positions 0..len(tokens) - 1 of an axis with cleaned tokens, as many as are readable.
 

@@ -24,7 +24,7 @@ MEASURE_NAMES = {
     "kernel_median_lag": "kernel, median lag",
     "kernel_lag_90": "kernel, 90 % lag",
 }
-"""Measures of a map by name, as ``analysis_pipelines.comparison_readings.MEASURES``, for people."""
+"""Measures of a map, as ``analysis_pipelines.comparison_readings.MAP_MEASURES``, for people."""
 
 _AGREEMENT = (
     "agrees_with", "agreement", "agreement_text_std", "agreement_lag_only",

@@ -11,7 +11,7 @@ from conftest import VOCAB_SIZE, make_tiny_model, make_tiny_neox, make_tiny_toke
 from transformers import MambaForCausalLM, RwkvConfig, RwkvForCausalLM
 
 from analysis_pipelines.comparison_readings import (
-    MEASURES,
+    MAP_MEASURES,
     Site,
     map_measures,
     measure,
@@ -61,7 +61,7 @@ def test_planted_attention_has_its_closed_form():
     for subject, weights in forms.items():
         shares = weights / weights.sum(1, keepdims=True)
         values, kernel = map_measures(read_text(subject, ids.tolist(), pieces).shares[0])
-        found = dict(zip(MEASURES, values, strict=True))
+        found = dict(zip(MAP_MEASURES, values, strict=True))
         nats = -(shares * np.log(np.where(shares > 0, shares, 1.0))).sum(1)
         by_lag = np.array([np.diagonal(shares, -k).mean() for k in range(length)])
         by_lag /= by_lag.sum()
@@ -138,7 +138,7 @@ def test_pairs_are_compared_as_the_pairwise_statistics_do():
     assert [draws.shape for draws in values.windowed_draws] == [(39, 4, 3)] * 2
     assert [draws.shape for draws in values.cka_draws] == [(39, 4, 3)] * 2
     assert set(found.measures) == {one.name for one in subjects}
-    assert found.measures[subjects[0].name].shape == (2, 4, len(MEASURES))
+    assert found.measures[subjects[0].name].shape == (2, 4, len(MAP_MEASURES))
 
 
 @pytest.mark.parametrize("make", [make_tiny_model, make_tiny_neox])

@@ -78,17 +78,6 @@ def test_null_band_lies_behind_the_data(ax):
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), [0.0, 0.05])
 
 
-def test_points_by_group_keep_their_group_their_colour_and_their_count(ax):
-    drawing.draw_points_by_group(ax, [1, 2, 3], [4, 5, 6], ["b", "a", "b"])
-    first, second = ax.collections
-    np.testing.assert_array_equal(first.get_offsets(), [[1, 4], [3, 6]])
-    assert [first.get_label(), second.get_label()] == ["b (n=2)", "a (n=1)"]
-    assert to_hex(first.get_facecolor()[0]).upper() == drawing.PALETTE[0]
-    assert len(first.get_paths()[0].vertices) != len(second.get_paths()[0].vertices)
-    with pytest.raises(ValueError, match="lengths must agree"):
-        drawing.draw_points_by_group(ax, [1], [2], ["a", "b"])
-
-
 def test_dollar_labels_survive_a_draw(ax):
     drawing.draw_heatmap(ax, np.eye(3), diverging=False, xlabels=["$x$", "\\frac$", "Ġ$_"])
     ax.figure.draw_without_rendering()

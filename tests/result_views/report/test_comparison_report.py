@@ -2,7 +2,7 @@
 
 from comparison_results import comparison
 
-from analysis_pipelines.comparison_readings import MEASURES
+from analysis_pipelines.comparison_readings import MAP_MEASURES
 from result_views.report.comparison_report import (
     MEASURE_NAMES,
     TABLE_COLUMNS,
@@ -12,7 +12,7 @@ from result_views.report.comparison_report import (
 
 
 def test_every_measure_has_a_name():
-    assert tuple(MEASURE_NAMES) == MEASURES
+    assert tuple(MEASURE_NAMES) == MAP_MEASURES
 
 
 def test_rows_are_layers_of_each_model_beside_the_other():
