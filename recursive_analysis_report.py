@@ -33,7 +33,7 @@ from torch import Tensor
 from recursive_visualizer import figures_of, write_figures
 from result_views.figures.finding_figures import finding_figures
 from result_views.glossary import MEASURES
-from result_views.report.content import report_content
+from result_views.report.content import SECTIONS, report_content
 from result_views.report.markdown import markdown_report
 from result_views.report.tables import between, shown
 from result_views.report.token_view import deflated_json, neuron_tables, token_view, view_maps
@@ -116,6 +116,7 @@ def _pages(
     ]
     maps = view_maps(results, tensors)
     page = _template().render(
+        sections=SECTIONS,
         content=content,
         measures=MEASURES,
         view=deflated_json(view),

@@ -10,7 +10,7 @@ import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -32,6 +32,30 @@ from suite_plumbing.result_reading import Section, entry_at, failure
 from token_statistics.findings import VERDICTS, Finding, caveat
 
 _NEEDED = ("individual_texts", "analysis_metadata", "self_check", "provenance")
+
+
+class ReportSection(NamedTuple):
+    """A part of the report, in every form that has it."""
+
+    key: str
+    """of its body in the template and in `result_views.report.markdown`"""
+    title: str
+    short: str
+    """in the page's bar"""
+
+
+SECTIONS = (
+    ReportSection("findings", "Findings", "Findings"),
+    ReportSection("tokens", "What each token attends to", "Tokens"),
+    ReportSection("neurons", "Neurons", "Neurons"),
+    ReportSection("layers", "Tables", "Tables"),
+    ReportSection("figures", "Figures", "Figures"),
+    ReportSection("checks", "Checks and limits", "Checks"),
+    ReportSection("reproduce", "Reproduce", "Reproduce"),
+    ReportSection("measures", "What the numbers are", "Measures"),
+)
+"""In order, for the page and for Markdown, which has headings of its own where a part is split; the
+tokens are to be pointed at, and stand on the page alone."""
 
 
 @dataclass(frozen=True)

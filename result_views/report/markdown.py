@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 
 from result_views.glossary import MEASURES
-from result_views.report.content import ReportContent
+from result_views.report.content import SECTIONS, ReportContent
 from result_views.report.tables import Cell, Table, shown
 from token_statistics.findings import Finding, compared, sentence
 
@@ -43,40 +43,23 @@ def markdown_report(
 
     ``figures``: by relative path, title and description. ``neurons``: tables of neurons.
     """
+    together = [*([content.memory] if content.memory else []), *content.together]
+    limits = [*(f"- {escape_markdown(line)}" for line in content.limits), ""]
+    parts = {
+        "findings": {"Findings": _findings(content)},
+        "neurons": {"Neurons": _tables(neurons)},
+        "layers": {"Texts": _texts(content), "All texts together": _tables(together)},
+        "figures": {"Figures": _figures(figures)},
+        "checks": {"Checks": _checks(content), "Limits": limits},
+        "reproduce": {"Provenance": _provenance(content)},
+        "measures": {"What the numbers are": _measures()},
+    }
+    headed = [part for section in SECTIONS for part in parts.get(section.key, {}).items()]
+    summary = " ".join(map(escape_markdown, content.summary))
     return "\n".join(
         [
-            f"# {escape_markdown(content.title)}",
-            "",
-            " ".join(map(escape_markdown, content.summary)),
-            "",
-            "## Findings",
-            "",
-            *_findings(content),
-            "## Texts",
-            "",
-            *_texts(content),
-            "## All texts together",
-            "",
-            *_tables([*([content.memory] if content.memory else []), *content.together]),
-            "## Neurons",
-            "",
-            *_tables(neurons),
-            "## Figures",
-            "",
-            *_figures(figures),
-            "## Checks",
-            "",
-            *_checks(content),
-            "## Limits",
-            "",
-            *(f"- {escape_markdown(line)}" for line in content.limits),
-            "",
-            "## Provenance",
-            "",
-            *_provenance(content),
-            "## What the numbers are",
-            "",
-            *_measures(),
+            *(f"# {escape_markdown(content.title)}", "", summary, ""),
+            *(line for title, lines in headed for line in (f"## {title}", "", *lines)),
         ]
     )
 
