@@ -363,7 +363,7 @@ def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):
     assert sum(name.endswith(".svg") for name in names) == 8
     printed = capsys.readouterr().out
     assert "Largest replay error" in printed
-    error = float(printed.split("Largest replay error: ")[1].split()[0])
+    error = float(printed.split("Largest replay error: ")[1].split(",")[0])
     assert math.isfinite(error)
     assert error < 1e-5
 
