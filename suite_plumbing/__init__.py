@@ -16,6 +16,7 @@ errors          The one error that a pipeline records and goes on from, and whic
                 such
 lazy_names      Names that a folder passes on from its modules, each loaded when it is first asked
                 for
+loud_libraries  Lines of other libraries that say nothing to a user of the suite
 memory_usage    How much memory an analysis takes, measured on the device that it runs on
 model_inputs    What a model is called with: token ids and their mask, however a user passes them
 models          Models and tokenizers: loaded from a folder or the hub, checked before anything

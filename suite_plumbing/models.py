@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from transformers import (
 
 from suite_plumbing.arguments import resolve_device, resolve_dtype
 from suite_plumbing.bundled import model_place
+from suite_plumbing.loud_libraries import loading_bar_on_terminals, silence_kernel_advice
 from suite_plumbing.result_files import StrPath
 
 logger = logging.getLogger(__name__)
@@ -44,18 +46,20 @@ def load_model(
     (they would be random) or hold NaN or infinity; and for a name that cannot be fetched.
     """
     target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
-    name = model_place(os.fspath(name_or_path))
+    silence_kernel_advice()
+    name, bars = model_place(os.fspath(name_or_path)), nullcontext()
     if _is_local(name):
-        name = str(Path(name).expanduser())
+        name, bars = str(Path(name).expanduser()), loading_bar_on_terminals()
         _check_model_folder(Path(name))
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
-            name,
-            dtype=target_dtype,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
+        with bars:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name,
+                dtype=target_dtype,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ValueError(_loading_message("model", name, error)) from error
     model, loading = loaded
@@ -175,6 +179,7 @@ def resolve_model(
     Raises ValueError for what is no model or tokenizer, and for weights that hold NaN or infinity,
     have no values (on the meta device), or allow no gradients (made in `torch.inference_mode`).
     """
+    silence_kernel_advice()
     if isinstance(model, (str, os.PathLike)):
         model = load_model(model, device=device)
     elif not isinstance(model, PreTrainedModel):
