@@ -18,12 +18,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+# The suite's folder has to be on the path when this file is run as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from suite_plumbing.command_lines import wait_passively
+
+if __name__ == "__main__":
+    wait_passively()
+
 import numpy as np
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM, PreTrainedTokenizerBase
-
-# The suite is flat: its folder has to be on the path when this file is run as a script.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.commands import RESULTS_FOLDER, add_model_option, benchmark_parser, keep
 from demo_model.training_data import check_held_out

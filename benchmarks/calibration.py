@@ -23,14 +23,19 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
+# The suite's folder has to be on the path when this file is run as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from suite_plumbing.command_lines import wait_passively
+
+if __name__ == "__main__":
+    wait_passively()
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from scipy import signal, stats
 from transformers import MambaConfig, MambaForCausalLM
-
-# The suite is flat: its folder has to be on the path when this file is run as a script.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis_pipelines.analysis_results import Settings
 from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep

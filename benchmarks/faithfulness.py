@@ -15,12 +15,17 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+# The suite's folder has to be on the path when this file is run as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from suite_plumbing.command_lines import wait_passively
+
+if __name__ == "__main__":
+    wait_passively()
+
 import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel
-
-# The suite is flat: its folder has to be on the path when this file is run as a script.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from attention_neurons import NEURON_METHODS, attention_data, layer_parameters
 from attribution_faithfulness import FaithfulnessTable, faithfulness_table

@@ -22,11 +22,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+# The suite's folder has to be on the path when this file is run as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from suite_plumbing.command_lines import wait_passively
+
+if __name__ == "__main__":
+    wait_passively()
+
 import torch
 import transformers
-
-# The suite is flat: its folder has to be on the path when this file is run as a script.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from benchmarks.family_models import (

@@ -17,8 +17,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# The suite is flat: its folder has to be on the path when this file is run as a script.
+# The suite's folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from suite_plumbing.command_lines import wait_passively
+
+if __name__ == "__main__":
+    wait_passively()
+
 
 from benchmarks.commands import RESULTS_FOLDER, add_book_options, benchmark_parser, keep
 from long_memory import BLOCK, WINDOWS, long_memory, read_stream

@@ -24,8 +24,14 @@ from pathlib import Path
 from pydoc_data.topics import topics
 from typing import NamedTuple
 
-# The suite is flat: its folder has to be on the path when this file is run as a script.
+# The suite's folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from suite_plumbing.command_lines import wait_passively
+
+if __name__ == "__main__":
+    wait_passively()
+
 
 from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from benchmarks.other_ways import random_operands

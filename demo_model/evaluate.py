@@ -16,13 +16,18 @@ import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+# The suite's folder has to be on the path when this file is run as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from suite_plumbing.command_lines import wait_passively
+
+if __name__ == "__main__":
+    wait_passively()
+
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
-
-# The suite is flat: its folder has to be on the path when this file is run as a script.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from mamba_mixers.running import fast_scan
 from suite_plumbing.bundled import DEMO_MODEL_PATH

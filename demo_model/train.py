@@ -31,13 +31,18 @@ from importlib.metadata import version
 from multiprocessing.connection import Connection
 from pathlib import Path
 
+# The suite's folder has to be on the path when this file is run as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from suite_plumbing.command_lines import wait_passively
+
+if __name__ == "__main__":
+    wait_passively()
+
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import MambaForCausalLM, PreTrainedTokenizerFast
-
-# The suite is flat: its folder has to be on the path when this file is run as a script.
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from demo_model.checkpoint import Progress, load_checkpoint, save_checkpoint
 from demo_model.evaluate import evaluate

@@ -15,10 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
+
+from suite_plumbing.command_lines import wait_passively
+
+if __name__ == "__main__":
+    wait_passively()
+
+from PIL import Image
 
 # ruff: noqa: E402 - the suite's modules lie beside this folder
 from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
