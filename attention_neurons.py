@@ -56,6 +56,7 @@ from suite_plumbing.commands import (
     write_step_results,
 )
 from suite_plumbing.models import ModelAnalyzer, require_tokenizer
+from suite_plumbing.precision import in_full_precision
 from suite_plumbing.result_files import five_digits, write_csv, write_tensors
 
 DEFAULT_NUM_GROUPS = 8
@@ -208,6 +209,7 @@ def gradient_guided(
     return sets
 
 
+@in_full_precision
 def rollout(
     data: AttentionData, model: PreTrainedModel | None = None, target: Target | None = None
 ) -> dict[int, NeuronSet]:
@@ -351,6 +353,7 @@ class MambaAttentionNeurons(ModelAnalyzer):
             return None  # token ids stand for their text then
 
 
+@in_full_precision
 def _gathered(
     method: str, data: AttentionData, layer: int, shares: Tensor, **details: str | None
 ) -> NeuronSet:

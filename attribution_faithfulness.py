@@ -46,6 +46,7 @@ from input_attribution import (
     attribute,
     explain,
 )
+from mamba_mixers.placement import bring_into_memory
 from mamba_mixers.sites import find_mixers, model_layers
 from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.commands import (
@@ -200,7 +201,15 @@ def faithfulness_table(
     validate_int("num_random", num_random, 1)
     target = resolve_target(target, tokenizer) if isinstance(target, str) else target
     explained = [
-        explain(model, text.input_ids, target, baseline=baseline, batch_size=batch_size, seed=seed)
+        explain(
+            model,
+            text.input_ids,
+            target,
+            baseline=baseline,
+            batch_size=batch_size,
+            seed=seed,
+            tokenizer=tokenizer,
+        )
         for text in encoded
     ]
     results = [
@@ -221,6 +230,7 @@ def faithfulness_table(
     )
 
 
+@torch.inference_mode(False)
 def randomisation_test(
     explained: Sequence[Explained], methods: Sequence[str], seed: int = 0
 ) -> dict[str, list[Estimate]]:
@@ -230,7 +240,8 @@ def randomisation_test(
     their distribution and thereby the scale of what the layer computes; the token embeddings
     stay. Methods that measure interventions, and "recency" and "random", are left out. A method
     whose scores keep their order when all layers are randomised explains, say, positions alone.
-    Cost: a copy of the model, and one attribution a layer, method and text.
+    Cost: a copy of the model, and one attribution a layer, method and text. The copy's randomised
+    layers lie in memory, also of a model that is offloaded.
     """
     asking = [name for name in methods if name not in ("recency", "random")]
     names = [name for name in asking if not ATTRIBUTION_METHODS[name].is_intervention]
@@ -241,6 +252,7 @@ def randomisation_test(
     before = [{name: attribute(text, name).scores for name in names} for text in explained]
     result: dict[str, list[Estimate]] = {name: [] for name in names}
     for site in progress(reversed(list(find_mixers(model).values())), desc="randomised layers"):
+        bring_into_memory(site.block)
         _permute_weights(site.block, generator)
         after = [_attributed_by(model, text, names) for text in explained]
         for name in names:

@@ -103,7 +103,8 @@ class DeltaMemory:
     """mean over t, c, n of exp(delta_tc A_cn), in (0, 1): share of the state kept by a token"""
     temporal_variance: float | None
     """mean over c of var_t(delta_tc) / mean_t(delta_tc)^2, >= 0, n - 1 in the variance: squared
-    coefficient of variation, so that channels count alike. None for one token"""
+    coefficient of variation, so that channels count alike; without those whose delta is 0 at every
+    token. None for one token, and where every channel is such"""
     selectivity: float | None
     """share of the variance of delta that lies between tokens of one channel, in [0, 1]: sum_tc
     (delta_tc - mean_t)^2 / sum_tc (delta_tc - mean_tc)^2. 0 is a fixed SSM; None if delta is one
@@ -236,8 +237,12 @@ def _profile_consistency(pooled: FloatArray) -> float | None:
 
 
 def _temporal_variance(pooled: FloatArray) -> float | None:
-    relative = pooled / pooled.mean(axis=0)
-    return float(relative.var(axis=0, ddof=1).mean()) if len(pooled) > 1 else None
+    means = pooled.mean(axis=0)
+    stepping = means > 0  # softplus rounds a far negative argument to a delta of exactly 0
+    if len(pooled) < 2 or not stepping.any():
+        return None
+    relative = pooled[:, stepping] / means[stepping]
+    return float(relative.var(axis=0, ddof=1).mean())
 
 
 def _selectivity(pooled: FloatArray) -> float | None:

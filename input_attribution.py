@@ -35,16 +35,22 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from causal_interventions.targets import PinnedTarget, Target, resolve_target
 from mamba_mixers.replay import LRP, MixerReplay
 from mamba_mixers.running import fast_scan
 from mamba_mixers.sites import find_mixers, model_layers
-from mamba_mixers.weights import bias_parameters, embedding_scale, input_embeddings
+from mamba_mixers.weights import (
+    bias_parameters,
+    check_has_logits,
+    embeddings_of,
+    input_embeddings,
+    num_embeddings,
+)
 from selective_scan.attention import attention_map, attention_row
 from ssm_component_extractor import capture
-from ssm_measures.attention_measures import mixer_share, row_stochastic
+from ssm_measures.attention_measures import mixer_share, row_shares, row_stochastic
 from ssm_measures.components import Capture
 from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.commands import (
@@ -55,6 +61,8 @@ from suite_plumbing.commands import (
 )
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import execution_device
+from suite_plumbing.precision import in_full_precision
+from suite_plumbing.texts import ids_of_tokens
 
 BASELINES = ("mean", "padding", "zero")
 """Named baselines, beside any token id: the mean of all token embeddings; the padding token (else
@@ -99,7 +107,9 @@ class Explained:
     def logits(self, embeddings: Tensor) -> Tensor:
         """Logits (k, 1 or l, V) of variants (k, l, d_model); one position where f reads one."""
         keep = self.target.position if self.target.reads_one_position else 0
-        return self.model(inputs_embeds=embeddings, use_cache=False, logits_to_keep=keep).logits
+        return self.model(
+            inputs_embeds=embeddings, use_cache=False, logits_to_keep=keep, return_dict=True
+        ).logits
 
     def f_of_logits(self, logits: Tensor) -> Tensor:
         """f (k,) of what :meth:`logits` gives."""
@@ -170,6 +180,8 @@ class InputAttribution:
         }
 
 
+@torch.inference_mode(False)
+@in_full_precision
 def explain(
     model: PreTrainedModel,
     input_ids: Sequence[int] | Tensor,
@@ -179,28 +191,33 @@ def explain(
     num_steps: int = 64,
     batch_size: int = 32,
     seed: int = 0,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> Explained:
     """Fix what is explained on one text (l,) of token ids: f's tokens, its value, the baseline.
 
-    ``baseline``: one of ``BASELINES`` or a token id. Raises ValueError for a bad argument, and for
-    a target that does not fit the text, and AnalysisError where it is no number. Cost: one forward
-    pass.
+    ``baseline``: one of ``BASELINES`` or a token id; "mean" leaves out ids that ``tokenizer``, if
+    given, has no token for. Raises ValueError for a bad argument, and for a target that does not
+    fit the text, UnsupportedModelError for a model without logits, and AnalysisError where f is no
+    number. Cost: one forward pass.
     """
-    ids = torch.as_tensor(input_ids, device=execution_device(model)).reshape(1, -1)
-    _check_ids(ids, len(model.get_input_embeddings().get_parameter("weight")))
+    check_has_logits(model)
+    ids = _checked_ids(input_ids, num_embeddings(model))
+    ids = ids.to(execution_device(model))
     validate_int("num_steps", num_steps, 1)
     validate_int("batch_size", batch_size, 1)
     with torch.no_grad(), fast_scan(model):
         embeddings = input_embeddings(model, ids)
-        logits = model(inputs_embeds=embeddings, use_cache=False).logits
+        logits = model(inputs_embeds=embeddings, use_cache=False, return_dict=True).logits
         pinned = target.pin(logits, ids)
         f = float(pinned(logits))
-        vector, name = _baseline(model, baseline)
+        vector, name = _baseline(model, baseline, tokenizer)
     if not math.isfinite(f):
         raise AnalysisError(f"the target is {f} on this text: the model's logits overflow")
     return Explained(model, ids, pinned, f, embeddings, vector, name, num_steps, batch_size, seed)
 
 
+@torch.inference_mode(False)
+@in_full_precision
 def attribute(explained: Explained, method: str) -> InputAttribution:
     """Score every token by one of ``ATTRIBUTION_METHODS``.
 
@@ -258,8 +275,8 @@ def _mamba_lrp(explained: Explained) -> Scores:
     biases = list(bias_parameters(explained.model).values())
     with (
         torch.enable_grad(),
-        _requiring_grad(biases),
         fast_scan(explained.model, rules=LRP),
+        _requiring_grad(biases),
     ):
         logits = explained.logits(x)
         f = explained.f_of_logits(logits).sum()
@@ -293,7 +310,8 @@ def _rollout(explained: Explained) -> Scores:
 def _hidden_attention(explained: Explained) -> Scores:
     """Mean over layers and heads of |alpha| [3] in the row of the position that f reads.
 
-    Each layer's row is normalised to sum 1 first. For the target "loss": the mean of all rows.
+    Each layer's row is normalised to sum 1 first; one of zeros adds nothing. For the target
+    "loss": the mean of all rows.
     """
     captured = _captured(explained)
     weights = _read_positions(explained)
@@ -302,7 +320,7 @@ def _hidden_attention(explained: Explained) -> Scores:
         operands = (parts.delta, parts.A, parts.B, parts.C)
         for query in weights.nonzero().flatten().tolist():
             row = attention_row(*operands, query, absolute=True)[0].double()
-            total += weights[query] * row / row.sum() / len(captured.layers)
+            total += weights[query] * row_shares(row) / len(captured.layers)
     return Scores(total)
 
 
@@ -351,7 +369,8 @@ def _knockout(explained: Explained) -> Scores:
     for rows in keep.split(explained.batch_size):
 
         def silence(stage: str, x: Tensor, rows: Tensor = rows) -> Tensor:
-            return x * rows[..., None] if stage == "B" else x
+            # B is (b, l, N), or with groups (b, l, G, N).
+            return x * rows.view(*rows.shape, *[1] * (x.dim() - 2)) if stage == "B" else x
 
         edits = dict.fromkeys(find_mixers(explained.model), silence)
         with fast_scan(explained.model, edits=edits):
@@ -432,30 +451,37 @@ def _read_positions(explained: Explained) -> Tensor:
     return read / read.sum()
 
 
-def _check_ids(ids: Tensor, vocabulary: int) -> None:
-    if ids.is_floating_point() or ids.numel() == 0:
+def _checked_ids(input_ids: Sequence[int] | Tensor, vocabulary: int) -> Tensor:
+    """(1, l) token ids of any integer dtype as int64; a copy, for autograd keeps them."""
+    ids = torch.as_tensor(input_ids).reshape(1, -1)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.numel() == 0:
         raise ValueError(
             f"input_ids must be token ids (l,), l >= 1; got {ids.numel()} of {ids.dtype}"
         )
+    ids = ids.to(torch.int64, copy=True)
     if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
         raise ValueError(
             f"input_ids holds ids from {int(ids.min())} to {int(ids.max())}; the model knows 0 to "
             f"{vocabulary - 1}"
         )
+    return ids
 
 
-def _baseline(model: PreTrainedModel, baseline: str | int) -> tuple[Tensor, str]:
+def _baseline(
+    model: PreTrainedModel, baseline: str | int, tokenizer: PreTrainedTokenizerBase | None
+) -> tuple[Tensor, str]:
     """The embedding that replaces a token, and its name."""
-    weight = model.get_input_embeddings().get_parameter("weight") * embedding_scale(model)
+    size = num_embeddings(model)
     if baseline == "padding":
         config = model.config
         candidates = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos"))
         baseline = next((x for x in candidates if isinstance(x, int)), 0)
-    if isinstance(baseline, int) and not isinstance(baseline, bool):
-        validate_int("baseline", baseline, 0, len(weight) - 1)
-        return weight[baseline].clone(), f"token {baseline}"
-    validate_choice("baseline", baseline, (*BASELINES, f"a token id from 0 to {len(weight) - 1}"))
-    return (weight.mean(0) if baseline == "mean" else torch.zeros_like(weight[0])), str(baseline)
+    if not isinstance(baseline, (str, bool)):
+        number = validate_int("baseline", baseline, 0, size - 1)
+        return embeddings_of(model, [number])[0], f"token {number}"
+    validate_choice("baseline", baseline, (*BASELINES, f"a token id from 0 to {size - 1}"))
+    mean = embeddings_of(model, ids_of_tokens(tokenizer, size)).mean(0)
+    return (mean if baseline == "mean" else torch.zeros_like(mean)), str(baseline)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -469,7 +495,9 @@ def _command(argv: list[str]) -> int:
     target = resolve_target(args.target, job.tokenizer, token=args.token, contrast=args.contrast)
     results = {}
     for index, text in enumerate(job.encoded):
-        explained = explain(job.model, text.input_ids, target, seed=args.seed)
+        explained = explain(
+            job.model, text.input_ids, target, seed=args.seed, tokenizer=job.tokenizer
+        )
         result = attribute(explained, args.method)
         token = job.tokenizer.convert_ids_to_tokens(int(explained.target.token))
         print(f"text {index}: {args.target} of {token!r} = {result.f:.4f}")

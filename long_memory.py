@@ -131,7 +131,7 @@ def read_stream(
     sums = {layer: _LayerSums() for layer in (model_layers(model, list(layers)) if layers else [])}
     memories: dict[int, MixerMemory] = {}
     # Made at once: small tensors kept among the large ones of each chunk scatter the heap.
-    loss = torch.empty(len(ids) - 1)
+    loss = torch.empty(len(ids) - 1, dtype=torch.float32)
     with_kernel = True
 
     def observe(layer: int, replay: MixerReplay) -> None:
@@ -143,9 +143,8 @@ def read_stream(
         for number, start in enumerate(progress(starts, desc="chunks")):
             with_kernel = number % kernel_every == 0
             chunk = ids[start : start + chunk_size]
-            logits = model(
-                input_ids=chunk[None].to(execution_device(model)), use_cache=False
-            ).logits
+            part = chunk[None].to(execution_device(model))
+            logits = model(input_ids=part, use_cache=False, return_dict=True).logits
             following = ids[None, start + 1 : start + 1 + len(chunk)]
             loss[start : start + following.shape[1]] = _losses(logits, following)[0]
     return Stream(
@@ -172,7 +171,8 @@ def window_losses(model: PreTrainedModel, input_ids: Tensor | Sequence[int], wid
     losses, start = [], 0
     with fast_scan(model):
         for rows in progress(parts, desc=f"windows of {width}"):
-            logits = model(input_ids=rows.to(execution_device(model)), use_cache=False).logits
+            part = rows.to(execution_device(model))
+            logits = model(input_ids=part, use_cache=False, return_dict=True).logits
             stop = start + rows.numel()
             losses.append(_losses(logits, following[start:stop].view(rows.shape)).flatten())
             start = stop
@@ -238,10 +238,10 @@ class _LayerSums:
         self.norms: list[float] = []
         self.survival: list[float] = []
         self.count = 0
-        self.mean = self.squares = torch.zeros(())
+        self.mean = self.squares = torch.zeros((), dtype=torch.float32)
         self.kernel_sums = self.kernel_counts = torch.zeros(0, dtype=torch.float64)
         self.state: Tensor | None = None
-        self.A = torch.zeros(())
+        self.A = torch.zeros((), dtype=torch.float32)
 
     def add(self, replay: MixerReplay, with_kernel: bool) -> None:
         """Take in one chunk, b = 1."""
@@ -289,8 +289,8 @@ class _LayerSums:
         within = self.squares.sum()
         spread = float(within + apart)
         return StreamedLayer(
-            torch.tensor(self.norms),
-            torch.tensor(self.survival),
+            torch.tensor(self.norms, dtype=torch.float32),
+            torch.tensor(self.survival, dtype=torch.float32),
             self.mean.float().cpu(),
             float(within) / spread if spread > 0 else None,
             half_life(self.mean, self.A.double()).float().cpu(),
@@ -305,7 +305,10 @@ def _losses(logits: Tensor, following: Tensor) -> Tensor:
 
 
 def _checked_ids(model: PreTrainedModel, input_ids: Tensor | Sequence[int]) -> Tensor:
-    ids = encode_inputs(model, None, torch.as_tensor(input_ids))[0]
+    ids = torch.as_tensor(input_ids)
+    is_whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    # Memory maps of corpora hold ids in 8 to 32 bits.
+    ids = encode_inputs(model, None, ids.long() if is_whole else ids)[0]
     if len(ids) != 1 or ids.shape[1] < 2:
         raise ValueError(
             f"input_ids has shape {tuple(ids.shape)}; pass the ids of one text, at least 2 of them"

@@ -46,7 +46,7 @@ from analysis_pipelines.comparison_readings import (
     twins_of,
 )
 from analysis_pipelines.shared_pieces import Pieces, shared_pieces
-from mamba_mixers.replay_check import REPLAY_TOLERANCE
+from mamba_mixers.replay_check import REPLAY_TOLERANCE, replay_tolerance
 from mamba_mixers.untrained_twins import ENOUGH_TWINS, untrained_twin
 from recursive_visualizer import write_figures
 from result_views.report.comparison_report import TABLE_COLUMNS, comparison_rows, comparison_section
@@ -350,7 +350,8 @@ def _beside_twins(value: float, twins: Sequence[float], n: int) -> NullTest:
 
 def _uniform(counts: Sequence[int]) -> dict[str, Any]:
     """The measures of attention that is the same for every token of the past, mean over texts."""
-    shares = [torch.ones(n, n).tril() / torch.arange(1, n + 1)[:, None] for n in counts]
+    ones = [torch.ones(n, n, dtype=torch.float32) for n in counts]
+    shares = [one.tril() / torch.arange(1, len(one) + 1)[:, None] for one in ones]
     found = [map_measures(one) for one in shares]
     lags = min(len(kernel) for _, kernel in found)
     mean, _ = over_texts([np.array([values]) for values, _ in found])
@@ -391,8 +392,11 @@ def _pair(pair: tuple[str, str], values: PairValues, compared: _Comparison) -> d
 def _self_check(compared: _Comparison) -> dict[str, Any]:
     errors = compared.found.replay_errors
     tolerances = {
-        one.name: REPLAY_TOLERANCE.get(one.model.dtype, 1e-2) for one in compared.subjects
-    }  # fmt: skip
+        one.name: replay_tolerance(one.model)
+        if any(site.kind == "implicit" for site in one.sites)
+        else REPLAY_TOLERANCE.get(one.model.dtype, 1e-2)
+        for one in compared.subjects
+    }
     return {
         "replay_error": errors,
         "replay_tolerance": tolerances,

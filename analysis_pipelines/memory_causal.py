@@ -36,7 +36,7 @@ from intervention_study import (
 from ssm_measures.components import Capture
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.description import bootstrap_interval
-from token_statistics.time_shift_nulls import NullTest, spearman_permutation_test
+from token_statistics.time_shift_nulls import NullTest, spearman_permutation_test, undefined
 
 MIN_CAUSAL_TOKENS = 16
 """Shorter texts have too few lags for a causal curve and are left out of it."""
@@ -128,9 +128,13 @@ def delta_at_sources(
     """Spearman over sources of their delta with the KL when they are hidden in that layer alone.
 
     ``knockouts``: one layer's part of `causal_memory`, ``deltas`` (l, d_inner) of each text there.
-    Delta at a token is the mean over channels of ln delta. Null: permutations of the sources.
+    Delta at a token is the mean of ln delta over the channels whose delta is 0 at no token, without
+    which nothing is defined. Null: permutations of the sources.
     """
-    opened = [float(deltas[text][token].double().log().mean()) for text, token in
+    stepping = torch.cat([(delta > 0).all(0, keepdim=True) for delta in deltas]).all(0)
+    if not bool(stepping.any()):
+        return undefined("every channel has a delta of exactly 0 at some token", 0)
+    opened = [float(deltas[text][token, stepping].double().log().mean()) for text, token in
               knockouts["positions"]]  # fmt: skip
     pairs = [(x, kl) for x, kl in zip(opened, knockouts["kl"], strict=True) if kl is not None]
     x, y = torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).T

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from suite_plumbing.precision import in_full_precision
 from suite_plumbing.texts import EncodedText
 
 
@@ -59,6 +60,7 @@ def shared_pieces(encoded: Mapping[str, EncodedText], index: int = 0) -> dict[st
     return found
 
 
+@in_full_precision
 def pooled_map(weights: Tensor, pieces: Pieces) -> Tensor:
     """P[a, b] of the module's docstring: a map (l, l) over tokens as one (pieces, pieces)."""
     if pieces.are_tokens:
@@ -67,6 +69,7 @@ def pooled_map(weights: Tensor, pieces: Pieces) -> Tensor:
     return (members @ weights @ members.T) / members.sum(1, keepdim=True)
 
 
+@in_full_precision
 def pooled_rows(values: Tensor, pieces: Pieces) -> Tensor:
     """Mean over each piece's tokens of values (l, d): (pieces, d)."""
     if pieces.are_tokens:

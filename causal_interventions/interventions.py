@@ -14,10 +14,13 @@ have no padding. Letters: the glossary of ``selective_scan``.
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from typing import NamedTuple, TypeVar
+from numbers import Integral
+from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -65,19 +68,21 @@ class LayerEdit:
         # The scan's operands must have a row each; the neurons can branch after it.
         late = all(change.stage == "gated" for change in changes if change.num_rows > 1)
         self._branches_at = "gated" if late else EDITABLE[0]
-        self._seen: dict[str, Tensor] = {}
+        # By thread: models of several threads may be run under one intervention.
+        self._seen: dict[int, dict[str, Tensor]] = {}
 
     def __call__(self, stage: str, x: Tensor) -> Tensor:
-        if stage == EDITABLE[0]:
-            self._seen = {}
+        thread = threading.get_ident()
+        seen = self._seen.setdefault(thread, {}) if stage != EDITABLE[0] else {}
+        self._seen[thread] = seen
         if stage == self._branches_at:
             x = self._branched(x)
         for change in self.changes:
             if change.stage == stage:
-                x = change.function(x, self._seen)
-        self._seen[stage] = x
+                x = change.function(x, seen)
+        seen[stage] = x
         if stage == EDITABLE[-1]:
-            self._seen = {}
+            del self._seen[thread]
         return x
 
     def _branched(self, x: Tensor) -> Tensor:
@@ -198,7 +203,8 @@ def set_neuron(
     """
     if not isinstance(value, Tensor):
         validate_choice("value", value, NEURON_VALUES)
-    chosen = _number_table("neurons", [neurons] if isinstance(neurons, int) else neurons)
+    one: Any = [neurons] if _is_one(neurons) else neurons
+    chosen = _number_table("neurons", one)
 
     def change(gated: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
         marked = _marked(chosen, gated.shape[2], "neurons", gated.device)
@@ -294,15 +300,22 @@ def _each_row(values: Sequence[T], rows: int) -> Sequence[T]:
 
 
 def _in_layers(layers: Layers, *changes: Change) -> Intervention:
-    numbers = [layers] if isinstance(layers, int) else list(layers)
+    numbers: list[Any] = [layers] if _is_one(layers) else list(layers)  # type: ignore[arg-type]
     if not numbers:
         raise ValueError("layers is empty; name at least one layer")
     return {validate_int("layers", layer, 0): LayerEdit(changes) for layer in numbers}
 
 
+def _is_one(value: Any) -> bool:
+    """Whether this is one number, of Python or numpy, and no row of them."""
+    return isinstance(value, Integral) or (
+        isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0
+    )
+
+
 def _row_numbers(name: str, value: Rows) -> Tensor:
     """(rows,) whole numbers >= 0 from one number or one for each row."""
-    listed = value.tolist() if isinstance(value, Tensor) else value
+    listed: Any = value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
     numbers = listed if isinstance(listed, Sequence) else [listed]
     if not numbers:
         raise ValueError(f"{name} is empty; pass a number, or one for each row")

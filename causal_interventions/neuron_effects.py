@@ -234,7 +234,9 @@ def _run(
     options: Mapping = {"logits_to_keep": torch.tensor([column])} if one else {}
     padding = None if bool(mask.all()) else mask
     check_has_logits(model)
-    logits = model(input_ids=ids, attention_mask=padding, use_cache=False, **options).logits
+    logits = model(
+        input_ids=ids, attention_mask=padding, use_cache=False, return_dict=True, **options
+    ).logits
     if pinned is None:
         pinned = target.pin(logits.detach().expand(-1, length, -1), ids, mask)
         pinned = pinned.for_kept_logits() if logits.shape[1] == 1 else pinned

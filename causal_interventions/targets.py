@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -130,7 +131,7 @@ def resolve_target(
     of the vocabulary, and tokens that the target does not take.
     """
     validate_choice("target", name, TARGETS)
-    if isinstance(position, bool) or not isinstance(position, int):
+    if isinstance(position, bool) or not isinstance(position, Integral):
         raise ValueError(f"position is {position!r}; pass a whole number, negative from the end")
     if name == "loss" and (token is not None or position != -1):
         raise ValueError("target 'loss' is a mean over the whole text: pass no token or position")
@@ -139,7 +140,7 @@ def resolve_target(
     token_id, contrast_id = resolve_token(token, tokenizer), resolve_token(contrast, tokenizer)
     if token_id is not None and token_id == contrast_id:
         raise ValueError(f"token and contrast are both token {token_id}: their difference is 0")
-    return Target(name, position, token_id, contrast_id)
+    return Target(name, int(position), token_id, contrast_id)
 
 
 def resolve_token(token: str | int | None, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
@@ -147,8 +148,10 @@ def resolve_token(token: str | int | None, tokenizer: PreTrainedTokenizerBase | 
 
     Raises ValueError for text that is not exactly one token, saying how it is split.
     """
-    if token is None or (isinstance(token, int) and not isinstance(token, bool)):
-        return token
+    if token is None:
+        return None
+    if isinstance(token, Integral) and not isinstance(token, bool):
+        return int(token)
     if not isinstance(token, str):
         raise ValueError(f"token is {token!r} of type {type(token).__name__}; pass text or an id")
     if tokenizer is None:

@@ -4,6 +4,10 @@ May import `suite_plumbing`, `selective_scan`.
 
 attention_layers  Softmax attention and the residual stream of any causal language model, layer by
                   layer
+calls             What a mixer or a block was called with, whatever a version of
+                  ``transformers`` calls it
+exclusive_use     Changes of a model that threads share: one thread at a time makes them, and it
+                  alone meets them
 families          The families of selective SSM mixers in ``transformers``: a table, and what its
                   rows are made of
 hooks             Forward hooks that are removed whatever happens; the only place that registers

@@ -16,9 +16,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mamba_mixers.calls import STREAMS, bound_by_name, mixer_call
+from mamba_mixers.exclusive_use import exclusive_use
 from mamba_mixers.hooks import forward_hooks
-from mamba_mixers.replay import MixerReplay, bound_arguments, replay_mixer
-from mamba_mixers.sites import MixerSite, blocks_of, find_mixers
+from mamba_mixers.replay import MixerReplay, replay_mixer
+from mamba_mixers.sites import MixerSite, UnsupportedModelError, blocks_of, find_mixers
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,9 +53,10 @@ def record_layers(
     """Run the model once and record these layers; the forward stops after the last of them.
 
     The model itself runs its own code, untouched: what is recorded is what it computes, and
-    ``replay_error`` says how well the replay reproduces it. Hooks are removed after any exception.
-    Raises UnsupportedModelError, KeyError for a layer without a mixer, and RuntimeError when a
-    mixer was never called.
+    ``replay_error`` says how well the replay reproduces it. Hooks are removed after any exception;
+    another thread that records or changes this model waits. Ids at padding may be any number.
+    Raises UnsupportedModelError, also for a mixer that a pass calls twice, KeyError for a layer
+    without a mixer, and RuntimeError when a mixer was never called.
     """
     sites = find_mixers(model)
     records: dict[int, LayerRecord] = {}
@@ -62,14 +65,20 @@ def record_layers(
 
     def on_mixer(layer: int):
         def hook(mixer, args, kwargs, output):
-            hidden_states, mask, _ = bound_arguments(mixer, args, kwargs)
-            outputs[layer] = replay_mixer(sites[layer], hidden_states, mask), output
+            if layer in outputs or layer in records:
+                raise UnsupportedModelError(
+                    f"the mixer of layer {layer} runs more than once in a forward pass; the suite "
+                    "reads models in which each runs once"
+                )
+            call = mixer_call(mixer, args, kwargs)
+            replay = replay_mixer(sites[layer], call.hidden_states, call.attention_mask)
+            outputs[layer] = replay, output
 
         return hook
 
     def on_block(layer: int):
         def hook(block, args, kwargs, output):
-            block_input, block_output = _stream_around(args, kwargs, output)
+            block_input, block_output = _stream_around(block, args, kwargs, output)
             replay, mixer_output = outputs.pop(layer)
             error = _relative_error(replay.output, mixer_output, attention_mask)
             records[layer] = LayerRecord(
@@ -87,8 +96,7 @@ def record_layers(
 
     hooks = [(sites[layer].mixer, on_mixer(layer)) for layer in layers]
     hooks += [(sites[layer].block, on_block(layer)) for layer in layers]
-    with forward_hooks(hooks), suppress(_LastLayerReached):
-        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    _run_to_the_last(model, hooks, input_ids, attention_mask)
     if missing := [layer for layer in layers if layer not in records]:
         raise RuntimeError(f"the forward pass never called the mixers of layers {missing}")
     return records
@@ -108,25 +116,34 @@ def record_streams(
 
     def on_block(layer: int):
         def hook(block, args, kwargs, output):
-            streams[layer] = _stream_around(args, kwargs, output)
+            streams[layer] = _stream_around(block, args, kwargs, output)
             if layer == max(layers):
                 raise _LastLayerReached
 
         return hook
 
     hooks = [(blocks[layer], on_block(layer)) for layer in layers]
-    with forward_hooks(hooks), suppress(_LastLayerReached):
-        model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    _run_to_the_last(model, hooks, input_ids, attention_mask)
     return streams
+
+
+def _run_to_the_last(model: Any, hooks: list, input_ids: Tensor, mask: Tensor | None) -> None:
+    # A padding id may be one that the embedding does not have: its row is masked.
+    ids = input_ids if mask is None else input_ids.masked_fill(mask == 0, 0)
+    with exclusive_use(model), forward_hooks(hooks), suppress(_LastLayerReached):
+        model(input_ids=ids, attention_mask=mask, use_cache=False)
 
 
 class _LastLayerReached(Exception):
     """Ends a forward pass whose later layers nobody asked for."""
 
 
-def _stream_around(args: tuple, kwargs: dict, output: Any) -> tuple[Tensor, Tensor]:
+def _stream_around(
+    block: nn.Module, args: tuple, kwargs: dict, output: Any
+) -> tuple[Tensor, Tensor]:
     """What a block got and gave; some models' blocks give a tuple."""
-    block_input = args[0] if args else kwargs["hidden_states"]
+    given = bound_by_name(block, args, kwargs)
+    block_input = next(given[name] for name in STREAMS if name in given)
     return block_input, output[0] if isinstance(output, tuple) else output
 
 

@@ -6,7 +6,6 @@ edited on the way, gradients can follow other rules, and a long text can come in
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from mamba_mixers.families import (
     MixerFamily,
@@ -237,13 +236,3 @@ def replay_mixer(
         return compute_replay(
             site.mixer, site.family, hidden_states, attention_mask, edit, rules, memory
         )
-
-
-def bound_arguments(
-    mixer: nn.Module, args: tuple, kwargs: dict
-) -> tuple[Tensor, Tensor | None, Any]:
-    """Hidden states, attention mask and cache of a mixer call, however they were passed."""
-    bound = inspect.signature(type(mixer).forward).bind(mixer, *args, **kwargs).arguments
-    hidden_states = bound["hidden_states" if "hidden_states" in bound else "input_states"]
-    cache = bound.get("cache_params", bound.get("past_key_values"))
-    return hidden_states, bound.get("attention_mask"), cache

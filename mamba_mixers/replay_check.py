@@ -17,12 +17,17 @@ import torch
 from torch import nn
 
 from mamba_mixers.sites import find_mixers
+from suite_plumbing.precision import autocast_dtypes
 
 logger = logging.getLogger(__name__)
 
 
-REPLAY_TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5}
-"""Largest relative error that rounding explains, by the model's dtype; 1e-2 for half precision."""
+REPLAY_TOLERANCE = {torch.float64: 1e-7, torch.float32: 1e-5}
+"""Largest relative error that rounding explains, by the mixers' dtype; 1e-2 for half precision.
+
+In float64 ``transformers`` still rounds u and B to float32 on their way into the state. Replayed
+numbers that differ in the sixteenth digit may round to the other side, 6e-8 of the number: seldom,
+but in a layer where few numbers weigh most such a one is all of the error."""
 
 UNTRUSTED = (
     "delta, A, B, C, u, gate, y, states, neurons and implicit attention of these layers, what is "
@@ -35,12 +40,16 @@ _KERNELS = ("mamba_ssm", "causal_conv1d", "kernels")
 
 
 def replay_tolerance(model: nn.Module) -> float:
-    """Largest replay error that rounding explains; a Mamba-2 scans in float32 in any dtype."""
-    dtype = next(model.parameters()).dtype
-    family = next(iter(find_mixers(model).values())).family
-    if dtype == torch.float64 and family.scans_in_float32:
-        dtype = torch.float32
-    return REPLAY_TOLERANCE.get(dtype, 1e-2)
+    """Largest replay error that rounding explains.
+
+    By the coarsest dtype that the mixers compute in: of their own parameters, whatever the rest of
+    the model has; of ``torch.autocast``; and float32 in a Mamba-2, which scans in it in any dtype.
+    """
+    sites = find_mixers(model).values()
+    dtypes = {p.dtype for site in sites for p in site.mixer.parameters()} | set(autocast_dtypes())
+    if any(site.family.scans_in_float32 for site in sites):
+        dtypes.add(torch.float32)
+    return max(REPLAY_TOLERANCE.get(dtype, 1e-2) for dtype in dtypes)
 
 
 def replay_check(model: nn.Module, errors: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:

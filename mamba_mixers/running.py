@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -11,15 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mamba_mixers.replay import (
-    GRADIENT,
-    Edit,
-    MixerMemory,
-    MixerReplay,
-    Rules,
-    bound_arguments,
-    replay_mixer,
+from mamba_mixers.calls import STREAMS, bound_by_name, mixer_call
+from mamba_mixers.exclusive_use import (
+    acting_for,
+    acting_thread,
+    exclusive_use,
+    replaced_forward,
 )
+from mamba_mixers.replay import GRADIENT, Edit, MixerMemory, MixerReplay, Rules, replay_mixer
 from mamba_mixers.sites import (
     MixerSite,
     UnsupportedModelError,
@@ -27,7 +25,7 @@ from mamba_mixers.sites import (
     find_mixers,
     model_family,
 )
-from mamba_mixers.weights import check_has_logits, input_embeddings
+from mamba_mixers.weights import check_has_logits, input_embeddings, is_rms_norm
 
 Observer = Callable[[int, MixerReplay], None]
 
@@ -51,6 +49,9 @@ def fast_scan(
     when there is an edit for that layer. ``rules`` other than ``GRADIENT`` apply to the mixers and
     to the model's RMS norms. Both are restored on leaving, whatever happened.
 
+    All of that is so for the thread that entered. Another one that enters, or records, waits until
+    this one has left; one that calls the model directly runs it as it is.
+
     ``memories`` makes consecutive calls the chunks of one text, of any length from one token on:
     each mixer starts from its layer's entry (none: an empty memory) and leaves its memory there,
     detached. Chunks then give what the whole text gives. Edits count tokens from the chunk's
@@ -73,20 +74,21 @@ def fast_scan(
             f"edits names layers {unknown} without an SSM; those with one: {list(sites)}"
         )
     with ExitStack() as stack:
+        stack.enter_context(exclusive_use(model))
         for site in sites.values():
             forward = _replaying_forward(site, edits.get(site.layer), observe, rules, memories)
-            stack.enter_context(_replaced_forward(site.mixer, forward))
+            stack.enter_context(replaced_forward(site.mixer, forward))
         for block in (
             blocks_of(model) if edits and model_family(model).reads_embeddings_again else ()
         ):
-            stack.enter_context(_replaced_forward(block, _with_rows_alike(block)))
+            stack.enter_context(replaced_forward(block, _with_rows_alike(block)))
         for norm in _rms_norms(model) if rules is not GRADIENT else ():
             forward = partial(rules.elementwise, norm.forward)
-            stack.enter_context(_replaced_forward(norm, forward))
+            stack.enter_context(replaced_forward(norm, forward))
         blocks = blocks_of(model) if recompute else ()
         for block in (blocks[layer] for layer in recompute):
-            forward = partial(checkpoint, block.forward, use_reentrant=False)
-            stack.enter_context(_replaced_forward(block, forward))
+            forward = partial(checkpoint, _for_this_thread(block.forward), use_reentrant=False)
+            stack.enter_context(replaced_forward(block, forward))
         yield model
 
 
@@ -116,16 +118,28 @@ def forward_from(
             )
         inputs = input_embeddings(model, input_ids)
     with ExitStack() as stack:
+        stack.enter_context(exclusive_use(model))
         for block in blocks[:layer]:
-            stack.enter_context(_replaced_forward(block, _skip))
-        entered = _entered_by(blocks[layer].forward, hidden_states)
-        stack.enter_context(_replaced_forward(blocks[layer], entered))
-        return model(inputs_embeds=inputs, use_cache=False).logits
+            stack.enter_context(_skipped(model, block))
+        entered = _entered_by(blocks[layer], hidden_states)
+        stack.enter_context(replaced_forward(blocks[layer], entered))
+        return model(inputs_embeds=inputs, use_cache=False, return_dict=True).logits
 
 
 def _rms_norms(model: nn.Module) -> list[nn.Module]:
-    """The model's RMS norms, x * weight / rms(x), known by the end of their class's name."""
-    return [module for module in model.modules() if type(module).__name__.endswith("RMSNorm")]
+    """The model's RMS norms, x * weight / rms(x)."""
+    return [module for module in model.modules() if is_rms_norm(module)]
+
+
+def _for_this_thread(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward that autograd's own threads compute a second time on behalf of this one."""
+    thread = acting_thread()
+
+    def on_behalf(*args: Any, **kwargs: Any) -> Any:
+        with acting_for(thread):
+            return forward(*args, **kwargs)
+
+    return on_behalf
 
 
 def _replaying_forward(
@@ -140,7 +154,7 @@ def _replaying_forward(
     stock_forward = mixer.forward
 
     def forward(*args, **kwargs):
-        hidden_states, mask, cache = bound_arguments(mixer, args, kwargs)
+        hidden_states, mask, cache = mixer_call(mixer, args, kwargs)
         if cache is not None:
             if edit is not None:
                 raise RuntimeError("an edited mixer cannot use a cache: call with use_cache=False")
@@ -157,33 +171,51 @@ def _replaying_forward(
     return forward
 
 
+class _Skipped(nn.Module):
+    """Stands in for a block whose output nobody reads: the next one is skipped too or given
+    another input. In another thread it is the block itself."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block = block
+        self.thread = acting_thread()
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if acting_thread() != self.thread:
+            return self.block(*args, **kwargs)
+        given = bound_by_name(self.block, args, kwargs)
+        # Some models take a block's output as it is, others as the first of two.
+        return next(given[name] for name in STREAMS if name in given), None
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("block"), name)
+
+
 @contextmanager
-def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Give this one module a ``forward`` of its own; its class and other models stay as is."""
-    own_forward = vars(module).get("forward")
-    module.forward = forward
+def _skipped(model: nn.Module, block: nn.Module) -> Iterator[None]:
+    """Within this context the model passes over this block, and over a user's hooks on it."""
+    name = next(name for name, module in model.named_modules() if module is block)
+    parent_name, _, key = name.rpartition(".")
+    neighbours = model.get_submodule(parent_name)._modules
+    neighbours[key] = _Skipped(block)
     try:
         yield
     finally:
-        if own_forward is None:
-            del module.forward
-        else:
-            module.forward = own_forward
+        neighbours[key] = block
 
 
-def _skip(hidden_states: Any, *args: Any, **kwargs: Any) -> tuple[Any, None]:
-    """Instead of a block whose output nobody reads, for the next one is skipped too or given
-    another input. Some models take a block's output as it is, others as the first of two."""
-    return hidden_states, None
-
-
-def _entered_by(forward: Callable[..., Any], hidden_states: Tensor) -> Callable[..., Any]:
+def _entered_by(block: nn.Module, hidden_states: Tensor) -> Callable[..., Any]:
     """A block's ``forward`` with this residual stream in place of what it is called with."""
+    forward = block.forward
 
     def entered(*args, **kwargs):
         if args:
             return forward(hidden_states, *args[1:], **kwargs)
-        return forward(**{**kwargs, "hidden_states": hidden_states})
+        name = next(name for name in STREAMS if name in bound_by_name(block, args, kwargs))
+        return forward(**{**kwargs, name: hidden_states})
 
     return entered
 
@@ -191,14 +223,14 @@ def _entered_by(forward: Callable[..., Any], hidden_states: Tensor) -> Callable[
 def _with_rows_alike(block: nn.Module) -> Callable[..., Any]:
     """The ``forward`` of a block that reads the embeddings again, when an edit before it has
     branched one text into several rows."""
-    forward, signature = block.forward, inspect.signature(type(block).forward)
+    forward = block.forward
 
     def with_rows_alike(*args, **kwargs):
-        bound = signature.bind(block, *args, **kwargs)
-        rows = len(bound.arguments["hidden_states"])
-        embeddings = bound.arguments["original_hidden_states"]
-        bound.arguments["original_hidden_states"] = embeddings.expand(rows, -1, -1)
-        return forward(*bound.args[1:], **bound.kwargs)
+        given = bound_by_name(block, args, kwargs)
+        rows = len(next(given[name] for name in STREAMS if name in given))
+        embeddings = given["original_hidden_states"]
+        given["original_hidden_states"] = embeddings.expand(rows, -1, -1)
+        return forward(**given)
 
     return with_rows_alike
 

@@ -14,7 +14,18 @@ from suite_plumbing.arguments import resolve_layer_indices
 
 
 class UnsupportedModelError(ValueError):
-    """The model has no selective SSM mixer of a family in ``FAMILIES``."""
+    """The model has no selective SSM mixer of a family in ``FAMILIES``, or uses one otherwise."""
+
+
+WRAPPERS = {
+    "OptimizedModule": "torch.compile'd: pass the model that was compiled, model._orig_mod",
+    "DataParallel": "spread over devices: pass model.module",
+    "DistributedDataParallel": "spread over processes: pass model.module",
+    "FullyShardedDataParallel": "spread over processes: load the model as a whole",
+    "PeftModel": "a wrapper of adapters: pass model.get_base_model(), in which they stay in place, "
+    "or model.merge_and_unload()",
+}
+"""Classes around a model that hooks and replaced forwards do not reach through, and what to do."""
 
 
 class MixerSite(NamedTuple):
@@ -31,16 +42,22 @@ def find_mixers(model: nn.Module) -> dict[int, MixerSite]:
 
     Found by class and structure, not by attribute name or config. Raises UnsupportedModelError
     for a model without one; models that have an ``A_log`` but follow the delta rule
-    (Gated DeltaNet and its kin) are refused too.
+    (Gated DeltaNet and its kin) are refused too, and so are a layer with two mixers, a module that
+    serves several layers, and models inside one of ``WRAPPERS``.
     """
-    sites = {}
-    for name, module in model.named_modules():
-        family = family_of(module)
-        if family is not None:
-            block_name, layer = _block_of(name)
-            sites[layer] = MixerSite(layer, model.get_submodule(block_name), module, family)
-    if not sites:
+    _check_unwrapped(model)
+    names = _mixer_names(model)
+    if not names:
         raise UnsupportedModelError(_refusal(model))
+    sites: dict[int, MixerSite] = {}
+    for name in names:
+        block_name, layer = _block_of(name)
+        mixer: Any = model.get_submodule(name)
+        family = family_of(mixer)
+        if family is not None:
+            site = MixerSite(layer, model.get_submodule(block_name), mixer, family)
+            _check_alone(site, name, sites)
+            sites[layer] = site
     return dict(sorted(sites.items()))
 
 
@@ -50,12 +67,25 @@ def num_layers(model: nn.Module) -> int:
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """Every layer of the model, in order; they lie beside that of the first mixer."""
-    names = (n for n, module in model.named_modules() if family_of(module) is not None)
-    if (site_name := next(names, None)) is None:
-        raise UnsupportedModelError(_refusal(model))
-    block_name, _ = _block_of(site_name)
-    return list(model.get_submodule(block_name.rpartition(".")[0]).children())
+    """Every layer of the model, in order; they lie beside that of the first mixer.
+
+    Raises UnsupportedModelError as :func:`find_mixers`.
+    """
+    first = next(iter(find_mixers(model).values()))
+    block_name, _ = _block_of(_mixer_names(model)[0])
+    by_name = dict(model.get_submodule(block_name.rpartition(".")[0])._modules)
+    blocks = [block for block in by_name.values() if block is not None]
+    if list(by_name) != list(map(str, range(len(blocks)))):
+        raise UnsupportedModelError(
+            f"the layers beside {block_name} of {type(model).__name__} are named "
+            f"{', '.join(list(by_name)[:8])}; the suite reads layers numbered from 0"
+        )
+    if len({id(block) for block in blocks}) < len(blocks):
+        raise UnsupportedModelError(
+            f"one {type(first.block).__name__} of {type(model).__name__} serves several layers; "
+            "the suite reads models whose layers are modules of their own"
+        )
+    return blocks
 
 
 def model_family(model: nn.Module) -> MixerFamily:
@@ -63,11 +93,49 @@ def model_family(model: nn.Module) -> MixerFamily:
     return next(iter(find_mixers(model).values())).family
 
 
+def _mixer_names(model: nn.Module) -> list[str]:
+    """Every name of every mixer: several for a module that serves several layers."""
+    modules = model.named_modules(remove_duplicate=False)
+    return [name for name, module in modules if family_of(module) is not None]
+
+
 def _block_of(name: str) -> tuple[str, int]:
     """("backbone.layers.3", 3) for "backbone.layers.3.mixer"."""
     parts = name.split(".")
-    position = next(i for i, part in enumerate(parts) if part.isdigit())
+    position = next((i for i, part in enumerate(parts) if part.isdigit()), None)
+    if position is None:
+        raise UnsupportedModelError(f"the mixer {name!r} lies in no numbered layer; pass the model")
     return ".".join(parts[: position + 1]), int(parts[position])
+
+
+def _check_alone(site: MixerSite, name: str, others: dict[int, MixerSite]) -> None:
+    """Refuse a second mixer in a layer, and a mixer that another layer has too."""
+    if site.layer in others:
+        raise UnsupportedModelError(
+            f"layer {site.layer} has more than one mixer ({name} is the second); the suite reads "
+            "models with one stack of layers and at most one mixer in each"
+        )
+    for other in others.values():
+        if site.mixer is other.mixer:
+            raise UnsupportedModelError(
+                f"one mixer serves layers {other.layer} and {site.layer}; the suite reads models "
+                "whose layers have mixers of their own"
+            )
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        what = "the model" if module is model else f"its {name}"
+        for cls in type(module).__mro__:
+            if cls.__name__ in WRAPPERS:
+                raise UnsupportedModelError(
+                    f"{what} is of class {type(module).__name__}, {WRAPPERS[cls.__name__]}"
+                )
+        if getattr(module, "_compiled_call_impl", None) is not None:
+            raise UnsupportedModelError(
+                f"{what} was compiled in place by compile(), after which hooks may go unheard; "
+                "load the model anew and do not compile it"
+            )
 
 
 def _refusal(model: nn.Module) -> str:

@@ -18,6 +18,7 @@ tied weights and hooks. The one place of the suite where twins are made.
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -37,6 +38,10 @@ ENOUGH_TWINS = 19
 like."""
 
 
+# Weights are drawn by the generator that all threads share.
+_DRAWING = threading.Lock()
+
+
 def untrained_twin(model: PreTrainedModel, seed: int, kind: str = FRESH) -> PreTrainedModel:
     """A copy of the model with weights that learned nothing, in eval mode: see the module.
 
@@ -47,7 +52,7 @@ def untrained_twin(model: PreTrainedModel, seed: int, kind: str = FRESH) -> PreT
     entry of the largest tensor.
     """
     values = TWIN_KINDS[validate_choice("kind", kind, TWIN_KINDS)]
-    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():
+    with _DRAWING, torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         return _with_values(model, values(model)).eval()
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from mamba_mixers.families import at_least_float32
-from mamba_mixers.placement import linear_weight, parameters_at_hand
+from mamba_mixers.placement import affine_of, linear_weight, parameters_at_hand
 from mamba_mixers.recording import block_output_scale
 from mamba_mixers.sites import MixerSite, UnsupportedModelError, model_family
+from suite_plumbing.models import execution_device
 
 FINAL_NORMS = ("norm_f", "final_layernorm", "norm")
 """Names of the norm between the last layer and the unembedding."""
@@ -32,38 +35,46 @@ class MixerParameters(NamedTuple):
 def mixer_parameters(site: MixerSite) -> MixerParameters:
     """The convolution and output projection of one mixer: what lies around its scan.
 
-    Of the convolution the channels that become u; in Mamba-2 B and C pass it too. Weights of
-    quantised layers are given as their modules multiply by them.
+    Of the convolution the channels that become u; in Mamba-2 B and C pass it too. The output
+    projection is given as its module computes it, with adapters and in any storage
+    (:func:`affine_of`). The convolution is read, as ``transformers`` reads it.
     """
-    conv, out = site.mixer.conv1d, site.mixer.out_proj
+    conv = site.mixer.conv1d
     scale = block_output_scale(site)
-    d_inner = out.in_features
-    with parameters_at_hand(conv, out):
+    with parameters_at_hand(conv, site.mixer.out_proj):
+        out = affine_of(site.mixer.out_proj)
+        d_inner = out.weight.shape[1]
         return MixerParameters(
             _weights(conv.weight)[:d_inner].squeeze(1),
             None if conv.bias is None else _weights(conv.bias)[:d_inner],
-            linear_weight(out) * scale,
-            None if out.bias is None else _weights(out.bias) * scale,
+            out.weight * scale,
+            None if out.bias is None else out.bias * scale,
         )
 
 
 def logit_directions(model: nn.Module) -> Tensor:
     """(V, d_model) direction of the residual stream behind the last layer that raises each logit.
 
-    The unembedding's rows times the weight of the final norm: logit = direction . x / rms(x). On
-    the CPU, detached. Raises UnsupportedModelError for a model without an unembedding or without
-    a final norm of a known name. Cost: one copy of the unembedding.
+    The unembedding's rows, as its module multiplies by them, times the weight of the final norm:
+    logit = direction . x / rms(x). On the CPU, detached. Raises UnsupportedModelError for a model
+    without an unembedding, or without a final RMS norm of a known name. Cost: one copy of the
+    unembedding.
     """
     head = getattr(model, "get_output_embeddings", lambda: None)()
     base = getattr(model, "base_model", model)
     norm = next((getattr(base, name) for name in FINAL_NORMS if hasattr(base, name)), None)
-    if head is None or norm is None:
+    if head is None or norm is None or not is_rms_norm(norm):
         raise UnsupportedModelError(
-            f"{type(model).__name__} has no logits, or its final norm is none of "
+            f"{type(model).__name__} has no logits, or its final norm is no RMSNorm called "
             f"{', '.join(FINAL_NORMS)}; load it with AutoModelForCausalLM.from_pretrained"
         )
     with parameters_at_hand(head, norm):
         return linear_weight(head) * _weights(norm.weight) * _logit_scale(model)
+
+
+def is_rms_norm(module: nn.Module) -> bool:
+    """Whether the module scales by weight / rms(x): known by the end of its class's name."""
+    return any(cls.__name__.endswith("RMSNorm") for cls in type(module).__mro__)
 
 
 def _logit_scale(model: nn.Module) -> float:
@@ -87,6 +98,21 @@ def input_embeddings(model: Any, input_ids: Tensor) -> Tensor:
     multiplied here.
     """
     return model.get_input_embeddings()(input_ids) * embedding_scale(model)
+
+
+def num_embeddings(model: Any) -> int:
+    """Rows of the embedding: the ids that the model knows are 0 to one less."""
+    return len(model.get_input_embeddings().weight)
+
+
+@torch.no_grad()
+def embeddings_of(model: Any, token_ids: Sequence[int]) -> Tensor:
+    """(k, d_model) the embeddings of these tokens, each by itself, as ``inputs_embeds`` has them.
+
+    By the embedding's module, which may hold an adapter or lie offloaded.
+    """
+    ids = torch.tensor(token_ids, dtype=torch.long, device=execution_device(model))
+    return input_embeddings(model, ids[None])[0]
 
 
 def embedding_scale(model: Any) -> float:

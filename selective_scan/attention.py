@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from selective_scan.operands import check_parameters, check_weights, compute_dtype, with_groups
+from suite_plumbing.precision import in_full_precision
 
 # Heads whose queries and keys an attention map holds at once, and floats that a product of
 # single heads may take before it is cut into fewer heads: both for a CPU's second-level cache.
@@ -24,6 +25,7 @@ _BLOCK = 16
 
 
 @torch.no_grad()
+@in_full_precision
 def implicit_attention(
     delta: Tensor, A: Tensor, B: Tensor, C: Tensor, heads: Sequence[int] | None = None
 ) -> Tensor:
@@ -54,6 +56,7 @@ def implicit_attention(
 
 
 @torch.no_grad()
+@in_full_precision
 def attention_map(
     delta: Tensor,
     A: Tensor,
@@ -101,6 +104,7 @@ def attention_map(
 
 
 @torch.no_grad()
+@in_full_precision
 def attention_row(
     delta: Tensor,
     A: Tensor,

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from selective_scan.scan import scan_implementation
+from suite_plumbing.precision import in_full_precision
 
 logger = logging.getLogger(__name__)
 
@@ -76,13 +77,15 @@ class CompiledScan(torch.autograd.Function):
         return torch.cat(outputs)[:, :, None, :, None], h.mT[:, None, :, None].contiguous()
 
     @staticmethod
+    @in_full_precision
     def backward(ctx, grad_y, grad_final):
         if torch.is_grad_enabled():
             raise RuntimeError("the compiled scan is differentiable once: no create_graph=True")
         u, delta, A, B, C, checkpoints = ctx.saved_tensors
         inputs = u[:, :, 0, :, 0], delta[:, :, 0], B[:, :, 0], C[:, :, 0], grad_y[:, :, 0, :, 0]
         blocks = list(zip(*(x.contiguous().split(BLOCK) for x in inputs), strict=True))
-        rate, carried = A[0].mT.contiguous(), grad_final[:, 0, :, 0].mT.contiguous()
+        rate = A[0].mT.clamp_min(torch.finfo(A.dtype).min).contiguous()
+        carried = grad_final[:, 0, :, 0].mT.contiguous()
         grad_A = torch.zeros_like(rate)
         _, backward_block = _compiled_blocks()
         grads = []

@@ -6,6 +6,7 @@ References and letters: the glossary of ``selective_scan``, which passes these f
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -14,6 +15,7 @@ import torch
 from torch import Tensor
 
 from selective_scan.operands import check_operands, check_skip, compute_dtype, with_groups
+from suite_plumbing.precision import in_full_precision
 
 # Tokens that one pass over the states handles. The temporaries of a block, about
 # _BLOCK * H * P * N floats, then stay in a CPU's second-level cache; also the distance
@@ -61,6 +63,7 @@ def selective_scan(
     return selective_scan_chunk(u, delta, A, B, C, D, carry=carry)[0]
 
 
+@in_full_precision
 def selective_scan_chunk(
     u: Tensor,
     delta: Tensor,
@@ -84,8 +87,9 @@ def selective_scan_chunk(
         raise ValueError(f"carry must be (b, l) = {tuple(u.shape[:2])}, got {tuple(carry.shape)}")
     operands = _group(u, delta, A, B, C, dtype, carry)
     scan = _SelectiveScan
-    if _replacement is not None and carry is None and _replacement.is_suited(operands.u, A):
-        scan = _replacement.function
+    other = _chosen.replacement
+    if other is not None and carry is None and other.is_suited(operands.u, A):
+        scan = other.function
     *tensors, carry = operands
     y, final = scan.apply(*tensors, _grouped_state(initial_state, operands), carry)
     y = y.transpose(0, 1).reshape(u.shape)
@@ -95,6 +99,7 @@ def selective_scan_chunk(
 
 
 @torch.no_grad()
+@in_full_precision
 def scan_hidden_states(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, initial_state: Tensor | None = None
 ) -> Tensor:
@@ -135,23 +140,28 @@ class _Replacement(NamedTuple):
     is_suited: Callable[[Tensor, Tensor], bool]
 
 
-_replacement: _Replacement | None = None
+class _Chosen(threading.local):
+    """What scans of this thread run by."""
+
+    replacement: _Replacement | None = None
+
+
+_chosen = _Chosen()
 
 
 @contextmanager
 def scan_implementation(
     function: type[torch.autograd.Function], is_suited: Callable[[Tensor, Tensor], bool]
 ) -> Iterator[None]:
-    """Within this context scans run by ``function`` where ``is_suited(u, A)``, in this process.
+    """Within this context scans run by ``function`` where ``is_suited(u, A)``, in this thread.
 
     It takes and returns what ``_SelectiveScan`` does.
     """
-    global _replacement
-    outer, _replacement = _replacement, _Replacement(function, is_suited)
+    outer, _chosen.replacement = _chosen.replacement, _Replacement(function, is_suited)
     try:
         yield
     finally:
-        _replacement = outer
+        _chosen.replacement = outer
 
 
 class _SelectiveScan(torch.autograd.Function):
@@ -177,6 +187,7 @@ class _SelectiveScan(torch.autograd.Function):
         return y, h.clone()
 
     @staticmethod
+    @in_full_precision
     def backward(ctx, grad_y, grad_final):
         # once_differentiable would not do: autograd.grad skips its error where no path through it
         # leads to the input asked for, and leaves the scan out of the second derivative.
@@ -185,6 +196,8 @@ class _SelectiveScan(torch.autograd.Function):
                 "selective_scan is differentiable once: take its gradient without create_graph=True"
             )
         *tensors, checkpoints = ctx.saved_tensors
+        # Finite, so that a state that forgets at once (A = -inf) has a gradient, of 0.
+        tensors[2] = tensors[2].clamp_min(torch.finfo(tensors[2].dtype).min)
         operands = _Grouped(*tensors)
         u, delta, A, B, C = tensors[:5]
         length, state_shape = u.shape[0], checkpoints.shape[1:]

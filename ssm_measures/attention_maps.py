@@ -38,6 +38,7 @@ from selective_scan.attention import attention_map, implicit_attention
 from selective_scan.scan import half_life
 from ssm_measures.components import SSMComponents
 from suite_plumbing.arguments import validate_int
+from suite_plumbing.precision import in_full_precision
 
 MAX_HEAD_MAPS_GB = 1.0
 """Largest result of :func:`head_maps`, in GB of 1e9 bytes."""
@@ -179,6 +180,7 @@ def maps_by_head(x: Tensor, heads: Tensor, num_heads: int) -> Tensor:
     return x if x.dim() == 3 else x[:, :, heads // (num_heads // x.shape[2])]
 
 
+@in_full_precision
 def _channel_direction(out_weight: Tensor, direction: Tensor) -> Tensor:
     if direction.shape != out_weight.shape[:1]:
         raise ValueError(

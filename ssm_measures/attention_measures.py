@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ssm_measures.components import SSMComponents
+from suite_plumbing.precision import in_full_precision
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.association import causal_spearman
 from token_statistics.description import entropy, summarise
@@ -117,6 +118,7 @@ class QueryStatistics:
         return {name: summarise(getattr(self, name)) for name in self.__dataclass_fields__}
 
 
+@in_full_precision
 def query_statistics(absolute_map: Tensor, mask: Tensor) -> QueryStatistics:
     """Entropy, strength, shares and distance of each row of a non-negative causal map (b, l, l).
 
@@ -195,6 +197,7 @@ def _first_lag(passed: Tensor, share: float) -> float:
     return float(reached[0]) if len(reached) else math.nan
 
 
+@in_full_precision
 def _state_gram(components: SSMComponents) -> Tensor:
     """Inner products of the states of every two tokens, (b, l, l)."""
     if components.states.gram is not None:

@@ -18,6 +18,7 @@ from selective_scan.scan import selective_scan
 from ssm_measures.attention_maps import HEADS_PER_PASS, checked_heads, maps_by_head
 from ssm_measures.components import SSMComponents
 from suite_plumbing.arguments import validate_int
+from suite_plumbing.precision import in_full_precision
 
 
 class MixerMap(NamedTuple):
@@ -50,6 +51,7 @@ class _MixerOperator(NamedTuple):
         return F.pad(by_key[..., delay:], (0, delay))
 
 
+@in_full_precision
 def full_mixer_map(
     components: SSMComponents,
     parameters: MixerParameters,
@@ -84,6 +86,7 @@ def full_mixer_map(
     return MixerMap(tokens, bias)
 
 
+@in_full_precision
 def full_mixer_row(
     components: SSMComponents,
     parameters: MixerParameters,
@@ -117,6 +120,7 @@ def full_mixer_row(
     return MixerMap(tokens, bias)
 
 
+@in_full_precision
 def full_mixer_head_maps(
     components: SSMComponents, parameters: MixerParameters, heads: Sequence[int] | None = None
 ) -> MixerMap:

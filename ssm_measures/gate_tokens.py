@@ -112,7 +112,7 @@ def gate_tokens(
             f"{list(lengths)}; pass the pieces of the same tokens"
         )
     pooled = np.concatenate(deltas)
-    means, openness = pooled.mean(axis=1), _openness(pooled)
+    means, (openness, reason) = pooled.mean(axis=1), _openness(pooled)
     ranked = _ranked_tokens(pieces, means, openness)
     return GateTokens(
         layer=layer,
@@ -123,7 +123,7 @@ def gate_tokens(
             name: ClassDelta(
                 int(members.sum()),
                 float(means[members].mean()) if members.any() else None,
-                _class_difference(openness, members, lengths, seed),
+                _class_difference(openness, reason, members, lengths, seed),
             )
             for name, members in _class_members(pieces).items()
         },
@@ -143,12 +143,19 @@ def _ranked_tokens(
     return sorted(rows, key=lambda row: -row.openness)
 
 
-def _openness(pooled: FloatArray) -> FloatArray:
-    """Mean over channels of standardised ln delta (n,); nan if no channel varies."""
-    units, constant = unit_columns(np.log(pooled))
+def _openness(pooled: FloatArray) -> tuple[FloatArray, str | None]:
+    """Mean over channels of standardised ln delta (n,), or nan and the reason for it.
+
+    Channels whose delta is exactly 0 somewhere have no logarithm there and are left out.
+    """
+    undefined_everywhere = np.full(len(pooled), math.nan)
+    stepping = (pooled > 0).all(axis=0)
+    if not stepping.any():
+        return undefined_everywhere, "every channel has a delta of exactly 0 at some token"
+    units, constant = unit_columns(np.log(pooled[:, stepping]))
     if constant.all():
-        return np.full(len(pooled), math.nan)
-    return units[:, ~constant].mean(axis=1) * math.sqrt(len(pooled))
+        return undefined_everywhere, "delta is the same at every token"
+    return units[:, ~constant].mean(axis=1) * math.sqrt(len(pooled)), None
 
 
 def _class_members(pieces: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
@@ -163,14 +170,17 @@ def _class_members(pieces: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
 
 
 def _class_difference(
-    openness: FloatArray, members: np.ndarray, lengths: Sequence[int], seed: int
+    openness: FloatArray,
+    undefined_because: str | None,
+    members: np.ndarray,
+    lengths: Sequence[int],
+    seed: int,
 ) -> NullTest:
     n, count = len(members), int(members.sum())
     reason = why_too_few(lengths)
     if reason is None and count in (0, n):
         reason = f"{count} of {n} tokens are of this class; a difference needs both kinds"
-    if reason is None and not np.isfinite(openness).all():
-        reason = "delta is the same at every token"
+    reason = reason or undefined_because
     if reason is not None:
         return undefined(reason, count)
 

@@ -29,6 +29,7 @@ import torch
 from scipy import stats
 
 from ssm_measures.neuron_sets import NeuronSet, importance_concentration
+from suite_plumbing.precision import in_full_precision
 from token_statistics.cka import linear_cka
 from token_statistics.description import FloatArray, unit_columns
 from token_statistics.time_shift_nulls import (
@@ -167,6 +168,7 @@ def _cka_with_null(a: NeuronSet, b: NeuronSet, num_shifts: int, seed: int) -> di
     }
 
 
+@in_full_precision
 def _null_draws(
     x: torch.Tensor, b: NeuronSet, lengths: list[int], num_shifts: int, seed: int
 ) -> FloatArray:
@@ -193,6 +195,7 @@ def _null_draws(
     return np.array(draws)
 
 
+@in_full_precision
 def centred_gram(values: torch.Tensor) -> torch.Tensor:
     """(..., l, l) Gram matrix of values (..., l, d), centred, of mean diagonal 1."""
     return _centred(values @ values.mT)

@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from suite_plumbing.precision import full_precision
 from suite_plumbing.result_files import finite_or_none, table_html
+from suite_plumbing.texts import ids_of_tokens
 from token_statistics.description import kurtosis, summarise
 
 if TYPE_CHECKING:
@@ -277,11 +279,14 @@ def neuron_behavior(
     What neuron i promotes is ``logit_directions`` (V, d_model) times its column of ``out_weight``
     (d_model, d_inner): the change of each logit per unit of the *channel's* activation, along the
     direct path, without later layers and without the final norm's division. Logits are relative to
-    their mean over the vocabulary, which softmax does not see. Without a tokenizer tokens are their
-    ids. Cost: one (V, d_model) by (d_model, num_neurons) product.
+    their mean over the vocabulary, which softmax does not see. Rows of a padded vocabulary that the
+    tokenizer has no token for are left out. Without a tokenizer tokens are their ids. Cost: one
+    (V, d_model) by (d_model, num_neurons) product.
     """
     top = neurons.ranking[:num_neurons]
-    logits = logit_directions @ out_weight[:, top]
+    known = torch.tensor(ids_of_tokens(tokenizer, len(logit_directions)), dtype=torch.long)
+    with full_precision():
+        logits = logit_directions[known] @ out_weight[:, top]
     logits = logits - logits.mean(0)
     table = neurons.to_dataframe().head(len(top)).to_dict(orient="records")
     names = ("importance", "rank", *_STATISTICS)
@@ -290,8 +295,8 @@ def neuron_behavior(
             neuron=int(neuron),
             statistics={name: _plain(row[name]) for name in names},
             top_tokens=_top_tokens(neurons, int(neuron), tokenizer, num_tokens),
-            promoted=_extreme_logits(column, tokenizer, num_tokens, largest=True),
-            suppressed=_extreme_logits(column, tokenizer, num_tokens, largest=False),
+            promoted=_extreme_logits(column, known, tokenizer, num_tokens, largest=True),
+            suppressed=_extreme_logits(column, known, tokenizer, num_tokens, largest=False),
         )
         for neuron, row, column in zip(top, table, logits.T, strict=True)
     ]
@@ -323,12 +328,17 @@ def _top_tokens(
 
 
 def _extreme_logits(
-    logits: Tensor, tokenizer: PreTrainedTokenizerBase | None, count: int, *, largest: bool
+    logits: Tensor,
+    token_ids: Tensor,
+    tokenizer: PreTrainedTokenizerBase | None,
+    count: int,
+    *,
+    largest: bool,
 ) -> list[dict]:
-    values, ids = logits.topk(min(count, len(logits)), largest=largest)
+    values, places = logits.topk(min(count, len(logits)), largest=largest)
     return [
         {"token": _as_text([token], tokenizer), "token_id": token, "logit": value}
-        for value, token in zip(values.tolist(), ids.tolist(), strict=True)
+        for value, token in zip(values.tolist(), token_ids[places].tolist(), strict=True)
     ]
 
 

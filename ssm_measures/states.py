@@ -15,6 +15,7 @@ from torch import Tensor
 
 from selective_scan.operands import compute_dtype, with_groups
 from selective_scan.scan import scan_hidden_states
+from suite_plumbing.precision import in_full_precision
 from token_statistics.description import covariance_participation_ratio, participation_ratio
 
 # Numbers in the states of the heads that are worked on at once: 4 MB in float32.
@@ -39,6 +40,7 @@ class StateMeasures:
 
 
 @torch.no_grad()
+@in_full_precision
 def measure_states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, mask: Tensor) -> StateMeasures:
     """Measures of the states that these operands of a scan give; u (b, l, d_inner).
 

@@ -22,6 +22,8 @@ model_inputs    What a model is called with: token ids and their mask, however a
 models          Models and tokenizers: loaded from a folder or the hub, checked before anything
                 runs on them
 options         The options that all commands share, spelled once
+precision       The suite's own arithmetic keeps its precision, whatever the caller's mixed
+                precision says
 progress        Progress bars, logging and the seed of a run
 provenance      Where a result comes from: versions, command, commit, model, device, seed
 result_files    Files of results: written whole or not at all, strict JSON, CSV and safetensors

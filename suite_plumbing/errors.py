@@ -14,8 +14,9 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out: Python's, CUDA's, or torch's on the CPU."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # torch has no exception of its own for the CPU: a plain RuntimeError from its allocator.
-    return isinstance(error, RuntimeError) and "DefaultCPUAllocator" in str(error)
+    # torch has none of its own for the CPU: plain RuntimeErrors of its allocator and of oneDNN.
+    said = ("DefaultCPUAllocator", "could not create a primitive", "could not create a memory")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
 
 
 class AnalysisError(RuntimeError):

@@ -323,6 +323,16 @@ def _decode_bytes(token: str) -> str:
         return token
 
 
+def ids_of_tokens(tokenizer: PreTrainedTokenizerBase | None, size: int) -> list[int]:
+    """The ids below ``size`` that stand for a token, ascending; all of them without a tokenizer.
+
+    A model's vocabulary is often padded to a round number: its further rows are no token's.
+    """
+    if tokenizer is None:
+        return list(range(size))
+    return sorted({i for i in tokenizer.get_vocab().values() if 0 <= i < size})
+
+
 def token_pieces(tokenizer: PreTrainedTokenizerBase, input_ids: Sequence[int]) -> list[str]:
     """Each token decoded by itself, a leading space kept (SentencePiece's decoder drops it)."""
     ids = [int(i) for i in input_ids]

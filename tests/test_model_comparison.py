@@ -272,9 +272,7 @@ def test_one_model_is_compared_with_an_untrained_twin(tiny_model_dir, tmp_path, 
 def test_a_replay_that_does_not_agree_is_an_exit_status(
     tiny_model_dir, neox_dir, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(model_comparison, "REPLAY_TOLERANCE", dict.fromkeys(
-        model_comparison.REPLAY_TOLERANCE, 0.0
-    ))  # fmt: skip
+    monkeypatch.setattr(model_comparison, "replay_tolerance", lambda model: 0.0)
     arguments = ["--model", str(tiny_model_dir), "--model", str(neox_dir), "--text", TEXTS[0],
                  "--quiet", "--layers", "0", "--formats", "svg",
                  "--output-dir", str(tmp_path)]  # fmt: skip

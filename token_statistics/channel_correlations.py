@@ -339,7 +339,7 @@ def _products(
     """
     first = torch.from_numpy(x.units.T.astype(np.float32))
     second = torch.from_numpy(y.units.astype(np.float32))
-    product = torch.empty(len(first), second.shape[1])
+    product = first.new_empty(len(first), second.shape[1])
     for shift in shifts:
         rows = torch.from_numpy(shifted_rows(lengths, shift))
         yield torch.mm(first, second.index_select(0, rows), out=product)

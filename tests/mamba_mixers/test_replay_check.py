@@ -55,7 +55,7 @@ def test_without_a_text_nothing_is_said():
     ("name", "dtype", "tolerance"),
     [
         ("mamba", torch.float32, 1e-5),
-        ("mamba", torch.float64, 1e-10),
+        ("mamba", torch.float64, 1e-7),  # u and B are rounded to float32 on the way
         ("mamba", torch.bfloat16, 1e-2),
         ("mamba2", torch.float32, 1e-5),
         ("mamba2", torch.float64, 1e-5),  # its scans are in float32
