@@ -111,8 +111,13 @@ def floors(imports: dict[str, set[str]]) -> int:
 
 def main(argv: list[str] | None = None) -> int:
     """Print the counts of one tree."""
-    parser = argparse.ArgumentParser(description="Rooms, arrows and floors of a checkout.")
-    parser.add_argument("folder", nargs="?", type=Path, default=ROOT)
+    parser = argparse.ArgumentParser(
+        description="Rooms, arrows and floors of the suite. Prints a table of counts.",
+        epilog="example: python benchmarks/structure.py .",
+    )
+    parser.add_argument(
+        "folder", nargs="?", type=Path, default=ROOT, help="a checkout (default: this one)"
+    )
     found = structure(parser.parse_args(argv).folder)
     for name, value in found._asdict().items():
         print(f"{name.replace('_', ' '):<12} {value:>4}")

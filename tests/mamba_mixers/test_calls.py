@@ -1,6 +1,7 @@
 """What a mixer was called with, by any name that a version of transformers has for it."""
 
-from typing import Any
+import ast
+from inspect import Parameter, Signature
 
 import pytest
 import torch
@@ -14,9 +15,24 @@ X, MASK, MEMORY = torch.zeros(1, 2, 3), torch.ones(1, 2), object()
 
 def mixer_of(parameters: str) -> nn.Module:
     """A mixer whose forward takes these, written as in Python."""
-    scope: dict[str, Any] = {"nn": nn}
-    exec(f"class Mixer(nn.Module):\n def forward(self, {parameters}):\n  pass", scope)
-    return scope["Mixer"]()
+
+    def forward(self, *args, **kwargs): ...
+
+    taken = ast.parse(f"def forward(self, {parameters}): ...").body[0]
+    assert isinstance(taken, ast.FunctionDef)
+    defaults = [ast.literal_eval(node) for node in taken.args.defaults]
+    names = [one.arg for one in taken.args.args]
+    unset = [Parameter.empty] * (len(names) - len(defaults))
+    listed = [
+        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default)
+        for name, default in zip(names, [*unset, *defaults], strict=True)
+    ]
+    if taken.args.vararg:
+        listed.append(Parameter(taken.args.vararg.arg, Parameter.VAR_POSITIONAL))
+    if taken.args.kwarg:
+        listed.append(Parameter(taken.args.kwarg.arg, Parameter.VAR_KEYWORD))
+    forward.__signature__ = Signature(listed)  # pyright: ignore[reportFunctionMemberAccess]
+    return type("Mixer", (nn.Module,), {"forward": forward})()
 
 
 @pytest.mark.parametrize("cache", CACHES)
