@@ -22,7 +22,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from causal_interventions.neuron_effects import ablation_check, target_gradients
+from causal_interventions.neuron_effects import (
+    ABLATION_VALUES,
+    ablation_check,
+    ablation_rows,
+    other_text,
+    target_gradients,
+)
 from causal_interventions.targets import DEFAULT_TARGET, Target, resolve_target
 from mamba_mixers.sites import find_mixers, model_layers
 from mamba_mixers.weights import MixerParameters, logit_directions, mixer_parameters
@@ -31,6 +37,7 @@ from ssm_measures.attention_maps import (
     contribution_map,
     group_maps,
     head_groups_by_half_life,
+    limited_by_text,
     mean_map,
 )
 from ssm_measures.attention_measures import (
@@ -81,6 +88,9 @@ class LayerAttention:
     agreement: tuple[float | None, ...]
     """per text: Spearman of ``absolute`` with ``synthetic`` over s <= t, mean over queries; None
     for a text of fewer than 3 tokens"""
+    limited: tuple[bool, ...]
+    """per text: whether the kernel's lags are limited by the text, see
+    :func:`ssm_measures.attention_maps.limited_by_text`"""
 
     def to_dict(self) -> dict:
         """Summaries for JSON, with entropy, strength and mean distance by query of each text."""
@@ -93,7 +103,7 @@ class LayerAttention:
                 ]
                 for name in by_query
             },
-            "memory_kernel": self.kernel.to_dict(),
+            "memory_kernel": {**self.kernel.to_dict(), "limited_by_text": list(self.limited)},
             "agreement_with_synthetic": list(self.agreement),
         }
 
@@ -138,6 +148,7 @@ def layer_attention(components: SSMComponents) -> LayerAttention:
         statistics=query_statistics(absolute, mask),
         kernel=memory_kernel(absolute, mask),
         agreement=map_agreement(absolute, synthetic, mask),
+        limited=limited_by_text(components),
     )
 
 
@@ -176,11 +187,12 @@ def gradient_guided(
     """Neurons as a target is sensitive to them: activation times gradient, by layer.
 
     Values are a * df/da at each token, f the target (default: the log-probability of the model's
-    own most likely next token at the last position). Importance is |sum over tokens of
-    (a - mean a) df/da|, the mean of it over texts: to first order, how much f changes when the
-    neuron is set to its mean in that text. For a single token it is 0. ``attention`` is the
-    contribution map of ``attention_maps.contribution_map``: what each source gives to f through
-    each query. Runs the model once, forward and backward.
+    own most likely next token at the last position). Importance is |sum over tokens of (a - mean a)
+    df/da|, the mean of it over texts: to first order, how much f changes when the neuron is set to
+    its mean in that text: it linearises mean ablation, and ranks otherwise than setting it to zero
+    or to another text's value does. For a single token it is 0. ``attention`` is the contribution
+    map of ``attention_maps.contribution_map``: what each source gives to f through each query. Runs
+    the model once, forward and backward.
     """
     target = resolve_target() if target is None else target
     captured = data.captured
@@ -395,21 +407,24 @@ def _command(argv: list[str]) -> int:
     job = job_from_options(args, model_layers, command_line("attention_neurons.py", argv))
     target = resolve_target(args.target, job.tokenizer, token=args.token, contrast=args.contrast)
     parameters = layer_parameters(job.model, job.layers)
-    results, tensors, rows = {}, {}, []
-    for index, captured in enumerate(captures_of(job)):
+    results, tensors, rows, ablated = {}, {}, [], []
+    captures = captures_of(job)
+    for index, captured in enumerate(captures):
         data = attention_data(captured, parameters)
         sets = {name: make(data, job.model, target) for name, make in NEURON_METHODS.items()}
-        results[f"text_{index}"] = {
-            **_section(data, sets, args.seed),
-            "ablation": _ablation(job, captured, sets, target),
-        }
+        ablation = _ablation(job, captured, other_text(captures, index), sets, target)
+        results[f"text_{index}"] = {**_section(data, sets, args.seed), "ablation": ablation}
+        ablated += [{"text": index, **row} for row in ablation_rows(ablation)]
         stored = [data.tensors(), *(s.tensors() for by in sets.values() for s in by.values())]
         tensors.update({f"text_{index}.{name}": x for part in stored for name, x in part.items()})
         rows += _rows(index, sets)
     path = write_step_results(job, "attention_neurons.json", results)
     write_tensors(job.output_dir / "attention_neurons.safetensors", tensors)
     write_csv(job.output_dir / "neurons.csv", rows)
-    print(f"Wrote {path}, attention_neurons.safetensors and neurons.csv beside it.")
+    if ablated:
+        write_csv(job.output_dir / "neuron_ablation.csv", ablated)
+    tables = "neurons.csv and neuron_ablation.csv" if ablated else "neurons.csv"
+    print(f"Wrote {path}, attention_neurons.safetensors, {tables} beside it.")
     return 0
 
 
@@ -441,10 +456,16 @@ def _rows(text: int, sets: SetsByMethod) -> list[dict]:
     return rows
 
 
-def _ablation(job: Job, captured: Capture, sets: SetsByMethod, target: Target) -> dict:
-    if job.args.ablate == 0:
+def _ablation(
+    job: Job, captured: Capture, donor: Capture | None, sets: SetsByMethod, target: Target
+) -> dict:
+    args = job.args
+    if args.ablate == 0:
         return {"reason": "not asked for: pass --ablate N"}
-    checked = ablation_check(job.model, captured, sets, target, job.args.ablate, seed=job.args.seed)
+    checked = ablation_check(
+        job.model, captured, sets, target, args.ablate, args.seed,
+        values=ABLATION_VALUES, donor=donor,
+    )  # fmt: skip
     return {f"layer_{layer}": check for layer, check in checked.items()}
 
 

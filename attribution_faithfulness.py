@@ -7,7 +7,16 @@ distances are what a recurrence decays by.
 
 All are in the unit of the target, by default a logit. delta_af and comprehensiveness are better
 when larger, sufficiency when smaller; a random order has delta_af 0 on average. Whatever a method
-reaches is compared with random orders of the same texts; intervals are 95 % bootstraps over texts.
+reaches is compared with random orders of the same texts, and with rivals text by text; intervals
+are 95 % bootstraps over texts, and the p of a gain is of a paired test that flips its signs. On
+fewer than ENOUGH_TEXTS texts methods of like faithfulness change places by chance.
+
+What stands in for a token decides much. delta_af_other_text is the same order of the same scores
+with the tokens of another text in place of the baseline: a method is better where both say so. No
+figure compares with one of another model, baseline or length, published ones included. ERASER's
+comprehensiveness and sufficiency are of a class probability and delete tokens; here they are of the
+target and replace them.
+
 Beside that: Spearman's agreement with what occlusion and knockout measure, relevance conservation,
 and the randomisation test [1]: scores must change when the weights that they explain do.
 
@@ -34,20 +43,28 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 import torch
+from scipy import stats
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from causal_interventions.explained import Explained, explain
 from causal_interventions.perturbation_curves import PerturbationCurves, perturbation_curves
 from causal_interventions.targets import Target, resolve_target
 from input_attribution import (
     ATTRIBUTION_METHODS,
-    Explained,
     InputAttribution,
     attribute,
-    explain,
 )
 from mamba_mixers.placement import bring_into_memory
 from mamba_mixers.sites import find_mixers, model_layers
+from result_views.faithfulness_rows import (
+    CURVE_MEASURES,
+    OTHER_TEXT,
+    REFERENCES,
+    RIVALS,
+    faithfulness_rows,
+    format_rows,
+)
 from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.commands import (
     Job,
@@ -59,7 +76,7 @@ from suite_plumbing.commands import (
 )
 from suite_plumbing.models import load_tokenizer
 from suite_plumbing.progress import progress
-from suite_plumbing.result_files import table_html, write_csv
+from suite_plumbing.result_files import finite_or_none, table_html, write_csv
 from suite_plumbing.texts import EncodedText
 from token_statistics.association import spearman
 from token_statistics.description import bootstrap_interval
@@ -68,14 +85,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-CURVE_MEASURES = ("delta_af", "comprehensiveness", "sufficiency")
+ENOUGH_TEXTS = 50
+"""Texts from which on methods are told apart: the interval of a gain is then about a quarter of the
+spread between texts on either side."""
 
-REFERENCES = ("occlusion", "knockout")
-"""The methods that measure an effect; the others' agreement with them is reported."""
-
-RIVALS = ("random", "recency", "rollout")
-"""The methods that each method is compared with, text by text; the first two do not look at the
-model."""
+_NUM_FLIPS = 9999
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,9 @@ class Estimate:
     """97.5 % bound"""
     num_texts: int
     """texts where the quantity is defined"""
+    p_value: float | None = None
+    """of a gain: two-sided, signs of the texts' gains flipped at random; None for other quantities
+    and fewer than 2 texts"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,14 +124,16 @@ class MethodFaithfulness:
     """median and max over texts of |sum R - total| / |total|; None where a sum means nothing"""
     bias_share: float | None
     """median over texts of the share of the additive constants; None without a total"""
-    most_first: list[float]
-    """mean over texts of the MoRF curve, at ``FaithfulnessTable.fractions``"""
-    least_first: list[float]
+    most_first: list[float] | None
+    """mean over texts of the MoRF curve, at ``FaithfulnessTable.fractions``; None without one"""
+    least_first: list[float] | None
     """mean over texts of the LeRF curve"""
-    per_text: dict[str, list[float]]
-    """each measure by text, in the order given"""
+    per_text: dict[str, list[float | None]]
+    """each measure by text, in the order given; None where the scores rank nothing"""
     randomised: list[Estimate]
     """Spearman of the scores with those after the last 1, 2, ... layers are randomised"""
+    reason: str | None = None
+    """why a measure is None in some text"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +148,8 @@ class FaithfulnessTable:
     """what was explained"""
     baseline: str
     """what replaced a token"""
+    other_text_reason: str | None
+    """why no text's tokens replaced another's; None where they did"""
     num_texts: int
     """texts"""
     num_tokens: int
@@ -146,8 +167,7 @@ class FaithfulnessTable:
 
     def rows(self) -> list[dict]:
         """One flat row a method, the best delta_af first, for CSV."""
-        rows = [_flat_row(name, method) for name, method in self.methods.items()]
-        return sorted(rows, key=lambda row: -row["delta_af"])
+        return faithfulness_rows(self.to_dict())
 
     def to_dataframe(self) -> pd.DataFrame:
         """``rows`` as a table."""
@@ -168,7 +188,9 @@ class _TextResult(NamedTuple):
     """What one text contributes."""
 
     attributions: dict[str, InputAttribution]
-    curves: dict[str, list[PerturbationCurves]]  # several for the random orders
+    # Of methods whose scores rank something; several for the random orders.
+    curves: dict[str, list[PerturbationCurves]]
+    other_text: dict[str, list[PerturbationCurves]]  # with another text's tokens as the baseline
 
 
 def faithfulness_table(
@@ -191,7 +213,7 @@ def faithfulness_table(
     methods in ``REFERENCES`` serve as the truth of the agreement when they are among them.
     ``num_random`` orders of each text are averaged. Raises ValueError for an unknown method or
     target, naming the known ones, and for no texts.
-    Cost, a text of l tokens: 2 l forward passes for the references, 20 a method and random order
+    Cost, a text of l tokens: 2 l forward passes for the references, 40 a method and random order
     at 10 steps, and 64 forward and backward passes for the integrated gradients; the
     randomisation test is one attribution a layer and method for each of its texts.
     """
@@ -212,9 +234,12 @@ def faithfulness_table(
         )
         for text in encoded
     ]
+    others = _tokens_of_other_texts(model, explained)
     results = [
-        _evaluate(text, names, num_steps, num_random, seed + index)
-        for index, text in enumerate(progress(explained, desc="texts"))
+        _evaluate(text, other, names, num_steps, num_random, seed + index)
+        for index, (text, other) in enumerate(
+            progress(list(zip(explained, others, strict=True)), desc="texts")
+        )
     ]
     changed = randomisation_test(explained[:num_randomised_texts], names, seed)
     return FaithfulnessTable(
@@ -222,6 +247,7 @@ def faithfulness_table(
         [step / num_steps for step in range(num_steps + 1)],
         target.to_dict(),
         explained[0].baseline_name,
+        None if len(encoded) > 1 else "one text; no other stands in for it",
         len(encoded),
         sum(text.num_tokens for text in explained),
         num_random,
@@ -263,8 +289,28 @@ def randomisation_test(
     return result
 
 
+def _tokens_of_other_texts(
+    model: PreTrainedModel, explained: Sequence[Explained]
+) -> list[Explained | None]:
+    """Each text with the next one's tokens as its baseline, place by place, from the start again
+    where that is shorter; None for a single text."""
+    if len(explained) < 2:
+        return [None] * len(explained)
+    others = []
+    for text, donor in zip(explained, [*explained[1:], explained[0]], strict=True):
+        place = torch.arange(text.num_tokens, device=text.input_ids.device) % donor.num_tokens
+        vectors = donor.embeddings[0, place]
+        others.append(replace(text, baseline=vectors, baseline_name="another text"))
+    return others
+
+
 def _evaluate(
-    explained: Explained, names: Sequence[str], num_steps: int, num_random: int, seed: int
+    explained: Explained,
+    other: Explained | None,
+    names: Sequence[str],
+    num_steps: int,
+    num_random: int,
+    seed: int,
 ) -> _TextResult:
     """Attributions of one text by all methods, and the curves of their orders."""
     attributions = {name: attribute(replace(explained, seed=seed), name) for name in names}
@@ -273,24 +319,28 @@ def _evaluate(
         torch.rand(explained.num_tokens, generator=generator, dtype=torch.float64)
         for _ in range(num_random)
     ]
-    ranked = [name for name in names if name != "random"]
+    ranked = [name for name in names if name != "random" and attributions[name].reason is None]
     scores = [attributions[name].scores for name in ranked] + orders
-    curves = perturbation_curves(explained.values, scores, num_steps, seed)
-    by_name = {name: [curve] for name, curve in zip(ranked, curves, strict=False)}
-    return _TextResult(attributions, {**by_name, "random": curves[len(ranked) :]})
+
+    def by_name(text: Explained) -> dict[str, list[PerturbationCurves]]:
+        curves = perturbation_curves(text.values, scores, num_steps, seed)
+        named = {name: [curve] for name, curve in zip(ranked, curves, strict=False)}
+        return {**named, "random": curves[len(ranked) :]}
+
+    return _TextResult(attributions, by_name(explained), {} if other is None else by_name(other))
 
 
 def _summary(
     results: Sequence[_TextResult], name: str, randomised: list[Estimate], seed: int
 ) -> MethodFaithfulness:
     """One method over all texts."""
-    per_text = {m: [_mean_of(r.curves[name], m) for r in results] for m in CURVE_MEASURES}
-    rivals = [rival for rival in RIVALS if rival in results[0].curves and rival != name]
+    per_text = {measure: _by_text(results, name, measure) for measure in CURVE_MEASURES}
+    rivals = [rival for rival in RIVALS if rival in results[0].attributions and rival != name]
     found = [result.attributions[name] for result in results]
     references = [ref for ref in REFERENCES if ref in results[0].attributions and ref != name]
     errors = [a.conservation_error for a in found if a.conservation_error is not None]
     shares = [a.bias_share for a in found if a.bias_share is not None]
-    curves = [curve for result in results for curve in result.curves[name]]
+    curves = [curve for result in results for curve in result.curves.get(name, ())]
     return MethodFaithfulness(
         {m: _estimate(per_text[m], seed) for m in CURVE_MEASURES},
         {rival: _gains(results, per_text, rival, seed) for rival in rivals},
@@ -300,11 +350,16 @@ def _summary(
             "max": max(errors) if errors else None,
         },
         float(np.median(shares)) if shares else None,
-        torch.stack([curve.most_first for curve in curves]).mean(0).tolist(),
-        torch.stack([curve.least_first for curve in curves]).mean(0).tolist(),
-        per_text,
+        _mean_curve([curve.most_first for curve in curves]),
+        _mean_curve([curve.least_first for curve in curves]),
+        {m: [finite_or_none(value) for value in values] for m, values in per_text.items()},
         randomised,
+        next((a.reason for a in found if a.reason), None),
     )
+
+
+def _mean_curve(curves: Sequence[Tensor]) -> list[float] | None:
+    return torch.stack(list(curves)).mean(0).tolist() if curves else None
 
 
 def _gains(
@@ -313,9 +368,28 @@ def _gains(
     """Each measure minus that of another method on the same text."""
     gains = {}
     for measure, values in per_text.items():
-        theirs = [_mean_of(result.curves[rival], measure) for result in results]
-        gains[measure] = _estimate(np.subtract(values, theirs).tolist(), seed)
+        gained = np.subtract(values, _by_text(results, rival, measure)).tolist()
+        gains[measure] = replace(_estimate(gained, seed), p_value=_sign_flip_p(gained, seed))
     return gains
+
+
+def _by_text(results: Sequence[_TextResult], name: str, measure: str) -> list[float]:
+    """A measure of one method by text; nan where its scores rank nothing."""
+    of_curves = "delta_af" if measure == OTHER_TEXT else measure
+    given = [r.other_text if measure == OTHER_TEXT else r.curves for r in results]
+    return [_mean_of(curves[name], of_curves) if name in curves else math.nan for curves in given]
+
+
+def _sign_flip_p(gains: Sequence[float], seed: int) -> float | None:
+    """Two-sided p of a mean of 0, by flipping the signs of the texts' gains; None below 2 texts."""
+    defined = [gain for gain in gains if math.isfinite(gain)]
+    if len(defined) < 2:
+        return None
+    test = stats.permutation_test(
+        (defined,), np.mean, permutation_type="samples", n_resamples=_NUM_FLIPS,
+        rng=np.random.default_rng(seed), vectorized=True,
+    )  # fmt: skip
+    return float(test.pvalue)
 
 
 def _mean_of(curves: Sequence[PerturbationCurves], measure: str) -> float:
@@ -359,56 +433,9 @@ def _checked_methods(methods: Sequence[str] | None) -> list[str]:
     return list(dict.fromkeys([*names, "random"]))
 
 
-def _flat_row(name: str, method: MethodFaithfulness) -> dict:
-    row: dict = {"method": name}
-    for measure, estimate in method.measures.items():
-        row |= _cells(measure, estimate)
-    for rival in RIVALS:
-        row |= _cells(f"delta_af_over_{rival}", method.over.get(rival, {}).get("delta_af"))
-    for reference in REFERENCES:
-        row |= _cells(f"spearman_{reference}", method.agreement.get(reference))
-    row["conservation_error_median"] = method.conservation_error["median"]
-    row["conservation_error_max"] = method.conservation_error["max"]
-    row["bias_share"] = method.bias_share
-    last = method.randomised[-1].mean if method.randomised else None
-    return row | {"spearman_all_layers_randomised": last}
-
-
-def _cells(name: str, estimate: Estimate | None) -> dict[str, float | None]:
-    mean, low, high = (estimate.mean, estimate.low, estimate.high) if estimate else (None,) * 3
-    return {name: mean, f"{name}_low": low, f"{name}_high": high}
-
-
-_HEADINGS = {
-    "delta_af": "delta_af",
-    "delta_af_over_random": "over random",
-    "delta_af_over_recency": "over recency",
-    "delta_af_over_rollout": "over rollout",
-    "comprehensiveness": "compr.",
-    "sufficiency": "suff.",
-    "spearman_occlusion": "occlusion",
-    "spearman_knockout": "knockout",
-    "conservation_error_median": "conserv.",
-    "spearman_all_layers_randomised": "randomised",
-}
-
-
 def format_table(table: FaithfulnessTable) -> str:
     """The table for a terminal, one line a method; with 95 % intervals for the areas."""
-    lines = [
-        {"method": row["method"]} | {text: _cell(row, name) for name, text in _HEADINGS.items()}
-        for row in table.rows()
-    ]
-    return pd.DataFrame(lines).to_string(index=False)
-
-
-def _cell(row: dict, name: str) -> str:
-    value, low, high = row[name], row.get(f"{name}_low"), row.get(f"{name}_high")
-    if value is None:
-        return "-"
-    if low is None or not name.startswith("delta_af"):
-        return f"{value:.2g}"
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
+    return format_rows(table.rows())
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -427,9 +454,15 @@ def _command(argv: list[str]) -> int:
     )  # fmt: skip
     print(
         f"{table.num_texts} texts, {table.num_tokens} tokens; target {args.target}; "
-        f"a token is replaced by {table.baseline}; {table.num_random} random orders a text"
+        f"a token is replaced by {table.baseline}, or another text's; "
+        f"{table.num_random} random orders a text"
     )
     print(format_table(table))
+    if table.num_texts < ENOUGH_TEXTS:
+        print(
+            f"Methods of like faithfulness change places by chance below {ENOUGH_TEXTS} texts; "
+            f"these are {table.num_texts}."
+        )
     results = {"faithfulness": table.to_dict()}
     path = write_step_results(job, "attribution_faithfulness.json", results)
     write_csv(job.output_dir / "attribution_faithfulness.csv", table.rows())

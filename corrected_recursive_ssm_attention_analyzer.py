@@ -52,7 +52,8 @@ from mamba_mixers.weights import check_has_logits
 from recursive_analysis_report import write_report
 from recursive_visualizer import Results, figure_state_vs_activation_change, write_figures
 from result_views.summaries import run_summary
-from ssm_component_extractor import capture_each
+from ssm_component_extractor import capture, capture_each
+from ssm_measures.components import Capture
 from suite_plumbing.arguments import validate_int
 from suite_plumbing.commands import (
     announcement,
@@ -261,9 +262,20 @@ def _each_text(
         if isinstance(captured, Exception):
             texts[index] = without_capture(captured, TEXT_STEPS)
         else:
-            inputs = TextInputs(model, captured, parameters, settings)
+            donor = partial(_another_text, model, encoded, index, settings.layers)
+            inputs = TextInputs(model, captured, parameters, settings, donor)
             texts[index] = analyze_text(inputs, steps, after_each)
     return [texts[index] for index in range(len(encoded))]
+
+
+def _another_text(
+    model: PreTrainedModel, encoded: Sequence[EncodedText], index: int, layers: Sequence[int]
+) -> Capture | None:
+    """The next text that is not the same, captured; None where there is none."""
+    own = encoded[index].input_ids
+    later = [*encoded[index + 1 :], *encoded[:index]]
+    other = next((text.input_ids for text in later if text.input_ids != own), None)
+    return None if other is None else capture(model, torch.tensor([other]), None, layers)
 
 
 def _together(

@@ -21,6 +21,7 @@ from suite_plumbing.command_lines import delta_extraction_options, parse_first
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(delta_extraction_options)
 
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,7 @@ from suite_plumbing.commands import (
 )
 from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer, require_tokenizer
-from suite_plumbing.result_files import write_csv, write_tensors
+from suite_plumbing.result_files import finite_or_none, write_csv, write_tensors
 from suite_plumbing.texts import padding_id, token_pieces
 from token_statistics.autocorrelation import MeanAutocorrelation, mean_autocorrelation
 from token_statistics.description import FloatArray, summarise, unit_columns
@@ -112,9 +113,14 @@ class DeltaMemory:
     autocorrelation: MeanAutocorrelation
     """of delta over time, mean over channels, beside that of shuffled tokens"""
     half_life: Tensor
-    """(H, d_state), in Mamba-2 (H, 1): ln 2 / (mean_t delta_th |A_hn|), tokens, > 0"""
+    """(H, d_state), in Mamba-2 (H, 1): ln 2 / (mean_t delta_th |A_hn|), tokens, > 0: of a delta
+    that is its mean at every token"""
     channel_half_life: Tensor
     """(H,) half-life of the slowest state of each head, in Mamba-1 of each channel, tokens"""
+    tokens_to_half: Tensor
+    """(H,) tokens until half is left in the slowest state of each head, in the median over tokens,
+    by delta as it is: see `tokens_to_half`; inf where the texts are too short to say. What a gate
+    keeps shut for long and opens for a moment has a short half-life and a long one of these"""
     lags: tuple[int, ...]
     """tokens, at which survival is measured"""
     survival: tuple[float, ...]
@@ -128,7 +134,18 @@ class DeltaMemory:
         result = fields_to_dict(self)
         for name in ("half_life", "channel_half_life"):
             result[name] = summarise(getattr(self, name))
+        result["tokens_to_half"] = _with_endless(self.tokens_to_half)
         return result
+
+
+def _with_endless(tokens: Tensor) -> dict[str, Any]:
+    """Summary of tokens of which some are inf: more than the texts show. Its median counts them,
+    and is None with the ``reason`` where it is one of them."""
+    endless = int(tokens.isinf().sum())
+    median = float(np.median(tokens.numpy()))
+    found = {**summarise(tokens), "median": finite_or_none(median), "num_limited_by_text": endless}
+    reason = None if math.isfinite(median) else "limited by the text: half of the heads keep longer"
+    return {**found, "reason": reason}
 
 
 def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 0) -> DeltaMemory:
@@ -157,6 +174,7 @@ def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 
         autocorrelation=mean_autocorrelation(pooled, lengths, _AUTOCORRELATION_LAGS, seed=seed),
         half_life=half_lives.float(),
         channel_half_life=slowest.float(),
+        tokens_to_half=torch.from_numpy(tokens_to_half(deltas, A.abs().amin(1).numpy())).float(),
         lags=surviving.lags,
         survival=tuple(surviving.shares.mean(axis=1).tolist()),
         by_time_scale={
@@ -330,6 +348,32 @@ def survival(deltas: Sequence[FloatArray], A: Tensor, max_lag: int) -> Survival:
     counts = [sum(max(len(delta) - lag, 0) for delta in deltas) for lag in (0, *lags)]
     means = total.numpy() / (np.array(counts)[:, None] * A.shape[1])
     return Survival(lags, means[1:], means[0])
+
+
+def tokens_to_half(deltas: Sequence[FloatArray], rates: FloatArray) -> FloatArray:
+    """Tokens until half of what a token wrote is left, median over tokens: (H,), inf where unknown.
+
+    `deltas`: (l, H) for each text, `rates` (H,) = |A| of the state meant. The smallest lag k at
+    which, of the tokens s with k tokens after them, at least half have exp(-rate (S_{s+k} - S_s))
+    <= 1/2, S the running sum of delta: by delta as it is at every token, exact, where the half-life
+    is that of its mean. inf where no lag is such: the texts are too short. Cost: O(tokens H log l).
+    """
+    longest = max(map(len, deltas))
+    # Changes, from lag to lag, of the number of tokens that have half or less left, and of those
+    # with so many tokens after them.
+    done, at_risk = np.zeros((len(rates), longest + 1)), np.zeros(longest + 1)
+    for delta in deltas:
+        length = len(delta)
+        sums = np.ascontiguousarray((np.cumsum(delta, axis=0) * rates).T)
+        ends = length - np.arange(length)
+        for head, row in enumerate(sums):
+            lag = np.searchsorted(row, row + math.log(2) * (1 - 1e-12)) - np.arange(length)
+            reached = lag < ends
+            done[head] += np.bincount(lag[reached], minlength=longest + 1)
+            done[head] -= np.bincount(ends[reached], minlength=longest + 1)
+        at_risk[:length] += length - np.arange(length)
+    halved = 2 * done.cumsum(axis=1)[:, 1:longest] >= at_risk[1:longest]
+    return np.where(halved, np.arange(1, longest), np.inf).min(axis=1, initial=np.inf)
 
 
 def _sums_over_tokens(exponents: Tensor, num_lags: int) -> Iterator[Tensor]:

@@ -1,13 +1,20 @@
 """Attribution of one scalar of a model's output to the tokens of its input.
 
-``explain`` fixes what is explained: a text, a target f of the logits (``targets.TARGETS``) and the
-baseline that stands in for a token that is taken away. ``attribute`` then scores every token by
-one of ``ATTRIBUTION_METHODS``; a positive score means that the token raises f. Every method runs
-on the suite's own scan, so that gradients of whole models are feasible on a CPU.
+``explain`` of ``causal_interventions.explained`` fixes what is explained: a text, a target f of the
+logits (``targets.TARGETS``) and the baseline that stands in for a token that is taken away.
+``attribute`` then scores every token by one of ``ATTRIBUTION_METHODS``; a positive score means that
+the token raises f. Every method runs on the suite's own scan, so that gradients of whole models are
+feasible on a CPU.
 
 What scores add up to is measured where a sum means something (``conservation_error``). The natural
 target for that is a logit: relevance propagation conserves f when f is linear in the logits, and
 otherwise sum_v logit_v df/dlogit_v, to which the scores are then compared.
+
+What a method can find at all differs. A token that decides where another one is written or read,
+by B, C or delta, gives the prediction no value of its own: MambaLRP holds these three constant,
+attention maps and knockout follow values too. Of an induction circuit, in which a key token opens
+the place that the query reads, they score the value token alone; occlusion and integrated gradients
+score all three.
 
 References:
   [1] Jafari, Montavon, Muller & Eberle 2024, MambaLRP (arXiv 2406.07592)
@@ -26,7 +33,6 @@ from suite_plumbing.command_lines import input_attribution_options, parse_first
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(input_attribution_options)
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,112 +41,25 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from causal_interventions.targets import PinnedTarget, Target, resolve_target
+from causal_interventions.explained import Explained, Scores, explain
+from causal_interventions.targets import resolve_target
 from mamba_mixers.replay import LRP, MixerReplay
 from mamba_mixers.running import fast_scan
 from mamba_mixers.sites import find_mixers, model_layers
-from mamba_mixers.weights import (
-    bias_parameters,
-    check_has_logits,
-    embeddings_of,
-    input_embeddings,
-    num_embeddings,
-)
+from mamba_mixers.weights import bias_parameters
 from selective_scan.attention import attention_map, attention_row
 from ssm_component_extractor import capture
 from ssm_measures.attention_measures import mixer_share, row_shares, row_stochastic
 from ssm_measures.components import Capture
-from suite_plumbing.arguments import validate_choice, validate_int
+from suite_plumbing.arguments import validate_choice
 from suite_plumbing.commands import (
     command_line,
     job_from_options,
     run_main,
     write_step_results,
 )
-from suite_plumbing.errors import AnalysisError
-from suite_plumbing.models import execution_device
 from suite_plumbing.precision import in_full_precision
-from suite_plumbing.texts import ids_of_tokens
-
-BASELINES = ("mean", "padding", "zero")
-"""Named baselines, beside any token id: the mean of all token embeddings; the padding token (else
-the end of text, else token 0); the zero vector.
-
-A token that ends texts may make a model forget what came before it, so that replacing one token by
-it takes all earlier ones away too; the mean stands for no token in particular. At the zero vector
-the norms are not smooth, and integrated gradients do not converge in any practical number of
-steps: their completeness gap shows it."""
-
-
-@dataclass(frozen=True, eq=False)
-class Explained:
-    """One text, the scalar f explained on it, and what stands in for a token taken away."""
-
-    model: PreTrainedModel
-    """in eval mode"""
-    input_ids: Tensor
-    """(1, l)"""
-    target: PinnedTarget
-    """f, its tokens fixed on the unperturbed text"""
-    f: float
-    """f of the unperturbed text, in the target's unit (nats, or the unit of logits)"""
-    embeddings: Tensor
-    """(1, l, d_model) of the tokens, detached"""
-    baseline: Tensor
-    """(d_model,) embedding that replaces that of a token taken away"""
-    baseline_name: str
-    """ "mean", "zero", or "token <id>" """
-    num_steps: int
-    """nodes of the integrated gradients' quadrature"""
-    batch_size: int
-    """variants of the text per forward pass"""
-    seed: int
-    """of the method "random" """
-
-    @property
-    def num_tokens(self) -> int:
-        """l."""
-        return self.input_ids.shape[1]
-
-    def logits(self, embeddings: Tensor) -> Tensor:
-        """Logits (k, 1 or l, V) of variants (k, l, d_model); one position where f reads one."""
-        keep = self.target.position if self.target.reads_one_position else 0
-        return self.model(
-            inputs_embeds=embeddings, use_cache=False, logits_to_keep=keep, return_dict=True
-        ).logits
-
-    def f_of_logits(self, logits: Tensor) -> Tensor:
-        """f (k,) of what :meth:`logits` gives."""
-        # Not every transformers release has logits_to_keep for a Mamba: those return all l.
-        kept = self.target.reads_one_position and logits.shape[1] == 1
-        return (self.target.for_kept_logits() if kept else self.target)(logits)
-
-    @torch.no_grad()
-    def values(self, keep: Tensor) -> Tensor:
-        """f (k,), float64, of variants of the text: tokens where ``keep`` (k, l) is False replaced.
-
-        A replaced token keeps its place: distances to the other tokens stay what they were.
-        Cost: k forward passes over l tokens, ``batch_size`` at a time.
-        """
-        values = []
-        with fast_scan(self.model):
-            for rows in keep.to(self.embeddings.device).split(self.batch_size):
-                variants = torch.where(rows[..., None], self.embeddings, self.baseline)
-                values.append(self.f_of_logits(self.logits(variants)).double().cpu())
-        return torch.cat(values)
-
-
-class Scores(NamedTuple):
-    """What a method returns."""
-
-    tokens: Tensor
-    """(l,)"""
-    total: float | None = None
-    """what tokens and bias together are compared with; None where a sum means nothing"""
-    bias: float = 0.0
-    """relevance of the model's additive constants"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -161,6 +80,8 @@ class InputAttribution:
     """relevance of the additive constants: MambaLRP treats them as inputs; 0 for other methods"""
     conservation_error: float | None
     """|sum of scores + bias_relevance - total| / |total|; None without a total, or where it is 0"""
+    reason: str | None = None
+    """why the scores are all 0 and rank nothing; None where they do"""
 
     @property
     def bias_share(self) -> float | None:
@@ -177,43 +98,8 @@ class InputAttribution:
             "bias_relevance": self.bias_relevance,
             "bias_share": self.bias_share,
             "conservation_error": self.conservation_error,
+            "reason": self.reason,
         }
-
-
-@torch.inference_mode(False)
-@in_full_precision
-def explain(
-    model: PreTrainedModel,
-    input_ids: Sequence[int] | Tensor,
-    target: Target,
-    *,
-    baseline: str | int = "mean",
-    num_steps: int = 64,
-    batch_size: int = 32,
-    seed: int = 0,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-) -> Explained:
-    """Fix what is explained on one text (l,) of token ids: f's tokens, its value, the baseline.
-
-    ``baseline``: one of ``BASELINES`` or a token id; "mean" leaves out ids that ``tokenizer``, if
-    given, has no token for. Raises ValueError for a bad argument, and for a target that does not
-    fit the text, UnsupportedModelError for a model without logits, and AnalysisError where f is no
-    number. Cost: one forward pass.
-    """
-    check_has_logits(model)
-    ids = _checked_ids(input_ids, num_embeddings(model))
-    ids = ids.to(execution_device(model))
-    validate_int("num_steps", num_steps, 1)
-    validate_int("batch_size", batch_size, 1)
-    with torch.no_grad(), fast_scan(model):
-        embeddings = input_embeddings(model, ids)
-        logits = model(inputs_embeds=embeddings, use_cache=False, return_dict=True).logits
-        pinned = target.pin(logits, ids)
-        f = float(pinned(logits))
-        vector, name = _baseline(model, baseline, tokenizer)
-    if not math.isfinite(f):
-        raise AnalysisError(f"the target is {f} on this text: the model's logits overflow")
-    return Explained(model, ids, pinned, f, embeddings, vector, name, num_steps, batch_size, seed)
 
 
 @torch.inference_mode(False)
@@ -226,12 +112,12 @@ def attribute(explained: Explained, method: str) -> InputAttribution:
     known ones. Cost: see the methods.
     """
     validate_choice("method", method, ATTRIBUTION_METHODS)
-    tokens, total, bias = ATTRIBUTION_METHODS[method].function(explained)
+    tokens, total, bias, reason = ATTRIBUTION_METHODS[method].function(explained)
     tokens = tokens.detach().double().cpu()
     error = None
     if total:
         error = abs(float(tokens.sum()) + bias - total) / abs(total)
-    return InputAttribution(method, tokens, explained.f, total, bias, error)
+    return InputAttribution(method, tokens, explained.f, total, bias, error, reason)
 
 
 def _gradient_x_input(explained: Explained) -> Scores:
@@ -269,7 +155,8 @@ def _mamba_lrp(explained: Explained) -> Scores:
     the gate's product receives half; norms divide by a constant. Convolution, D, residual and
     projections are linear. f is then linear in the embeddings and in the biases b outside of the
     step size: sum_s R_s + sum_b b . df/db = f exactly, up to rounding, for a target that is linear
-    in the logits. One forward and backward pass.
+    in the logits. What a token does through delta, B or C alone has no relevance: of a key, a value
+    and a query it finds the value. One forward and backward pass.
     """
     x = explained.embeddings.clone().requires_grad_()
     biases = list(bias_parameters(explained.model).values())
@@ -310,8 +197,9 @@ def _rollout(explained: Explained) -> Scores:
 def _hidden_attention(explained: Explained) -> Scores:
     """Mean over layers and heads of |alpha| [3] in the row of the position that f reads.
 
-    Each layer's row is normalised to sum 1 first; one of zeros adds nothing. For the target
-    "loss": the mean of all rows.
+    Each layer's row is normalised to sum 1 first; a layer that attends to nothing there counts as
+    zeros, and with no other layer there is a ``reason``. For the target "loss": the mean of all
+    rows. It knows where values come from, and nothing of the values, signs or the target.
     """
     captured = _captured(explained)
     weights = _read_positions(explained)
@@ -319,26 +207,24 @@ def _hidden_attention(explained: Explained) -> Scores:
     for parts in captured.components.values():
         operands = (parts.delta, parts.A, parts.B, parts.C)
         for query in weights.nonzero().flatten().tolist():
-            row = attention_row(*operands, query, absolute=True)[0].double()
-            total += weights[query] * row_shares(row) / len(captured.layers)
-    return Scores(total)
+            row = row_shares(attention_row(*operands, query, absolute=True)[0].double())
+            total += weights[query] * row / len(captured.layers)
+    nothing = "no layer attends to anything from the position explained"
+    return Scores(total, reason=None if bool(total.any()) else nothing)
 
 
 def _gradient_rollout(explained: Explained) -> Scores:
-    """Rollout of I + mean over channels of the positive part of alpha * df/dalpha [5, 3].
+    """Rollout of I + mean over channels of the positive part of alpha * df/dalpha, after [5].
 
-    df/dalpha[c, t, s] = df/dy_t[c] u_s[c], each channel having the alpha of its head, by the scan's
-    own gradient, so that the map is the positive part of the first-order contribution of s through
-    t to f. Scores are >= 0; the position's own identity is left in. Cost: one backward pass and two
-    maps in every layer.
+    Not the published Mamba-Attribution, which weighs mean maps by mean gradients: that is
+    "mamba_attribution". df/dalpha[c, t, s] = df/dy_t[c] u_s[c], each channel having the alpha of
+    its head, by the scan's own gradient, so that the map is the positive part of the first-order
+    contribution of s through t to f. Scores are >= 0; the position's own identity is left in. Cost:
+    one backward pass and two maps in every layer.
     """
-    replays: dict[int, MixerReplay] = {}
-    x = explained.embeddings.clone().requires_grad_()
-    with torch.enable_grad(), fast_scan(explained.model, observe=replays.__setitem__):
-        f = explained.f_of_logits(explained.logits(x)).sum()
-        gradients = torch.autograd.grad(f, [replay.y for replay in replays.values()])
+    replays, gradients = _layer_gradients(explained, lambda replay: replay.y)
     row = _read_positions(explained)
-    for replay, grad_y in reversed(list(zip(replays.values(), gradients, strict=True))):
+    for replay, grad_y in reversed(list(zip(replays, gradients, strict=True))):
         signed, magnitude = (
             attention_map(
                 replay.delta, replay.A, replay.B, replay.C,
@@ -349,6 +235,38 @@ def _gradient_rollout(explained: Explained) -> Scores:
         positive = (signed + magnitude).double().cpu() / (2 * replay.y.shape[2])
         row = row + row @ positive
     return Scores(row)
+
+
+def _mamba_attribution(explained: Explained) -> Scores:
+    """Mamba-Attribution [3, eq. 24 and 22]: rollout of I + (E(df/do_t) E(alpha[t, s]))^+.
+
+    o is the mixer's output, its gradient averaged over the d_model channels, alpha with its sign
+    over the heads; rows are not normalised. The paper multiplies a vector over tokens by a map and
+    does not say along which axis: here the gradient at a token weighs that token's row, what it
+    takes in. The authors' code for images instead scales columns, keeps positive maps and the
+    largest positive gradient, and brings both to [0, 1]. Scores are >= 0; the position's own
+    identity is left in. It can go wrong where maps and gradients are tied channel by channel.
+    Cost: one backward pass and a map in every layer.
+    """
+    replays, gradients = _layer_gradients(explained, lambda replay: replay.output)
+    row = _read_positions(explained)
+    for replay, gradient in reversed(list(zip(replays, gradients, strict=True))):
+        alpha = attention_map(replay.delta, replay.A, replay.B, replay.C)[0].double().cpu()
+        weight = gradient[0].double().mean(-1).cpu()
+        row = row + row @ (weight[:, None] * alpha).clamp_min(0)
+    return Scores(row)
+
+
+def _layer_gradients(
+    explained: Explained, of: Callable[[MixerReplay], Tensor]
+) -> tuple[list[MixerReplay], Sequence[Tensor]]:
+    """Every layer's replay, first to last, and df/d of one of its tensors."""
+    replays: dict[int, MixerReplay] = {}
+    x = explained.embeddings.clone().requires_grad_()
+    with torch.enable_grad(), fast_scan(explained.model, observe=replays.__setitem__):
+        f = explained.f_of_logits(explained.logits(x)).sum()
+        gradients = torch.autograd.grad(f, [of(replay) for replay in replays.values()])
+    return list(replays.values()), gradients
 
 
 def _occlusion(explained: Explained) -> Scores:
@@ -449,39 +367,6 @@ def _read_positions(explained: Explained) -> Tensor:
         return read
     read = (explained.target.labels[0] >= 0).double().cpu()
     return read / read.sum()
-
-
-def _checked_ids(input_ids: Sequence[int] | Tensor, vocabulary: int) -> Tensor:
-    """(1, l) token ids of any integer dtype as int64; a copy, for autograd keeps them."""
-    ids = torch.as_tensor(input_ids).reshape(1, -1)
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.numel() == 0:
-        raise ValueError(
-            f"input_ids must be token ids (l,), l >= 1; got {ids.numel()} of {ids.dtype}"
-        )
-    ids = ids.to(torch.int64, copy=True)
-    if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
-        raise ValueError(
-            f"input_ids holds ids from {int(ids.min())} to {int(ids.max())}; the model knows 0 to "
-            f"{vocabulary - 1}"
-        )
-    return ids
-
-
-def _baseline(
-    model: PreTrainedModel, baseline: str | int, tokenizer: PreTrainedTokenizerBase | None
-) -> tuple[Tensor, str]:
-    """The embedding that replaces a token, and its name."""
-    size = num_embeddings(model)
-    if baseline == "padding":
-        config = model.config
-        candidates = (getattr(config, f"{name}_token_id", None) for name in ("pad", "eos"))
-        baseline = next((x for x in candidates if isinstance(x, int)), 0)
-    if not isinstance(baseline, (str, bool)):
-        number = validate_int("baseline", baseline, 0, size - 1)
-        return embeddings_of(model, [number])[0], f"token {number}"
-    validate_choice("baseline", baseline, (*BASELINES, f"a token id from 0 to {size - 1}"))
-    mean = embeddings_of(model, ids_of_tokens(tokenizer, size)).mean(0)
-    return (mean if baseline == "mean" else torch.zeros_like(mean)), str(baseline)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -10,8 +10,11 @@ distributions, as curves over the lag and as layer x lag maps. Two kinds:
 
 Effect: KL(clean || intervened) of the distributions after token t, in nats, and the change of the
 loss -ln p(next token): see ``causal_interventions.effects``. It is total: what a layer loses at one
-token reaches later tokens through the layers above it too. Letters: the glossary of
-``selective_scan``.
+token reaches later tokens through the layers above it too, and a later layer that makes up for it
+hides it. Hence pairs of layers (:func:`layer_pairs`), in both of which the intervention is made at
+once: a memory that is backed up is missed by neither alone. And direct effects, with every later
+SSM layer held at what it wrote. Effects below 1e-4 nats are none
+(``token_statistics.smallest_effects``). Letters: the glossary of ``selective_scan``.
 
 From a shell: ``python intervention_study.py --text "some text" --layers 0,3``.
 """
@@ -24,8 +27,9 @@ if __name__ == "__main__":  # --help and a wrong option end before torch is load
     parse_first(intervention_study_options)
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,17 +41,21 @@ from transformers import PreTrainedModel
 from causal_interventions.causal_curves import (
     KINDS,
     CausalMemoryCurve,
+    PairEffect,
     kernel_agreement,
+    pair_effect,
     pooled_curve,
 )
 from causal_interventions.effects import batched_effects
-from mamba_mixers.sites import model_layers
+from causal_interventions.interventions import compose, hold_layers
+from mamba_mixers.sites import find_mixers, model_layers
 from ssm_component_extractor import captures_of
 from ssm_measures.attention_maps import mean_map
 from ssm_measures.attention_measures import memory_kernel
 from ssm_measures.components import Capture, extracted_layer
 from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.commands import (
+    Job,
     command_line,
     job_from_options,
     run_main,
@@ -126,11 +134,13 @@ def causal_memory_curve(
     *,
     kind: str = "reset",
     text: int = 0,
+    direct: bool = False,
 ) -> CausalMemoryCurve:
     """Effect by lag of intervening at each of ``positions`` of one text, in ``layers`` together.
 
-    ``text`` is the number under which the positions are recorded. Raises ValueError for an unknown
-    kind, positions outside the text, max_lag outside 1..l-1, and as
+    ``text`` is the number under which the positions are recorded. ``direct``: every SSM layer after
+    the last of them is held at what it wrote, and has to be captured too. Raises ValueError for an
+    unknown kind, positions outside the text, max_lag outside 1..l-1, layers not captured, and as
     ``causal_interventions.effects``. Cost: one row a position.
     """
     chosen_kind = KINDS[validate_choice("kind", kind, KINDS)]
@@ -138,8 +148,13 @@ def causal_memory_curve(
     length = captured.input_ids.shape[1]
     places = [validate_int("positions", place, 0, length - 1) for place in positions]
     validate_int("max_lag", max_lag, 1, length - 1)
+    later = [layer for layer in find_mixers(model) if layer > max(chosen)] if direct else []
+    held = hold_layers(captured.components, later) if later else {}
     found = batched_effects(
-        model, captured, lambda tokens: chosen_kind.intervention(tokens, chosen), places
+        model,
+        captured,
+        lambda tokens: compose(chosen_kind.intervention(tokens, chosen), held),
+        places,
     )
     curves = [
         _by_lag(values, places, max_lag, chosen_kind.first_lag)
@@ -156,26 +171,18 @@ def layer_lag_map(
     *,
     kind: str = "knockout",
     num_positions: int = NUM_POSITIONS,
+    direct: bool = False,
 ) -> LayerLagMap:
     """Causal memory curve of every layer alone and of all together, over positions of all texts.
 
-    ``captures``: one text each. Positions: ``spread_positions`` of every text, ``num_positions``
-    in each. Raises ValueError for no captures, a text too short for ``max_lag``, and as
-    :func:`causal_memory_curve`. Cost: for each position one forward pass from each layer on, and
-    one attention map a layer for its memory kernel.
+    ``captures``: one text each. Positions: ``spread_positions`` of every text, ``num_positions`` in
+    each. ``direct`` as in :func:`causal_memory_curve`. Raises ValueError for no captures, a text
+    too short for ``max_lag``, and as :func:`causal_memory_curve`. Cost: for each position one
+    forward pass from each layer on, and one attention map a layer for its memory kernel.
     """
     if not captures or not layers:
         raise ValueError("captures or layers is empty; pass at least one of each")
-    places = [spread_positions(c.input_ids.shape[1], num_positions, max_lag) for c in captures]
-
-    def curve(chosen: Sequence[int]) -> CausalMemoryCurve:
-        return pooled_curve(
-            [
-                causal_memory_curve(model, one, chosen, where, max_lag, kind=kind, text=text)
-                for text, (one, where) in enumerate(zip(captures, places, strict=True))
-            ]
-        )
-
+    curve = _curves_over_texts(model, captures, max_lag, kind, num_positions, direct)
     ordered = sorted(set(layers))
     by_layer = {layer: curve([layer]) for layer in progress(ordered, desc=f"{kind} by layer")}
     together = curve(ordered) if len(ordered) > 1 else by_layer[ordered[0]]
@@ -184,6 +191,59 @@ def layer_lag_map(
         for layer, one in by_layer.items()
     }
     return LayerLagMap(kind, by_layer, together, agreement)
+
+
+def layer_pairs(
+    model: PreTrainedModel,
+    captures: Sequence[Capture],
+    pairs: Sequence[tuple[int, int]],
+    max_lag: int,
+    *,
+    kind: str = "knockout",
+    num_positions: int = NUM_POSITIONS,
+    direct: bool = False,
+    seed: int = 0,
+) -> list[PairEffect]:
+    """Effect of intervening in two layers at once, beside that in each alone, for each pair.
+
+    Positions as in :func:`layer_lag_map`. Raises ValueError for no captures or pairs, a pair of one
+    layer, and as :func:`causal_memory_curve`. Cost: for each position a row for each layer named
+    and each pair, from the earlier of its layers on.
+    """
+    if not captures or not pairs:
+        raise ValueError("captures or pairs is empty; pass at least one of each")
+    if alike := next((pair for pair in pairs if pair[0] == pair[1]), None):
+        raise ValueError(f"pairs holds {alike}; a pair is of two layers")
+    curve = _curves_over_texts(model, captures, max_lag, kind, num_positions, direct)
+    alone = {layer: curve([layer]) for layer in progress(sorted({*sum(pairs, ())}), desc="layers")}
+    return [
+        pair_effect(alone[a], alone[b], curve([a, b]), seed)
+        for a, b in progress(pairs, desc="pairs of layers")
+    ]
+
+
+def _curves_over_texts(
+    model: PreTrainedModel,
+    captures: Sequence[Capture],
+    max_lag: int,
+    kind: str,
+    num_positions: int,
+    direct: bool,
+) -> Callable[[Sequence[int]], CausalMemoryCurve]:
+    """From layers to the curve of intervening in them together, over positions of all texts."""
+    places = [spread_positions(c.input_ids.shape[1], num_positions, max_lag) for c in captures]
+
+    def curve(chosen: Sequence[int]) -> CausalMemoryCurve:
+        return pooled_curve(
+            [
+                causal_memory_curve(
+                    model, one, chosen, where, max_lag, kind=kind, text=text, direct=direct
+                )
+                for text, (one, where) in enumerate(zip(captures, places, strict=True))
+            ]
+        )
+
+    return curve
 
 
 def mean_kernel(captures: Sequence[Capture], layer: int) -> Tensor:
@@ -253,20 +313,50 @@ def _command(argv: list[str]) -> int:
     shortest = min(len(text.input_ids) for text in job.encoded)
     max_lag = min(64, max(1, shortest // 2 - 1)) if args.max_lag is None else args.max_lag
     spread_positions(shortest, args.num_positions, max_lag)  # refuses before the model runs
-    captures = captures_of(job)
-    results: dict[str, Any] = {}
+    captures = captures_of(_with_later_layers(job) if args.direct else job)
+    results: dict[str, Any] = {"effect": "direct" if args.direct else "total"}
     rows: list[dict[str, Any]] = []
+    pairs: list[PairEffect] = []
     for kind in KINDS if args.kind == "both" else (args.kind,):
         found = layer_lag_map(
-            job.model, captures, job.layers, max_lag, kind=kind, num_positions=args.num_positions
-        )
+            job.model, captures, job.layers, max_lag, kind=kind, num_positions=args.num_positions,
+            direct=args.direct,
+        )  # fmt: skip
         results[kind] = found.to_dict(args.seed)
         rows += found.rows(args.seed)
         print("\n".join(_table(results[kind])))
+        if args.pairs and len(job.layers) > 1:
+            pairs += layer_pairs(
+                job.model, captures, list(combinations(job.layers, 2)), max_lag, kind=kind,
+                num_positions=args.num_positions, direct=args.direct, seed=args.seed,
+            )  # fmt: skip
+    if pairs:
+        results["pairs"] = [{**pair._asdict(), "backed_up": pair.backed_up} for pair in pairs]
+        write_csv(job.output_dir / "layer_pairs.csv", results["pairs"])
+        print("\n".join(_pair_lines(pairs)))
     path = write_step_results(job, "intervention_study.json", results)
     write_csv(job.output_dir / "causal_memory.csv", rows)
     print(f"Wrote {path} and causal_memory.csv beside it.")
     return 0
+
+
+def _with_later_layers(job: Job) -> Job:
+    """The job with every SSM layer from its first on, which direct effects hold."""
+    first = min(job.layers)
+    return job._replace(layers=[layer for layer in find_mixers(job.model) if layer >= first])
+
+
+def _pair_lines(pairs: Sequence[PairEffect]) -> list[str]:
+    """Mean KL in millinats of two layers alone and together, as lines of text."""
+    heads = ["kind", "layers", "first", "second", "together"]
+    lines = ["Two layers at once: mean KL in millinats over lags, alone and together",
+             "".join(f"{cell:>12}" for cell in heads)]  # fmt: skip
+    for pair in pairs:
+        values = (f"{1000 * kl:.3g}" for kl in (pair.kl_a, pair.kl_b, pair.kl_together))
+        cells = [pair.kind, f"{pair.layer_a}, {pair.layer_b}", *values]
+        note = "  backed up" if pair.backed_up else ""
+        lines.append("".join(f"{cell:>12}" for cell in cells) + note)
+    return lines
 
 
 def _table(result: Mapping[str, Any]) -> list[str]:

@@ -286,7 +286,9 @@ class RecursiveDynamics:
     half_life: Tensor
     """(H, d_state or 1) ln 2 / (mean delta * |A|), tokens"""
     lyapunov_exponent: Tensor
-    """(H, d_state or 1) mean delta * A, nats per token, negative"""
+    """(H, d_state or 1) mean delta * A, nats per token, negative: of a layer's state given the
+    layer's inputs. Those of another text would differ; it is no exponent of the whole model, whose
+    layers feed each other"""
     is_stable: bool
     """every A is negative, so that every state decays without input"""
     state_norm: Tensor

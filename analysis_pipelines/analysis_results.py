@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from analysis_pipelines.cross_text_steps import TextMeasures
 from attention_neurons import NEURON_METHODS, AttentionData
+from causal_interventions.neuron_effects import ablation_rows
 from mamba_mixers.replay_check import replay_check
 from ssm_measures.components import Capture
 from ssm_measures.neuron_sets import NeuronSet
@@ -112,7 +113,8 @@ def with_findings(
 
 
 def write_analysis(analysis: Analysis, path: Path) -> Path:
-    """Write an analysis as ``path`` (JSON), its tensors and its table of neurons beside it.
+    """Write an analysis as ``path`` (JSON), its tensors and its table of neurons beside it, and
+    of ablated neurons where there are any.
 
     Each file is written whole or not at all. Returns ``path``.
     """
@@ -120,7 +122,20 @@ def write_analysis(analysis: Analysis, path: Path) -> Path:
         write_tensors(path.with_suffix(".safetensors"), analysis.tensors)
     if analysis.neuron_rows:
         write_csv(path.with_name(f"{path.stem}_neurons.csv"), analysis.neuron_rows)
+    ablated = _ablated_neurons(analysis.results)
+    if ablated:
+        write_csv(path.with_name(f"{path.stem}_ablation.csv"), ablated)
     return write_json(path, analysis.results)
+
+
+def _ablated_neurons(results: dict[str, Any]) -> list[dict[str, Any]]:
+    """A row a text, layer and ablated neuron."""
+    texts = results.get("individual_texts", {})
+    return [
+        {"text": int(name[5:]), **row}
+        for name, part in texts.items()
+        for row in ablation_rows(part.get("analysis", {}).get("neuron_ablation", {}))
+    ]
 
 
 def text_tensors(

@@ -4,6 +4,12 @@ Each row of `key_findings` is a claim of the document that this suite was founde
 made by a rule from the numbers in the results: what they say on the texts and the model at hand,
 beside nulls, and with `beside_twins` beside untrained twins. A step that failed, or texts that are
 too few, leave a claim with "too little data" and the reason. No claim has a verdict of its own.
+
+A claim is worded as what is measured for it, where earlier analyses said more: that information
+passes between neurons, where channels go together (what passes is measured by cuts, in the memory
+analysis); that patterns are recursive, where neighbouring tokens are alike; that early layers have
+moderate memory, where they reach less far than the middle. It has to exceed its null, and to be of
+a size worth a name: `token_statistics.smallest_effects`.
 """
 
 from __future__ import annotations
@@ -16,14 +22,21 @@ import numpy as np
 
 from suite_plumbing.result_reading import read
 from token_statistics.findings import Finding, undecided
+from token_statistics.smallest_effects import (
+    SMALLEST_EFFECTS,
+    SPARSE_RATIO,
+    beyond_chance,
+    pair_shares,
+    worth_a_name,
+)
 from token_statistics.verdict_rules import (
     LAYER_GROUPS,
-    SPARSE_SHARE,
     above_null,
     differs_by_layer,
     exceeds_zero,
     first_reason,
     group_mean,
+    group_names,
     holds_everywhere,
     rises_with_depth,
     share_of_hits,
@@ -42,71 +55,81 @@ _PAIRS = "cross_text_analysis.correlation_patterns.mixer"
 
 _TEXT_LAYERS = "layers of texts"
 
-# claim, statistic, path, unit
-_ABOVE_NULL = (
+_PAIRS_UNIT = "pairs of layers"
+
+_BEYOND = "beyond chance: the root of its square less that of its mean under time shifts"
+
+# claim, statistic, name in the pairs of layers, smallest effect
+_TOGETHER = (
     (
-        "Layers are correlated on average",
-        "mean |r| over pairs of channels of the mixers' outputs; null: time shifts",
-        f"{_PAIRS}.*.mean_abs",
-        "pairs of layers",
+        "Channels of successive layers are correlated on average",
+        f"mean |r| over pairs of channels of the mixers' outputs, {_BEYOND}",
+        "mean_abs",
+        "correlation",
     ),
     (
-        "Strong correlations exist between specific neurons of successive layers",
-        "largest |r| over pairs of channels of the mixers' outputs; null: time shifts",
-        f"{_PAIRS}.*.max_abs",
-        "pairs of layers",
+        "Some channels of successive layers are strongly correlated",
+        f"largest |r| over pairs of channels of the mixers' outputs, {_BEYOND}",
+        "max_abs",
+        "strong correlation",
     ),
     (
-        "Information passes between specific neurons",
+        "Channels of successive layers go together",
         "largest |r| of each channel with any of the layer before, mean over channels of the "
-        "mixers' outputs; null: time shifts",
-        f"{_PAIRS}.*.best_match",
-        "pairs of layers",
+        f"mixers' outputs, {_BEYOND}",
+        "best_match",
+        "correlation",
     ),
+)
+
+# claim, statistic, path
+_RHO_ABOVE_NULL = (
     (
-        "Memory recursion affects neurons through delta",
-        "mean |rho| over channels of delta with |activation| over tokens; null: time shifts",
-        f"{_TEXT}.ssm_components.*.delta_activation.mean_abs",
-        _TEXT_LAYERS,
-    ),
-    (
-        "Higher delta means stronger memory influence",
+        "Tokens of larger delta look further back",
         "rho over tokens of mean delta with the mean distance of the attention paid; null: time "
         "shifts",
         f"{_TEXT}.ssm_attention_correlations.*.tokens.delta_distance",
-        _TEXT_LAYERS,
     ),
     (
-        "Delta goes with the attention a token receives",
-        "rho over tokens of mean delta with attention received; null: time shifts",
+        "Tokens of larger delta receive more attention",
+        "rho over tokens of mean delta with attention received, of gates, whatever is written; "
+        "null: time shifts",
         f"{_TEXT}.ssm_attention_correlations.*.tokens.delta_received",
-        _TEXT_LAYERS,
+    ),
+    (
+        "Tokens of larger delta give later ones more",
+        "rho over tokens of mean delta with what later tokens get of it, |alpha u|; null: time "
+        "shifts",
+        f"{_TEXT}.ssm_attention_correlations.*.tokens.delta_given",
     ),
     (
         "SSM components go with attention: B",
-        "rho over tokens of |B| with attention received; null: time shifts",
+        "rho over tokens of |B| with attention received, of gates, whatever is written; null: time "
+        "shifts",
         f"{_TEXT}.ssm_attention_correlations.*.tokens.B_norm_received",
-        _TEXT_LAYERS,
+    ),
+    (
+        "SSM components go with what is given: B",
+        "rho over tokens of |B| with what later tokens get of it, |alpha u|; null: time shifts",
+        f"{_TEXT}.ssm_attention_correlations.*.tokens.B_norm_given",
     ),
     (
         "SSM components go with attention: C",
-        "rho over tokens of |C| with attention paid; null: time shifts",
+        "rho over tokens of |C| with attention paid, of gates, whatever is written; null: time "
+        "shifts",
         f"{_TEXT}.ssm_attention_correlations.*.tokens.C_norm_paid",
-        _TEXT_LAYERS,
     ),
     (
         "SSM components go with attention: half-life",
         "rho over channels of half-life with the mean distance of a channel's attention; null: "
         "permuted channels",
         f"{_TEXT}.ssm_attention_correlations.*.channels.half_life_distance",
-        _TEXT_LAYERS,
     ),
     (
-        "Where the state changes much, the activations do too",
+        "Where the state changes much, the residual stream does too",
         "rho over tokens of the change of the state with that of the residual stream; null: time "
         "shifts",
         f"{_TEXT}.recursive_patterns.*.change_correlation",
-        _TEXT_LAYERS,
     ),
 )
 
@@ -118,13 +141,13 @@ _DIFFERS = (
         f"{_TEXT}.ssm_components.*.delta.mean",
     ),
     (
-        "Memory depends on the layer",
+        "How far back attention reaches depends on the layer",
         "mean distance of attention",
         f"{_TEXT}.attention_data.*.statistics.mean_distance.mean",
     ),
     (
         "Memory persistence varies across layers",
-        "share of the state that is kept from token to token",
+        "share of the state that a token leaves, one less what is kept from token to token",
         f"{_TEXT}.ssm_components.*.delta_memory.persistence",
     ),
     (
@@ -156,7 +179,9 @@ def key_findings(results: Results, seed: int = 0) -> list[Finding]:
     """
     return [
         *_structure(results),
-        *(above_null(c, s, read(results, path), path, unit) for c, s, path, unit in _ABOVE_NULL),
+        *(_together(results, *row) for row in _TOGETHER),
+        _delta_and_activity(results),
+        *(_rho_above_null(results, *row) for row in _RHO_ABOVE_NULL),
         *_sparse_but_strong(results),
         _recursion(results),
         *(_differs(results, *row, seed) for row in _DIFFERS),
@@ -212,60 +237,85 @@ def _structure(results: Results) -> list[Finding]:
     ]
 
 
+def _together(results: Results, claim: str, statistic: str, name: str, kind: str) -> Finding:
+    path = f"{_PAIRS}.*.{name}"
+    tests = {place: beyond_chance(test) for place, test in read(results, path).items()}
+    return worth_a_name(above_null(claim, statistic, tests, path, _PAIRS_UNIT), kind)
+
+
+def _delta_and_activity(results: Results) -> Finding:
+    path = f"{_TEXT}.ssm_components.*.delta_activation.mean_abs"
+    found = above_null(
+        "Delta goes with the activity of neurons within a text",
+        f"mean |rho| over channels of delta with |activation| over the tokens of a text, {_BEYOND}",
+        {place: beyond_chance(test) for place, test in read(results, path).items()},
+        path,
+        _TEXT_LAYERS,
+    )
+    return worth_a_name(found, "correlation")
+
+
+def _rho_above_null(results: Results, claim: str, statistic: str, path: str) -> Finding:
+    found = above_null(claim, statistic, read(results, path), path, _TEXT_LAYERS)
+    return worth_a_name(found, "correlation")
+
+
 def _sparse_but_strong(results: Results) -> list[Finding]:
-    """Claims about few significant pairs of channels, and about the largest correlation."""
+    """Claims about few pairs of channels that carry the correlation, and about the largest."""
     given = _parts(results, f"{_PAIRS}.*")
     pairs = {name: pair for name, pair in given.items() if pair["enough_tokens"]}
-    share = {name: pair["significant_share"] for name, pair in pairs.items()}
-    by_chance = {name: pair["significant_share_null"] for name, pair in pairs.items()}
-    strong = {name: pair["max_abs"] for name, pair in pairs.items()}
-    some_but_few = {name: by_chance[name] < share[name] < SPARSE_SHARE for name in pairs}
-    above = {name: test["value"] > test["null_high"] for name, test in strong.items()}
+    shares = {name: pair_shares(pair) for name, pair in pairs.items()}
+    largest = {name: pair["max_abs"]["value"] for name, pair in pairs.items()}
+    least = SMALLEST_EFFECTS["strong correlation"].value
     same: dict[str, Any] = {
         "rule": "in more than half of the pairs of layers, and in more than chance gives",
-        "unit": "pairs of layers",
+        "unit": _PAIRS_UNIT,
         "reason": first_reason(given.values()),
+        "details": {
+            name: {"typical": one.typical, "largest": one.largest} for name, one in shares.items()
+        },
     }
+    few = (
+        f"the mean |r| over pairs of channels is less than {SPARSE_RATIO:g} of the largest, each "
+        f"{_BEYOND}"
+    )
     return [
         share_of_hits(
-            "Connections between layers are sparse",
-            "share of pairs of layers in which some pairs of channels of the mixers' outputs are "
-            f"significant at a false discovery rate of 5 %, but fewer than {SPARSE_SHARE:g}",
-            list(some_but_few.values()),
-            f"{_PAIRS}.*.significant_share",
+            "Few pairs of channels carry the correlation between layers",
+            "share of pairs of layers with the largest |r| above its null in which " + few,
+            [one.sparse for one in shares.values()],
+            f"{_PAIRS}.*.mean_abs",
             **same,
-            chance=_ALPHA,
-            details={name: {"significant_share": share[name]} for name in pairs},
         ),
         share_of_hits(
-            "Information flows selectively between layers: sparse but strong",
-            "share of pairs of layers with the largest |r| above its null and few significant "
-            "pairs of channels",
-            [above[name] and share[name] < SPARSE_SHARE for name in pairs],
-            f"{_PAIRS}.*.significant_share",
+            "Correlation between layers is sparse but strong",
+            f"share of pairs of layers with the largest |r| above its null and at least {least:g} "
+            "beyond it, in which " + few,
+            [one.sparse and one.largest >= least for one in shares.values()],
+            f"{_PAIRS}.*.max_abs",
             **same,
         ),
         share_of_hits(
             f"The largest correlations between layers reach {STRONG:g}",
             f"share of pairs of layers with the largest |r| above its null and at least {STRONG:g}",
-            [above[name] and strong[name]["value"] >= STRONG for name in pairs],
+            [one.above and largest[name] >= STRONG for name, one in shares.items()],
             f"{_PAIRS}.*.max_abs",
-            **same,
-            details={name: {"max_abs": test["value"]} for name, test in strong.items()},
+            **{**same, "details": {name: {"max_abs": r} for name, r in largest.items()}},
         ),
     ]
 
 
 def _recursion(results: Results) -> Finding:
     path = f"{_TEXT}.recursive_patterns.*.autocorrelation"
-    return above_null(
-        "Recursive patterns are visible in temporal autocorrelation",
-        "autocorrelation of the residual stream one token on, mean over channels; null: shuffled "
-        "tokens",
+    found = above_null(
+        "Neighbouring tokens are alike in the residual stream",
+        "autocorrelation of the residual stream one token on, mean over channels, whatever put it "
+        "there; null: shuffled tokens",
         {place: _first_lag(series) for place, series in read(results, path).items()},
         path,
         _TEXT_LAYERS,
     )
+    return worth_a_name(found, "correlation")
 
 
 def _first_lag(series: Mapping[str, Any]) -> dict[str, Any]:
@@ -276,8 +326,20 @@ def _first_lag(series: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _differs(results: Results, claim: str, quantity: str, path: str, seed: int) -> Finding:
-    statistic = f"Kendall's W over texts of the layers ranked by their {quantity}"
-    return differs_by_layer(claim, statistic, _by_layer(results, path), path, "texts", seed)
+    values = _by_layer(results, path)
+    if path.endswith("persistence"):
+        # What is kept is close to 1 in every layer: what is lost tells them apart.
+        values = {layer: [1 - value for value in row] for layer, row in values.items()}
+    statistic = (
+        f"Kendall's W over texts of the layers ranked by their {quantity}, which differs from the "
+        "lowest to the highest layer by"
+    )
+    means = [abs(float(np.mean(row))) for row in values.values() if row]
+    spread = (max(means) - min(means)) / float(np.mean(means)) if any(means) else 0.0
+    found = differs_by_layer(
+        claim, f"{statistic} {spread:.3g} of the mean", values, path, "texts", seed
+    )
+    return worth_a_name(found, "relative", spread)
 
 
 def _layer_groups(results: Results, seed: int) -> list[Finding]:
@@ -285,28 +347,29 @@ def _layer_groups(results: Results, seed: int) -> list[Finding]:
     path = f"{_TEXT}.attention_data.*.statistics.mean_distance.mean"
     values = _by_layer(results, path)
     early, middle, late = (group_mean(values, *bounds) for bounds in LAYER_GROUPS.values())
+    used = group_names(values)
     tokens = "mean distance of attention, tokens, mean over layers"
     rows = (
         (
-            "Early layers (0 to 2) have moderate memory",
-            "middle minus early",
+            "Attention reaches less far in early layers than in middle ones",
+            f"{used['middle']} minus {used['early']}",
             {"middle minus early": (middle, early)},
         ),
         (
-            "Middle layers (3 to 8) have the peak of memory",
-            "middle minus early and minus late",
+            "Attention reaches furthest in middle layers",
+            f"{used['middle']} minus {used['early']}, and minus {used['late']}",
             {"middle minus early": (middle, early), "middle minus late": (middle, late)},
         ),
         (
-            "Late layers (9 to 12) have sustained memory",
-            "late minus early and minus middle",
+            "Attention reaches furthest in late layers",
+            f"{used['late']} minus {used['early']}, and minus {used['middle']}",
             {"late minus early": (late, early), "late minus middle": (late, middle)},
         ),
     )
-    return [
+    found = [
         exceeds_zero(
             claim,
-            f"{tokens}, {which} layers",
+            f"{tokens}: {which}",
             {name: a - b if len(a) and len(b) else np.empty(0) for name, (a, b) in pairs.items()},
             path,
             "texts",
@@ -314,13 +377,14 @@ def _layer_groups(results: Results, seed: int) -> list[Finding]:
         )
         for claim, which, pairs in rows
     ]
+    return [worth_a_name(one, "distance") for one in found]
 
 
 def _selectivity(results: Results, seed: int) -> Finding:
     path = f"{_TEXT}.ssm_components.*.delta_memory.selectivity"
     values = _by_layer(results, path)
     texts = np.mean(list(values.values()), axis=0) if values else np.empty(0)
-    return exceeds_zero(
+    found = exceeds_zero(
         "Delta varies over time: memory is dynamic",
         "share of the variance of delta that lies between tokens, mean over layers",
         {"selectivity": texts},
@@ -328,6 +392,7 @@ def _selectivity(results: Results, seed: int) -> Finding:
         "texts",
         seed,
     )
+    return worth_a_name(found, "share")
 
 
 def _consistent_neurons(results: Results) -> Finding:
@@ -386,15 +451,16 @@ def _deeper_is_larger(results: Results, seed: int) -> Finding:
 
 def _important_neurons_matter(results: Results) -> Finding:
     path = f"{_TEXT}.neuron_ablation.*.agreement.attention_weighted"
-    return above_null(
+    found = above_null(
         "Neurons of high importance matter more to the prediction",
-        "rho over ablated neurons of importance with the effect of ablation; null: permuted "
-        "neurons",
+        "rho over ablated neurons of importance (attention_weighted) with the effect of setting "
+        "them to their mean; null: permuted neurons",
         {place: _with_null(test) for place, test in read(results, path).items()}
         or {"": {"reason": "no neurons were ablated; --ablate 32 (num_ablations) does that"}},
         path,
         _TEXT_LAYERS,
     )
+    return worth_a_name(found, "correlation")
 
 
 def _with_null(agreement: Mapping[str, Any]) -> dict[str, Any]:

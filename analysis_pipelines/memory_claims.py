@@ -2,8 +2,10 @@
 
 A claim is a `Finding`: what is said, the statistic that would show it, its value beside a null
 (what the data give when nothing ties the two sides) or beside an interval, the verdict, and the
-place in the results that it was read from. The claims read the steps' JSON of ``memory_steps``
-alone. Nothing here knows what any model should show.
+place in the results that it was read from; and it is of a size worth a name
+(`token_statistics.smallest_effects`). The claims read the steps' JSON of ``memory_steps`` alone.
+Those of the main analysis that ask the same with another statistic are worded apart. Nothing here
+knows what any model should show.
 """
 
 from __future__ import annotations
@@ -13,17 +15,25 @@ from typing import Any
 
 import numpy as np
 
+from causal_interventions.passing import NUM_DIRECTIONS
 from token_statistics.description import FloatArray
 from token_statistics.findings import Finding, undecided
+from token_statistics.smallest_effects import (
+    SMALLEST_EFFECTS,
+    SPARSE_RATIO,
+    beyond_chance,
+    pair_shares,
+    worth_a_name,
+)
 from token_statistics.time_shift_nulls import MIN_TOKENS
 from token_statistics.verdict_rules import (
     LAYER_GROUPS,
-    SPARSE_SHARE,
     above_null,
     differs_by_layer,
     exceeds_zero,
     first_reason,
     group_mean,
+    group_names,
     share_of_hits,
 )
 
@@ -52,14 +62,16 @@ def _claims(sections: Mapping[str, Any], layers: Sequence[int], seed: int) -> li
     late_share = position_values(causal, "knockout", layers, "late_share")
     return [
         *_delta_claims(sections, layers),
-        differs_by_layer(
-            "Memory depends on the layer",
-            "Kendall's W over positions of the layers ranked by their causal memory (mean KL when "
-            "one source is hidden in that layer alone)",
-            kl,
-            "memory.causal_memory.knockout.layers.*.kl",
-            "positions",
-            seed,
+        _differs_in_nats(
+            differs_by_layer(
+                "What predictions owe to a layer's memory depends on the layer",
+                "Kendall's W over positions of the layers ranked by their causal memory (mean KL "
+                "when one source is hidden in that layer alone)",
+                kl,
+                "memory.causal_memory.knockout.layers.*.kl",
+                "positions",
+                seed,
+            )
         ),
         differs_by_layer(
             "How far back memory reaches varies across layers",
@@ -72,7 +84,51 @@ def _claims(sections: Mapping[str, Any], layers: Sequence[int], seed: int) -> li
         *group_claims(kl, late_share, seed),
         *_recursion_claims(sections, layers),
         *_selectivity_claims(sections),
+        passing_claim(_section(sections, "passing")),
     ]
+
+
+def _differs_in_nats(found: Finding) -> Finding:
+    """Layers that differ by less than any effect on predictions do not differ in it."""
+    means = [part["mean"] for part in found.details.values()]
+    return worth_a_name(found, "kl", max(means, default=0.0) - min(means, default=0.0))
+
+
+def passing_claim(section: Mapping[str, Any]) -> Finding:
+    """Whether layers read what earlier ones write, from cuts (`causal_interventions.passing`)."""
+    texts = [text for pair in section.values() if isinstance(pair, Mapping) for text in
+             pair.values()]  # fmt: skip
+    measured = [text for text in texts if text["cut"] is not None]
+    least = SMALLEST_EFFECTS["change"]
+    read = [text["cut"] > max(text["directions"]) and text["cut"] >= least.value for text in
+            measured]  # fmt: skip
+    return share_of_hits(
+        "Layers pass information on: what one writes is read by the next looked at",
+        "share of pairs of layers and texts in which cutting what the earlier layer writes changes "
+        f"the later mixer's output by at least {least.value:g} of its norm, and by more than the "
+        "same write in random directions does",
+        read,
+        "memory.passing.*.*.cut",
+        rule="in more than half of the pairs and texts, and in more than chance gives",
+        unit="pairs of layers of texts",
+        reason=next((text["reason"] for text in texts if text["reason"]), "no pair of layers"),
+        chance=1 / (1 + NUM_DIRECTIONS),
+        details={
+            name: {
+                "cut": _mean([text["cut"] for text in pair.values()]),
+                "other directions": _mean(
+                    [x for text in pair.values() for x in text["directions"]]
+                ),
+            }
+            for name, pair in section.items()
+            if isinstance(pair, Mapping)
+        },
+    )
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = [value for value in values if value is not None]
+    return float(np.mean(defined)) if defined else None
 
 
 def group_claims(
@@ -82,21 +138,24 @@ def group_claims(
     groups = {name: group_mean(kl, *bounds) for name, bounds in LAYER_GROUPS.items()}
     sustained = {name: group_mean(late_share, *bounds) for name, bounds in LAYER_GROUPS.items()}
     early, middle, late = groups.values()
+    used = group_names(kl)
     nats = "nats, mean over layers, lags and positions"
-    peak = "Middle layers (3 to 8) have the peak of memory"
-    moderate = "Early layers (0 to 2) have moderate memory"
-    lasting = "Late layers (9 to 12) have sustained memory"
+    less = "Predictions owe less to the memory of early layers than to that of middle ones"
+    peak = "Predictions owe most to the memory of middle layers"
+    lasting = "What late layers keep matters at long lags more than what others keep"
     rows = [
-        (moderate, f"causal memory of middle minus that of early layers, {nats}", "kl",
+        (less, f"causal memory of {used['middle']} minus that of {used['early']}, {nats}", "kl",
          {"middle minus early": (middle, early)}),
-        (peak, f"causal memory of middle minus that of early and of late layers, {nats}", "kl",
+        (peak, f"causal memory of {used['middle']} minus that of {used['early']} and of "
+         f"{used['late']}, {nats}", "kl",
          {"middle minus early": (middle, early), "middle minus late": (middle, late)}),
-        (lasting, "share of the causal memory that falls on the later half of the lags, late minus "
-         "early and late minus middle layers, mean over positions", "late_share",
+        (lasting, "share of the causal memory that falls on the later half of the lags, "
+         f"{used['late']} minus {used['early']} and minus {used['middle']}, mean over positions",
+         "late_share",
          {"late minus early": (sustained["late"], sustained["early"]),
           "late minus middle": (sustained["late"], sustained["middle"])}),
     ]  # fmt: skip
-    return [
+    found = [
         exceeds_zero(
             claim,
             statistic,
@@ -106,6 +165,8 @@ def group_claims(
         )
         for claim, statistic, name, pairs in rows
     ]
+    kinds = {"kl": "kl", "late_share": "share"}
+    return [worth_a_name(one, kinds[row[2]]) for one, row in zip(found, rows, strict=True)]
 
 
 def position_values(
@@ -123,15 +184,19 @@ def _delta_claims(sections: Mapping[str, Any], layers: Sequence[int]) -> list[Fi
     delta = _by_layer(_section(sections, "delta_neurons"), layers)
     ablation = _by_layer(_section(sections, "ablation_memory"), layers)
     causes = _by_layer(_section(sections, "delta_causes"), layers)
-    return [
+    found = [
         above_null(
-            "Delta goes with the activity of neurons",
-            "mean |rho| over channels, of delta with |activation| over tokens; null: time shifts",
-            {name: part.get("observed", {}).get("mean_abs") for name, part in delta.items()},
+            "Delta goes with the activity of neurons over all texts",
+            "mean |rho| over channels of delta with |activation| over the tokens of all texts, "
+            "beyond chance: the root of its square less that of its mean under time shifts",
+            {
+                name: beyond_chance(part.get("observed", {}).get("mean_abs"))
+                for name, part in delta.items()
+            },
             "memory.delta_neurons.*.observed.mean_abs",
         ),
         above_null(
-            "Higher delta means stronger memory influence",
+            "Channels of larger delta owe more to their state",
             "rho over channels of mean delta with what the neuron owes to its state (its change "
             "when the decay alone is scaled); null: permuted channels",
             {name: part.get("delta_with_memory") for name, part in delta.items()},
@@ -152,59 +217,60 @@ def _delta_claims(sections: Mapping[str, Any], layers: Sequence[int]) -> list[Fi
             "memory.delta_causes.*.delta_at_sources",
         ),
     ]
+    return [worth_a_name(one, "correlation") for one in found]
 
 
 def _recursion_claims(sections: Mapping[str, Any], layers: Sequence[int]) -> list[Finding]:
     patterns = _by_layer(_section(sections, "recursive_patterns"), layers)
     mixers = {name: part.get("mixer", {}) for name, part in patterns.items()}
-    return [
+    found = [
         above_null(
-            "Temporal patterns show recursive dynamics",
+            "What mixers write at neighbouring tokens is alike",
             "autocorrelation of the mixer's output one token on, mean over channels; null: "
             "shuffled tokens",
             {name: _first_lag(part.get("autocorrelation")) for name, part in mixers.items()},
             "memory.recursive_patterns.*.mixer.autocorrelation",
         ),
         above_null(
-            "Where the state changes much, the activations do too",
+            "Where the state changes much, what the mixer writes does too",
             "rho over tokens of the change of the state with the change of the mixer's output; "
             "null: time shifts",
             {name: part.get("change_correlation") for name, part in mixers.items()},
             "memory.recursive_patterns.*.mixer.change_correlation",
         ),
     ]
+    return [worth_a_name(one, "correlation") for one in found]
 
 
 def _selectivity_claims(sections: Mapping[str, Any]) -> list[Finding]:
     pairs = _section(sections, "cross_layer_correlations").get("mixer", {})
-    strong = {name: pair["max_abs"] for name, pair in pairs.items()}
-    reason = first_reason(pairs.values())
-    few = {
-        name: pair["significant_share"] is not None
-        and strong[name]["value"] > strong[name]["null_high"]
-        and pair["significant_share"] < SPARSE_SHARE
-        for name, pair in pairs.items()
-        if pair["enough_tokens"]
-    }
+    strong = {name: beyond_chance(pair["max_abs"]) for name, pair in pairs.items()}
+    shares = {name: pair_shares(pair) for name, pair in pairs.items() if pair["enough_tokens"]}
+    beyond = "beyond chance: the root of its square less that of its mean under time shifts"
     return [
-        above_null(
-            "Strong correlations exist between specific neurons of successive layers",
-            "largest |r| over pairs of channels of the mixers' outputs; null: time shifts",
-            strong,
-            "memory.cross_layer_correlations.mixer.*.max_abs",
-            "pairs of layers",
+        worth_a_name(
+            above_null(
+                "The strongest pair of channels of successive layers is strongly correlated",
+                f"largest |r| over pairs of channels of the mixers' outputs, all texts, {beyond}",
+                strong,
+                "memory.cross_layer_correlations.mixer.*.max_abs",
+                "pairs of layers",
+            ),
+            "strong correlation",
         ),
         share_of_hits(
-            "Memory flows selectively between layers",
-            "share of pairs of layers with the largest |r| above its null while few pairs of "
-            "channels are significant",
-            list(few.values()),
-            "memory.cross_layer_correlations.mixer.*.significant_share",
-            rule="in more than half of the pairs of layers: largest |r| above its null, and fewer "
-            f"than {SPARSE_SHARE:g} of the pairs of channels significant",
+            "A few pairs of channels hold what successive layers share",
+            "share of pairs of layers with the largest |r| above its null in which the mean |r| is "
+            f"less than {SPARSE_RATIO:g} of it, each {beyond}",
+            [one.sparse for one in shares.values()],
+            "memory.cross_layer_correlations.mixer.*.max_abs",
+            rule="in more than half of the pairs of layers, and in more than chance gives",
             unit="pairs of layers",
-            reason=reason,
-            details={name: {"significant_share": pairs[name]["significant_share"]} for name in few},
+            reason=first_reason(pairs.values()),
+            details={
+                name: {"typical": one.typical, "largest": one.largest}
+                for name, one in shares.items()
+            },
         ),
     ]
 

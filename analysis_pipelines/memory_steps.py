@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -37,11 +38,13 @@ from analysis_pipelines.memory_neurons import (
 from analysis_pipelines.step_runner import Step
 from attention_neurons import NEURON_METHODS, AttentionData, attention_data
 from causal_interventions.neuron_effects import ablation_check
+from causal_interventions.passing import passing
 from causal_interventions.targets import resolve_target
 from delta_extraction import delta_memory
 from layer_correlation_analyzer import STREAMS, cross_layer_correlations, recursive_patterns
 from mamba_mixers.weights import MixerParameters
 from ssm_component_extractor import RecursiveDynamics, recursive_dynamics
+from ssm_measures.attention_measures import kernel_of_means
 from ssm_measures.components import Capture, SSMComponents, layer_components
 from ssm_measures.gate_tokens import gate_tokens
 from suite_plumbing.result_files import finite_or_none
@@ -52,6 +55,8 @@ NUM_CAUSAL_NEURONS = 8
 """Most important neurons of a layer that are set to their mean one by one."""
 
 _KERNEL_LAGS = 64
+
+_LAGS = ("mean_lag", "median_lag", "lag_90")
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,6 +200,20 @@ def cross_layer_step(inputs: MemoryInputs) -> dict[str, Any]:
     return {
         stream: cross_layer_correlations(inputs.captures, stream=stream, seed=inputs.settings.seed)
         for stream in STREAMS
+    }
+
+
+def passing_step(inputs: MemoryInputs) -> dict[str, Any]:
+    """What a layer's output loses when the layer looked at before it writes nothing: by pair of
+    layers and text, beside equal changes in other directions."""
+    if len(inputs.settings.layers) < 2:
+        return {"reason": "needs at least two layers"}
+    return {
+        f"layer_{a}_to_{b}": {
+            f"text_{i}": passing(inputs.model, one, a, b, seed=inputs.settings.seed).to_dict()
+            for i, one in enumerate(inputs.captures)
+        }
+        for a, b in pairwise(sorted(inputs.settings.layers))
     }
 
 
@@ -351,6 +370,7 @@ MEMORY_STEPS = (
     Step("state", state_step),
     Step("recursive_patterns", recursion_step),
     Step("cross_layer_correlations", cross_layer_step),
+    Step("passing", passing_step),
     Step("neurons", neurons_step, needs=("memory_kernel",)),
     Step("neuron_ablation", ablation_step, needs=("neurons",)),
     Step("neuron_memory", neuron_memory_step, needs=("delta", "delta_neurons", "neurons")),
@@ -383,18 +403,22 @@ def channel_tensors(inputs: MemoryInputs, results: Mapping[str, Any]) -> dict[st
 
 
 def _kernels(texts: Sequence[AttentionData], layer: int) -> dict[str, Any]:
-    kernels = [data.layers[layer].kernel for data in texts]
-    lags = {
-        name: [getattr(kernel, name)[0] for kernel in kernels]
-        for name in ("mean_lag", "median_lag", "lag_90")
-    }
-    shortest = min(kernel.kernel.shape[1] for kernel in kernels)
-    mean = torch.stack([kernel.kernel[0, :shortest] for kernel in kernels]).double().mean(0)
+    """Lags of each text; their summaries, and the mean kernel, as far as the shortest text reaches,
+    so that texts and layers compare at equal length."""
+    parts = [data.layers[layer] for data in texts]
+    shortest = min(part.kernel.kernel.shape[1] for part in parts)
+    cut = [kernel_of_means(part.kernel.kernel[:, :shortest].double()) for part in parts]
+    mean = torch.cat([kernel.kernel for kernel in cut]).double().mean(0)
     return {
-        **{name: summarise(values) for name, values in lags.items()},
+        "length": shortest,
+        "limited_by_text": any(part.limited[0] for part in parts),
+        **{name: summarise([getattr(kernel, name)[0] for kernel in cut]) for name in _LAGS},
         "by_text": {
-            f"text_{i}": {name: finite_or_none(values[i]) for name, values in lags.items()}
-            for i in range(len(texts))
+            f"text_{i}": {
+                **{name: finite_or_none(getattr(part.kernel, name)[0]) for name in _LAGS},
+                "limited_by_text": part.limited[0],
+            }
+            for i, part in enumerate(parts)
         },
         "kernel": [finite_or_none(x) for x in mean[:_KERNEL_LAGS].tolist()],
     }

@@ -16,7 +16,12 @@ import torch
 from analysis_pipelines.memory_causal import knockouts_by_layer
 from analysis_pipelines.memory_claims import claims_on
 from analysis_pipelines.memory_neurons import mean_effects, rank_test
-from analysis_pipelines.memory_steps import MemoryInputs, delta_causes_step, delta_neurons_step
+from analysis_pipelines.memory_steps import (
+    MemoryInputs,
+    delta_causes_step,
+    delta_neurons_step,
+    passing_step,
+)
 from analysis_pipelines.step_runner import Step, run_steps, step_sections
 from causal_interventions.neuron_effects import ablation_effects, random_neurons
 from causal_interventions.targets import resolve_target
@@ -129,6 +134,7 @@ CLAIM_STEPS = (
     Step("memory_kernel", _kernel_step),
     Step("recursive_patterns", _recursion_step),
     Step("cross_layer_correlations", _cross_layer_step),
+    Step("passing", passing_step),
     Step("ablation_memory", _ablation_step),
     Step("causal_memory", _causal_step),
     Step("delta_causes", delta_causes_step, needs=("causal_memory",)),

@@ -16,7 +16,7 @@ from analysis_pipelines.analysis_results import Settings, TextAnalysis, neuron_r
 from analysis_pipelines.cross_text_steps import text_measures
 from analysis_pipelines.step_runner import Step, failure_of, run_steps, step_sections
 from attention_neurons import NEURON_METHODS, AttentionData, attention_data
-from causal_interventions.neuron_effects import ablation_check
+from causal_interventions.neuron_effects import ABLATION_VALUES, ablation_check
 from causal_interventions.targets import resolve_target
 from delta_extraction import delta_memory
 from layer_correlation_analyzer import (
@@ -42,6 +42,8 @@ class TextInputs:
     """one text, without padding"""
     parameters: Mapping[int, MixerParameters]
     settings: Settings
+    donor: Callable[[], Capture | None] = lambda: None
+    """another text, of which ablated neurons get the values; captured when asked for"""
 
     @property
     def seed(self) -> int:
@@ -121,7 +123,7 @@ def evolution_by_method(
 def ablation_by_layer(
     inputs: TextInputs, neurons: dict[str, dict[int, NeuronSet]]
 ) -> dict[int, dict[str, Any]]:
-    """On request: how well each method's importance agrees with ablation."""
+    """On request: how well each method's importance agrees with ablation of each kind."""
     settings = inputs.settings
     return ablation_check(
         inputs.model,
@@ -130,6 +132,8 @@ def ablation_by_layer(
         resolve_target(),
         settings.num_ablations,
         seed=settings.seed,
+        values=ABLATION_VALUES,
+        donor=inputs.donor(),
     )
 
 

@@ -8,9 +8,11 @@ same in an untrained twin:
                the distance of the readings back (the lag; the convolution of the mixers spreads it
                over four): KL there, beside the mean of the windows of lags of equal width around.
     reset      all state is erased right after the first reading, in every layer. Cost: change of
-               the loss in the second reading. In rows that go on with fresh text instead of the
-               passage the same reset costs what memory is worth anyway; the rest is recall, and is
-               compared with the benefit, the loss of the first reading minus that of the second.
+               the loss in the second reading. Memory is worth something in any text: in control
+               rows, that begin with an unrelated passage and are the same from there on, the same
+               reset costs that. The rest is recall, and is compared with the benefit, the loss of
+               the second reading in the control rows minus that in the repeated ones: the same
+               tokens at the same places, read once or twice.
 
 On plain text: knockouts in each layer by the lag, beside the memory kernel, the mean of implicit
 attention by the lag, with their rank agreement.
@@ -49,7 +51,6 @@ from benchmarks.passages import (
     PASSAGE,
     REACH,
     SKIPPED,
-    fresh_rows,
     repeated_rows,
     spread_rows,
 )
@@ -67,7 +68,6 @@ from suite_plumbing.texts import read_book
 from token_statistics.description import FloatArray, bootstrap_interval
 
 SECOND = slice(PASSAGE + GAP + SKIPPED - 1, 2 * PASSAGE + GAP - 1)  # queries of the second reading
-FIRST = slice(SKIPPED - 1, PASSAGE - 1)  # those of the first, of the same next tokens
 MIN_PEAK_LAG = 16  # shorter lags are what any text needs, and no recall
 PLAIN_LAG = 64  # largest lag on plain text
 PLAIN_LENGTH = 256  # tokens of a plain text
@@ -100,13 +100,13 @@ class ResetCost(NamedTuple):
     """What erasing the state after the first reading costs; nats a token, means over rows."""
 
     benefit: Estimate
-    """loss of the first reading minus that of the second"""
+    """loss of the second reading after an unrelated passage minus that after the first reading"""
     cost: Estimate
     """change of the loss in the second reading"""
-    fresh: Estimate
-    """the same in rows that go on with fresh text"""
+    unrelated: Estimate
+    """the same in the rows that begin with an unrelated passage"""
     recall: Estimate
-    """cost minus fresh"""
+    """cost minus unrelated"""
     share: float | None
     """recall over benefit; None where there is no benefit (its interval reaches 0)"""
 
@@ -144,20 +144,25 @@ def _window(curves: Tensor, last: int) -> FloatArray:
     return curves[:, last - REACH + 1 : last + 1].nanmean(1).double().numpy()
 
 
-def reset_cost(model: PreTrainedModel, rows: Tensor, fresh: Tensor) -> ResetCost:
-    """Cost of a reset after the first reading, in repeated rows and in rows of fresh text."""
+def unrelated_rows(rows: Tensor) -> Tensor:
+    """The rows with the passage of the next row, the first after the last, in place of the first
+    reading: what is read once there is read twice in ``rows``."""
+    return torch.cat([rows.roll(-1, 0)[:, :PASSAGE], rows[:, PASSAGE:]], dim=1)
+
+
+def reset_cost(model: PreTrainedModel, rows: Tensor) -> ResetCost:
+    """Cost of a reset after the first reading, in repeated rows and in their control rows."""
     layers = model_layers(model, "all")
     edits = reset_state(PASSAGE, layers)
-    costs: dict[str, list[float]] = {"repeated": [], "fresh": []}
+    costs: dict[str, list[float]] = {"repeated": [], "unrelated": []}
     benefits = []
-    for row, other in progress(zip(rows, fresh, strict=True), desc="resets"):
-        for name, ids in (("repeated", row), ("fresh", other)):
+    for row, other in progress(list(zip(rows, unrelated_rows(rows), strict=True)), desc="resets"):
+        for name, ids in (("repeated", row), ("unrelated", other)):
             captured = capture(model, ids[None], None, layers[:1])
             change = intervention_effects(model, captured, edits).loss_change[0]
             costs[name].append(float(change[SECOND].mean()))
-        losses = _losses(model, row)
-        benefits.append(float((losses[FIRST] - losses[SECOND]).mean()))
-    cost, plain, benefit = (np.array(x) for x in (costs["repeated"], costs["fresh"], benefits))
+        benefits.append(float((_losses(model, other) - _losses(model, row))[SECOND].mean()))
+    cost, plain, benefit = (np.array(x) for x in (costs["repeated"], costs["unrelated"], benefits))
     gained = estimate(benefit)
     share = float((cost - plain).mean() / benefit.mean()) if gained.low > 0 else None
     return ResetCost(gained, estimate(cost), estimate(plain), estimate(cost - plain), share)
@@ -203,7 +208,8 @@ def lag_table(effects: Mapping[str, Mapping[str, LagEffect]]) -> list[str]:
 def reset_table(costs: Mapping[str, ResetCost]) -> list[str]:
     """A row a model."""
     lines = [
-        "| model | benefit | cost of the reset | cost in fresh text | recall lost | of benefit |",
+        "| model | benefit | cost of the reset | cost after an unrelated passage | recall lost | "
+        "of benefit |",
         "|---|---|---|---|---|---|",
     ]
     for name, cost in costs.items():
@@ -238,13 +244,13 @@ def report(
 ) -> str:
     """All three measurements on every model, as Markdown."""
     count = args.passages
-    rows, fresh = repeated_rows(ids, count), fresh_rows(ids, count)
+    rows = repeated_rows(ids, count)
     curves = {name: knockout_curves(model, rows, args.sources) for name, model in models.items()}
     effects = {
         name: {layer: lag_effect(values) for layer, values in by_layer.items()}
         for name, by_layer in curves.items()
     }
-    costs = {name: reset_cost(model, rows, fresh) for name, model in models.items()}
+    costs = {name: reset_cost(model, rows) for name, model in models.items()}
     maps = {name: plain_map(model, ids, args.texts) for name, model in models.items()}
     lines = [
         f"Passages of {PASSAGE} tokens read again after {GAP} other tokens, {count} of them; "
@@ -257,7 +263,7 @@ def report(
         *lag_table(effects),
         "",
         "Reset of the state in every layer right after the first reading; nats a token of the "
-        "second reading.",
+        "second reading; benefit and control are of the same tokens after an unrelated passage.",
         "",
         *reset_table(costs),
         "",

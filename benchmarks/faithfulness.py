@@ -31,7 +31,7 @@ from attention_neurons import NEURON_METHODS, attention_data, layer_parameters
 from attribution_faithfulness import FaithfulnessTable, faithfulness_table
 from benchmarks.commands import RESULTS_FOLDER, add_book_options, benchmark_parser, keep
 from benchmarks.passages import encoded_passages
-from causal_interventions.neuron_effects import ablation_check
+from causal_interventions.neuron_effects import ABLATION_VALUES, ablation_check
 from causal_interventions.targets import resolve_target
 from mamba_mixers.sites import model_layers
 from result_views.report.markdown import markdown_table
@@ -47,26 +47,32 @@ from token_statistics.description import bootstrap_interval
 RESULTS = RESULTS_FOLDER / "faithfulness.md"
 
 Estimates = dict[str, dict[int, tuple[float, float, float]]]
-"""By method, by layer: mean over texts, and its 95 % interval."""
+"""By method and kind of ablation, by layer: mean over texts, and its 95 % interval."""
 
 
 def neuron_agreement(
     model: PreTrainedModel, encoded: Sequence[EncodedText], num_neurons: int, seed: int
 ) -> Estimates:
-    """Spearman of each neuron method's importance with |ablation effect|, by layer."""
+    """Spearman of each neuron method's importance with |ablation effect|, by layer and by what the
+    neuron is set to: its mean, zero, or its values on the next text."""
     layers, target = model_layers(model, "all"), resolve_target()
     parameters = layer_parameters(model, layers)
     found: dict[str, dict[int, list[float]]] = {}
-    for text in progress(encoded, desc="texts"):
-        (captured,) = capture_texts(model, [text], layers)
+    others = [*encoded[1:], encoded[0]]
+    for text, other in progress(list(zip(encoded, others, strict=True)), desc="texts"):
+        captured, donor = capture_texts(model, [text, other], layers, batch_size=1)
         data = attention_data(captured, parameters)
         sets = {name: make(data, model, target) for name, make in NEURON_METHODS.items()}
-        checked = ablation_check(model, captured, sets, target, num_neurons, seed=seed)
+        checked = ablation_check(
+            model, captured, sets, target, num_neurons, seed=seed, values=ABLATION_VALUES,
+            donor=donor,
+        )  # fmt: skip
         for layer, check in checked.items():
-            for method, agreement in check["agreement"].items():
-                if agreement["spearman"] is not None:
-                    by_layer = found.setdefault(method, {})
-                    by_layer.setdefault(layer, []).append(agreement["spearman"])
+            for value, part in check["by_value"].items():
+                for method, agreement in part["agreement"].items():
+                    if agreement["spearman"] is not None:
+                        by_layer = found.setdefault(f"{method}, {value}", {})
+                        by_layer.setdefault(layer, []).append(agreement["spearman"])
     return {
         method: {layer: _estimate(values) for layer, values in by_layer.items()}
         for method, by_layer in found.items()
@@ -83,8 +89,10 @@ def attribution_table(table: FaithfulnessTable) -> str:
     columns = {
         "method": lambda row: row["method"],
         "ΔA^F": lambda row: _interval(row, "delta_af"),
+        "ΔA^F, another text's tokens": lambda row: _interval(row, "delta_af_other_text"),
         "over random": lambda row: _interval(row, "delta_af_over_random"),
         "over recency": lambda row: _interval(row, "delta_af_over_recency"),
+        "p of that": lambda row: _number(row["delta_af_over_recency_p"], ".2g"),
         "over rollout": lambda row: _interval(row, "delta_af_over_rollout"),
         "compr.": lambda row: f"{row['comprehensiveness']:.2f}",
         "suff.": lambda row: f"{row['sufficiency']:.2f}",

@@ -45,11 +45,6 @@ def repeated_rows(ids: Sequence[int], count: int) -> Tensor:
     return torch.cat([rows, rows[:, :PASSAGE]], dim=1)
 
 
-def fresh_rows(ids: Sequence[int], count: int) -> Tensor:
-    """Rows as long as those of ``repeated_rows``, of text that goes on instead."""
-    return spread_rows(ids, count, 2 * PASSAGE + GAP)
-
-
 def encoded_passages(
     text: str, tokenizer: PreTrainedTokenizerBase, count: int, length: int
 ) -> list[EncodedText]:

@@ -6,9 +6,13 @@ causal_curves        Curves of causal memory: the effect of one intervention at 
                      by the lag
 effects              What interventions in a Mamba do to its predictions: KL, loss, a chosen
                      logit; neurons too
+explained            What an attribution explains: a text, a scalar f of the logits on it, and a
+                     stand-in for a token
 interventions        Interventions in a Mamba's memory: small pieces that compose, each exact
 neuron_effects       What a model's neurons do to a scalar target: exact gradients, and exact
                      effects of ablation
+passing              Whether a later layer reads what an earlier one writes: the write is cut, the
+                     output compared
 perturbation_curves  How a quantity falls while the parts that it is said to depend on are taken
                      away
 targets              Scalar targets of a language model: what an attribution or a gradient

@@ -20,6 +20,7 @@ from causal_interventions.interventions import Intervention, hide_source, reset_
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.association import spearman
 from token_statistics.description import FloatArray, bootstrap_interval
+from token_statistics.smallest_effects import KL_FLOOR
 
 # Resamples of positions behind the interval of an agreement.
 _NUM_RESAMPLES = 500
@@ -114,6 +115,55 @@ def pooled_curve(curves: Sequence[CausalMemoryCurve]) -> CausalMemoryCurve:
     )
 
 
+class PairEffect(NamedTuple):
+    """What intervening in two layers at once does, beside each alone; means over positions and
+    lags, nats."""
+
+    kind: str
+    """key of ``KINDS``"""
+    layer_a: int
+    layer_b: int
+    kl_a: float
+    """KL with the intervention in layer a alone"""
+    kl_b: float
+    kl_together: float
+    """KL with it in both"""
+    excess: float
+    """together less the sum of both alone: large where either layer makes up for the other, so that
+    neither alone is missed"""
+    excess_low: float | None
+    excess_high: float | None
+    """95 % interval over positions; None where they are too few"""
+    num_positions: int
+
+    @property
+    def backed_up(self) -> bool:
+        """Whether both are needed together and neither alone is: the pair has an effect of KL_FLOOR
+        or more, at least ten times that of the two alone."""
+        return self.kl_together >= max(KL_FLOOR, 10 * (self.kl_a + self.kl_b))
+
+
+def pair_effect(
+    first: CausalMemoryCurve, second: CausalMemoryCurve, together: CausalMemoryCurve, seed: int = 0
+) -> PairEffect:
+    """Effect of an intervention in two layers at once beside that in each, at the same positions.
+
+    Raises ValueError for curves of other positions, kinds or lags.
+    """
+    shared = {(c.kind, c.positions, c.max_lag) for c in (first, second, together)}
+    if len(shared) != 1 or set(together.layers) != {*first.layers, *second.layers}:
+        raise ValueError("curves must be of one kind at the same positions and lags: a, b and both")
+    start = KINDS[first.kind].first_lag
+    a, b, both = (
+        curve.kl[:, start:].nanmean(1).double().numpy() for curve in (first, second, together)
+    )
+    excess, low, high = _with_interval(both - a - b, seed)
+    return PairEffect(
+        first.kind, first.layers[0], second.layers[0], float(a.mean()), float(b.mean()),
+        float(both.mean()), float(excess or 0.0), low, high, len(both),
+    )  # fmt: skip
+
+
 def kernel_agreement(curve: CausalMemoryCurve, kernel: Tensor, *, seed: int = 0) -> dict[str, Any]:
     """Spearman over the lags 1.. of a causal curve's mean KL and a memory kernel (lags,).
 
@@ -121,17 +171,20 @@ def kernel_agreement(curve: CausalMemoryCurve, kernel: Tensor, *, seed: int = 0)
     resampling the positions of the curve, None for fewer than 2; ``num_lags`` compared. Both curves
     are smooth over the lag, so that a p-value for independent lags would mean nothing: none is
     given. Instead ``falling`` is the causal curve's agreement with one that only falls: a kernel
-    says more than that where its agreement is larger.
+    says more than that where its agreement is larger. With an effect below KL_FLOOR at every lag
+    there is nothing to agree with.
     """
     stop = min(curve.max_lag + 1, len(kernel))
     kl, descriptive = curve.kl[:, 1:stop].double(), kernel[1:stop].double()
     defined = curve.mean_kl[1:stop].isfinite() & descriptive.isfinite()
     kl, descriptive = kl[:, defined], descriptive[defined]
     number, rho = len(descriptive), math.nan
-    if number >= 3:
+    nothing_there = number >= 3 and float(kl.nanmean(0).max()) < KL_FLOOR
+    if number >= 3 and not nothing_there:
         rho = spearman(kl.nanmean(0), descriptive)
     if math.isnan(rho):
         reason = "fewer than 3 lags" if number < 3 else "a curve is the same at every lag"
+        reason = f"no effect of {KL_FLOOR:g} nats at any lag" if nothing_there else reason
         nothing = dict.fromkeys(("spearman", "low", "high", "falling"))
         return {**nothing, "num_lags": number, "reason": reason}
     low, high = _resampled_agreement(kl, descriptive, seed)

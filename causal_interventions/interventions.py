@@ -217,6 +217,22 @@ def set_neuron(
     return _in_layers(layer, Change("gated", change, len(chosen)))
 
 
+def hold_layers(components: Mapping[int, SSMComponents], layers: Layers) -> Intervention:
+    """Let layers write what they wrote in this text as it was, whatever reaches them.
+
+    ``components`` by layer, of one text without padding. Composed with an intervention in an
+    earlier layer, what is left is its direct effect: what that layer adds to the stream goes to the
+    prediction past these. Attention and feed-forward layers of a hybrid stay free. Raises
+    ValueError for a layer that ``components`` lack. No extra cost.
+    """
+    numbers = [layers] if isinstance(layers, int) else list(layers)
+    if missing := sorted(set(numbers) - set(components)):
+        raise ValueError(f"layers {missing} were not captured; those that were: {[*components]}")
+    return compose(
+        *(set_neuron(i, range(components[i].gated.shape[2]), components[i].gated) for i in numbers)
+    )
+
+
 def patch_state(layer: int, token: Rows, state: Tensor) -> Intervention:
     """Put ``state`` in place of the state h after ``token``; later tokens go on from it.
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -22,12 +23,19 @@ from mamba_mixers.sites import num_layers
 from mamba_mixers.weights import check_has_logits
 from ssm_measures.components import Capture, extracted_layer
 from ssm_measures.neuron_sets import NeuronSet
-from suite_plumbing.arguments import validate_int
+from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import execution_device
 from suite_plumbing.progress import progress
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.association import pearson_p_values, spearman
+
+ABLATION_VALUES = ("mean", "zero", "other_text")
+"""What an ablated neuron is set to: its mean over the text's tokens; zero; its values on another
+text, token by token, from the start again where that is shorter. They ask different questions. The
+mean keeps what the neuron does at every token; zero takes that away too, and may put the model
+where no text does; another text's values are those of a neuron that is there but read the wrong
+text."""
 
 # Tokens, over the variants of a text, that an ablation's forward pass handles at once.
 _TOKENS_PER_PASS = 4096
@@ -54,17 +62,19 @@ class TargetGradients:
 
 @dataclass(frozen=True, eq=False)
 class AblationEffects:
-    """What setting one neuron to its mean does to the target, neuron by neuron."""
+    """What setting one neuron to another value does to the target, neuron by neuron."""
 
     layer: int
     neurons: Tensor
     """(k,) channel numbers"""
     effects: Tensor
-    """(k,) target with the neuron at its mean over the text's tokens, minus the target as it is"""
+    """(k,) target with the neuron at that value, minus the target as it is"""
     baseline: float
     """the target as it is"""
     target: dict
     """what the target was: name, position, token"""
+    value: str = "mean"
+    """one of ABLATION_VALUES"""
 
     def to_dict(self) -> dict:
         """Effects for JSON, by neuron."""
@@ -123,16 +133,21 @@ def ablation_effects(
     layer: int,
     neurons: Sequence[int],
     target: Target,
+    *,
+    value: str = "mean",
+    donor: Capture | None = None,
 ) -> AblationEffects:
-    """Exact effect on the target of setting single neurons of a layer to their mean over tokens.
+    """Exact effect on the target of setting single neurons of a layer to one of ABLATION_VALUES.
 
-    One text, without padding. The layers up to this one run once for all variants of a batch: the
-    text branches into one row a neuron at out_proj's input. The target's tokens are those of the
-    unperturbed text. Raises ValueError for a batch, a layer not captured or a neuron that does not
-    exist. Cost: one forward pass for the baseline, and for each neuron that of the later layers.
+    One text, without padding; ``donor`` is the other text's capture. The layers up to this one run
+    once for all variants of a batch: the text branches into one row a neuron at out_proj's input.
+    The target's tokens are those of the unperturbed text. Raises ValueError for a batch, a layer
+    not captured, a neuron that does not exist, and "other_text" without a donor. Cost: one forward
+    pass for the baseline, and for each neuron that of the later layers.
     """
     gated = extracted_layer(captured.components, layer, "capture").gated
     chosen = _checked_neurons(neurons, captured, gated)
+    put = _ablation_value(value, donor, layer, gated)
     with fast_scan(model):
         logits, pinned = _run(model, captured, target)
         baseline = pinned(logits).cpu()
@@ -141,11 +156,11 @@ def ablation_effects(
     batches = chosen.split(size) if len(chosen) else ()
     effects = [gated.new_empty(0)]
     for batch in progress(batches, desc=f"ablations in layer {layer}"):
-        with fast_scan(model, edits=set_neuron(layer, batch[:, None], "mean")):
+        with fast_scan(model, edits=set_neuron(layer, batch[:, None], put)):
             logits, _ = _run(model, captured, target, pinned)
         effects.append(pinned(logits).cpu() - baseline)
     described = {**target.to_dict(), "token_id": int(pinned.token[0])}
-    return AblationEffects(layer, chosen, torch.cat(effects), float(baseline), described)
+    return AblationEffects(layer, chosen, torch.cat(effects), float(baseline), described, value)
 
 
 def ablation_agreement(importance: Tensor, effects: AblationEffects) -> dict:
@@ -153,8 +168,9 @@ def ablation_agreement(importance: Tensor, effects: AblationEffects) -> dict:
 
     ``spearman`` in [-1, 1]; ``p_value`` two-sided, against no association; ``null_95`` the
     magnitude that it exceeds by chance once in twenty times, 1.96 / sqrt(n - 1); None where
-    undefined, with the ``reason``. A fair figure needs neurons chosen at random or all of them:
-    among the top ones alone the range is restricted.
+    undefined, with the ``reason``. Agreement is with one kind of ablation: gradient_guided
+    linearises the one by the mean, and agrees less with the others. A fair figure needs neurons
+    chosen at random or all of them: among the top ones alone the range is restricted.
     """
     number = len(effects.neurons)
     rho = math.nan
@@ -194,25 +210,84 @@ def ablation_check(
     target: Target,
     num_random: int,
     seed: int = 0,
+    *,
+    values: Sequence[str] = ("mean",),
+    donor: Capture | None = None,
 ) -> dict[int, dict]:
     """Effects of ablating random neurons of each layer, and each method's agreement with them.
 
-    ``sets``: neuron sets by method and layer, of one text. Cost: see :func:`ablation_effects`,
-    ``num_random`` neurons a layer.
+    ``sets``: neuron sets by method and layer, of one text. By layer: ``effects`` and ``agreement``
+    of the mean ablation, and ``by_value`` both for each of ``values`` (of ABLATION_VALUES, "mean"
+    among them); of "other_text" without a ``donor`` only the ``reason``. Raises ValueError as
+    `ablation_effects` and for an unknown value. Cost: see there, ``num_random`` neurons a layer and
+    value.
     """
+    for value in values:
+        validate_choice("values", value, ABLATION_VALUES)
     results = {}
     for layer in captured.layers:
         by_method = {name: by_layer[layer] for name, by_layer in sets.items()}
         chosen = choose_for_ablation(list(by_method.values()), num_random, seed=seed)
-        effects = ablation_effects(model, captured, layer, chosen, target)
-        results[layer] = {
-            **effects.to_dict(),
-            "agreement": {
-                name: ablation_agreement(neurons.importance, effects)
-                for name, neurons in by_method.items()
-            },
+        by_value = {
+            value: {"reason": "no other text to take values from"}
+            if value == "other_text" and donor is None
+            else _checked_value(model, captured, layer, chosen, target, by_method, value, donor)
+            for value in dict.fromkeys(("mean", *values))
         }
+        results[layer] = {**by_value["mean"], "by_value": by_value}
     return results
+
+
+def ablation_rows(by_layer: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a layer and neuron of `ablation_check`'s results by "layer_i": for a table.
+
+    ``effect_mean``, ``effect_zero``, ``effect_other_text``: change of the target; None where that
+    ablation was not made. Without results there are no rows.
+    """
+    rows = []
+    for name, check in by_layer.items():
+        if not isinstance(check, Mapping) or "by_value" not in check:
+            continue
+        found = {value: part.get("effects", {}) for value, part in check["by_value"].items()}
+        for neuron in check["effects"]:
+            effects = {f"effect_{v}": found.get(v, {}).get(neuron) for v in ABLATION_VALUES}
+            rows.append({"layer": int(name[6:]), "neuron": int(neuron), **effects})
+    return rows
+
+
+def other_text(captures: Sequence[Capture], index: int) -> Capture | None:
+    """The capture after this one, the first after the last; None where there is no other."""
+    return captures[(index + 1) % len(captures)] if len(captures) > 1 else None
+
+
+def _checked_value(
+    model: PreTrainedModel,
+    captured: Capture,
+    layer: int,
+    chosen: Sequence[int],
+    target: Target,
+    by_method: Mapping[str, NeuronSet],
+    value: str,
+    donor: Capture | None,
+) -> dict:
+    """Effects of one kind of ablation in a layer, with each method's agreement."""
+    effects = ablation_effects(model, captured, layer, chosen, target, value=value, donor=donor)
+    agreement = {
+        name: ablation_agreement(neurons.importance, effects) for name, neurons in by_method.items()
+    }
+    return {**effects.to_dict(), "agreement": agreement}
+
+
+def _ablation_value(value: str, donor: Capture | None, layer: int, gated: Tensor) -> str | Tensor:
+    """What `set_neuron` takes for one of ABLATION_VALUES."""
+    if validate_choice("value", value, ABLATION_VALUES) != "other_text":
+        return value
+    if donor is None:
+        raise ValueError("value is 'other_text' without a donor; pass the capture of another text")
+    other = extracted_layer(donor.components, layer, "capture").gated
+    if len(other) != 1 or not bool(donor.attention_mask.all()):
+        raise ValueError(f"donor has {len(other)} texts, or padding; pass donor.text(row)")
+    return other[0, torch.arange(gated.shape[1]) % other.shape[1]]
 
 
 def _run(

@@ -15,7 +15,9 @@ larger delta_af than that of w itself.
 
 References:
   [1] Jafari, Montavon, Muller & Eberle 2024, MambaLRP: the area between the two curves
-  [2] DeYoung et al. 2020, ERASER; there over the shares 1, 5, 10, 20 and 50 %
+  [2] DeYoung et al. 2020, ERASER; there of a class probability, over the shares 1, 5, 10, 20 and
+      50 %, with the tokens deleted. Here they are of any f and tokens are replaced, so that the
+      figures do not compare with published ones
 """
 
 from __future__ import annotations

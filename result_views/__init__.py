@@ -2,11 +2,13 @@
 
 May import `suite_plumbing`, `selective_scan`, `token_statistics`.
 
-checks     Whether a run's numbers can be trusted, in words: what every report and every
-           terminal says
-glossary   What the numbers of a report are: name, unit, definition and how each can mislead
-summaries  Results of an analysis as a notebook shows them and as a run ends: tables read from the
-           results
+checks             Whether a run's numbers can be trusted, in words: what every report and every
+                   terminal says
+faithfulness_rows  The faithfulness table of attributions as rows: a line a method, for CSV and for
+                   a terminal
+glossary           What the numbers of a report are: name, unit, definition and how each can mislead
+summaries          Results of an analysis as a notebook shows them and as a run ends: tables read
+                   from the results
 figures/  what draws results; the only folder that imports matplotlib
 report/   what tells them as HTML and Markdown, with the template
 """

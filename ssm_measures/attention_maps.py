@@ -60,6 +60,16 @@ def mean_map(components: SSMComponents, *, absolute: bool = False) -> Tensor:
     )
 
 
+def written_map(components: SSMComponents) -> Tensor:
+    """Mean over channels of |alpha[t, s] u_s|: what query t really gets of source s, (b, l, l).
+
+    Implicit attention alone is of gates: a token of u = 0 may have the largest alpha of a text, and
+    gives nothing. No target is known here; `contribution_map` weighs by one. Padding is zero.
+    """
+    keep = components.attention_mask.unsqueeze(-1).to(components.u)
+    return attention_map(*_parameters(components), key_weight=components.u * keep, absolute=True)
+
+
 def contribution_map(components: SSMComponents, grad_y: Tensor) -> Tensor:
     """First-order contribution of source s to a scalar f through query t: (b, l, l).
 
@@ -118,6 +128,25 @@ def head_half_lives(components: SSMComponents) -> Tensor:
     """
     mean_delta = components.delta[components.attention_mask.bool()].mean(0)
     return half_life(mean_delta, components.A).amax(1)
+
+
+LIMITED_SHARE = 0.25
+"""A half-life above this share of the text's length, and how far attention reaches is the text's
+doing: at a quarter, a kernel that falls by half-lives has 1/16 of its start left at the end, and
+its mean lag is 18 % short of that in an endless text; beyond, it grows with the length."""
+
+
+def limited_by_text(components: SSMComponents) -> tuple[bool, ...]:
+    """For each text, whether the median half-life of its heads is above LIMITED_SHARE of its
+    length.
+
+    The lags of a memory kernel are then those of the text's length, and say how long the text is.
+    """
+    lengths = components.attention_mask.sum(1).tolist()
+    return tuple(
+        bool(head_half_lives(components.text(row)).median() > LIMITED_SHARE * length)
+        for row, length in enumerate(lengths)
+    )
 
 
 def head_groups_by_half_life(components: SSMComponents, num_groups: int = 3) -> Tensor:

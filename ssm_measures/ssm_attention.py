@@ -2,8 +2,10 @@
 
 Over the tokens of a text: delta, |B| and |C| with the attention that a token receives and pays.
 Over channels: half-life and delta with how strong and how far the attention of a channel reaches.
-Correlations of many samples, never a ratio of two averages. alpha contains delta, B and C as
-factors: these numbers say how much of the attention each accounts for, not that it causes more.
+Correlations of many samples, never a ratio of two averages. Attention is of gates, whatever is
+written; beside it stands what a token gives, |alpha u| (`attention_maps.written_map`). alpha
+contains delta, B and C as factors: these numbers say how much of the attention each accounts for,
+not that it causes more.
 
 Shapes: l tokens, H heads (Mamba-1: d_inner channels). Letters: the glossary of `selective_scan`.
 """
@@ -16,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from ssm_measures.attention_maps import head_half_lives, head_maps
+from ssm_measures.attention_maps import head_half_lives, head_maps, written_map
 from ssm_measures.components import SSMComponents
 from token_statistics.description import FloatArray, Values, as_float64
 from token_statistics.time_shift_nulls import (
@@ -75,18 +77,20 @@ def ssm_attention_correlations(
     `absolute_map` (l, l): |alpha| averaged over channels, row t over sources s <= t
     (`selective_scan.attention_map(..., absolute=True)`). Over tokens, with sums over the `horizon`
     tokens after a source (`received`) or before a query (`paid`), and the mean distance of these:
-    mean delta with received, paid and distance; |B| with received; |C| with paid. Over
+    mean delta with received, paid and distance; |B| with received; |C| with paid. `given` is
+    received of |alpha u|, what later tokens get: delta and |B| with it. Over
     `num_channels` seeded random channels: half-life (of the slowest state at the mean delta) and
     mean delta with the strength (mean paid) and mean distance of the channel's own attention.
 
-    Raises ValueError for more than one text, padding, or a map of another shape or with negative
-    or non-finite entries. Cost: O(l * horizon) and the draws; num_channels maps (l, l), some at a
-    time.
+    Raises ValueError for more than one text, padding, or a map of another shape or with negative or
+    non-finite entries. Cost: a map of magnitudes, O(l * horizon) and the draws; num_channels maps
+    (l, l), some at a time.
     """
     weights = _checked_map(components, absolute_map)
     length = len(weights)
     horizon = min(_HORIZON, length // 4)
     received, paid, distance = _windowed_attention(weights, horizon)
+    given, _, _ = _windowed_attention(written_map(components)[0].double().numpy(), horizon)
     sources, queries = slice(0, length - horizon), slice(horizon, length)
     token_delta = components.delta[0].double().mean(dim=1).numpy()
     # In all groups of heads, which share B and C within a group.
@@ -97,7 +101,9 @@ def ssm_attention_correlations(
         "delta_received": (token_delta[sources], received),
         "delta_paid": (token_delta[queries], paid),
         "delta_distance": (token_delta[queries], distance),
+        "delta_given": (token_delta[sources], given),
         "B_norm_received": (b_norm[sources], received),
+        "B_norm_given": (b_norm[sources], given),
         "C_norm_paid": (c_norm[queries], paid),
     }
     chosen = _chosen(components, num_channels, seed)

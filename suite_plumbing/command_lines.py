@@ -24,7 +24,7 @@ TARGETS = ("log_probability", "logit", "logit_difference", "loss")
 
 ATTRIBUTION_METHODS = (
     "gradient_x_input", "integrated_gradients", "mamba_lrp", "rollout", "hidden_attention",
-    "gradient_rollout", "occlusion", "knockout", "recency", "random",
+    "gradient_rollout", "mamba_attribution", "occlusion", "knockout", "recency", "random",
 )  # fmt: skip
 
 MAIN_OUTPUT_DIR = "corrected_mamba_analysis"
@@ -230,6 +230,14 @@ def intervention_study_options(argv: Argv = None) -> argparse.Namespace:
     parser.add_argument("--kind", choices=["reset", "knockout", "both"], default="both")
     parser.add_argument("--num-positions", type=int, default=32, metavar="N")
     parser.add_argument("--max-lag", type=int, metavar="TOKENS", help="default: half a text, or 64")
+    parser.add_argument(
+        "--direct", action="store_true",
+        help="effects with every later SSM layer held at what it wrote (default: total effects)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--pairs", action="store_true",
+        help="also intervene in every two of the layers at once, beside each alone",
+    )  # fmt: skip
     parser.set_defaults(output_dir="intervention_study")
     args = _read(parser, argv)
     validate_int("num-positions", args.num_positions, 1)

@@ -190,6 +190,118 @@ def single_logit_channel(
     return built.model
 
 
+class SteadyStream:
+    """A blank Mamba of several layers whose norms divide by a constant, so that layers add up.
+
+    Coordinate 0 of the residual stream holds STEADY at every token, beside which features of order
+    1 in the other coordinates do not matter to the root mean square; each norm's weight makes it
+    the identity up to 1e-6. expand is 1. Gates are 1, delta is 1, states hardly forget (A = -1e-4),
+    D is 0; the input projection has a bias. float64, but for what the model's own code rounds.
+    """
+
+    def __init__(self, vocab_size: int, width: int, num_layers: int) -> None:
+        config = MambaConfig(
+            vocab_size=vocab_size,
+            hidden_size=width,
+            num_hidden_layers=num_layers,
+            state_size=1,
+            expand=1,
+            conv_kernel=4,
+            use_bias=True,
+            time_step_rank=1,
+            tie_word_embeddings=False,
+            layer_norm_epsilon=1e-12,
+            residual_in_fp32=False,
+            pad_token_id=0,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+        self.model: Any = MambaForCausalLM(config).double().eval()
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False).zero_()
+        self.width = width
+        self.embeddings = self.model.backbone.embeddings.weight
+        self.embeddings[:, 0] = STEADY
+        self.unembedding = self.model.lm_head.weight
+        for block in self.model.backbone.layers:
+            block.norm.weight.fill_(STEADY / math.sqrt(width))
+            block.mixer.in_proj.bias[width:] = inverse_silu(1.0)
+            block.mixer.dt_proj.bias.fill_(inverse_softplus(1.0))
+            block.mixer.A_log.fill_(math.log(1e-4))
+        self.model.backbone.norm_f.weight.fill_(STEADY / math.sqrt(width))
+
+    def mixer(self, layer: int) -> Any:
+        return self.model.backbone.layers[layer].mixer
+
+    def constant(self, layer: int, channel: int) -> SteadyStream:
+        """u[channel] is 1 at every token; B and C read it: every token writes, every one reads."""
+        mixer = self.mixer(layer)
+        mixer.conv1d.bias[channel] = inverse_silu(1.0)
+        mixer.x_proj.weight[1, channel] = mixer.x_proj.weight[2, channel] = 1.0
+        return self
+
+    def reads(
+        self, layer: int, channel: int, features: Mapping[int, float], *, remembers: bool = True
+    ) -> SteadyStream:
+        """u[channel] = SiLU of the features' sum, scaled to 1 at 1; without memory it passes by "
+        "D."""
+        mixer = self.mixer(layer)
+        for feature, weight in features.items():
+            mixer.in_proj.weight[channel, feature] = weight
+        mixer.conv1d.weight[channel, 0, -1] = inverse_silu(1.0)
+        if not remembers:
+            mixer.D[channel] = 1.0
+            mixer.dt_proj.bias[channel] = inverse_softplus(1e-9)
+        return self
+
+    def writes(self, layer: int, feature: int, channel: int, weight: float = 1.0) -> SteadyStream:
+        self.mixer(layer).out_proj.weight[feature, channel] = weight
+        return self
+
+
+STEADY = 1000.0
+
+
+def backed_up_memory() -> Any:
+    """Layers 0 and 1 both remember token 1 in feature 5; layer 1 takes off what layer 0 wrote.
+
+    Feature 5 raises the logit of token 2. Layer 0's memory can be taken away without a loss, for
+    layer 1 makes up for it.
+    """
+    built = _two_memories(5.0)
+    built.reads(1, 2, {5: 1.0}, remembers=False).writes(1, 5, 2, -1.0)
+    return built.model
+
+
+def either_memory() -> Any:
+    """Layers 0 and 1 both remember token 1 in feature 5, and either is enough.
+
+    With one of them the prediction of token 2 is all but certain; with neither all 4 tokens are
+    alike: without one KL 3 e^-12, without both ln 4.
+    """
+    return _two_memories(12.0).model
+
+
+def _two_memories(weight: float) -> SteadyStream:
+    built = SteadyStream(4, 12, 2)
+    built.embeddings[1, 1] = 1.0
+    for layer in (0, 1):
+        built.constant(layer, 0).reads(layer, 1, {1: 1.0}).writes(layer, 5, 1)
+    built.unembedding[2, 5] = weight
+    return built
+
+
+def two_layers(*, passes: bool) -> Any:
+    """Layer 0 remembers token 1 in feature 5; layer 1 passes on feature 5, or the token itself."""
+    built = SteadyStream(4, 12, 2)
+    built.embeddings[1, 1] = built.embeddings[2, 2] = 1.0
+    built.constant(0, 0).reads(0, 1, {1: 1.0}).writes(0, 5, 1)
+    built.constant(1, 0).reads(1, 1, {5 if passes else 2: 1.0}, remembers=False)
+    built.writes(1, 6, 1)
+    built.unembedding[2, 6] = 2.0
+    return built.model
+
+
 class HandWeighted2:
     """A blank one-hot Mamba-2 of heads of as many channels as there are tokens, with one state.
 

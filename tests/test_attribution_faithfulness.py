@@ -1,9 +1,11 @@
 """Faithfulness table: planted effects in closed form, agreement, randomisation, command, errors."""
 
 import csv
+import itertools
 import json
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from conftest import make_tiny_model
@@ -18,8 +20,9 @@ from attribution_faithfulness import (
     main,
     randomisation_test,
 )
+from causal_interventions.explained import Scores, explain
 from causal_interventions.targets import resolve_target
-from input_attribution import ATTRIBUTION_METHODS, AttributionMethod, Scores, attribute, explain
+from input_attribution import ATTRIBUTION_METHODS, AttributionMethod, attribute
 from mamba_mixers.sites import find_mixers
 from suite_plumbing.texts import EncodedText
 from token_statistics.association import spearman
@@ -80,6 +83,73 @@ def test_recency_is_perfect_where_only_the_last_token_counts():
     gain = table.methods["mamba_lrp"].over["recency"]["delta_af"]
     assert gain.mean == pytest.approx(0.0, abs=1e-5)  # float32 logits of order 1
     assert "rollout" not in table.methods["mamba_lrp"].over
+
+
+def test_another_text_s_tokens_as_the_baseline_are_in_closed_form():
+    model, texts = make_last_token_model(), encoded(10, 10)
+    table = faithfulness_table(
+        model, None, texts, ["mamba_lrp"], baseline="zero", num_randomised_texts=0
+    )
+    weight = model.get_input_embeddings().weight.detach()
+    expected = []
+    for text, donor in ((0, 1), (1, 0)):
+        token = int(explain(model, texts[text].input_ids, LOGIT).target.token)
+        own, others = (weight[texts[i].input_ids[-1]] for i in (text, donor))
+        expected.append(0.9 * float((own - others) @ weight[token]))
+    # As with zeros: 0.9 of what the last token's embedding is worth over its stand-in's. Float32.
+    found = table.methods["mamba_lrp"].per_text["delta_af_other_text"]
+    assert found == pytest.approx(expected, rel=1e-4)
+    assert table.other_text_reason is None
+
+
+def test_one_text_has_no_other_to_stand_in_for_it():
+    table = faithfulness_table(make_tiny_model(), None, encoded(8), ["recency"])
+    estimate = table.methods["recency"].measures["delta_af_other_text"]
+    assert (estimate.mean, estimate.num_texts) == (None, 0)
+    assert table.other_text_reason == "one text; no other stands in for it"
+    json.dumps(table.to_dict(), allow_nan=False)
+
+
+def test_a_gain_has_the_p_of_its_signs():
+    table = faithfulness_table(
+        make_last_token_model(), None, encoded(*[9] * 8), ["mamba_lrp", "recency"],
+        baseline="zero", num_randomised_texts=0,
+    )  # fmt: skip
+    gain = table.methods["mamba_lrp"].over["random"]["delta_af"]
+    values = [
+        a - b
+        for a, b in zip(
+            table.methods["mamba_lrp"].per_text["delta_af"],
+            table.methods["random"].per_text["delta_af"],
+            strict=True,
+        )
+    ]
+    signs = np.array(list(itertools.product([1, -1], repeat=8)))
+    means = (signs * values).mean(1)
+    tail = min((means >= np.mean(values) - 1e-12).mean(), (means <= np.mean(values) + 1e-12).mean())
+    assert gain.p_value == pytest.approx(min(1.0, 2 * tail), abs=1e-12)  # all 256 sign patterns
+    # Both see the last token alone: nothing is gained over recency but rounding.
+    assert table.methods["mamba_lrp"].over["recency"]["delta_af"].p_value is not None
+
+
+def test_a_method_that_ranks_nothing_is_none_with_the_reason_and_leaves_the_rest():
+    model = make_tiny_model()
+    with torch.no_grad():
+        for site in find_mixers(model).values():
+            site.mixer.x_proj.weight[-site.mixer.ssm_state_size :].zero_()  # C = 0
+    table = faithfulness_table(
+        model, None, encoded(8, 9), ["hidden_attention", "occlusion"], num_randomised_texts=1
+    )
+    hidden = table.methods["hidden_attention"]
+    assert hidden.measures["delta_af"].mean is None
+    assert hidden.per_text["delta_af"] == [None, None]
+    assert (hidden.most_first, hidden.least_first) == (None, None)
+    assert hidden.reason == "no layer attends to anything from the position explained"
+    assert table.methods["occlusion"].measures["delta_af"].num_texts == 2
+    assert table.rows()[-1]["method"] == "hidden_attention"
+    json.dumps(table.to_dict(), allow_nan=False)
+    assert "hidden_attention" in format_table(table)
+    table.figure()
 
 
 def test_every_method_and_only_those_asked_for_have_a_row(small_table):

@@ -402,7 +402,7 @@ def test_an_output_folder_in_the_way_is_said_before_the_model_runs(
     assert in_the_way.read_text() == "here already"
 
 
-def test_ablation_and_faithfulness_are_added_on_request(tiny_model, tiny_tokenizer):
+def test_ablation_and_faithfulness_are_added_on_request(tiny_model, tiny_tokenizer, tmp_path):
     analyzer = CorrectedRecursiveSSMAttentionNeuronAnalyzer(
         tiny_model, tokenizer=tiny_tokenizer, num_ablations=8, faithfulness=True
     )
@@ -411,6 +411,12 @@ def test_ablation_and_faithfulness_are_added_on_request(tiny_model, tiny_tokeniz
     check = results["individual_texts"]["text_0"]["analysis"]["neuron_ablation"]["layer_1"]
     assert len(check["effects"]) == 8
     assert set(check["agreement"]) == {"attention_weighted", "gradient_guided", "rollout"}
+    assert set(check["by_value"]) == {"mean", "zero", "other_text"}
+    assert len(check["by_value"]["other_text"]["effects"]) == 8
+    analyzer.save_analysis_results(tmp_path / "out.json")
+    head, *rows = (tmp_path / "out_ablation.csv").read_text().splitlines()
+    assert head == "text,layer,neuron,effect_mean,effect_zero,effect_other_text"
+    assert len(rows) == 2 * 8
     table = results["cross_text_analysis"]["attribution_faithfulness"]
     assert table["num_texts"] == 2
     assert "mamba_lrp" in table["methods"]

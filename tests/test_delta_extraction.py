@@ -10,7 +10,14 @@ import torch
 from component_cases import components
 
 import delta_extraction
-from delta_extraction import TIME_SCALES, DeltaExtractor, delta_memory, main, survival
+from delta_extraction import (
+    TIME_SCALES,
+    DeltaExtractor,
+    delta_memory,
+    main,
+    survival,
+    tokens_to_half,
+)
 from ssm_component_extractor import capture, capture_texts
 from ssm_measures.components import layer_components
 from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
@@ -234,3 +241,52 @@ def test_what_has_all_but_vanished_is_nothing():
     found = survival([np.full((40, 1), 1.0)], torch.tensor([[-30.0]]), 16)
     np.testing.assert_allclose(found.shares[0], math.exp(-30), rtol=1e-5)  # float32
     assert found.shares[1:].max() == 0.0  # below 1e-26
+
+
+def loop_to_half(deltas, rate, head):
+    """The smallest lag at which at least half of the tokens with one have half or less left."""
+    for lag in range(1, max(map(len, deltas))):
+        left = [
+            math.prod(math.exp(-rate * step) for step in delta[s + 1 : s + lag + 1, head])
+            for delta in deltas
+            for s in range(len(delta) - lag)
+        ]
+        if sum(share <= 0.5 * (1 + 1e-9) for share in left) * 2 >= len(left):
+            return lag
+    return math.inf
+
+
+def test_tokens_to_half_are_those_of_the_loop():
+    rng = np.random.default_rng(1)
+    deltas = [rng.exponential(0.2, (length, 6)) for length in (40, 9, 1)]
+    rates = np.array([0.05, 0.3, 1.0, 3.0, 20.0, 0.001])
+    expected = [loop_to_half(deltas, rate, head) for head, rate in enumerate(rates)]
+    assert math.inf in expected
+    assert tokens_to_half(deltas, rates).tolist() == expected
+
+
+@pytest.mark.parametrize("half_life", [1, 4, 7.5, 20])
+def test_of_a_constant_delta_they_are_the_half_life_rounded_up(half_life):
+    rates = np.array([math.log(2) / (half_life * 0.1)])
+    assert tokens_to_half([np.full((60, 1), 0.1)], rates).tolist() == [math.ceil(half_life)]
+    assert tokens_to_half([np.full((3, 1), 0.1)], rates * 1e-3).tolist() == [math.inf]
+
+
+def test_a_gated_memory_keeps_long_what_its_mean_delta_would_forget_at_once():
+    """Open at one token of 50, shut in between: it keeps all but 1e-5 over ten tokens."""
+    delta = np.full((200, 1), 1e-6)
+    delta[::50] = 60.0
+    memory = delta_memory([components(delta, A=-torch.ones(1, 1))])
+    assert float(memory.channel_half_life) < 0.6
+    # Half of the tokens meet an open gate within 25 tokens, fewer of those near the text's end.
+    assert float(memory.tokens_to_half) == loop_to_half([delta], 1.0, 0) == 29
+    said = memory.to_dict()["tokens_to_half"]
+    assert (said["median"], said["num_limited_by_text"], said["reason"]) == (29.0, 0, None)
+
+
+def test_what_the_text_cannot_show_is_said():
+    memory = delta_memory([components(np.full((30, 2), 1e-3), A=-torch.ones(2, 1))])
+    said = memory.to_dict()["tokens_to_half"]
+    assert said["median"] is None
+    assert said["num_limited_by_text"] == 2
+    assert said["reason"] == "limited by the text: half of the heads keep longer"

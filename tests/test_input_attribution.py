@@ -4,16 +4,18 @@ import json
 import math
 from dataclasses import replace
 
+import hand_weighted
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import VOCAB_SIZE, make_tiny_model
+from conftest import make_tiny_model
 from torch import nn
 from transformers import MambaForCausalLM
 
+from causal_interventions.explained import explain
 from causal_interventions.targets import TARGETS, resolve_target
-from input_attribution import ATTRIBUTION_METHODS, attribute, explain, main
+from input_attribution import ATTRIBUTION_METHODS, attribute, main
 from mamba_mixers.replay import LRP
 from mamba_mixers.running import fast_scan
 from mamba_mixers.sites import find_mixers
@@ -369,6 +371,81 @@ def test_gradient_rollout_matches_the_maps_head_by_head():
     torch.testing.assert_close(scores, expected[-1], rtol=1e-4, atol=1e-8)  # float32
 
 
+def test_mamba_attribution_is_the_papers_formula_layer_by_layer():
+    model = make_tiny_model()
+    explained = explain(model, IDS, LOGIT)
+    replays = {}
+    x = explained.embeddings.clone().requires_grad_()
+    with fast_scan(model, observe=replays.__setitem__):
+        f = explained.f_of_logits(explained.logits(x)).sum()
+    rollout = torch.eye(len(IDS), dtype=torch.float64)
+    for replay in replays.values():
+        (gradient,) = torch.autograd.grad(f, replay.output, retain_graph=True)
+        alpha = implicit_attention(replay.delta, replay.A, replay.B, replay.C)[0].detach().mean(0)
+        product = gradient[0].mean(1)[:, None] * alpha
+        rollout = (torch.eye(len(IDS)) + F.relu(product)).double() @ rollout
+    scores = attribute(explained, "mamba_attribution").scores
+    torch.testing.assert_close(scores, rollout[-1], rtol=1e-4, atol=1e-8)  # float32
+    other = attribute(explained, "gradient_rollout").scores
+    assert not torch.allclose(scores, other, rtol=1e-2)
+
+
+@pytest.fixture(scope="module")
+def induction_circuit():
+    """Key 3 at token 3 opens token 4, whose value 5 the query at the end, 3 again, predicts."""
+    model = hand_weighted.induction(vocab_size=8)
+    ids = torch.tensor([0, 0, 0, 3, 5, 0, 0, 0, 0, 3])
+    return explain(model, ids, resolve_target("logit", token=5), baseline=0)
+
+
+@pytest.mark.parametrize("method", ["occlusion", "integrated_gradients"])
+def test_methods_that_replace_tokens_find_key_value_and_query(induction_circuit, method):
+    scores = attribute(induction_circuit, method).scores
+    assert set(scores.argsort(descending=True)[:3].tolist()) == {3, 4, 9}
+    # The fillers stand for themselves: taking one away changes nothing but rounding.
+    fillers = [i for i in range(10) if i not in (3, 4, 9)]
+    assert float(scores[fillers].abs().max()) < 1e-5 < 1e-2 * float(scores[[3, 4, 9]].min())
+
+
+@pytest.mark.parametrize(
+    "method", ["mamba_lrp", "hidden_attention", "knockout", "rollout", "gradient_rollout"]
+)
+def test_methods_that_follow_values_miss_the_key(induction_circuit, method):
+    scores = attribute(induction_circuit, method).scores
+    assert float(scores[4]) > 1e-3
+    # The key acts through B alone, which these hold constant; 0 up to float32 logits of order 1.
+    assert abs(float(scores[3])) < 1e-6
+
+
+def without_reading(model, layers):
+    """C = 0 in these layers: they attend to nothing."""
+    with torch.no_grad():
+        for layer in layers:
+            mixer = find_mixers(model)[layer].mixer
+            mixer.x_proj.weight[-mixer.ssm_state_size :].zero_()
+    return model
+
+
+def test_a_layer_that_attends_to_nothing_leaves_hidden_attention_defined():
+    partly = attribute(
+        explain(without_reading(make_tiny_model(), [1]), IDS, LOGIT), "hidden_attention"
+    )
+    assert partly.reason is None
+    # Three of four layers give 1 each.
+    assert float(partly.scores.sum()) == pytest.approx(0.75, rel=1e-6)
+    model = without_reading(make_tiny_model(), range(4))
+    nowhere = attribute(explain(model, IDS, LOGIT), "hidden_attention")
+    assert nowhere.scores.tolist() == [0.0] * len(IDS)
+    assert nowhere.reason == "no layer attends to anything from the position explained"
+    assert nowhere.to_dict()["reason"] == nowhere.reason
+
+
+@pytest.mark.parametrize("method", ASKING)
+def test_every_method_is_finite_on_a_model_that_attends_to_nothing(method):
+    model = without_reading(make_tiny_model(), range(4))
+    assert bool(attribute(explain(model, IDS, LOGIT), method).scores.isfinite().all())
+
+
 @pytest.mark.parametrize("method", ASKING)
 def test_tokens_after_the_position_score_nothing(method):
     explained = explain(make_tiny_model(), IDS, resolve_target("logit", position=4))
@@ -414,36 +491,9 @@ def test_a_single_token_is_explained():
         assert math.isfinite(float(scores))
 
 
-def test_baselines_are_what_they_say():
-    model = make_tiny_model()
-    weight = model.get_input_embeddings().weight.detach()
-    for baseline, vector, name in [
-        ("mean", weight.mean(0), "mean"),
-        ("zero", torch.zeros(32), "zero"),
-        ("padding", weight[0], "token 0"),
-        (7, weight[7], "token 7"),
-    ]:
-        explained = explain(model, IDS, LOGIT, baseline=baseline)
-        assert torch.equal(explained.baseline, vector)
-        assert explained.baseline_name == name
-
-
-def test_bad_input_is_refused_with_what_is_allowed():
-    model = make_tiny_model()
+def test_an_unknown_method_is_refused_with_the_known_ones():
     with pytest.raises(ValueError, match="method is 'lime'; it must be one of gradient_x_input, "):
-        attribute(explain(model, IDS, LOGIT), "lime")
-    with pytest.raises(ValueError, match=r"baseline is 'median'; .* mean, padding, zero, a token"):
-        explain(model, IDS, LOGIT, baseline="median")
-    with pytest.raises(ValueError, match="baseline is 64"):
-        explain(model, IDS, LOGIT, baseline=VOCAB_SIZE)
-    with pytest.raises(
-        ValueError, match="input_ids holds ids from 3 to 99; the model knows 0 to 63"
-    ):
-        explain(model, [3, 99], LOGIT)
-    with pytest.raises(ValueError, match="input_ids must be token ids"):
-        explain(model, torch.zeros(0, dtype=torch.long), LOGIT)
-    with pytest.raises(ValueError, match="num_steps is 0"):
-        explain(model, IDS, LOGIT, num_steps=0)
+        attribute(explain(make_tiny_model(), IDS, LOGIT), "lime")
 
 
 def test_dict_is_strict_json_with_none_where_a_sum_means_nothing():

@@ -22,15 +22,18 @@ from causal_interventions.interventions import hide_source, reset_state
 from intervention_study import (
     causal_memory_curve,
     layer_lag_map,
+    layer_pairs,
     main,
     mean_kernel,
     random_positions,
     spread_positions,
 )
+from mamba_mixers.running import fast_scan
 from ssm_component_extractor import capture
 from ssm_measures.attention_maps import mean_map
 from ssm_measures.components import Capture
 from suite_plumbing.result_files import read_json
+from token_statistics.smallest_effects import KL_FLOOR
 
 LAYER = 1
 
@@ -104,7 +107,9 @@ def test_a_reset_between_two_readings_costs_the_benefit_of_the_second():
 def test_a_knockout_peaks_where_the_attention_does(rates):
     built = hand_weighted.HandWeighted(6, 6, d_state=2).channel(0, range(6))
     built.reads(B={(0, 0): 1.0, (1, 0): 1.0}, C={(0, 0): 1.0, (1, 0): -1.0})
-    model = writing(built.decay(list(rates), 1.0))
+    # So weak that the logits do not saturate: a single source then matters by more than 1e-4 nats,
+    # below which nothing is compared.
+    model = writing(built.decay(list(rates), 1.0), strength=0.5)
     captured = capture(model, torch.ones(1, 120, dtype=torch.long), None, [0])
     curve = causal_memory_curve(model, captured, 0, range(60, 90), 20, kind="knockout")
     lags = torch.arange(21.0)
@@ -127,6 +132,85 @@ def test_the_effect_of_a_reset_halves_twice_in_a_half_life(half_life):
     for lag in (4, 8, 12):
         # The logits move by 2 % or less; so far the KL may be off its quadratic form.
         assert float(kl[lag] / kl[0]) == pytest.approx(4 ** (-lag / half_life), rel=0.03)
+
+
+def marked_once(model):
+    ids = torch.zeros(1, 40, dtype=torch.long)
+    ids[0, 16] = 1  # the first position of a curve
+    return model, capture(model, ids, None, [0, 1])
+
+
+def test_a_memory_that_is_kept_twice_is_missed_by_neither_layer_alone_and_by_both():
+    model, captured = marked_once(hand_weighted.either_memory())
+    (found,) = layer_pairs(model, [captured], [(0, 1)], 10, num_positions=1)
+    # 3 e^-12 = 1.8e-5 without one; ln 4 less what a state forgets, 1e-4 a token, without both.
+    assert max(found.kl_a, found.kl_b) == pytest.approx(3 * math.exp(-12), rel=0.05)
+    assert found.kl_together == pytest.approx(math.log(4), rel=0.01)
+    assert found.backed_up
+    assert found.excess == pytest.approx(found.kl_together - found.kl_a - found.kl_b, rel=1e-9)
+
+
+def test_a_memory_of_one_layer_alone_is_not_backed_up():
+    model, captured = marked_once(hand_weighted.either_memory())
+    with torch.no_grad():
+        model.backbone.layers[1].mixer.out_proj.weight.zero_()
+    (found,) = layer_pairs(model, [captured], [(0, 1)], 10, num_positions=1)
+    assert found.kl_a == pytest.approx(found.kl_together, rel=1e-6)
+    assert not found.backed_up
+
+
+def test_a_direct_effect_is_seen_where_a_later_layer_makes_up_for_the_total_one():
+    model, captured = marked_once(hand_weighted.backed_up_memory())
+    total, direct = (
+        causal_memory_curve(model, captured, 0, [16], 10, kind="knockout", direct=held).mean_kl
+        for held in (False, True)
+    )
+    assert float(total[1:].max()) < KL_FLOOR < 0.5 < float(direct[1:].min())
+    # The last layer has no later one: its effects are direct.
+    last = [
+        causal_memory_curve(model, captured, 1, [16], 10, kind="knockout", direct=held).kl
+        for held in (False, True)
+    ]
+    assert torch.equal(last[0].nan_to_num(), last[1].nan_to_num())
+    only = capture(model, captured.input_ids, None, [0])
+    with pytest.raises(ValueError, match=r"layers \[1\] were not captured"):
+        causal_memory_curve(model, only, 0, [16], 10, direct=True)
+
+
+@torch.no_grad()
+def test_direct_effects_are_those_of_the_stream_with_one_write_exchanged():
+    model = make_tiny_model()
+    captured = capture(model, tiny_capture(model).input_ids, None, [0, 1, 2, 3])
+    found = causal_memory_curve(model, captured, LAYER, [10], 8, kind="reset", direct=True)
+    seen = {}
+    with fast_scan(model, edits=reset_state(10, LAYER), observe=lambda i, r: seen.update({i: r})):
+        model(captured.input_ids, use_cache=False)
+    change = seen[LAYER].output - captured.components[LAYER].mixer_output
+    final = captured.block_outputs[3]
+    log_p, log_q = (
+        model.lm_head(model.backbone.norm_f(x))[0].double().log_softmax(-1)
+        for x in (final, final + change)
+    )
+    expected = (log_p.exp() * (log_p - log_q)).sum(-1)[10:19]
+    # A KL is quadratic in float32 logits that agree to 1e-6.
+    torch.testing.assert_close(found.kl[0], expected, rtol=1e-2, atol=1e-10)
+
+
+def test_pairs_refuse_what_is_no_pair():
+    model = make_tiny_model()
+    captured = tiny_capture(model)
+    with pytest.raises(ValueError, match="pairs is empty"):
+        layer_pairs(model, [captured], [], 5)
+    with pytest.raises(ValueError, match=r"pairs holds \(1, 1\); a pair is of two layers"):
+        layer_pairs(model, [captured], [(0, 1), (1, 1)], 5)
+
+
+def test_no_agreement_with_a_curve_that_has_no_effect():
+    kernel = torch.arange(20.0, 0.0, -1)
+    found = kernel_agreement(curve_of(torch.rand(4, 12) * 1e-7), kernel)
+    assert found["spearman"] is None
+    assert found["reason"] == "no effect of 0.0001 nats at any lag"
+    assert kernel_agreement(curve_of(torch.rand(4, 12)), kernel)["spearman"] is not None
 
 
 def test_positions_leave_room_for_every_lag():
@@ -212,6 +296,20 @@ def test_bad_input_is_named():
     assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
 
 
+def test_the_command_writes_pairs_of_direct_effects(tiny_model_dir, tmp_path, capsys):
+    out = tmp_path / "study"
+    options = ["--model", str(tiny_model_dir), "--text", "the lamp went out and the keeper lit it",
+               "--layers", "0,2", "--max-lag", "6", "--num-positions", "4", "--quiet", "--pairs",
+               "--direct", "--kind", "reset", "--output-dir", str(out)]  # fmt: skip
+    assert main(options) == 0
+    result = read_json(out / "intervention_study.json")
+    assert result["effect"] == "direct"
+    (pair,) = result["pairs"]
+    assert (pair["layer_a"], pair["layer_b"], pair["num_positions"]) == (0, 2, 2)
+    assert (out / "layer_pairs.csv").read_text().startswith("kind,layer_a,layer_b,kl_a,kl_b,")
+    assert "Two layers at once" in capsys.readouterr().out
+
+
 def test_the_command_writes_what_it_prints(tiny_model_dir, tmp_path, capsys):
     out = tmp_path / "study"
     options = ["--model", str(tiny_model_dir), "--text", "the lamp went out and the keeper lit it",
@@ -220,7 +318,8 @@ def test_the_command_writes_what_it_prints(tiny_model_dir, tmp_path, capsys):
     assert main(options) == 0
     printed = capsys.readouterr().out
     result = read_json(out / "intervention_study.json")
-    assert sorted(result) == ["knockout", "provenance", "reset", "schema_version"]
+    assert sorted(result) == ["effect", "knockout", "provenance", "reset", "schema_version"]
+    assert result["effect"] == "total"
     assert sorted(result["reset"]["layers"]) == ["layer_0", "layer_2"]
     with (out / "causal_memory.csv").open() as handle:
         rows = list(csv.DictReader(handle))

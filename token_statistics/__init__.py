@@ -22,6 +22,8 @@ layer_likeness          How alike the layers of two models are on one text: all 
                         once, and their nulls
 rhythms                 Rhythm of a series: a period at which its spectrum rises again above that
                         of slow change
+smallest_effects        Effects worth a name: the smallest of each kind that a claim may rest on,
+                        with unit and reason
 streamed_correlations   Correlation of layers over a stream of tokens: sums a batch, memory that
                         no token adds to
 time_shift_nulls        Statistics of series in time, each beside what it is when the two sides

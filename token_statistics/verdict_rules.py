@@ -44,9 +44,6 @@ order once in 24 times."""
 LAYER_GROUPS = {"early": (0, 3), "middle": (3, 9), "late": (9, 13)}
 """Layers from the first number up to, not including, the second."""
 
-SPARSE_SHARE = 0.1
-"""Fewer significant pairs of channels than this share count as few."""
-
 _TAIL = 0.025
 
 _NUM_PERMUTATIONS = 999
@@ -274,6 +271,16 @@ def group_mean(values: Mapping[str, Sequence[float]], first: int, stop: int) -> 
     """(samples,) mean over the layers from first up to stop of values by "layer_i"; or empty."""
     rows = [row for name, row in values.items() if first <= int(name[6:]) < stop]
     return np.mean(rows, axis=0) if rows else np.empty(0)
+
+
+def group_names(values: Mapping[str, Sequence[float]]) -> dict[str, str]:
+    """By group of LAYER_GROUPS its name with the layers really used: "early layers (0)"."""
+    numbers = sorted(int(name[6:]) for name in values)
+    used = {
+        name: ", ".join(str(i) for i in numbers if first <= i < stop)
+        for name, (first, stop) in LAYER_GROUPS.items()
+    }
+    return {name: f"{name} layers ({layers or 'none'})" for name, layers in used.items()}
 
 
 def first_reason(tests: Iterable[Mapping[str, Any] | None]) -> str:

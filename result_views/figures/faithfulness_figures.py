@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from result_views.faithfulness_rows import OTHER_TEXT
 from result_views.figures.drawing import MARKERS, PALETTE
 from result_views.figures.pages import page, styled
 from result_views.figures.panel_primitives import (
@@ -26,7 +27,11 @@ from suite_plumbing.result_reading import Section, cross_text_section, failure
 RANDOM = "random"
 """The method that is the others' null."""
 
-METHOD_NAMES = {"mamba_lrp": "MambaLRP", "gradient_x_input": "gradient × input"}
+METHOD_NAMES = {
+    "mamba_lrp": "MambaLRP",
+    "mamba_attribution": "Mamba-Attribution",
+    "gradient_x_input": "gradient × input",
+}
 """How methods are written, where that is not their name with spaces."""
 
 MAX_CURVES = 4
@@ -34,12 +39,13 @@ MAX_CURVES = 4
 
 _CAPTION = (
     "Tokens are replaced in the order of their scores and the target is measured. ΔAᶠ: area under "
-    "the curve with the least relevant tokens first minus that with the most relevant first; "
-    "0 for a random order on average. Points: mean over texts; bars: 95 % bootstrap interval over "
-    "texts (none for a single text); grey: the interval of random orders of the same texts. "
-    "Agreement: Spearman over the tokens of a text with what was measured by replacing or hiding "
-    "one token. Randomised: Spearman of the scores with those of a model whose last layers' "
-    "weights were permuted; a method that explains the weights falls to 0."
+    "the curve with the least relevant tokens first minus that with the most relevant first; 0 "
+    "for a random order on average, and another figure with another baseline. Points: mean over "
+    "texts; bars: 95 % bootstrap interval over texts (none for a single text); grey: the interval "
+    "of random orders of the same texts. Agreement: Spearman over the tokens of a text with what "
+    "was measured by replacing or hiding one token. Randomised: Spearman of the scores with those "
+    "of a model whose last layers' weights were permuted; a method that explains the weights "
+    "falls to 0."
 )
 
 
@@ -80,13 +86,18 @@ def figure_faithfulness(results: Section) -> Figure:
 
 
 def plot_delta_af(section: Section, ax: Axes | None = None) -> Axes:
-    """ΔA^F by method, best on top, on the interval of random orders."""
+    """ΔA^F by method and baseline, best on top, on the interval of random orders."""
     ax = begin(ax, "ΔAᶠ, larger is better", _unit(section), "")
     if (reason := failure(section)) is not None:
         return write_reason(ax, reason)
     names = _ranked(section)
-    rows = {name: section["methods"][name]["measures"]["delta_af"] for name in names}
-    return _intervals(ax, {"": rows}, rows.get(RANDOM))
+    measures = {name: section["methods"][name]["measures"] for name in names}
+    rows = {name: of["delta_af"] for name, of in measures.items()}
+    groups = {f"baseline: {section['baseline']}": rows}
+    other = {name: of.get(OTHER_TEXT) for name, of in measures.items()}
+    if any(row and row["mean"] is not None for row in other.values()):
+        groups["another text's tokens"] = other
+    return _intervals(ax, groups, rows.get(RANDOM))
 
 
 def plot_gain_over_random(section: Section, ax: Axes | None = None) -> Axes:
@@ -112,7 +123,8 @@ def plot_curves(section: Section, ax: Axes | None = None) -> Axes:
     )
     if (reason := failure(section)) is not None:
         return write_reason(ax, reason)
-    best = [name for name in _ranked(section) if name != RANDOM][: MAX_CURVES - 1]
+    drawn = [name for name in _ranked(section) if section["methods"][name]["most_first"]]
+    best = [name for name in drawn if name != RANDOM][: MAX_CURVES - 1]
     for name in [*best, *([RANDOM] if RANDOM in section["methods"] else [])]:
         method, (colour, marker) = section["methods"][name], _style(section, name)
         for order, style in (("most_first", "-"), ("least_first", "--")):

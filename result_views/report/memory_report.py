@@ -13,12 +13,14 @@ from result_views.checks import check_line, failure_lines
 from result_views.glossary import method_name
 from result_views.report.markdown import escape_markdown, markdown_table
 from token_statistics.findings import Finding, compared, number, sentence
+from token_statistics.smallest_effects import KL_FLOOR, SMALLEST_EFFECTS
 
 Row = Mapping[str, Any]
 
 _COLUMNS = {
     "mean_delta": "mean Δ",
     "median_half_life": "half-life (tokens)",
+    "tokens_to_half": "until half is left (tokens)",
     "persistence": "kept per token",
     "kernel_mean_lag": "kernel, mean lag (tokens)",
     "state_last_over_first": "norm, last / first quarter",
@@ -48,6 +50,7 @@ def memory_report(results: Row) -> str:
         "## What the predictions lose",
         "",
         *_causal(results["memory"].get("causal_memory", {})),
+        *_passed_on(results["memory"].get("passing", {})),
         "## How to read this",
         "",
         *_NOTES,
@@ -94,8 +97,23 @@ def findings_table(findings: Sequence[Finding]) -> list[str]:
 
 
 def _layer_table(rows: Sequence[Row]) -> list[str]:
-    body = [[str(row["layer"]), *(number(row[name]) for name in _COLUMNS)] for row in rows]
+    body = [[str(row["layer"]), *(_cell(row, name) for name in _COLUMNS)] for row in rows]
     return markdown_table(["layer", *_COLUMNS.values()], body)
+
+
+def _cell(row: Row, name: str) -> str:
+    """A number of a layer; what only the text's length limits is marked."""
+    limited = name.startswith("kernel_") and row.get("kernel_limited_by_text")
+    if name == "tokens_to_half" and row[name] is None:
+        return "more than the texts show"
+    if name in ("reset_kl", "knockout_kl"):
+        return _nats(row[name])
+    return f"{number(row[name])} (limited by the text)" if limited else number(row[name])
+
+
+def _nats(kl: float | None) -> str:
+    """A KL, or that there is no effect."""
+    return f"below {KL_FLOOR:g}" if kl is not None and kl < KL_FLOOR else number(kl)
 
 
 def _each_layer(results: Row) -> list[str]:
@@ -155,13 +173,24 @@ def _delta_interventions(part: Row | None) -> str:
     said = []
     for name, effect in part.items():
         change = effect["loss_change"]
-        within = ": not found to cost" if min(change) <= 0 else ""
-        said.append(f"{name} {number(min(change))} to {number(max(change))}{within}")
+        said.append(f"{name} {number(min(change))} to {number(max(change))}{_cost(change)}")
     texts = len(part["frozen"]["loss_change"])
     return (
         f"Change of the loss (nats a token, over {texts} text(s)) with Δ of this layer "
         f"{', '.join(said)}."
     )
+
+
+def _cost(change: Sequence[float]) -> str:
+    """What changes of the loss by text come to: higher or lower in every text, both, or nothing."""
+    least = SMALLEST_EFFECTS["loss"]
+    if max(map(abs, change)) < least.value:
+        return f": no change of {least.value:g} {least.unit}"
+    if min(change) > 0:
+        return ": it costs in every text" if len(change) > 1 else ": it costs"
+    if max(change) < 0:
+        return ": the loss is lower in every text" if len(change) > 1 else ": the loss is lower"
+    return ": it costs in some texts, and gains in others"
 
 
 def _saturation(texts: Row | None) -> str:
@@ -232,6 +261,27 @@ def _neuron_causes(part: Row | None) -> str:
     )
 
 
+def _passed_on(section: Row) -> list[str]:
+    """What cutting a layer's write does to the next layer looked at, a line a pair."""
+    lines = []
+    for name, texts in section.items():
+        parts = [part for part in texts.values() if part["cut"] is not None] if isinstance(
+            texts, Mapping) else []  # fmt: skip
+        if parts:
+            others = [x for part in parts for x in part["directions"]]
+            lines.append(
+                f"- {name.replace('_', ' ').capitalize()}: without what the first writes, the "
+                "second mixer's output changes by "
+                f"{_percent([part['cut'] for part in parts])} of its norm; without as much in "
+                f"random directions by {_percent(others)}."
+            )
+    return ["## What layers pass on", "", *lines, ""] if lines else []
+
+
+def _percent(shares: Sequence[float]) -> str:
+    return f"{100 * sum(shares) / len(shares):.3g} %"
+
+
 _SENTENCES: Mapping[str, Callable[[Row | None], str]] = {
     "delta_causes": _delta_causes,
     "delta_interventions": _delta_interventions,
@@ -281,7 +331,7 @@ def _random(part: Row) -> Callable[[int], tuple[str, str]]:
     def cells(index: int) -> tuple[str, str]:
         if not bins or bins[index]["baseline_kl"] is None:
             return "", ""
-        return number(bins[index]["baseline_kl"]), number(bins[index]["p_value"])
+        return _nats(bins[index]["baseline_kl"]), number(bins[index]["p_value"])
 
     return cells
 
@@ -292,10 +342,10 @@ def _bin_table(bins: Sequence[Row], random: Callable[[int], tuple[str, str]]) ->
         interval = (
             ""
             if entry["kl_low"] is None
-            else f"{number(entry['kl_low'])} to {number(entry['kl_high'])}"
+            else f"{_nats(entry['kl_low'])} to {_nats(entry['kl_high'])}"
         )
         lags = f"{entry['first_lag']} to {entry['last_lag']}"
-        body.append([lags, number(entry["kl"]), interval, number(entry["loss_change"]), *random(i)])
+        body.append([lags, _nats(entry["kl"]), interval, number(entry["loss_change"]), *random(i)])
     return markdown_table(
         ["lag (tokens)", "KL (nats)", "interval", "change of loss (nats)",
          "KL at random other positions", "p of the difference"],
@@ -304,10 +354,11 @@ def _bin_table(bins: Sequence[Row], random: Callable[[int], tuple[str, str]]) ->
 
 
 _NOTES = (
-    "Intervals and nulls are of central coverage; the results name their draws. A share of layers "
-    "is compared with chance as if layers were independent, which they are not quite. Positions "
-    "of a text share its tokens, so that an interval over positions speaks of these texts and not "
-    "of others. Layers are compared by what their own state gives the prediction: what a layer "
-    "loses reaches later tokens through the layers above it too. A verdict is on this model and "
-    "these texts.",
+    "Intervals and nulls are of central coverage; the results name their draws. A share of "
+    "layers is compared with chance as if layers were independent, which they are not quite. "
+    "Positions of a text share its tokens, so that an interval over positions speaks of these "
+    "texts and not of others. Layers are compared by what their own state gives the prediction: "
+    "what a layer loses reaches later tokens through the layers above it too, and what a later "
+    "layer makes up for is not seen: intervention_study.py --pairs and --direct look for that. A "
+    "KL below 1e-4 nats is no effect. A verdict is on this model and these texts.",
 )

@@ -2,7 +2,13 @@
 
 import numpy as np
 
-from analysis_pipelines.memory_claims import claims_on, group_claims, position_values
+from analysis_pipelines.key_findings import key_findings
+from analysis_pipelines.memory_claims import (
+    claims_on,
+    group_claims,
+    passing_claim,
+    position_values,
+)
 from token_statistics.findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE
 
 
@@ -30,11 +36,62 @@ def test_a_model_without_late_layers_leaves_those_claims_open():
     assert [row.verdict for row in rows] == [SUPPORTED, TOO_LITTLE, TOO_LITTLE]
 
 
+def test_effects_below_the_floor_are_no_memory():
+    """1e-7 nats in every layer, however well the layers are told apart."""
+    tiny = {name: [1e-7 * x for x in row] for name, row in by_group(1, 2, 1).items()}
+    shares = by_group(0.1, 0.2, 0.5)
+    verdicts = [row.verdict for row in group_claims(tiny, shares)]
+    assert verdicts == [NOT_SUPPORTED, NOT_SUPPORTED, SUPPORTED]
+    causal = {"knockout": {"layers": {name: {"kl": row, "late_share": row, "positions": []}
+                                      for name, row in tiny.items()}}}  # fmt: skip
+    found = {f.claim: f for f in claims_on({"causal_memory": causal}, [0, 3, 6, 9, 12], 100)}
+    depends = found["What predictions owe to a layer's memory depends on the layer"]
+    assert depends.verdict == NOT_SUPPORTED
+    assert depends.value is not None
+    assert depends.null is not None
+    assert depends.value > depends.null[1]  # in the same order at every position
+    assert depends.rule.endswith("and at least 0.0001 nats")
+
+
+def test_the_layers_really_used_are_named():
+    less, peak, _ = group_claims(by_group(1, 2, 1), by_group(1, 2, 1))
+    assert "middle layers (3, 6) minus that of early layers (0)" in less.statistic
+    assert "late layers (9, 12)" in peak.statistic
+
+
+def passed(cut, directions=(0.1, 0.2, 0.3, 0.2)):
+    return {"layers": [0, 1], "cut": cut, "directions": list(directions), "reason": None}
+
+
+def test_passing_is_claimed_from_cuts_that_exceed_other_directions():
+    def verdict(*cuts, **more):
+        texts = {f"text_{i}": passed(cut, **more) for i, cut in enumerate(cuts)}
+        return passing_claim({"layer_0_to_1": texts, "layer_1_to_2": texts})
+
+    found = verdict(0.5, 0.6, 0.4, 0.5)
+    assert (found.verdict, found.hits, found.n) == (SUPPORTED, 8, 8)
+    assert found.details["layer_0_to_1"]["cut"] == 0.5
+    # As large as any change of its size, and none beside a change of nothing.
+    assert verdict(0.2, 0.1, 0.15, 0.2).verdict == NOT_SUPPORTED
+    assert verdict(5e-6, 5e-6, 5e-6, 5e-6, directions=(1e-6,) * 4).verdict == NOT_SUPPORTED
+    # One place: another direction is below the cut one time in five.
+    assert verdict(0.5).n == 2
+    nothing = {"layers": [0, 1], "cut": None, "directions": [], "reason": "layer 1 writes nothing"}
+    open_ = passing_claim({"layer_0_to_1": {"text_0": nothing}})
+    assert (open_.verdict, open_.reason) == (TOO_LITTLE, "layer 1 writes nothing")
+    assert passing_claim({"reason": "needs at least two layers"}).verdict == TOO_LITTLE
+
+
 def test_positions_without_a_value_are_left_out_of_every_layer():
     layers = {"layer_0": {"kl": [1.0, None, 3.0]}, "layer_2": {"kl": [4.0, 5.0, 6.0]}}
     causal = {"knockout": {"layers": layers}}
     found = position_values(causal, "knockout", [0, 2], "kl")
     assert found == {"layer_0": [1.0, 3.0], "layer_2": [4.0, 6.0]}
+
+
+def test_no_claim_of_the_main_analysis_has_the_same_words():
+    both = [*claims_on({}, [0, 3], 100), *key_findings({})]
+    assert len({finding.claim for finding in both}) == len(both)
 
 
 def test_without_results_every_claim_is_open():

@@ -7,12 +7,22 @@
 import math
 from types import SimpleNamespace
 
+import hand_weighted
 import pytest
 import torch
 from conftest import make_tiny_model
 
-from analysis_pipelines.memory_steps import state_along_text
+from analysis_pipelines.memory_claims import passing_claim
+from analysis_pipelines.memory_steps import (
+    MemoryInputs,
+    MemorySettings,
+    TextAttention,
+    passing_step,
+    state_along_text,
+)
+from attention_neurons import attention_data, layer_parameters
 from ssm_component_extractor import capture, recursive_dynamics
+from token_statistics.findings import NOT_SUPPORTED, SUPPORTED
 
 
 def dynamics(norm, write, retain, ratio=2.0):
@@ -48,3 +58,41 @@ def test_the_norm_is_that_of_the_states():
     norms = parts.hidden_states[0].double().flatten(1).norm(dim=1)
     # float32 norms against float64 ones.
     assert found["norm_by_quarter"][3] == pytest.approx(float(norms[9:].mean()), rel=1e-5)
+
+
+def test_kernels_compare_at_the_length_of_the_shortest_text():
+    model = hand_weighted.constant_half_life(6.0)
+    parameters = layer_parameters(model, [0])
+
+    def kernels(*lengths):
+        return TextAttention(
+            [
+                attention_data(
+                    capture(model, torch.ones(1, length, dtype=torch.long), None, [0]), parameters
+                )
+                for length in lengths
+            ]
+        ).to_dict()["layer_0"]
+
+    mixed, short = kernels(40, 120), kernels(40, 40)
+    assert mixed["length"] == 40
+    # A kernel's start is the same in a longer text; float32 maps.
+    assert mixed["mean_lag"]["mean"] == pytest.approx(short["mean_lag"]["mean"], rel=1e-4)
+    assert sum(mixed["kernel"]) == pytest.approx(1.0, rel=1e-6)
+    own = [text["mean_lag"] for text in mixed["by_text"].values()]
+    assert own[1] > 1.02 * own[0]
+    assert mixed["limited_by_text"] is False
+    assert kernels(20, 40)["limited_by_text"] is True
+
+
+@pytest.mark.parametrize(("passes", "verdict"), [(True, SUPPORTED), (False, NOT_SUPPORTED)])
+def test_passing_is_found_where_it_was_planted_and_not_where_layers_share_an_input(passes, verdict):
+    model = hand_weighted.two_layers(passes=passes)
+    generator = torch.Generator().manual_seed(0)
+    texts = [torch.randint(0, 4, (1, 20), generator=generator) for _ in range(6)]
+    captures = [capture(model, text, None, [0, 1]) for text in texts]
+    parameters = layer_parameters(model, [0, 1])
+    inputs = MemoryInputs(model, captures, [], parameters, MemorySettings([0, 1]))
+    found = passing_claim(passing_step(inputs))
+    assert found.verdict == verdict
+    assert found.n == 6

@@ -34,8 +34,9 @@ def test_on_untrained_weights_no_claim_is_supported():
         alone += [row.claim for row in found if row.verdict == SUPPORTED]
         beside += [row.claim for row in beside_twins(found, twins) if row.verdict == SUPPORTED]
     assert beside == []
-    # Their nulls alone do not say so: what architecture and texts give is above chance too.
-    assert len(alone) >= 10
+    # Their nulls alone do not say so: what architecture and texts give is above chance too, and of
+    # a size worth a name in some claim of most seeds.
+    assert len(alone) >= 5
 
 
 def test_claims_measured_alone_are_those_of_the_whole_analysis():

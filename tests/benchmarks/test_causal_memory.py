@@ -16,25 +16,25 @@ from benchmarks.causal_memory import (
     lag_effect,
     reset_cost,
     sources_of,
+    unrelated_rows,
 )
-from benchmarks.passages import LAG, PASSAGE, fresh_rows, repeated_rows
+from benchmarks.passages import LAG, PASSAGE, repeated_rows
 from suite_plumbing.texts import EXAMPLE_TEXTS
 
 
-def rows_of(vocabulary: int, count: int = 3) -> tuple[Tensor, Tensor]:
-    """(repeated, fresh) rows of tokens at random."""
+def rows_of(vocabulary: int, count: int = 3) -> Tensor:
+    """Repeated rows of tokens at random."""
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1, vocabulary, (3000,), generator=generator).tolist()
-    return repeated_rows(ids, count), fresh_rows(ids, count)
+    return repeated_rows(torch.randint(1, vocabulary, (3000,), generator=generator).tolist(), count)
 
 
 def test_a_planted_recall_peaks_at_the_lag_and_is_lost_by_a_reset():
-    # Every token of a passage is another one: what follows it is known once it was read.
+    # Every token of a passage is another one: what follows it is known once it was read. The rows
+    # share none, so that an unrelated passage says nothing of what comes.
     generator = torch.Generator().manual_seed(0)
-    orders = [torch.randperm(192, generator=generator) for _ in range(2)]
-    rows = torch.stack([torch.cat([order[:128], order[:PASSAGE]]) for order in orders])
-    fresh = torch.stack(orders)
-    model = induction(vocab_size=192, rate=0.001)
+    orders = [torch.randperm(128, generator=generator) + start for start in (0, 128)]
+    rows = torch.stack([torch.cat([order, order[:PASSAGE]]) for order in orders])
+    model = induction(vocab_size=256, rate=0.001)
     curves = knockout_curves(model, rows, 2)
     assert list(curves) == ["0", "together"]
     effect = lag_effect(curves["together"])
@@ -42,16 +42,36 @@ def test_a_planted_recall_peaks_at_the_lag_and_is_lost_by_a_reset():
     # A token occurs nowhere else: alpha is exactly 0 at every other lag.
     assert effect.kl.low > 1e-3
     assert effect.gain is None
-    cost = reset_cost(model, rows, fresh)
+    cost = reset_cost(model, rows)
     assert cost.benefit.low > 0.1
     assert cost.share == pytest.approx(1.0, abs=0.01)
-    assert abs(cost.fresh.mean) < 1e-3
+    assert abs(cost.unrelated.mean) < 1e-3
+
+
+def test_control_rows_differ_in_the_first_reading_alone():
+    rows = rows_of(60)
+    control = unrelated_rows(rows)
+    assert torch.equal(control[:, PASSAGE:], rows[:, PASSAGE:])
+    assert torch.equal(control[0, :PASSAGE], rows[1, :PASSAGE])
+    assert torch.equal(control[-1, :PASSAGE], rows[0, :PASSAGE])
+
+
+def test_what_memory_is_worth_in_any_text_is_no_recall():
+    """A reset that helps or costs alike after an unrelated passage leaves no recall."""
+    generator = torch.Generator().manual_seed(1)
+    passage = torch.randint(0, 40, (1, PASSAGE), generator=generator)
+    rows = torch.randint(0, 40, (2, 192), generator=generator)
+    rows[:, :PASSAGE] = passage  # both controls begin as the rows themselves
+    cost = reset_cost(induction(vocab_size=40, rate=0.001), rows)
+    assert abs(cost.cost.mean) > 1e-3
+    assert cost.recall.mean == pytest.approx(0.0, abs=1e-6)
+    assert cost.share is None
 
 
 def test_an_untrained_model_recalls_nothing():
-    rows, fresh = rows_of(60)
+    rows = rows_of(60)
     model = make_tiny_model()
-    cost = reset_cost(model, rows, fresh)
+    cost = reset_cost(model, rows)
     assert cost.share is None
     assert abs(cost.recall.mean) < 1e-3
     effect = lag_effect(knockout_curves(model, rows, 2)["together"])

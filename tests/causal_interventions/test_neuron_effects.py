@@ -8,11 +8,16 @@ import torch
 from conftest import make_tiny_model
 from torch import Tensor
 
+from attention_neurons import NEURON_METHODS, attention_data, layer_parameters
 from causal_interventions import neuron_effects
 from causal_interventions.neuron_effects import (
+    ABLATION_VALUES,
     AblationEffects,
     ablation_agreement,
+    ablation_check,
     ablation_effects,
+    ablation_rows,
+    other_text,
     target_gradients,
 )
 from causal_interventions.targets import resolve_target
@@ -62,6 +67,73 @@ def test_ablation_is_what_the_models_own_code_gives(name):
         ablated = value_with_neurons(model, ids, LAYER, to_mean, target)
         # Two float32 forward passes of values of order 1 through different code.
         assert effect == pytest.approx(float(ablated - clean), abs=1e-5)
+
+
+@pytest.mark.parametrize("value", ["zero", "other_text"])
+def test_ablation_by_other_values_is_what_the_models_own_code_gives(value):
+    model, ids, target = make_tiny_model(), tiny_ids(), resolve_target()
+    donor = tiny_capture(model, tiny_ids(8).flip(1))
+    gated = donor.components[LAYER].gated[0]
+    found = ablation_effects(
+        model, tiny_capture(model), LAYER, [5, 17], target, value=value, donor=donor
+    )
+    clean = value_with_neurons(model, ids, LAYER, lambda x: x, target)
+    for neuron, effect in zip((5, 17), found.effects.tolist(), strict=True):
+
+        def changed(x: Tensor, neuron: int = neuron) -> Tensor:
+            x = x.clone()
+            # The shorter text comes again: tokens 0 to 7, 0 to 7, 0 to 3.
+            again = torch.cat([gated, gated, gated[:4]])[:, neuron]
+            x[..., neuron] = 0.0 if value == "zero" else again
+            return x
+
+        ablated = value_with_neurons(model, ids, LAYER, changed, target)
+        # As above.
+        assert effect == pytest.approx(float(ablated - clean), abs=1e-5)
+    assert found.value == value
+
+
+def ranks_of_every_ablation(others_write: bool) -> dict:
+    """Neuron 3 alone feeds the logit; its agreement by value, from a set that ranks it first."""
+    model = hand_weighted.single_logit_channel(3, 5, others_write=others_write)
+    ids = [torch.tensor([[1, 3, 2, 7, 3, 1, 4, 6, 3, 2]]), torch.tensor([[4, 3, 1, 6, 2]])]
+    captured, donor = (capture(model, one, None, [0]) for one in ids)
+    target = resolve_target("logit", token=5)
+    data = attention_data(captured, layer_parameters(model, [0]))
+    sets = {"gradient_guided": NEURON_METHODS["gradient_guided"](data, model, target)}
+    return ablation_check(
+        model, captured, sets, target, 8, values=ABLATION_VALUES, donor=donor
+    )[0]  # fmt: skip
+
+
+def test_the_check_has_a_column_for_each_kind_of_ablation():
+    check = ranks_of_every_ablation(others_write=True)
+    assert set(check["by_value"]) == set(ABLATION_VALUES)
+    assert check["agreement"] == check["by_value"]["mean"]["agreement"]
+    for part in check["by_value"].values():
+        effects = {int(neuron): abs(x) for neuron, x in part["effects"].items()}
+        assert max(effects, key=lambda neuron: effects[neuron]) == 3
+    rows = ablation_rows({"layer_0": check})
+    assert len(rows) == 8
+    third = next(row for row in rows if row["neuron"] == 3)
+    assert third["effect_zero"] == check["by_value"]["zero"]["effects"]["3"]
+    assert third["effect_mean"] != third["effect_zero"] != third["effect_other_text"]
+
+
+def test_without_another_text_its_column_says_so():
+    model = make_tiny_model()
+    captured, target = tiny_capture(model), resolve_target()
+    data = attention_data(captured, layer_parameters(model, captured.layers))
+    sets = {"rollout": NEURON_METHODS["rollout"](data, model, None)}
+    check = ablation_check(model, captured, sets, target, 4, values=ABLATION_VALUES)[LAYER]
+    assert check["by_value"]["other_text"] == {"reason": "no other text to take values from"}
+    assert {row["effect_other_text"] for row in ablation_rows({"layer_1": check})} == {None}
+    assert ablation_rows({"reason": "not asked for"}) == []
+    with pytest.raises(ValueError, match="value is 'other_text' without a donor"):
+        ablation_effects(model, captured, LAYER, [0], target, value="other_text")
+    with pytest.raises(ValueError, match="value is 'one'; it must be one of mean, zero, other"):
+        ablation_effects(model, captured, LAYER, [0], target, value="one")
+    assert other_text([captured], 0) is None
 
 
 def test_ablation_in_batches_is_the_same(monkeypatch):

@@ -11,9 +11,10 @@ from conftest import make_tiny_model
 from mixer_cases import assert_untouched, doubled, logits_of, make_ids
 from torch import Tensor, nn
 
+from causal_interventions.explained import explain
 from causal_interventions.interventions import hide_source
 from causal_interventions.targets import resolve_target
-from input_attribution import attribute, explain
+from input_attribution import attribute
 from mamba_mixers.exclusive_use import (
     acting_for,
     acting_thread,

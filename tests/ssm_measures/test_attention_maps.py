@@ -20,9 +20,11 @@ from ssm_measures.attention_maps import (
     head_groups_by_half_life,
     head_half_lives,
     head_maps,
+    limited_by_text,
     mean_map,
     token_direction,
 )
+from ssm_measures.attention_measures import memory_kernel
 from ssm_measures.components import SSMComponents
 from ssm_measures.full_mixer_maps import full_mixer_head_maps, full_mixer_map, full_mixer_row
 
@@ -239,3 +241,23 @@ def test_bad_input_is_named():
     other = parameters._replace(conv_weight=parameters.conv_weight.flip(0))
     with pytest.raises(ValueError, match="do not belong together"):
         full_mixer_map(components, other)
+
+
+@pytest.mark.parametrize(
+    ("half_life", "length", "limited"),
+    [
+        (300.0, 64, True),
+        (300.0, 256, True),
+        (300.0, 1024, True),
+        (10.0, 41, False),
+        (10.0, 39, True),
+    ],
+)
+def test_a_kernel_that_the_text_cuts_off_is_known(half_life, length, limited):
+    model = hand_weighted.constant_half_life(half_life)
+    parts = capture(model, torch.ones(1, length, dtype=torch.long), None, [0]).components[0]
+    assert limited_by_text(parts) == (limited,)
+    if half_life == 10.0 and length == 41:
+        lag = memory_kernel(mean_map(parts, absolute=True), parts.attention_mask).mean_lag[0]
+        # 18 % short of 10 / ln 2 - 1/2, its value in an endless text.
+        assert lag == pytest.approx(0.82 * (10 / math.log(2) - 0.5), rel=0.02)

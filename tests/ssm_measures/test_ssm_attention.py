@@ -11,6 +11,7 @@ from reference import heads_form, implicit_attention
 from scipy.stats import spearmanr
 
 from selective_scan.attention import attention_map
+from ssm_measures.attention_maps import written_map
 from ssm_measures.components import SSMComponents
 from ssm_measures.ssm_attention import ssm_attention_correlations
 
@@ -60,7 +61,14 @@ def test_windowed_attention_equals_the_loop():
     ]
     delta = parts.delta[0].double().mean(dim=1).numpy()
     norms = parts.B[0].double().norm(dim=1).numpy(), parts.C[0].double().norm(dim=1).numpy()
+    alpha = implicit_attention(**heads_form(
+        delta=parts.delta, A=parts.A, B=parts.B, C=parts.C
+    ))[0].abs().double().numpy()  # fmt: skip
+    written = (alpha * parts.u[0].abs().double().numpy().T[:, None, :]).mean(0)
+    given = [sum(written[s + k, s] for k in range(1, horizon + 1)) for s in range(count)]
     expected = {
+        "delta_given": (delta[:count], given),
+        "B_norm_given": (norms[0][:count], given),
         "delta_received": (delta[:count], received),
         "delta_paid": (delta[horizon:], paid),
         "delta_distance": (delta[horizon:], np.array(moments) / paid),
@@ -157,3 +165,18 @@ def test_a_map_that_does_not_fit_is_refused():
     padded = components(length=10, attention_mask=torch.tensor([[0.0] + [1.0] * 9]))
     with pytest.raises(ValueError, match="pass one text without padding"):
         ssm_attention_correlations(padded, weights)
+
+
+def test_a_reset_that_writes_nothing_has_attention_and_gives_nothing():
+    """A large delta at every eighth token, where u is 0: gates open widest on what is not there."""
+    delta, u = torch.full((1, 120, 12), 0.05), torch.ones(1, 120, 12)
+    delta += 0.01 * torch.rand(delta.shape, generator=torch.Generator().manual_seed(3))
+    delta[:, ::8], u[:, ::8] = 3.0, 0.0
+    ones = torch.ones(1, 120, 2)
+    parts = components(length=120, delta=delta, u=u, B=ones, C=ones)
+    tokens = ssm_attention_correlations(parts, absolute_map(parts)).tokens
+    assert known(tokens["delta_received"].value) > 0.3
+    assert known(tokens["delta_given"].value) < 0.1 < known(tokens["delta_received"].null_high)
+    written = written_map(parts)[0]
+    assert float(written[:, ::8].max()) == 0.0
+    assert float(absolute_map(parts)[:, ::8].max()) > 2.0

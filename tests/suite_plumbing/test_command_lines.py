@@ -12,10 +12,10 @@ import pytest
 import long_memory
 from attention_neurons import NEURON_METHODS
 from causal_interventions.causal_curves import KINDS
+from causal_interventions.explained import BASELINES
 from causal_interventions.targets import DEFAULT_TARGET
 from causal_interventions.targets import TARGETS as KNOWN_TARGETS
 from input_attribution import ATTRIBUTION_METHODS as KNOWN_METHODS
-from input_attribution import BASELINES
 from intervention_study import NUM_POSITIONS
 from layer_correlation_analyzer import STREAMS
 from mamba_mixers.untrained_twins import ENOUGH_TWINS

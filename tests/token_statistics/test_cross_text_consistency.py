@@ -45,10 +45,22 @@ def test_texts_drawn_alike_have_a_ratio_near_one(persistence):
     assert np.mean(ratios) == pytest.approx(0.94, abs=0.1)
 
 
+@pytest.mark.parametrize("number", [2, 3, 8])
+def test_the_null_of_a_ratio_holds_it_19_times_in_20_where_texts_are_alike(number):
+    rng = np.random.default_rng(number)
+    found = [text_spread(rng.standard_normal((number, 200))) for _ in range(400)]
+    inside = np.mean([one.null_low <= one.ratio <= one.null_high for one in found])
+    # 95 % with a standard error of 1.1 %; three of them, and the estimated errors' own spread.
+    assert inside == pytest.approx(0.95, abs=0.035)
+    if number == 3:
+        assert (found[0].null_low, found[0].null_high) == pytest.approx((0.159, 1.921), abs=1e-3)
+
+
 def test_texts_that_differ_have_a_large_ratio():
     rng = np.random.default_rng(0)
     texts = [rng.standard_normal(200) + shift for shift in (0, 2, 4)]
-    assert text_spread(texts).ratio > 10
+    spread = text_spread(texts)
+    assert spread.ratio > 10 > spread.null_high
 
 
 def test_undefined_spreads_say_why():

@@ -62,6 +62,15 @@ def test_methods_stand_by_their_area_with_intervals_on_that_of_random_orders(sec
     assert ax.get_xlabel() == "logit"
 
 
+def test_areas_with_another_baseline_stand_below_the_first(section, ax):
+    for one, mean in zip(section["methods"].values(), (4.0, 0.5, 2.0), strict=True):
+        one["measures"] = {**one["measures"], "delta_af_other_text": estimate(mean)}
+    figures.plot_delta_af(section, ax)
+    labels = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert labels == ["baseline: mean", "another text's tokens"]
+    np.testing.assert_array_equal(ax.lines[-1].get_xdata(), [2.0, 4.0, 0.5])
+
+
 def test_an_area_of_a_single_text_has_no_interval(section, ax):
     for one in section["methods"].values():
         one["measures"]["delta_af"] = estimate(1.0, half=None)

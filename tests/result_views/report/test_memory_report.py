@@ -1,6 +1,12 @@
 """Sentences of the report: they follow the rows, and say so where nothing was found."""
 
-from result_views.report.memory_report import _recursion, findings_table
+from result_views.report.memory_report import (
+    _cell,
+    _delta_interventions,
+    _passed_on,
+    _recursion,
+    findings_table,
+)
 from token_statistics.findings import Finding, undecided
 
 
@@ -25,3 +31,36 @@ def test_a_swing_stands_beside_its_null_and_only_where_there_is_one():
     assert said.endswith("a period of 4.02 tokens (power rises 12.3 times; null: up to 2.5).")
     for none in ({**series, "rhythm": {**swing, "period": None}}, series):
         assert _recursion({"mixer": {"autocorrelation": none}}).endswith("its null at lag 1.")
+
+
+def interventions(*changes):
+    return _delta_interventions({"frozen": {"loss_change": list(changes)}})
+
+
+def test_a_loss_that_falls_in_every_text_is_a_finding():
+    assert interventions(-0.2, -0.1).endswith("-0.2 to -0.1: the loss is lower in every text.")
+    assert interventions(0.1, 0.2).endswith("0.1 to 0.2: it costs in every text.")
+    assert interventions(-0.1, 0.2).endswith("it costs in some texts, and gains in others.")
+    assert interventions(1e-5, -1e-6).endswith("no change of 0.001 nats a token.")
+
+
+def test_what_is_no_effect_and_what_the_text_limits_is_said():
+    row = {"knockout_kl": 2e-8, "reset_kl": 0.5, "tokens_to_half": None, "kernel_mean_lag": 31.0,
+           "kernel_limited_by_text": True}  # fmt: skip
+    assert _cell(row, "knockout_kl") == "below 0.0001"
+    assert _cell(row, "reset_kl") == "0.5"
+    assert _cell(row, "tokens_to_half") == "more than the texts show"
+    assert _cell(row, "kernel_mean_lag") == "31 (limited by the text)"
+    assert _cell({**row, "kernel_limited_by_text": False}, "kernel_mean_lag") == "31"
+
+
+def test_cuts_stand_beside_other_directions():
+    text = {"layers": [0, 3], "cut": 0.25, "directions": [0.1, 0.2], "reason": None}
+    nothing = {"layers": [0, 3], "cut": None, "directions": [], "reason": "layer 3 writes nothing"}
+    lines = _passed_on({"layer_0_to_3": {"text_0": text, "text_1": nothing}})
+    assert lines[2] == (
+        "- Layer 0 to 3: without what the first writes, the second mixer's output changes by 25 % "
+        "of its norm; without as much in random directions by 15 %."
+    )
+    assert _passed_on({"layer_0_to_3": {"text_0": nothing}}) == []
+    assert _passed_on({"reason": "needs at least two layers"}) == []

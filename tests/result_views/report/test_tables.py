@@ -112,20 +112,32 @@ def test_what_was_not_run_is_not_shown(results):
 def test_ablation_and_faithfulness_where_they_were_run(results):
     part = results["individual_texts"]["text_0"]
     agreement = {"spearman": 0.9, "p_value": 0.01, "null_95": 0.7, "n": 8, "reason": None}
-    check = {"layer_0": {"agreement": {"gradient_guided": agreement}}}
+    zero = {**agreement, "spearman": 0.5}
+    check = {"layer_0": {"agreement": {"gradient_guided": agreement}, "by_value": {
+        "mean": {"agreement": {"gradient_guided": agreement}},
+        "zero": {"agreement": {"gradient_guided": zero}},
+        "other_text": {"reason": "no other text to take values from"}}}}  # fmt: skip
     steps = {**part["analysis"], "neuron_ablation": check}
     mean = {"mean": 2.0, "low": 1.0, "high": 3.0}
-    method = {"measures": {"delta_af": mean}, "over": {"random": {"delta_af": mean}},
+    gain = {**mean, "p_value": 0.04}
+    method = {"measures": {"delta_af": mean, "delta_af_other_text": {**mean, "mean": 1.5}},
+              "over": {"random": {"delta_af": mean}, "recency": {"delta_af": gain}},
               "conservation_error": {"median": 1e-7}}  # fmt: skip
     cross = {**results["cross_text_analysis"],
              "attribution_faithfulness": {"methods": {"mamba_lrp": method}}}  # fmt: skip
     more = {**results, "individual_texts": {"text_0": {**part, "analysis": steps}},
             "cross_text_analysis": cross}  # fmt: skip
     ablation = by_title(text_tables(more, "text_0"))["Neurons against ablation"]
-    assert ablation.rows[0][2] == Cell("0.9", "-0.7 to 0.7", True)
+    assert ablation.rows[0][2:4] == (
+        Cell("0.9", "-0.7 to 0.7", True), Cell("0.5", "-0.7 to 0.7", False)
+    )  # fmt: skip
+    assert ablation.rows[0][4].text == "– (not measured)"
     faithful = by_title(cross_text_tables(more))["Faithfulness of attributions"]
-    assert faithful.rows[0][:2] == (Cell("mamba-lrp"), Cell("2", "1 to 3"))
-    assert faithful.rows[0][3] == Cell("–")
+    assert faithful.rows[0][:3] == (
+        Cell("mamba-lrp"), Cell("2", "1 to 3"), Cell("1.5", "1 to 3")
+    )  # fmt: skip
+    assert faithful.rows[0][4:6] == (Cell("2", "1 to 3"), Cell("0.04"))
+    assert faithful.rows[0][6] == Cell("–")
 
 
 def test_failures_are_found_wherever_they_stand():
