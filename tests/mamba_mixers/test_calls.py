@@ -1,7 +1,7 @@
 """What a mixer was called with, by any name that a version of transformers has for it."""
 
 import ast
-from inspect import Parameter, Signature
+import inspect
 
 import pytest
 import torch
@@ -16,23 +16,18 @@ X, MASK, MEMORY = torch.zeros(1, 2, 3), torch.ones(1, 2), object()
 def mixer_of(parameters: str) -> nn.Module:
     """A mixer whose forward takes these, written as in Python."""
 
-    def forward(self, *args, **kwargs): ...
+    class Mixer(nn.Module):
+        def forward(self, *args, **kwargs):
+            """Never called."""
 
-    taken = ast.parse(f"def forward(self, {parameters}): ...").body[0]
-    assert isinstance(taken, ast.FunctionDef)
-    defaults = [ast.literal_eval(node) for node in taken.args.defaults]
-    names = [one.arg for one in taken.args.args]
-    unset = [Parameter.empty] * (len(names) - len(defaults))
-    listed = [
-        Parameter(name, Parameter.POSITIONAL_OR_KEYWORD, default=default)
-        for name, default in zip(names, [*unset, *defaults], strict=True)
-    ]
-    if taken.args.vararg:
-        listed.append(Parameter(taken.args.vararg.arg, Parameter.VAR_POSITIONAL))
-    if taken.args.kwarg:
-        listed.append(Parameter(taken.args.kwarg.arg, Parameter.VAR_KEYWORD))
-    forward.__signature__ = Signature(listed)  # pyright: ignore[reportFunctionMemberAccess]
-    return type("Mixer", (nn.Module,), {"forward": forward})()
+    named = [inspect.Parameter("self", inspect.Parameter.POSITIONAL_OR_KEYWORD)]
+    for text in parameters.split(", "):
+        name, _, default = text.partition("=")
+        kind = inspect.Parameter.VAR_KEYWORD if "*" in name else named[0].kind
+        value = ast.literal_eval(default) if default else inspect.Parameter.empty
+        named.append(inspect.Parameter(name.strip("*"), kind, default=value))
+    vars(Mixer)["forward"].__signature__ = inspect.Signature(named)
+    return Mixer()
 
 
 @pytest.mark.parametrize("cache", CACHES)
