@@ -1,5 +1,8 @@
 """Faithfulness table: planted effects in closed form, agreement, randomisation, command, errors."""
 
+# A value is None only where it is undefined: pyright is told not to mind here.
+# pyright: reportOptionalSubscript=false, reportOperatorIssue=false
+
 import csv
 import itertools
 import json
