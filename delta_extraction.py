@@ -38,6 +38,7 @@ from ssm_component_extractor import capture_for, capture_texts, captures_of
 from ssm_measures.components import (
     Capture,
     SSMComponents,
+    captured_ids,
     checked_deltas,
     extracted_layer,
     layer_components,
@@ -215,11 +216,14 @@ class DeltaExtractor(ModelAnalyzer):
         """`gate_tokens` of one extracted layer; RuntimeError before `extract_deltas`."""
         texts = self._texts(layer_idx)
         pieces = _pieces_of(require_tokenizer(self.model, self.tokenizer), [self.capture_])
-        return gate_tokens(texts, pieces, layer_idx, top_k=top_k, seed=seed)
+        ids = captured_ids([self.capture_])
+        return gate_tokens(texts, pieces, layer_idx, token_ids=ids, top_k=top_k, seed=seed)
 
     def correlate_with_neurons(self, layer_idx: int, *, seed: int = 0) -> DeltaNeuronCorrelation:
         """`delta_neuron_correlation` of one extracted layer; RuntimeError before extraction."""
-        return delta_neuron_correlation(self._texts(layer_idx), layer_idx, seed=seed)
+        texts = self._texts(layer_idx)
+        ids = captured_ids([self.capture_])
+        return delta_neuron_correlation(texts, layer_idx, token_ids=ids, seed=seed)
 
     def find_delta_sensitive_neurons(
         self,
@@ -235,7 +239,14 @@ class DeltaExtractor(ModelAnalyzer):
         tokenizer, encoded = encode_for(self.model, self.tokenizer, texts)
         captures = capture_texts(self.model, encoded, [layer], pad_token_id=padding_id(tokenizer))
         parts = layer_components(captures, layer)
-        return delta_sensitivity(parts, layer, factor=factor, top_k=top_k, rank_by=rank_by)
+        return delta_sensitivity(
+            parts,
+            layer,
+            token_ids=captured_ids(captures),
+            factor=factor,
+            top_k=top_k,
+            rank_by=rank_by,
+        )
 
     def _texts(self, layer_idx: int) -> list[SSMComponents]:
         captured = self._earlier("capture_", "extract_deltas")
@@ -286,16 +297,18 @@ def _command(argv: list[str]) -> int:
     job = job_from_options(args, model_layers, command_line("delta_extraction.py", argv))
     job = job.of_distinct_texts()
     captures, seed = captures_of(job), job.args.seed
-    pieces = _pieces_of(job.tokenizer, captures)
+    pieces, ids = _pieces_of(job.tokenizer, captures), captured_ids(captures)
     results, rows, tensors = {}, [], {}
     for layer in job.layers:
         texts = layer_components(captures, layer)
-        tokens = gate_tokens(texts, pieces, layer, top_k=sys.maxsize, seed=seed)
+        tokens = gate_tokens(texts, pieces, layer, token_ids=ids, top_k=sys.maxsize, seed=seed)
         results[f"layer_{layer}"] = {
             "memory": delta_memory(texts, layer, seed=seed).to_dict(),
             "gate_tokens": tokens.first(TOP_TOKENS).to_dict(),
-            "neuron_correlation": delta_neuron_correlation(texts, layer, seed=seed).to_dict(),
-            "sensitivity": delta_sensitivity(texts, layer).to_dict(),
+            "neuron_correlation": delta_neuron_correlation(
+                texts, layer, token_ids=ids, seed=seed
+            ).to_dict(),
+            "sensitivity": delta_sensitivity(texts, layer, token_ids=ids).to_dict(),
         }
         rows += [{"layer": layer, **token._asdict()} for token in tokens.opening]
         for index, text in enumerate(texts):

@@ -37,7 +37,7 @@ from ssm_component_extractor import (
     captures_or_raise,
     with_streams,
 )
-from ssm_measures.components import Capture
+from ssm_measures.components import Capture, captured_ids
 from suite_plumbing.arguments import resolve_layer_indices, validate_choice
 from suite_plumbing.commands import (
     Job,
@@ -55,8 +55,11 @@ from token_statistics.channel_correlations import (
     PooledActivations,
     TopPair,
     cross_layer_correlation,
+    observed_by,
 )
 from token_statistics.description import FloatArray, participation_ratio, summarise
+from token_statistics.observations import Observations
+from token_statistics.position_course import PositionCourse, without_course
 from token_statistics.streamed_correlations import StreamedCorrelation, StreamedCorrelations
 from token_statistics.time_shift_nulls import (
     NUM_SHIFTS,
@@ -74,6 +77,9 @@ STREAMS = {
 
 _MAX_RECURSION_LAG = 32
 
+# A text of which fewer observations are left, after what was read before, would cut the lags short.
+_SHORT_REST = 16
+
 
 @dataclass(frozen=True, eq=False)
 class RecursivePatterns:
@@ -83,10 +89,16 @@ class RecursivePatterns:
     stream: str
     """a key of STREAMS"""
     num_tokens: int
+    """distinct observations: tokens that were not read before with the same history"""
     num_texts: int
+    num_groups: int
+    """independent groups of related texts"""
+    groups: tuple[int, ...]
+    """of each text: number of the first text of its group"""
     autocorrelation: MeanAutocorrelation
     """mean over channels at lags 1, 2, ..., tokens compared within their text only, with
-    `memory_time`; null: the tokens of each text shuffled in time"""
+    `memory_time`, the course over position taken out; null: the tokens of each text shuffled in
+    time, related texts alike"""
     state_change: tuple[float | None, ...]
     """|h_t - h_{t-1}| / mean |h|, L2 over channels and states, for t >= 1, texts in order"""
     activation_change: tuple[float | None, ...]
@@ -111,7 +123,11 @@ def pooled_activations(
     parts = [part for captured in captures for part in _texts_of(captured, layer, stream)]
     if not parts:
         raise ValueError("captures is empty; pass at least one")
-    return PooledActivations(torch.cat(parts).double().numpy(), tuple(len(part) for part in parts))
+    return PooledActivations(
+        torch.cat(parts).double().numpy(),
+        tuple(len(part) for part in parts),
+        captured_ids(captures),
+    )
 
 
 def summarise_activations(captured: Capture, layer: int) -> dict[str, Any]:
@@ -184,7 +200,8 @@ def stream_cross_layer_correlations(
             sums = StreamedCorrelations(pairs, stream=stream, num_shifts=num_shifts, seed=seed)
         texts = {layer: _texts_of(captured, layer, stream) for layer in layers}
         lengths = [len(text) for text in texts[layers[0]]]
-        sums.update({layer: torch.cat(parts) for layer, parts in texts.items()}, lengths)
+        pooled = {layer: torch.cat(parts) for layer, parts in texts.items()}
+        sums.update(pooled, lengths, captured_ids([captured]))
     if sums is None:
         raise ValueError("batches is empty; pass at least one capture")
     return sums.results()
@@ -205,18 +222,41 @@ def recursive_patterns(
     (l, l) Gram matrix a text, from which every shuffle is read, and the states of the layer.
     """
     pooled = pooled_activations(captures, layer, stream)
+    tokens = observed_by(pooled, pooled)
     state_change, activation_change = _changes(captures, layer, pooled)
+    ids = captured_ids(captures)
     return RecursivePatterns(
         layer=layer,
         stream=stream,
-        num_tokens=len(pooled.values),
+        num_tokens=tokens.num_distinct,
         num_texts=len(pooled.lengths),
-        autocorrelation=mean_autocorrelation(
-            pooled.values, pooled.lengths, max_lag, num_shuffles=num_shuffles, seed=seed
-        ),
+        num_groups=len(tokens.group_numbers),
+        groups=tokens.groups,
+        autocorrelation=_autocorrelation(pooled, tokens, max_lag, num_shuffles, seed),
         state_change=tuple(finite_or_none(x) for x in np.concatenate(state_change)),
         activation_change=tuple(finite_or_none(x) for x in np.concatenate(activation_change)),
-        change_correlation=_change_correlation(state_change, activation_change, seed),
+        change_correlation=_change_correlation(state_change, activation_change, ids, seed),
+    )
+
+
+def _autocorrelation(
+    pooled: PooledActivations, tokens: Observations, max_lag: int, num_shuffles: int, seed: int
+) -> MeanAutocorrelation:
+    """Of the observations without their course over position; short rests of texts left out."""
+    used = tokens.used_lengths
+    if not used:
+        return mean_autocorrelation(pooled.values[:1], [1], max_lag, num_shuffles=num_shuffles)
+    left, _, _ = without_course(PositionCourse(tokens), pooled.values)
+    enough = min(_SHORT_REST, max(used))
+    long = [i for i, length in enumerate(used) if length >= enough]
+    parts = np.split(left, np.cumsum(used)[:-1])
+    return mean_autocorrelation(
+        np.concatenate([parts[i] for i in long]),
+        [used[i] for i in long],
+        max_lag,
+        together=[tokens.together[i] for i in long],
+        num_shuffles=num_shuffles,
+        seed=seed,
     )
 
 
@@ -340,13 +380,20 @@ def _relative(steps: Tensor, norms: Tensor) -> FloatArray:
 
 
 def _change_correlation(
-    state_change: list[FloatArray], activation_change: list[FloatArray], seed: int
+    state_change: list[FloatArray],
+    activation_change: list[FloatArray],
+    ids: Sequence[Sequence[int]],
+    seed: int,
 ) -> NullTest:
     state, activation = np.concatenate(state_change), np.concatenate(activation_change)
-    lengths = [len(part) for part in state_change if len(part)]
+    # A change stands for two tokens.
+    steps = [list(itertools.pairwise(text)) for text in ids if len(text) > 1]
     if not (np.isfinite(state).all() and np.isfinite(activation).all()):
         return undefined("a text's values are all zero, so that they have no scale", len(state))
-    return spearman_shift_test(state, activation, lengths or [len(state)], seed=seed)
+    lengths = [len(text) for text in steps]
+    if not lengths:
+        return undefined("a text of one token changes nowhere", 0)
+    return spearman_shift_test(state, activation, lengths, tokens=steps, seed=seed)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

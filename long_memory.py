@@ -128,7 +128,7 @@ def read_stream(
     ids = _checked_ids(model, input_ids)
     validate_int("chunk_size", chunk_size, 2)
     validate_int("kernel_every", kernel_every, 1)
-    sums = {layer: _LayerSums() for layer in (model_layers(model, list(layers)) if layers else [])}
+    sums = {layer: _ChunkSums() for layer in (model_layers(model, list(layers)) if layers else [])}
     memories: dict[int, MixerMemory] = {}
     # Made at once: small tensors kept among the large ones of each chunk scatter the heap.
     loss = torch.empty(len(ids) - 1, dtype=torch.float32)
@@ -231,7 +231,7 @@ def loss_along(losses: Tensor, block: int = BLOCK) -> list[float]:
     return [float(part.double().mean()) for part in losses.split(block)]
 
 
-class _LayerSums:
+class _ChunkSums:
     """What a layer leaves behind chunk by chunk."""
 
     def __init__(self) -> None:

@@ -178,6 +178,7 @@ def _joined(parts: Sequence[PooledActivations]) -> PooledActivations:
     return PooledActivations(
         np.concatenate([part.values for part in parts]),
         sum((part.lengths for part in parts), ()),
+        sum((part.token_ids or () for part in parts), ()),
     )
 
 

@@ -77,13 +77,18 @@ class TextNeurons:
         }
 
 
-def delta_and_neurons(texts: Sequence[SSMComponents], layer: int, seed: int) -> DeltaAndNeurons:
+def delta_and_neurons(
+    texts: Sequence[SSMComponents],
+    layer: int,
+    seed: int,
+    token_ids: Sequence[Sequence[int]] | None = None,
+) -> DeltaAndNeurons:
     """One layer's delta with its neurons, over texts (b = 1, no padding)."""
-    sensitivity = delta_sensitivity(texts, layer)
+    sensitivity = delta_sensitivity(texts, layer, token_ids=token_ids)
     mean_delta = torch.cat([part.delta[0] for part in texts]).double().mean(0)
     memory_sensitivity = mean_by_head(sensitivity.memory_sensitivity.double(), len(mean_delta))
     return DeltaAndNeurons(
-        delta_neuron_correlation(texts, layer, seed=seed),
+        delta_neuron_correlation(texts, layer, token_ids=token_ids, seed=seed),
         sensitivity,
         rank_test(mean_delta, memory_sensitivity, seed),
     )

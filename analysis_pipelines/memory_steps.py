@@ -45,7 +45,7 @@ from layer_correlation_analyzer import STREAMS, cross_layer_correlations, recurs
 from mamba_mixers.weights import MixerParameters
 from ssm_component_extractor import RecursiveDynamics, recursive_dynamics
 from ssm_measures.attention_measures import kernel_of_means
-from ssm_measures.components import Capture, SSMComponents, layer_components
+from ssm_measures.components import Capture, SSMComponents, captured_ids, layer_components
 from ssm_measures.gate_tokens import gate_tokens
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.description import summarise
@@ -109,11 +109,13 @@ class TextAttention:
 
 def delta_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
     """Half-lives, survival and time scales under the data's own delta; tokens at the gate."""
-    seed = inputs.settings.seed
+    seed, ids = inputs.settings.seed, captured_ids(inputs.captures)
     return {
         layer: {
             "memory": delta_memory(inputs.components(layer), layer, seed=seed),
-            "gate_tokens": gate_tokens(inputs.components(layer), inputs.pieces, layer, seed=seed),
+            "gate_tokens": gate_tokens(
+                inputs.components(layer), inputs.pieces, layer, token_ids=ids, seed=seed
+            ),
         }
         for layer in inputs.settings.layers
     }
@@ -121,8 +123,9 @@ def delta_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
 
 def delta_neurons_step(inputs: MemoryInputs) -> dict[int, DeltaAndNeurons]:
     """Delta with the activation of each neuron, and the change of neurons when delta changes."""
+    ids = captured_ids(inputs.captures)
     return {
-        layer: delta_and_neurons(inputs.components(layer), layer, inputs.settings.seed)
+        layer: delta_and_neurons(inputs.components(layer), layer, inputs.settings.seed, ids)
         for layer in inputs.settings.layers
     }
 

@@ -10,6 +10,9 @@ correlations: the share that is found.
 - Untrained models: the main analysis of each, its findings beside those of 19 others as its twins.
   Uncorrected: the same claims by their nulls alone, where what architecture and texts bring about
   counts as found.
+- Cases: what passes for correlation where texts are related, where the position is shared, and
+  where tails are heavy: near copies, shared beginnings, windows that overlap, drifts, outliers at
+  the first token, Cauchy and t noise, and layers of the demo model that read other passages.
 - Planted: pairs of channels that correlate by a given amount, in white noise.
 
 How to run (about 10 minutes on one core)::
@@ -19,8 +22,10 @@ How to run (about 10 minutes on one core)::
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 # The suite's folder has to be on the path when this file is run as a script.
@@ -40,11 +45,13 @@ from transformers import MambaConfig, MambaForCausalLM
 from analysis_pipelines.analysis_results import Settings
 from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from corrected_recursive_ssm_attention_analyzer import analyze
+from layer_correlation_analyzer import pooled_activations
 from mamba_mixers.untrained_twins import ENOUGH_TWINS, untrained_twin
+from ssm_component_extractor import capture
 from suite_plumbing.arguments import validate_int
 from suite_plumbing.bundled import DEMO_MODEL_PATH
 from suite_plumbing.commands import run_main
-from suite_plumbing.models import load_tokenizer
+from suite_plumbing.models import load_model, load_tokenizer
 from suite_plumbing.progress import progress
 from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
 from token_statistics.association import pearson_matrix, pearson_p_values, spearman
@@ -71,6 +78,8 @@ PLANTED = (0.3, 0.5, 0.8)
 PLANTED_PAIRS = 4  # of CHANNELS^2
 POWER_TOKENS = (200, 1000, 5000)
 
+CASE_CHANNELS = 6
+
 TESTS = ("mean_abs", "max_abs", "best_match", "cka")
 LABELS = {
     "mean_abs": "mean \\|r\\| above its null",
@@ -78,6 +87,8 @@ LABELS = {
     "best_match": "best match above its null",
     "cka": "debiased CKA above its null",
 }
+
+PAIR_LABEL = "a pair of channels at a false discovery rate of 5 %"
 
 
 def ar1(phi: float, tokens: int, channels: int, rng: np.random.Generator) -> FloatArray:
@@ -102,7 +113,7 @@ def false_on_noise(phi: float, seed: int) -> dict[str, tuple[bool, bool]]:
         LABELS[name]: (_above(getattr(found, name).to_dict()), bool(uncorrected.mean() > ALPHA))
         for name in TESTS
     }
-    shown["a pair of channels at a false discovery rate of 5 %"] = (
+    shown[PAIR_LABEL] = (
         bool(found.significant_share),
         bool(uncorrected.any()),
     )
@@ -145,6 +156,145 @@ def _uncorrected(x: FloatArray, y: FloatArray) -> NDArray[np.bool_]:
 
 def _above(test: Mapping[str, object]) -> bool:
     return exceeds_null("", "", test, "").verdict == SUPPORTED
+
+
+Texts = list[FloatArray]
+
+
+def _noise(rng: np.random.Generator, lengths: Sequence[int]) -> Texts:
+    return [rng.standard_normal((length, CASE_CHANNELS)) for length in lengths]
+
+
+def near_copies(rng: np.random.Generator, count: int, length: int = 100) -> Texts:
+    """One text of noise and copies of it in which five tokens are others."""
+    texts = [*_noise(rng, [length]) * count]
+    return [texts[0], *(_changed(rng, text, 5) for text in texts[1:])]
+
+
+def _changed(rng: np.random.Generator, text: FloatArray, count: int) -> FloatArray:
+    place = int(rng.integers(0, len(text) - count))
+    other = rng.standard_normal((count, text.shape[1]))
+    return np.concatenate([text[:place], other, text[place + count :]])
+
+
+def shared_beginnings(rng: np.random.Generator, share: float, count: int = 5) -> Texts:
+    """Texts of 100 tokens of noise that share this part of them at the beginning."""
+    common = int(share * 100)
+    (start,) = _noise(rng, [common])
+    return [np.concatenate([start, rest]) for rest in _noise(rng, [100 - common] * count)]
+
+
+def windows(rng: np.random.Generator, count: int = 6, length: int = 100) -> Texts:
+    """Windows of one text, each of which begins in the middle of the one before it."""
+    (text,) = _noise(rng, [length * (count + 1) // 2])
+    return [text[start : start + length] for start in range(0, length * count // 2, length // 2)]
+
+
+def drifting(rng: np.random.Generator, count: int, common: bool, length: int = 200) -> Texts:
+    """Noise with a linear drift of a tenth of its variance: of one sign, or of a sign by text."""
+    t = math.sqrt(12.0) * (np.arange(length) / length - 0.5)[:, None]
+    signs = np.where(common, 1.0, rng.choice([-1.0, 1.0], (count, 1, CASE_CHANNELS)))
+    texts = zip(_noise(rng, [length] * count), signs, strict=True)
+    return [math.sqrt(0.1) * sign * t + math.sqrt(0.9) * text for text, sign in texts]
+
+
+def with_first_outlier(rng: np.random.Generator, count: int) -> Texts:
+    """Noise whose first token is far from all others, in directions of its own."""
+    texts = _noise(rng, [100] * count)
+    for text in texts:
+        text[0] += 30.0 * rng.choice([-1.0, 1.0], CASE_CHANNELS)
+    return texts
+
+
+CASES: dict[str, Callable[[np.random.Generator], Texts]] = {
+    "3 near copies of 100 tokens": lambda rng: near_copies(rng, 3),
+    "10 near copies": lambda rng: near_copies(rng, 10),
+    **{
+        f"5 texts share {share:.0%} at the beginning": partial(shared_beginnings, share=share)
+        for share in (0.05, 0.25, 0.5, 0.9)
+    },
+    "6 windows that overlap by half": windows,
+    "a drift, 1 text": lambda rng: drifting(rng, 1, True),
+    "a drift, 10 texts": lambda rng: drifting(rng, 10, True),
+    "drifts of either sign, 10 texts": lambda rng: drifting(rng, 10, False),
+    "an outlier at the first token, 10 texts": lambda rng: with_first_outlier(rng, 10),
+    "Cauchy noise": lambda rng: [rng.standard_cauchy((400, CASE_CHANNELS))],
+    "Student's t noise, 2.5 degrees": lambda rng: [rng.standard_t(2.5, (400, CASE_CHANNELS))],
+}
+"""Texts of one layer by case; the other layer's are drawn again, and independent."""
+
+
+def false_in_case(case: str, seed: int) -> dict[str, bool | None]:
+    """By kind of finding: whether it was made where nothing is; None where it is refused.
+
+    Texts that two layers share are the same in both: each token stands for what both layers hold.
+    """
+    rng = np.random.default_rng([seed, sum(map(ord, case))])
+    if "cop" in case or "share" in case or "windows" in case:
+        both = _together(CASES[case], rng)
+    else:
+        both = [CASES[case](rng) for _ in range(2)]
+    lengths = tuple(len(text) for text in both[0])
+    sides = [PooledActivations(np.concatenate(texts), lengths) for texts in both]
+    found = cross_layer_correlation(*sides, seed=seed)
+    return _findings_of(found)
+
+
+def _together(case: Callable[[np.random.Generator], Texts], rng: np.random.Generator) -> list:
+    """Two layers of the same texts: the draws of one are repeated with other values."""
+    state = rng.bit_generator.state
+    first = case(rng)
+    rng.bit_generator.state = state
+    second = [_other_values(text) for text in case(rng)]
+    return [first, second]
+
+
+def _other_values(text: FloatArray) -> FloatArray:
+    """Noise that is the same for the same token, and independent of it."""
+    rows = [np.random.default_rng(np.frombuffer(row.tobytes(), np.uint32)) for row in text]
+    return np.array([row.standard_normal(text.shape[1]) for row in rows])
+
+
+def _findings_of(found: CrossLayerCorrelation) -> dict[str, bool | None]:
+    if not found.enough_tokens:
+        return {**dict.fromkeys(map(LABELS.__getitem__, TESTS)), PAIR_LABEL: None}
+    shown = {LABELS[name]: _above(getattr(found, name).to_dict()) for name in TESTS}
+    return {**shown, PAIR_LABEL: bool(found.significant_share)}
+
+
+def false_on_other_passages(
+    ids: Sequence[int], num_texts: int, seed: int, *, length: int = 160, layer: int = 6
+) -> dict[str, bool | None]:
+    """The same for two layers of the demo model of which each reads passages of its own.
+
+    What they have in common is the position of a token.
+    """
+    model, rng = load_model(DEMO_MODEL_PATH), np.random.default_rng(seed)
+    starts = rng.choice(len(ids) // length, (2, num_texts), replace=False) * length
+    sides = []
+    for number, own in enumerate(starts):
+        passages = torch.tensor([list(ids[start : start + length]) for start in own])
+        captured = capture(model, passages, None, [layer + number])
+        pooled = pooled_activations([captured], layer + number, "mixer")
+        sides.append(pooled._replace(token_ids=None))
+    return _findings_of(cross_layer_correlation(*sides, seed=seed))
+
+
+def case_table(num_seeds: int) -> str:
+    """Markdown: share of seeds with a false finding, by case; of those that were tested."""
+    rows = {}
+    for case in CASES:
+        found = [false_in_case(case, seed) for seed in progress(range(num_seeds), desc=case)]
+        rows[case] = _case_row(found)
+    labels = [*map(LABELS.__getitem__, TESTS), PAIR_LABEL]
+    return _table(["case", *labels, "tested"], rows)
+
+
+def _case_row(found: Sequence[Mapping[str, bool | None]]) -> list[str]:
+    tested = [one for one in found if None not in one.values()]
+    shares = [_percent(float(np.mean([one[label] for one in tested]))) if tested else "refused"
+              for label in found[0]]  # fmt: skip
+    return [*shares, f"{len(tested)} of {len(found)}"]
 
 
 def untrained_findings(seeds: Sequence[int], num_tokens: int = 60) -> list[list[Finding]]:
@@ -256,6 +406,9 @@ def report(num_seeds: int, num_power_seeds: int) -> str:
             f"{STREAM_TEXTS} such texts, uncorrected text by text. For a period: a frequency has "
             "more power than shuffled tokens have at any.",
             noise_table(num_seeds),
+            f"**Cases**: the same with two layers of {CASE_CHANNELS} channels, one seed as "
+            "another; cases that a null of time-shifts alone takes for findings.",
+            case_table(num_seeds),
             "Slow noise on texts too short for it (AR(1) 0.95 on texts of a few hundred tokens) is "
             "not tested at all: see `token_statistics.time_shift_nulls.why_too_slow`.",
             f"**Untrained models**: {num_seeds} of one configuration (5 layers of d_model 24) on "

@@ -242,6 +242,14 @@ class Capture:
         )
 
 
+def captured_ids(captures: Sequence[Capture]) -> tuple[tuple[int, ...], ...]:
+    """Token ids of every text of the captures, without padding."""
+    rows = (
+        pair for one in captures for pair in zip(one.input_ids, one.attention_mask, strict=True)
+    )
+    return tuple(tuple(ids[mask.bool()].tolist()) for ids, mask in rows)
+
+
 def extracted_layer(by_layer: Mapping[int, T], layer_idx: int, method: str) -> T:
     """One layer of an earlier result; ValueError, naming the call to make, if it is not there."""
     if layer_idx not in by_layer:

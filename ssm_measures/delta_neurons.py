@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy import stats
 from torch import Tensor
 
 from selective_scan.scan import selective_scan
@@ -29,7 +28,15 @@ from token_statistics.association import (
     spearman,
 )
 from token_statistics.autocorrelation import autocorrelation_within_texts, effective_samples
-from token_statistics.description import FloatArray, summarise, unit_columns
+from token_statistics.description import FloatArray, summarise
+from token_statistics.observations import Observations, observations, row_tokens
+from token_statistics.position_course import (
+    PositionCourse,
+    UnitColumns,
+    paired_correlations,
+    ranks_among,
+    unit_columns_without,
+)
 from token_statistics.time_shift_nulls import (
     NUM_SHIFTS,
     NullTest,
@@ -51,7 +58,12 @@ class DeltaNeuronCorrelation:
 
     layer: int
     num_tokens: int
+    """distinct observations: tokens that were not read before with the same history"""
     num_texts: int
+    num_groups: int
+    """independent groups of related texts"""
+    groups: tuple[int, ...]
+    """of each text: number of the first text of its group"""
     reason: str | None
     """why nothing is claimed; then only the counts are given"""
     rho: Tensor | None
@@ -59,7 +71,7 @@ class DeltaNeuronCorrelation:
     adjusted_p: Tensor | None
     """(d_inner,) two-sided p with the effective sample size, Benjamini-Hochberg adjusted"""
     mean: NullTest
-    """mean of rho over channels; null: circular time-shifts within each text"""
+    """mean of rho over channels; null: circular time-shifts within each group of texts"""
     mean_abs: NullTest
     """mean of |rho|"""
     significant_share: float | None
@@ -126,37 +138,44 @@ def delta_neuron_correlation(
     texts: Sequence[SSMComponents],
     layer: int = 0,
     *,
+    token_ids: Sequence[Sequence[int]] | None = None,
     num_shifts: int = NUM_SHIFTS,
     seed: int = 0,
 ) -> DeltaNeuronCorrelation:
     """Spearman correlation of delta with |neuron| over pooled tokens, in each channel.
 
-    A neuron's delta is that of its head.
+    A neuron's delta is that of its head. Of the observations (`token_statistics.observations`; what
+    was read before is known by `token_ids`, by text, without them by equal values), ranks without
+    their course over position.
 
     Undefined, with the reason, for fewer tokens than a claim needs, or too slow ones. Raises
-    ValueError as `delta_memory`. Cost: 2 d_inner sorts, three Fourier transforms of
-    d_inner series.
+    ValueError as `delta_memory`. Cost: 2 d_inner sorts, and a pass over the tokens a shift.
     """
-    _, lengths = checked_deltas(texts)
-    n = sum(lengths)
-    counts = {"layer": layer, "num_tokens": n, "num_texts": len(lengths)}
-    x, y, varies = _unit_ranks(texts)
-    reason = why_too_few(lengths)
+    tokens = _observed(texts, token_ids)
+    course, axes = PositionCourse(tokens), tokens.axis_lengths
+    n = len(tokens.rows)
+    counts = {
+        "layer": layer,
+        "num_tokens": tokens.num_distinct,
+        "num_texts": len(tokens.lengths),
+        "num_groups": len(tokens.group_numbers),
+        "groups": tokens.groups,
+    }
+    x, y = _unit_ranks(texts, course)
+    varies = x.varies & y.varies
+    reason = why_too_few(axes, tokens.num_distinct)
     if reason is None and not varies.any():
         reason = "in no channel do both delta and the activation vary"
-    n_eff = _effective_samples(x, y, lengths)
-    reason = reason or why_too_slow(n_eff[varies], lengths)
+    if reason is None:
+        n_eff = _effective_samples(x, y, course)
+        reason = why_too_slow(n_eff[varies], axes, tokens.num_distinct, course.samples)
     if reason is not None:
-        test = undefined(reason, n)
-        nothing = dict.fromkeys(
-            ("rho", "adjusted_p", "significant_share", "significant_share_null")
-        )
-        return DeltaNeuronCorrelation(
-            **counts, **nothing, reason=reason, mean=test, mean_abs=test, top_channels=()
-        )
-    shifts = draw_shifts(lengths, num_shifts, seed)
-    still = np.zeros_like(shifts[:1])
-    rho, *shifted = _at_shifts(x, y, lengths, np.concatenate([still, shifts]), varies)
+        return DeltaNeuronCorrelation(**counts, **_no_claim(reason, n))
+    matched = tokens.end_matched(y.moving[:, varies])
+    shifts = draw_shifts(matched.axis_lengths, num_shifts, seed, tokens.num_distinct)
+    rho = np.where(varies, np.clip((x.values * y.values).sum(axis=0), -1.0, 1.0), math.nan)
+    moved = paired_correlations(x.values, y.moving, course, matched, shifts)
+    shifted = [np.where(varies, r, math.nan) for r in moved]
     found = benjamini_hochberg(pearson_p_values(rho, n_eff), FALSE_DISCOVERY_RATE)
     by_chance = [share_rejected(r[varies], n_eff[varies]) for r in shifted]
     strongest = np.argsort(-np.where(found.rejected, np.abs(rho), -1.0), kind="stable")
@@ -173,10 +192,32 @@ def delta_neuron_correlation(
     )
 
 
+def _no_claim(reason: str, n: int) -> dict[str, Any]:
+    test = undefined(reason, n)
+    numbers = dict.fromkeys(("rho", "adjusted_p", "significant_share", "significant_share_null"))
+    return {**numbers, "reason": reason, "mean": test, "mean_abs": test, "top_channels": ()}
+
+
+def _observed(
+    texts: Sequence[SSMComponents], token_ids: Sequence[Sequence[int]] | None
+) -> Observations:
+    """The observations that the components hold: warmed up by the norm of the neurons."""
+    deltas, lengths = checked_deltas(texts)
+    gated = torch.cat([text.gated[0] for text in texts]).double().numpy()
+    known = row_tokens([np.concatenate(deltas), gated], lengths) if token_ids is None else token_ids
+    if [len(ids) for ids in known] != list(lengths):
+        raise ValueError(
+            f"token_ids holds texts of {[len(ids) for ids in known]} tokens, the components "
+            f"{list(lengths)}; pass the ids of the same tokens"
+        )
+    return observations(known, np.linalg.norm(gated, axis=1))
+
+
 def delta_sensitivity(
     texts: Sequence[SSMComponents],
     layer: int = 0,
     *,
+    token_ids: Sequence[Sequence[int]] | None = None,
     factor: float = SCALE_FACTOR,
     top_k: int = 10,
     rank_by: str = "sensitivity",
@@ -188,27 +229,28 @@ def delta_sensitivity(
     mean square is held at what it is. Raises ValueError as `delta_memory`, for a factor
     that is not positive or is 1, for top_k < 1 and an unknown rank_by. Cost: three scans a text.
     """
-    _, lengths = checked_deltas(texts)
+    tokens = _observed(texts, token_ids)
     validate_int("top_k", top_k, 1)
     validate_choice("rank_by", rank_by, ("sensitivity", "memory_sensitivity"))
     if not (math.isfinite(factor) and factor > 0 and factor != 1):
         raise ValueError(f"factor is {factor}; it must be a positive number other than 1")
-    gated = torch.cat([text.gated[0] for text in texts]).double()
+    parts = list(zip(texts, tokens.seen, strict=True))
+    gated = torch.cat([text.gated[0, seen:] for text, seen in parts]).double()
     spread = gated.std(dim=0, correction=0).where(gated.amax(0) > gated.amin(0), math.nan)
-    squares = torch.stack([_squared_changes(text, factor) for text in texts]).sum(0)
+    squares = torch.stack([_squared_changes(text, factor, seen) for text, seen in parts]).sum(0)
     total, memory = (squares / len(gated)).sqrt() / spread
     ranked = total if rank_by == "sensitivity" else memory
     order = torch.argsort(ranked.nan_to_num(nan=-1.0), descending=True, stable=True)
     defined = ~total.isnan()
-    mean_delta = torch.cat([text.channel_delta[0] for text in texts]).double().mean(0)
+    mean_delta = torch.cat([text.channel_delta[0, seen:] for text, seen in parts]).double().mean(0)
     agreement = (
         finite_or_none(spearman(total[defined], mean_delta[defined])) if defined.any() else None
     )
     return DeltaSensitivity(
         layer=layer,
         factor=float(factor),
-        num_tokens=sum(lengths),
-        num_texts=len(lengths),
+        num_tokens=tokens.num_distinct,
+        num_texts=len(tokens.lengths),
         sensitivity=total.float(),
         memory_sensitivity=memory.float(),
         top_channels=tuple(order[: min(top_k, int(defined.sum()))].tolist()),
@@ -218,21 +260,23 @@ def delta_sensitivity(
 
 
 def _unit_ranks(
-    texts: Sequence[SSMComponents],
-) -> tuple[FloatArray, FloatArray, np.ndarray]:
-    """Ranks over tokens of the channel's delta and of |activation|, centred and of norm 1, each
-    (n, d_inner), and the channels in which both vary."""
+    texts: Sequence[SSMComponents], course: PositionCourse
+) -> tuple[UnitColumns, UnitColumns]:
+    """Ranks over tokens of the channel's delta and of |activation|, without their course."""
     deltas = [text.channel_delta[0].double().numpy() for text in texts]
     activations = [np.abs(text.gated[0].double().numpy()) for text in texts]
-    ranks = [stats.rankdata(np.concatenate(v), axis=0) for v in (deltas, activations)]
-    (x, x_flat), (y, y_flat) = (unit_columns(v) for v in ranks)
-    return x, y, ~(x_flat | y_flat)
+    x, y = (
+        unit_columns_without(course, ranks_among(np.concatenate(v), course.tokens.rows))
+        for v in (deltas, activations)
+    )
+    return x, y
 
 
-def _effective_samples(x: FloatArray, y: FloatArray, lengths: Sequence[int]) -> FloatArray:
+def _effective_samples(x: UnitColumns, y: UnitColumns, course: PositionCourse) -> FloatArray:
     """(d_inner,) sample sizes that the autocorrelation of x and y leaves."""
-    rho_x, rho_y = (autocorrelation_within_texts(v, lengths, max(lengths) // 4) for v in (x, y))
-    return effective_samples(rho_x, rho_y, sum(lengths), pairs=False)
+    used = course.tokens.used_lengths
+    rho_x, rho_y = (autocorrelation_within_texts(v.values, used, max(used) // 4) for v in (x, y))
+    return effective_samples(rho_x, rho_y, course.samples, pairs=False)
 
 
 def _mean_against_null(values: FloatArray, draws: Sequence[FloatArray], n: int) -> NullTest:
@@ -240,28 +284,9 @@ def _mean_against_null(values: FloatArray, draws: Sequence[FloatArray], n: int) 
     return against_null(float(np.nanmean(values)), [np.nanmean(draw) for draw in draws], n)
 
 
-def _at_shifts(
-    x: FloatArray,
-    y: FloatArray,
-    lengths: Sequence[int],
-    shifts: np.ndarray,
-    defined: np.ndarray,
-) -> FloatArray:
-    """Inner products of the columns of x with those of y shifted within each text, one shift a row.
-
-    (shifts, d_inner), nan where not `defined`. All shifts of a text are one circular correlation.
-    """
-    total = np.zeros((len(shifts), x.shape[1]))
-    ends = np.cumsum(lengths)
-    for end, length, own_shifts in zip(ends, lengths, shifts.T, strict=True):
-        rows = slice(end - length, end)
-        first, second = (np.fft.rfft(v[rows].T.copy(), axis=1) for v in (x, y))
-        total += np.fft.irfft(first * second.conj(), length, axis=1).T[own_shifts % length]
-    return np.where(defined, np.clip(total, -1.0, 1.0), math.nan)
-
-
-def _squared_changes(text: SSMComponents, factor: float) -> Tensor:
-    """Sum over tokens of the squared change of the neurons when delta is scaled, (2, d_inner).
+def _squared_changes(text: SSMComponents, factor: float, seen: int) -> Tensor:
+    """Sum over tokens, without the first `seen`, of the squared change of the neurons when delta is
+    scaled, (2, d_inner).
 
     First as it is; then with u divided by the factor, so that delta B u stays and only the decay
     changes. D u is the same before and after and cancels.
@@ -271,4 +296,4 @@ def _squared_changes(text: SSMComponents, factor: float) -> Tensor:
         selective_scan(u, text.delta * factor, text.A, text.B, text.C) - before
         for u in (text.u, text.u / factor)
     ]
-    return (torch.cat(changes) * text.gating).double().square().sum(dim=1)
+    return (torch.cat(changes) * text.gating)[:, seen:].double().square().sum(dim=1)

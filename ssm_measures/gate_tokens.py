@@ -15,14 +15,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssm_measures.components import SSMComponents, checked_deltas
+from suite_plumbing.arguments import validate_int
 from suite_plumbing.texts import clean_token
-from token_statistics.description import FloatArray, unit_columns
+from token_statistics.description import FloatArray, IntArray
+from token_statistics.observations import observations
+from token_statistics.position_course import PositionCourse, without_course
 from token_statistics.time_shift_nulls import (
     NullTest,
     against_null,
     draw_shifts,
     fields_to_dict,
-    shifted_rows,
     undefined,
     why_too_few,
 )
@@ -96,14 +98,18 @@ def gate_tokens(
     pieces: Sequence[Sequence[str]],
     layer: int = 0,
     *,
+    token_ids: Sequence[Sequence[int]] | None = None,
     top_k: int = TOP_TOKENS,
     seed: int = 0,
 ) -> GateTokens:
     """Delta by token and by class of token, over one or more texts.
 
     `pieces` are the decoded tokens of each text (see `token_pieces`). Where delta never varies the
-    lists are empty and the differences undefined. Raises ValueError for texts or padding as
-    `delta_memory` and for pieces of other lengths. Cost: 199 inner products a class.
+    lists are empty and the differences undefined. What was read before is known by `token_ids`, by
+    text, without them by the pieces, and is left out. Differences are those of the observations
+    (`token_statistics.observations`), without the course of openness over position. Raises
+    ValueError for texts or padding as `delta_memory`, for pieces of other lengths and top_k < 1.
+    Cost: 199 inner products a class.
     """
     deltas, lengths = checked_deltas(texts)
     if [len(text) for text in pieces] != list(lengths):
@@ -111,19 +117,24 @@ def gate_tokens(
             f"pieces holds texts of {[len(text) for text in pieces]} tokens, the components "
             f"{list(lengths)}; pass the pieces of the same tokens"
         )
+    top_k = validate_int("top_k", top_k, 1)
+    gated = np.concatenate([text.gated[0].norm(dim=1).double().numpy() for text in texts])
+    tokens = observations(pieces if token_ids is None else token_ids, gated)
+    rows = tokens.distinct_rows
     pooled = np.concatenate(deltas)
-    means, (openness, reason) = pooled.mean(axis=1), _openness(pooled)
-    ranked = _ranked_tokens(pieces, means, openness)
+    means, (openness, reason) = pooled.mean(axis=1), _openness(pooled, rows)
+    ranked = _ranked_tokens(pieces, means, openness, set(rows.tolist()))
+    course = PositionCourse(tokens)
     return GateTokens(
         layer=layer,
-        num_tokens=len(pooled),
+        num_tokens=tokens.num_distinct,
         opening=tuple(ranked[:top_k]),
         closing=tuple(ranked[::-1][:top_k]),
         by_class={
             name: ClassDelta(
-                int(members.sum()),
-                float(means[members].mean()) if members.any() else None,
-                _class_difference(openness, reason, members, lengths, seed),
+                int(members[rows].sum()),
+                float(means[rows][members[rows]].mean()) if members[rows].any() else None,
+                _class_difference(openness, reason, members, course, seed),
             )
             for name, members in _class_members(pieces).items()
         },
@@ -131,20 +142,20 @@ def gate_tokens(
 
 
 def _ranked_tokens(
-    pieces: Sequence[Sequence[str]], means: FloatArray, openness: FloatArray
+    pieces: Sequence[Sequence[str]], means: FloatArray, openness: FloatArray, distinct: set[int]
 ) -> list[TokenDelta]:
-    """Every token that has an openness, the largest first."""
+    """Every distinct token that has an openness, the largest first."""
     places = [(text, t, piece) for text, own in enumerate(pieces) for t, piece in enumerate(own)]
     rows = [
-        TokenDelta(text, position, clean_token(piece), float(mean), float(extent))
-        for (text, position, piece), mean, extent in zip(places, means, openness, strict=True)
-        if math.isfinite(extent)
+        TokenDelta(text, position, clean_token(piece), float(means[row]), float(openness[row]))
+        for row, (text, position, piece) in enumerate(places)
+        if row in distinct and math.isfinite(openness[row])
     ]
     return sorted(rows, key=lambda row: -row.openness)
 
 
-def _openness(pooled: FloatArray) -> tuple[FloatArray, str | None]:
-    """Mean over channels of standardised ln delta (n,), or nan and the reason for it.
+def _openness(pooled: FloatArray, rows: IntArray) -> tuple[FloatArray, str | None]:
+    """Mean over channels of ln delta standardised over these rows (N,), or nan and the reason.
 
     Channels whose delta is exactly 0 somewhere have no logarithm there and are left out.
     """
@@ -152,10 +163,11 @@ def _openness(pooled: FloatArray) -> tuple[FloatArray, str | None]:
     stepping = (pooled > 0).all(axis=0)
     if not stepping.any():
         return undefined_everywhere, "every channel has a delta of exactly 0 at some token"
-    units, constant = unit_columns(np.log(pooled[:, stepping]))
-    if constant.all():
+    logs = np.log(pooled[:, stepping])
+    logs = logs[:, np.ptp(logs[rows], axis=0) > 0]
+    if not logs.shape[1]:
         return undefined_everywhere, "delta is the same at every token"
-    return units[:, ~constant].mean(axis=1) * math.sqrt(len(pooled)), None
+    return ((logs - logs[rows].mean(axis=0)) / logs[rows].std(axis=0)).mean(axis=1), None
 
 
 def _class_members(pieces: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
@@ -173,20 +185,29 @@ def _class_difference(
     openness: FloatArray,
     undefined_because: str | None,
     members: np.ndarray,
-    lengths: Sequence[int],
+    course: PositionCourse,
     seed: int,
 ) -> NullTest:
-    n, count = len(members), int(members.sum())
-    reason = why_too_few(lengths)
+    tokens = course.tokens
+    own = members[tokens.rows]
+    n, count = len(own), int(own.sum())
+    reason = why_too_few(tokens.axis_lengths, tokens.num_distinct)
+    if reason is None and members[tokens.distinct_rows].any() and not own.any():
+        reason = "its tokens all stand in the warm-up of a text, where delta differs for all tokens"
+    distinct = members[tokens.distinct_rows]
+    if reason is None and not distinct.any():
+        reason = f"0 of {len(distinct)} tokens are of this class; a difference needs both kinds"
     if reason is None and count in (0, n):
         reason = f"{count} of {n} tokens are of this class; a difference needs both kinds"
     reason = reason or undefined_because
     if reason is not None:
         return undefined(reason, count)
+    left = without_course(course, openness[:, None])
+    values = left[0][:, 0] * left[2]
 
     def difference(flags: np.ndarray) -> float:
-        return float(openness[flags].mean() - openness[~flags].mean())
+        return float(values[flags].mean() - values[~flags].mean()) if 0 < flags.sum() < n else 0.0
 
-    shifts = draw_shifts(lengths, _NUM_CLASS_SHIFTS, seed)
-    draws = [difference(members[shifted_rows(lengths, shift)]) for shift in shifts]
-    return against_null(difference(members), draws, count)
+    shifts = draw_shifts(tokens.axis_lengths, _NUM_CLASS_SHIFTS, seed, tokens.num_distinct)
+    draws = [difference(members[tokens.order(shift)]) for shift in shifts]
+    return against_null(difference(own), draws, count)

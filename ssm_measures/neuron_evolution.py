@@ -30,13 +30,19 @@ from scipy import stats
 
 from ssm_measures.neuron_sets import NeuronSet, importance_concentration
 from suite_plumbing.precision import in_full_precision
-from token_statistics.cka import linear_cka
-from token_statistics.description import FloatArray, unit_columns
+from token_statistics.cka import linear_cka, unbiased_hsic
+from token_statistics.description import FloatArray
+from token_statistics.observations import observations
+from token_statistics.position_course import (
+    PositionCourse,
+    paired_correlations,
+    unit_columns_without,
+    without_course,
+)
 from token_statistics.time_shift_nulls import (
     NullTest,
     against_null,
     draw_shifts,
-    shifted_rows,
     undefined,
     why_too_few,
 )
@@ -117,24 +123,26 @@ def attention_agreement(
         return undefined(_ONE_TARGET, length)
     reach = min(_MAX_LAG, length // 4)
     count = length - reach
-    if reason := why_too_few([count]):
+    # Queries of one text: none was read before.
+    queries = observations([range(count)])
+    course = PositionCourse(queries)
+    if reason := why_too_few(queries.axis_lengths, count):
         return undefined(reason, count)
     ranks = []
     for one in (a, b):
         weights = one.attention[0][keep][:, keep].double().numpy()
         by_lag = [np.diagonal(weights, -k)[reach - k :] for k in range(1, reach + 1)]
-        ranks.append(unit_columns(stats.rankdata(np.array(by_lag), axis=1).T))
-    varies = ~(ranks[0][1] | ranks[1][1])
+        ranks.append(unit_columns_without(course, stats.rankdata(np.array(by_lag), axis=1).T))
+    x, y = ranks
+    varies = x.varies & y.varies
     if not varies.any():
         return undefined("the attention to no lag varies over the queries", count)
-    x, y = (units[:, varies] for units, _ in ranks)
-
-    def agreement(rows: FloatArray) -> float:
-        return float(np.einsum("tk,tk->k", x, rows).mean())
-
-    shifts = draw_shifts([count], num_shifts, seed)
-    draws = [agreement(y[shifted_rows([count], shift)]) for shift in shifts]
-    return against_null(agreement(y), draws, count)
+    first, second = x.values[:, varies], y.moving[:, varies]
+    value = float((first * y.values[:, varies]).sum(axis=0).mean())
+    matched = queries.end_matched(second)
+    shifts = draw_shifts(matched.axis_lengths, num_shifts, seed, count)
+    moved = paired_correlations(first, second, course, matched, shifts)
+    return against_null(value, np.array([r.mean() for r in moved]), len(queries.rows))
 
 
 _ONE_TARGET = "values of one target sit on a few tokens, for which time shifts are no null"
@@ -151,14 +159,22 @@ def _cka_with_null(a: NeuronSet, b: NeuronSet, num_shifts: int, seed: int) -> di
         # Gradients of one prediction sit on the few tokens it depends on, the same ones in every
         # layer; a shift in time moves them apart, so that even untrained layers would exceed it.
         return {**undefined_fields, "reason": _ONE_TARGET}
-    observed = linear_cka(x, y)
+    lengths = keep.sum(dim=1).tolist()
+    ids = [row[kept].tolist() for row, kept in zip(b.input_ids, keep, strict=True)]
+    sides = [side.double().numpy() for side in (x, y)]
+    norms = np.stack([np.linalg.norm(side, axis=1) for side in sides], axis=1)
+    course = PositionCourse(observations(ids, norms))
+    tokens = course.tokens
+    if len(tokens.rows) < 4:
+        return {**undefined_fields, "reason": f"{sum(lengths)} tokens; a debiased CKA needs 4"}
+    left = [part * divisor for part, _, divisor in (without_course(course, s) for s in sides)]
+    observed = linear_cka(*left, freedom=course.freedom)
     if math.isnan(observed):
         reason = "the activations of a layer do not vary over tokens"
         return {**undefined_fields, "reason": reason}
-    lengths = keep.sum(dim=1).tolist()
-    if reason := why_too_few(lengths):
+    if reason := why_too_few(tokens.axis_lengths, tokens.num_distinct):
         return {**undefined_fields, "cka": observed, "reason": reason}
-    draws = _null_draws(x, b, lengths, num_shifts, seed)
+    draws = _null_draws(torch.from_numpy(left[0]), b, course, num_shifts, seed)
     return {
         "cka": observed,
         "cka_null_mean": float(np.mean(draws)),
@@ -170,14 +186,15 @@ def _cka_with_null(a: NeuronSet, b: NeuronSet, num_shifts: int, seed: int) -> di
 
 @in_full_precision
 def _null_draws(
-    x: torch.Tensor, b: NeuronSet, lengths: list[int], num_shifts: int, seed: int
+    x: torch.Tensor, b: NeuronSet, course: PositionCourse, num_shifts: int, seed: int
 ) -> FloatArray:
     """CKA of x (n, p) with b's values made from channels that are shifted in time.
 
     In Gram matrices (n, n), in float32: with the gathering M and channels c, the values of shifted
-    channels have the Gram matrix M (c c^T, rows and columns shifted) M^T.
+    channels have the Gram matrix M (c c^T, rows and columns shifted) M^T, of which the course over
+    position is taken out on both sides.
     """
-    keep = b.attention_mask.bool()
+    keep, tokens = b.attention_mask.bool(), course.tokens
     channels = (b.activations if b.gathered is None else b.gathered)[keep].float()
     gram_x = centred_gram(x.float())
     gram = channels @ channels.mT
@@ -185,13 +202,17 @@ def _null_draws(
     if b.gathered is not None:
         maps = [text[kept][:, kept] for text, kept in zip(b.attention, keep, strict=True)]
         gathering = torch.block_diag(*maps).float()
-    draws = []
-    for shift in draw_shifts(lengths, num_shifts, seed):
-        rows = torch.from_numpy(shifted_rows(lengths, shift))
+    observed, draws = torch.from_numpy(tokens.rows), []
+    for shift in draw_shifts(tokens.axis_lengths, num_shifts, seed, tokens.num_distinct):
+        # What is no observation stays where it is: values are gathered from it too.
+        rows = torch.arange(len(channels))
+        rows[observed] = torch.from_numpy(tokens.order(shift))
         shifted = gram[rows][:, rows]
         if gathering is not None:
             shifted = gathering @ shifted @ gathering.mT
-        draws.append(_gram_cka(gram_x, _centred(shifted)))
+        left = course.taken_out_(shifted[observed][:, observed])
+        left = course.taken_out_(left.mT.contiguous())
+        draws.append(_gram_cka(gram_x, _centred(left), course.freedom))
     return np.array(draws)
 
 
@@ -207,20 +228,19 @@ def _centred(gram: torch.Tensor) -> torch.Tensor:
     return centred / centred.diagonal().mean().clamp_min(1e-30)
 
 
-def _gram_cka(gram_x: torch.Tensor, gram_y: torch.Tensor) -> float:
+def _gram_cka(gram_x: torch.Tensor, gram_y: torch.Tensor, freedom: float) -> float:
     """Debiased linear CKA [1] from centred Gram matrices (n, n); 0 where a side has no signal."""
     cross, own_x, own_y = (
-        _hsic(k, m) for k, m in ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y))
+        _hsic(k, m, freedom) for k, m in ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y))
     )
     return cross / math.sqrt(own_x * own_y) if min(own_x, own_y) > 0 else 0.0
 
 
-def _hsic(gram_x: torch.Tensor, gram_y: torch.Tensor) -> float:
+def _hsic(gram_x: torch.Tensor, gram_y: torch.Tensor, freedom: float) -> float:
     """Unbiased HSIC times n (n - 3), of centred Gram matrices: their rows sum to 0 [1]."""
-    n = len(gram_x)
     k, m = gram_x.diagonal().double(), gram_y.diagonal().double()
     energy = float((gram_x * gram_y).sum(dtype=torch.float64))
-    return energy - n / (n - 2) * float(k @ m) + float(k.sum() * m.sum()) / ((n - 1) * (n - 2))
+    return unbiased_hsic(energy, float(k @ m), float(k.sum() * m.sum()), len(gram_x), freedom)
 
 
 def _check_comparable(sets: Mapping[int, NeuronSet]) -> None:

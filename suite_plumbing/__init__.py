@@ -26,6 +26,8 @@ precision       The suite's own arithmetic keeps its precision, whatever the cal
                 precision says
 progress        Progress bars, logging and the seed of a run
 provenance      Where a result comes from: versions, command, commit, model, device, seed
+related_texts   Related texts: what of a text has been read before, and which texts are copies of
+                one another
 result_files    Files of results: written whole or not at all, strict JSON, CSV and safetensors
 result_reading  Results read back: a run's JSON with its tensors, and the sections of its texts
                 and steps

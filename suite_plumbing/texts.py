@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from suite_plumbing.arguments import validate_int
+from suite_plumbing.related_texts import Reading, readings
 
 logger = logging.getLogger(__name__)
 
@@ -141,29 +142,42 @@ def _encode(
     )
 
 
+def read_texts(encoded: Sequence[EncodedText]) -> list[Reading]:
+    """What each text adds to those before it, and which texts are related (`related_texts`)."""
+    return readings(text.input_ids for text in encoded)
+
+
 def repeated_texts(encoded: Sequence[EncodedText]) -> dict[int, int]:
     """Texts that have the tokens of an earlier one: their number, and that one's.
 
-    Pooled as texts of their own they would count as evidence that there is not: noise in a text
-    given three times exceeds the null of any statistic over texts nearly always.
+    Of what was read before these have all and nothing else: see `related_texts`. A text that an
+    earlier one begins with is not among them: where it ends, something else may be asked of it.
     """
-    first: dict[tuple[int, ...], int] = {}
-    for index, text in enumerate(encoded):
-        first.setdefault(tuple(text.input_ids), index)
-    earlier = {index: first[tuple(text.input_ids)] for index, text in enumerate(encoded)}
-    return {index: number for index, number in earlier.items() if index != number}
+    repeated: dict[int, int] = {}
+    for index, read in enumerate(read_texts(encoded)):
+        if read.same_as is not None:
+            earlier = (i for i in range(index) if encoded[i].input_ids == encoded[index].input_ids)
+            if (first := next(earlier, None)) is not None:
+                repeated[index] = first
+    return repeated
 
 
 def text_origins(encoded: Sequence[EncodedText]) -> dict[str, dict[str, Any]]:
-    """By text, for the provenance: how many tokens it has, and had before it was cut; ``same_as``
-    names an earlier text of the same tokens."""
+    """By text, for the provenance: how many tokens it has, and had before it was cut.
+
+    ``num_read_before``: tokens at its beginning that an earlier text began with too, which count in
+    no statistic again; ``group``: the first of the texts that it is related to, itself if to none:
+    texts of one group are one sample. ``same_as`` names an earlier text of the same tokens.
+    """
     origins: dict[str, dict[str, Any]] = {
         f"text_{i}": {
             "num_tokens": len(text.input_ids),
             "num_tokens_before_truncation": text.num_tokens_before_truncation,
             "truncated": text.truncated,
+            "num_read_before": read.num_seen,
+            "group": f"text_{read.group}",
         }
-        for i, text in enumerate(encoded)
+        for i, (text, read) in enumerate(zip(encoded, read_texts(encoded), strict=True))
     }
     for repeated, first in repeated_texts(encoded).items():
         origins[f"text_{repeated}"]["same_as"] = f"text_{first}"
@@ -171,8 +185,16 @@ def text_origins(encoded: Sequence[EncodedText]) -> dict[str, dict[str, Any]]:
 
 
 def distinct_texts(encoded: Sequence[EncodedText]) -> list[EncodedText]:
-    """The texts without `repeated_texts`; a warning is logged for each that is left out."""
+    """The texts without `repeated_texts`; a warning is logged for each that is left out, and one
+    that names the groups of related texts among the others."""
     repeated = repeated_texts(encoded)
+    groups: dict[int, list[int]] = {}
+    for index, read in enumerate(read_texts(encoded)):
+        if index not in repeated:
+            groups.setdefault(read.group, []).append(index)
+    for related in groups.values():
+        if len(related) > 1:
+            logger.warning("texts %s share much and count as one", ", ".join(map(str, related)))
     for index, number in repeated.items():
         logger.warning("text %d is text %d again and does not count a second time", index, number)
     return [text for index, text in enumerate(encoded) if index not in repeated]

@@ -8,7 +8,7 @@ Nothing here is shared with the modules under test. Letters and shapes are those
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -262,3 +262,67 @@ def effective_sample_size(x: np.ndarray, y: np.ndarray, max_lag: int) -> np.ndar
 def _autocorrelation(series: np.ndarray, lag: int) -> float:
     centred = series - series.mean()
     return float(centred[lag:] @ centred[: len(series) - lag] / (centred @ centred))
+
+
+def warm_up(norms: np.ndarray, lengths: Sequence[int]) -> list[int]:
+    """Tokens left out at the beginning of each text: four, or until every column of norms (N, k)
+    has reached 90 % of its median in the text; at most a quarter of it."""
+    starts, begin = [], 0
+    for length in lengths:
+        part, t = norms[begin : begin + length], 0
+        for column in part.T:
+            reached = [i for i in range(length) if column[i] >= 0.9 * np.median(column)]
+            t = max(t, reached[0])
+        starts.append(min(max(4, t), length // 4))
+        begin += length
+    return starts
+
+
+def without_position(
+    values: np.ndarray, lengths: Sequence[int], starts: Sequence[int]
+) -> tuple[np.ndarray, int]:
+    """Values of the tokens from starts on without their course over position, and the number of
+    functions taken out: each text by itself by least squares, for fewer than five texts."""
+    assert len(lengths) < 5
+    parts, begin, count = [], 0, 0
+    for length, start in zip(lengths, starts, strict=True):
+        t = np.arange(start, length, dtype=float)
+        functions = [np.ones_like(t), t, *(np.exp(-t / tau) for tau in (16, 64, 4, 256))]
+        basis = np.array(functions[: max(1, min(6, len(t) // 10))]).T
+        part = values[begin + start : begin + length]
+        parts.append(part - basis @ np.linalg.lstsq(basis, part, rcond=None)[0])
+        count += basis.shape[1]
+        begin += length
+    return np.concatenate(parts), count
+
+
+def cka_with_freedom(x: np.ndarray, y: np.ndarray, freedom: int) -> float:
+    """Debiased CKA of x (n, p) and y (n, q) of which n - freedom functions were taken out."""
+    n = len(x)
+    weight = (freedom + 1) / (freedom - 1)
+
+    def hsic(a: np.ndarray, b: np.ndarray) -> float:
+        k, m = a @ a.T, b @ b.T
+        off = sum(k[i, j] * m[i, j] for i in range(n) for j in range(n))
+        diagonal = sum(k[i, i] * m[i, i] for i in range(n))
+        return off - weight * diagonal - (1 / freedom - weight / n) * np.trace(k) * np.trace(m)
+
+    return hsic(x, y) / math.sqrt(hsic(x, x) * hsic(y, y))
+
+
+def cut_of_axis(values: np.ndarray) -> int:
+    """Tokens to cut from the end of a text, at most a quarter, so that the 16 tokens after the cut
+    differ least from the first 16 in squares, every channel in units of its deviation."""
+    length = len(values)
+    scaled = values / values.std(axis=0)
+    best = (np.inf, 0)
+    for cut in range(16, length // 4 + 1):
+        there = scaled[length - cut : length - cut + 16]
+        best = min(best, (float(((scaled[:16] - there) ** 2).sum()), cut))
+    return best[1]
+
+
+def rolled(values: np.ndarray, shift: int, cut: int) -> np.ndarray:
+    """Token t gets that of (t - shift) modulo the length less the cut."""
+    size = len(values) - cut
+    return np.array([values[(t - shift) % size] for t in range(len(values))])

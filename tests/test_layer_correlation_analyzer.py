@@ -162,7 +162,7 @@ def test_changes_equal_the_loop(captures):
     # States are float32 sums over 60 tokens.
     np.testing.assert_allclose(np.array(result.state_change, float), states, rtol=1e-5)
     np.testing.assert_allclose(np.array(result.activation_change, float), activations, rtol=1e-5)
-    assert result.change_correlation.n == 3 * 59
+    assert result.change_correlation.n == 3 * 55  # four changes of each text are warm-up
     assert (result.num_tokens, result.num_texts) == (180, 3)
 
 

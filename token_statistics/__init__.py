@@ -20,6 +20,11 @@ findings                Findings: a claim, what was measured for it, what that i
                         and the verdict
 layer_likeness          How alike the layers of two models are on one text: all pairs of layers at
                         once, and their nulls
+observations            Which tokens of several texts are observations, and how the null moves texts
+                        in time
+pair_significance       Significance of single pairs of channels from the distribution of all pairs
+                        under time-shifts
+position_course         What depends on the position in a text alone, and values without it
 rhythms                 Rhythm of a series: a period at which its spectrum rises again above that
                         of slow change
 smallest_effects        Effects worth a name: the smallest of each kind that a claim may rest on,

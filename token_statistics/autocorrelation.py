@@ -67,12 +67,20 @@ class MeanAutocorrelation(NamedTuple):
 
 
 def mean_autocorrelation(
-    x: Values, lengths: Sequence[int], max_lag: int, *, num_shuffles: int = 199, seed: int = 0
+    x: Values,
+    lengths: Sequence[int],
+    max_lag: int,
+    *,
+    together: Sequence[tuple[int, int]] | None = None,
+    num_shuffles: int = 199,
+    seed: int = 0,
 ) -> MeanAutocorrelation:
     """Mean over channels of the autocorrelation of pooled series x (n, p), within texts.
 
     rho_k = sum over texts and t of (x_t - m)(x_{t+k} - m) / sum_t (x_t - m)^2, m the channel's mean
-    in that text; channels that never vary are left out. The null shuffles the tokens of each text.
+    in that text; channels that never vary are left out. The null shuffles the tokens of each text;
+    with ``together``, the group of each text and where it begins on its axis (`observations`), the
+    places of the axis, so that related texts are shuffled alike.
     Raises ValueError for max_lag < 1 or num_shuffles < 39 (a 95 % interval needs as many). Cost:
     one Gram matrix (l, l) a text, from which every shuffle is read in O(l max_lag).
     """
@@ -86,10 +94,7 @@ def mean_autocorrelation(
     rng = np.random.default_rng(seed)
     observed = _lag_sums(grams, lags, [np.arange(len(gram)) for gram in grams])
     draws = np.stack(
-        [
-            _lag_sums(grams, lags, [rng.permutation(len(gram)) for gram in grams])
-            for _ in range(num_shuffles)
-        ]
+        [_lag_sums(grams, lags, _shuffles(lengths, together, rng)) for _ in range(num_shuffles)]
     )
     low, high = np.quantile(draws, (0.025, 0.975), axis=0, method="weibull")
     return MeanAutocorrelation(
@@ -103,6 +108,22 @@ def mean_autocorrelation(
         rhythm=rhythm(observed, draws),
         reason=None,
     )
+
+
+def _shuffles(
+    lengths: Sequence[int], together: Sequence[tuple[int, int]] | None, rng: np.random.Generator
+) -> list[IntArray]:
+    """An order of the tokens of each text."""
+    if together is None:
+        return [rng.permutation(length) for length in lengths]
+    sizes: dict[int, int] = {}
+    for (group, begin), length in zip(together, lengths, strict=True):
+        sizes[group] = max(sizes.get(group, 0), begin + length)
+    keys = {group: rng.permutation(size) for group, size in sizes.items()}
+    return [
+        np.argsort(keys[group][begin : begin + length])
+        for (group, begin), length in zip(together, lengths, strict=True)
+    ]
 
 
 def _gram_matrices(values: FloatArray, lengths: Sequence[int]) -> list[FloatArray]:
@@ -132,7 +153,7 @@ def _first(lags: range, condition: NDArray[np.bool_]) -> int | None:
     return lags[int(hits[0])] if len(hits) else None
 
 
-def effective_samples(rho_x: FloatArray, rho_y: FloatArray, n: int, *, pairs: bool) -> FloatArray:
+def effective_samples(rho_x: FloatArray, rho_y: FloatArray, n: float, *, pairs: bool) -> FloatArray:
     """Effective sample size n / (1 + 2 sum_{k>=1} rho_x(k) rho_y(k)) [1], within [2, n].
 
     rho_x (lags + 1, p) and rho_y (lags + 1, q) are autocorrelations. With `pairs` the result is

@@ -1,35 +1,34 @@
 """Correlation of every channel of one layer with every channel of another, beside its null.
 
 Pearson correlation of all pairs by one matrix product on standardised columns, the same for each
-time-shift of the null and each lag, significance with the effective sample size at a false
-discovery rate of 5 %, and debiased linear CKA. No model in here: activations in, statistics out.
+time-shift of the null and each lag, significance at a false discovery rate of 5 %, and debiased
+linear CKA. No model in here: activations in, statistics out.
 
-References:
-  [1] Kornblith, Norouzi, Lee & Hinton 2019, Similarity of neural network representations revisited
-  [2] Song, Smola, Gretton, Bedo & Borgwardt 2012, Feature selection via dependence maximization,
-      eq. 5 (unbiased HSIC)
+What is correlated are observations (`observations`: nothing that was read before, no warm-up)
+without the course over position (`position_course`); groups of related texts are moved together.
+The null says: the layers have their own course in time and over position, and what ties them to
+each other at one token is coincidence.
 
-Shapes: n pooled tokens of all texts; p and q channels of the two layers that vary.
+Shapes: n observations of all texts; p and q channels of the two layers that vary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from token_statistics.association import (
-    Places,
-    pearson_p_values,
-    rejected_and_adjusted,
-    share_rejected,
-)
+from token_statistics.association import Places, rejected_and_adjusted
 from token_statistics.autocorrelation import autocorrelation_within_texts, effective_samples
 from token_statistics.cka import DebiasedCKA
 from token_statistics.description import FloatArray, IntArray, unit_columns
+from token_statistics.observations import Observations, observations, row_tokens
+from token_statistics.pair_significance import ShiftedPairs
+from token_statistics.position_course import PositionCourse, unit_columns_without
 from token_statistics.time_shift_nulls import (
     MAX_LAG,
     NUM_SHIFTS,
@@ -37,28 +36,33 @@ from token_statistics.time_shift_nulls import (
     against_null,
     draw_shifts,
     fields_to_dict,
-    shifted_rows,
     smallest_shift,
     undefined,
     why_too_few,
     why_too_slow,
 )
 
+PAIR_STATISTICS = {
+    "mean": "mean r",
+    "mean_abs": "mean |r|",
+    "max_abs": "largest |r|",
+    "best_match": "best match",
+    "cka": "debiased CKA",
+}
+"""Statistics of all pairs of channels of two layers that are set beside their null: labels."""
+
 _NUM_TOP_PAIRS = 10
-
-_TESTS = ("mean", "mean_abs", "max_abs", "best_match", "cka")
-
-# Shifts at which the whole significance test is repeated, to see what it finds in nothing.
-_NUM_CALIBRATIONS = 3
 
 
 class PooledActivations(NamedTuple):
     """One layer's activations on all texts, the tokens of one text after those of another."""
 
     values: FloatArray
-    """(n, d_model) float64, padding left out"""
+    """(N, d_model) float64, padding left out"""
     lengths: tuple[int, ...]
-    """tokens of each text; they sum to n"""
+    """tokens of each text; they sum to N"""
+    token_ids: tuple[tuple[int, ...], ...] | None = None
+    """of each text, by which what was read before is known; None: by equal values"""
 
 
 class TopPair(NamedTuple):
@@ -67,11 +71,11 @@ class TopPair(NamedTuple):
     channel_a: int
     channel_b: int
     r: float
-    """Pearson correlation"""
+    """Pearson correlation, the course over position taken out"""
     effective_samples: float
     """samples behind r after correction for autocorrelation, of n tokens"""
     adjusted_p: float
-    """Benjamini-Hochberg adjusted over all pairs of channels"""
+    """p by the time-shifts of all pairs, Benjamini-Hochberg adjusted over them"""
     num_texts_agreeing: int | None = None
     """texts whose part of r has r's sign; None where texts were not told apart, or r = 0"""
     leading_text: int | None = None
@@ -97,28 +101,38 @@ class CrossLayerCorrelation:
     """True for the residual stream: b's activations contain a's, so that correlation is expected
     and says nothing of selectivity; compare the mixer stream"""
     num_tokens: int
-    """n, padding left out"""
+    """distinct observations: tokens that were not read before with the same history, padding left
+    out; of them `num_warm_up` are in no statistic"""
     num_texts: int
+    num_groups: int
+    """independent groups of related texts: how many texts there are to speak of"""
+    groups: tuple[int, ...]
+    """of each text: number of the first text of its group"""
+    num_warm_up: int
+    """tokens left out at the beginning of texts (see token_statistics.observations)"""
+    position: str | None
+    """what was taken out as the course over position (see token_statistics.position_course)"""
     num_channels: tuple[int, int]
     """channels of a and b that vary; the others have no correlation and are left out"""
     enough_tokens: bool
     reason: str | None
     """why nothing is claimed"""
     mean: NullTest
-    """mean of r over the pairs; null: circular time-shifts within each text"""
+    """mean of r over the pairs; null: circular time-shifts within each group of texts"""
     mean_abs: NullTest
     """mean of |r|, in [0, 1]"""
     max_abs: NullTest
     """largest |r|, in [0, 1]"""
     best_match: NullTest
     """largest |r| of a channel of b with any of a, mean over the channels of b, in [0, 1]"""
-    mean_abs_without_first_tokens: float | None
-    """mean of |r| without the first token of each text, which is an outlier in many models"""
+    mean_abs_with_position: float | None
+    """mean of |r| of all distinct tokens as they are, warm-up and course over position left in: far
+    above `mean_abs` where the layers agree in where a token stands more than in what it is"""
     same_channel_mean_abs: float | None
     """mean of |r| of the pairs (i, i), which in the residual stream share their coordinate"""
     significant_share: float | None
-    """share of pairs with r != 0 at a false discovery rate of 5 %, by Student's t with the
-    effective sample size"""
+    """share of pairs with r != 0 at a false discovery rate of 5 %, by the distribution of r sqrt(
+    effective samples) under the shifts (see token_statistics.pair_significance)"""
     significant_share_null: float | None
     """the same share when b is shifted in time, mean of three shifts: what that test finds where
     there is nothing"""
@@ -154,74 +168,97 @@ def cross_layer_correlation(
     (p, n) x (n, q) in float32; the observed values are float64. About 60 products: 0.6 s on two
     cores for 512 tokens of 768 channels. Memory a few (p, q) matrices.
     """
-    if first.lengths != second.lengths:
-        raise ValueError(
-            f"the layers hold texts of {first.lengths} and {second.lengths} tokens; they must be "
-            "of the same texts"
-        )
-    lengths, n = first.lengths, sum(first.lengths)
-    x, y = _varying_columns(first.values), _varying_columns(second.values)
+    tokens = observed_by(first, second)
+    course = PositionCourse(tokens)
+    x, y = (_varying_columns(side.values, course) for side in (first, second))
+    n = len(tokens.rows)
     head: dict[str, Any] = {
         "layers": layers,
         "stream": stream,
         "shares_residual": stream == "residual",
-        "num_tokens": n,
-        "num_texts": len(lengths),
+        "num_tokens": tokens.num_distinct,
+        "num_texts": len(tokens.lengths),
+        "num_groups": len(tokens.group_numbers),
+        "groups": tokens.groups,
+        "num_warm_up": tokens.num_distinct - n,
         "num_channels": (len(x.channels), len(y.channels)),
     }
-    reason = why_too_few(lengths)
+    reason = why_too_few(tokens.axis_lengths, tokens.num_distinct)
     if reason is None and not (len(x.channels) and len(y.channels)):
         reason = "no channel of one of the layers varies over the tokens"
     if reason is not None:
         return CrossLayerCorrelation(**head, **_no_claim(reason, n))
-    n_eff = _effective_samples(x, y, lengths)
-    if reason := why_too_slow(n_eff, lengths):
+    n_eff = _effective_samples(x, y, course)
+    independent = course.samples
+    if reason := why_too_slow(n_eff, tokens.axis_lengths, tokens.num_distinct, independent):
         return CrossLayerCorrelation(**head, **_no_claim(reason, n))
-    shifts = draw_shifts(lengths, num_shifts, seed)
     r = np.clip(x.units.T @ y.units, -1.0, 1.0)
+    moved = _Moved(x, y, course)
+    tests, pairs = _against_shifts(r, n_eff, moved, num_shifts, seed)
     return CrossLayerCorrelation(
         **head,
+        position=course.described,
         enough_tokens=True,
         reason=None,
-        mean_abs_without_first_tokens=_mean_abs_without_first(first, second),
+        mean_abs_with_position=_mean_abs_with_position(first, second, tokens),
         same_channel_mean_abs=_same_channel_mean_abs(r, x.channels, y.channels),
-        **_significance(r, n_eff, x, y, lengths, shifts),
-        **_against_shifts(r, x, y, lengths, shifts),
-        **_lagged(x, y, lengths),
+        **_significance(r, n_eff, pairs, x, y, tokens),
+        **tests,
+        **_lagged(moved),
     )
 
 
-class _Columns(NamedTuple):
-    """The channels of a layer that vary, standardised over the pooled tokens."""
+def observed_by(first: PooledActivations, second: PooledActivations) -> Observations:
+    """The observations that two layers have of the same texts; ValueError for different texts."""
+    if first.lengths != second.lengths or first.token_ids != second.token_ids:
+        raise ValueError(
+            f"the layers hold texts of {first.lengths} and {second.lengths} tokens; they must be "
+            "of the same texts"
+        )
+    sides = (first.values, second.values)
+    texts: Sequence[Sequence[int]] | None = first.token_ids
+    if texts is None:
+        texts = row_tokens(sides, first.lengths)
+    return observations(texts, np.stack([np.linalg.norm(side, axis=1) for side in sides], axis=1))
 
-    values: FloatArray  # (n, p) as given
-    units: FloatArray  # (n, p) centred, of unit norm: r is an inner product
+
+class _Columns(NamedTuple):
+    """The channels of a layer that vary, without the course over position."""
+
+    units: FloatArray  # (n, p), of unit norm over the observations: r is an inner product
+    moving: FloatArray  # (N, p) of all tokens given, as a null moves them
+    scale: FloatArray  # (p,) norms before
     channels: IntArray  # (p,) their numbers in the layer
 
 
-def _varying_columns(values: FloatArray) -> _Columns:
-    units, constant = unit_columns(values)
-    return _Columns(values[:, ~constant], units[:, ~constant], np.flatnonzero(~constant))
+def _varying_columns(values: FloatArray, course: PositionCourse) -> _Columns:
+    columns = unit_columns_without(course, values)
+    varies = columns.varies
+    return _Columns(
+        columns.values[:, varies],
+        columns.moving[:, varies],
+        columns.scale[varies],
+        np.flatnonzero(varies),
+    )
 
 
 def _no_claim(reason: str, n: int) -> dict[str, Any]:
     test = undefined(reason, n)
-    tests = dict.fromkeys(_TESTS, test)
+    tests = dict.fromkeys(PAIR_STATISTICS, test)
     numbers = dict.fromkeys(
-        ("mean_abs_without_first_tokens", "same_channel_mean_abs", "significant_share",
-         "significant_share_null", "median_effective_samples")
+        ("mean_abs_with_position", "same_channel_mean_abs", "significant_share",
+         "significant_share_null", "median_effective_samples", "position")
     )  # fmt: skip
     empty = {"top_pairs": (), "lags": (), "lagged_mean_abs": ()}
     return {"enough_tokens": False, "reason": reason, **tests, **numbers, **empty}
 
 
-def _mean_abs_without_first(first: PooledActivations, second: PooledActivations) -> float | None:
-    starts = np.cumsum([0, *first.lengths[:-1]])
-    rest = np.setdiff1d(np.arange(sum(first.lengths)), starts)
-    if len(rest) < 2:
-        return None
-    x, y = _varying_columns(first.values[rest]), _varying_columns(second.values[rest])
-    r = x.units.T @ y.units
+def _mean_abs_with_position(
+    first: PooledActivations, second: PooledActivations, tokens: Observations
+) -> float | None:
+    rows = tokens.distinct_rows
+    x, y = (unit_columns(side.values[rows]) for side in (first, second))
+    r = x[0][:, ~x[1]].T @ y[0][:, ~y[1]]
     return float(np.abs(r).mean()) if r.size else None
 
 
@@ -230,40 +267,40 @@ def _same_channel_mean_abs(r: FloatArray, a: IntArray, b: IntArray) -> float | N
     return float(np.abs(r[rows, columns]).mean()) if len(rows) else None
 
 
-def _effective_samples(x: _Columns, y: _Columns, lengths: tuple[int, ...]) -> FloatArray:
+def _effective_samples(x: _Columns, y: _Columns, course: PositionCourse) -> FloatArray:
+    lengths = course.tokens.used_lengths
     max_lag = max(lengths) // 4
     rho_x, rho_y = (autocorrelation_within_texts(c.units, lengths, max_lag) for c in (x, y))
-    return effective_samples(rho_x, rho_y, sum(lengths), pairs=True)
+    return effective_samples(rho_x, rho_y, course.samples, pairs=True)
 
 
 def _significance(
     r: FloatArray,
     n_eff: FloatArray,
+    pairs: ShiftedPairs,
     x: _Columns,
     y: _Columns,
-    lengths: tuple[int, ...],
-    shifts: IntArray,
+    tokens: Observations,
 ) -> dict[str, Any]:
-    share, pairs = significant_pairs(r, n_eff, x.channels, y.channels)
-    shifted = (y.units[shifted_rows(lengths, shift)] for shift in shifts[:_NUM_CALIBRATIONS])
-    by_chance = [share_rejected(np.clip(x.units.T @ y, -1.0, 1.0), n_eff) for y in shifted]
+    share, top = significant_pairs(r, n_eff, pairs, x.channels, y.channels)
     return {
         "significant_share": share,
-        "significant_share_null": float(np.mean(by_chance)),
+        "significant_share_null": pairs.share_by_chance(),
         "median_effective_samples": float(np.median(n_eff)),
-        "top_pairs": tuple(_with_texts(pair, x, y, lengths) for pair in pairs),
+        "top_pairs": tuple(_with_texts(pair, x, y, tokens) for pair in top),
     }
 
 
 def significant_pairs(
-    r: FloatArray, n_eff: FloatArray, a: IntArray, b: IntArray
+    r: FloatArray, n_eff: FloatArray, null: ShiftedPairs, a: IntArray, b: IntArray
 ) -> tuple[float, tuple[TopPair, ...]]:
     """Share of pairs (p, q) significant at the false discovery rate, and those of largest |r|.
 
     The pairs descend in |r|; a and b are the channels' numbers.
     """
     places = largest_pairs(r)
-    share, adjusted = rejected_and_adjusted(pearson_p_values(r, n_eff), places)
+    p_values = null.p_values(np.abs(r) * np.sqrt(n_eff))
+    share, adjusted = rejected_and_adjusted(p_values, places)
     columns = (a[places[0]], b[places[1]], r[places], n_eff[places], adjusted)
     pairs = (TopPair(*pair) for pair in zip(*(c.tolist() for c in columns), strict=True))
     return share, tuple(pairs)
@@ -279,67 +316,94 @@ def largest_pairs(r: FloatArray) -> Places:
     return rows, columns
 
 
-def _with_texts(pair: TopPair, x: _Columns, y: _Columns, lengths: tuple[int, ...]) -> TopPair:
+def _with_texts(pair: TopPair, x: _Columns, y: _Columns, tokens: Observations) -> TopPair:
     """The pair with the texts that it rests on, for r is the sum of their parts; none for r = 0."""
     if pair.r == 0:
         return pair
     i, j = np.searchsorted(x.channels, pair.channel_a), np.searchsorted(y.channels, pair.channel_b)
-    starts = np.cumsum([0, *lengths[:-1]])
+    starts = np.cumsum([0, *tokens.used_lengths[:-1]])
     parts = np.add.reduceat(x.units[:, i] * y.units[:, j], starts) / pair.r
     return pair._replace(
         num_texts_agreeing=int((parts > 0).sum()),
-        leading_text=int(parts.argmax()),
+        leading_text=tokens.used[int(parts.argmax())][0],
         leading_share=float(parts.max()),
     )
 
 
+class _Draw(NamedTuple):
+    """Correlations with one side moved in time."""
+
+    r: Tensor  # (p, q) float32; overwritten by the next draw
+    norms: Tensor  # (q,) of the moved columns
+    rows: Tensor  # (n, q) the moved columns, the course over position taken out again
+
+
+class _Moved:
+    """Correlations of x with y moved in time, in float32: twice as fast, rounding below 1e-6."""
+
+    def __init__(self, x: _Columns, y: _Columns, course: PositionCourse) -> None:
+        self.x, self.y, self.course = x, y, course
+        self.tokens = course.tokens.end_matched(y.moving)
+        """with their axes as the null moves them"""
+        self._first = torch.from_numpy(x.units.T.astype(np.float32))
+        self._second = torch.from_numpy(y.moving.astype(np.float32))
+
+    def draws(self, shifts: Iterable[Any], tokens: Observations) -> Iterator[_Draw]:
+        """One for each joint shift of the axes of the tokens."""
+        product = self._first.new_empty(len(self._first), self._second.shape[1])
+        for shift in shifts:
+            rows = torch.from_numpy(tokens.order(shift))
+            moved = self.course.taken_out_(self._second.index_select(0, rows))
+            norms = torch.linalg.vector_norm(moved, dim=0)
+            torch.mm(self._first, moved, out=product)
+            yield _Draw(product.div_(norms.clamp_min(1e-12)).clamp_(-1.0, 1.0), norms, moved)
+
+
 def _against_shifts(
-    r: FloatArray, x: _Columns, y: _Columns, lengths: tuple[int, ...], shifts: IntArray
-) -> dict[str, NullTest]:
-    """The tests of r and of CKA, from one product a shift."""
-    n = sum(lengths)
-    cka = DebiasedCKA(x.values, y.values)
-    x_sum, y_sum = x.units.sum(axis=1), y.units.sum(axis=1)
-    draws = np.empty((len(shifts), len(_TESTS)))
-    for draw, shift, product in zip(draws, shifts, _products(x, y, lengths, shifts), strict=True):
-        order = shifted_rows(lengths, shift)
-        draw[0] = x_sum @ y_sum[order] / product.numel()
-        best = product.abs_().amax(dim=0)
-        draw[1:4] = product.mean(), best.max(), best.mean()
-        draw[4] = cka.at(product.square_(), order)
-    magnitudes = np.abs(r)
-    observed_cka = cka.at(torch.from_numpy(np.square(r)), np.arange(n))
-    best = magnitudes.max(axis=0)
+    r: FloatArray, n_eff: FloatArray, moved: _Moved, num_shifts: int, seed: int
+) -> tuple[dict[str, NullTest], ShiftedPairs]:
+    """The tests of r and of CKA, and the null of single pairs, from one product a shift."""
+    x, y, tokens = moved.x, moved.y, moved.tokens
+    n = len(tokens.rows)
+    shifts = draw_shifts(tokens.axis_lengths, num_shifts, seed, tokens.num_distinct)
+    cka, weights = _cka(x, y, moved.course.freedom)
+    light = [torch.from_numpy(w.astype(np.float32)) for w in weights]
+    pairs = ShiftedPairs(n_eff)
+    draws = np.empty((len(shifts), len(PAIR_STATISTICS)))
+    for draw, found in zip(draws, moved.draws(shifts, tokens), strict=True):
+        draw[0] = found.r.mean(dtype=torch.float64)
+        magnitudes = found.r.abs_()
+        pairs.add(magnitudes)
+        best = magnitudes.amax(dim=0)
+        draw[1:4] = magnitudes.mean(dtype=torch.float64), best.max(), best.mean()
+        energy = float(light[0] @ magnitudes.square_() @ (light[1] * found.norms.square()))
+        draw[4] = cka.at(energy, (found.rows.square() @ light[1]).double().numpy())
+    magnitudes, best = np.abs(r), np.abs(r).max(axis=0)
+    energy = float(weights[0] @ np.square(r) @ weights[1])
+    observed_cka = cka.at(energy, cka.norms[1])
     values = (r.mean(), magnitudes.mean(), best.max(), best.mean(), observed_cka)
     tests = [
         against_null(float(value), drawn, n) for value, drawn in zip(values, draws.T, strict=True)
     ]
-    return dict(zip(_TESTS, tests, strict=True))
+    return dict(zip(PAIR_STATISTICS, tests, strict=True)), pairs
 
 
-def _lagged(x: _Columns, y: _Columns, lengths: tuple[int, ...]) -> dict[str, Any]:
-    reach = min(MAX_LAG, min(smallest_shift(length) for length in lengths) - 1)
+def _cka(x: _Columns, y: _Columns, freedom: float) -> tuple[DebiasedCKA, list[FloatArray]]:
+    """CKA of two layers, and the weights of their channels in it, of sum 1 each."""
+    weights = [np.square(side.scale / np.linalg.norm(side.scale)) for side in (x, y)]
+    sides = (side.units * np.sqrt(w) for side, w in zip((x, y), weights, strict=True))
+    return DebiasedCKA(*sides, freedom), weights
+
+
+def _lagged(moved: _Moved) -> dict[str, Any]:
+    tokens = moved.course.tokens
+    reach = min(MAX_LAG, min(smallest_shift(length) for length in tokens.lengths) - 1)
     lags = range(-reach, reach + 1)
     # y later by k tokens than x is y shifted back by k.
-    products = _products(x, y, lengths, [-lag for lag in lags])
+    draws = moved.draws((-lag for lag in lags), tokens)
     return {
         "lags": tuple(lags),
         "lagged_mean_abs": tuple(
-            float(torch.linalg.vector_norm(product, 1)) / product.numel() for product in products
+            float(torch.linalg.vector_norm(draw.r, 1)) / draw.r.numel() for draw in draws
         ),
     }
-
-
-def _products(
-    x: _Columns, y: _Columns, lengths: tuple[int, ...], shifts: Iterable[Any]
-) -> Iterator[torch.Tensor]:
-    """Correlations (p, q) with y shifted, in float32: twice as fast, rounding below 1e-6.
-
-    One buffer serves them all: each is overwritten by the next.
-    """
-    first = torch.from_numpy(x.units.T.astype(np.float32))
-    second = torch.from_numpy(y.units.astype(np.float32))
-    product = first.new_empty(len(first), second.shape[1])
-    for shift in shifts:
-        rows = torch.from_numpy(shifted_rows(lengths, shift))
-        yield torch.mm(first, second.index_select(0, rows), out=product)

@@ -22,13 +22,11 @@ import torch
 from scipy import fft
 from torch import Tensor
 
+from token_statistics.cka import unbiased_hsic
 from token_statistics.description import FloatArray
 
 AUTOCORRELATION_LAGS = 64
 """Lags of the products of a channel with itself, tokens."""
-
-# Shifts whose columns stand side by side in one matrix product.
-_SHIFTS_AT_ONCE = 8
 
 
 class ChannelSums:
@@ -52,6 +50,14 @@ class ChannelSums:
         columns[:, -2] = norms.square() / num_channels
         # All products are torch's: the threads that numpy's wait with would slow torch's by half.
         self.products += (columns.mT @ columns).numpy()
+        return columns
+
+    def moved(self, values: Tensor) -> Tensor:
+        """Columns (n, p + 2) of channels in units of their scale that were moved."""
+        columns = values.new_ones(len(values), values.shape[1] + 2)
+        columns[:, :-2] = values
+        weights = torch.from_numpy(np.square(self.relative_scale)).to(values)
+        columns[:, -2] = values.square() @ weights / values.shape[1]
         return columns
 
     def means(self) -> FloatArray:
@@ -132,56 +138,80 @@ class LayerSums:
 
 
 class PairSums:
-    """Sums of two layers: of all channels, of those sampled, and of these for each order."""
+    """Sums of two layers: of all channels, of those sampled, and of these for each move."""
 
-    def __init__(self, first: LayerSums, second: LayerSums, num_orders: int) -> None:
+    def __init__(self, first: LayerSums, second: LayerSums, num_moves: int) -> None:
         p, q = len(first.every.products), len(second.every.products)
         self.every = np.zeros((p, q))
         p, q = len(first.sampled.products), len(second.sampled.products)
         self.sampled = np.zeros((p, q))
-        self._reordered = np.zeros((p, num_orders, q))
+        self._moved = np.zeros((p, num_moves, q))
+        self.squares = np.zeros((num_moves, q - 2))
+        """(moves, q) sums of squares of the moved channels"""
 
     @property
-    def reordered(self) -> FloatArray:
-        """(orders, p + 2, q + 2)"""
-        return self._reordered.swapaxes(0, 1)
+    def moved(self) -> FloatArray:
+        """(moves, p + 2, q + 2)"""
+        return self._moved.swapaxes(0, 1)
 
-    def update(self, a: LayerColumns, b: LayerColumns, orders: Tensor) -> None:
-        """Add a batch; ``orders`` (n, orders): for each the rows that b's tokens come from."""
+    def update(self, a: LayerColumns, b: LayerColumns) -> None:
+        """Add a batch as it is."""
         self.every += (a.every.mT @ b.every).numpy()
         self.sampled += (a.sampled.mT @ b.sampled).numpy()
-        transposed = a.sampled.mT.contiguous()
-        for start in range(0, orders.shape[1], _SHIFTS_AT_ONCE):
-            rows = orders[:, start : start + _SHIFTS_AT_ONCE]
-            # index_select copies whole rows: three times as fast as indexing by a matrix.
-            side_by_side = b.sampled.index_select(0, rows.flatten()).view(len(rows), -1)
-            product = (transposed @ side_by_side).unflatten(1, (rows.shape[1], -1))
-            self._reordered[:, start : start + rows.shape[1]] += product.numpy()
+
+    def add_moved(self, a: LayerColumns, first: int, moved: Tensor) -> None:
+        """Add the moves from number ``first`` on, side by side: columns (n, moves, q + 2)."""
+        count, width = moved.shape[1:]
+        product = a.sampled.mT.contiguous() @ moved.reshape(len(moved), -1)
+        self._moved[:, first : first + count] += product.view(-1, count, width).numpy()
+        self.squares[first : first + count] += moved[..., :-2].square().sum(dim=0).double().numpy()
 
 
-def correlations(sums: FloatArray, a: ChannelSums, b: ChannelSums) -> FloatArray:
-    """Pearson's r (p, q) from the sums (p + 2, q + 2) of two layers; 0 without variance."""
-    scale = np.outer(a.deviations(), b.deviations())
+def correlations(
+    sums: FloatArray, a: ChannelSums, b: ChannelSums, squares: FloatArray | None = None
+) -> FloatArray:
+    """Pearson's r (p, q) from the sums (p + 2, q + 2) of two layers; 0 without variance.
+
+    ``squares`` (q,): those of b's channels where they were moved; their sums are 0.
+    """
+    deviations = b.deviations() if squares is None else np.sqrt(squares)
+    scale = np.outer(a.deviations(), deviations)
     r = np.divide(_centred(sums), scale, out=np.zeros_like(scale), where=scale > 0)
     return np.clip(r, -1.0, 1.0)
 
 
-def debiased_cka(sums: FloatArray, a: ChannelSums, b: ChannelSums) -> float:
-    """Debiased linear CKA [2] from the same sums, in [-1, 1]; nan where a side has none itself."""
-    own = _hsic(a.products, a, a), _hsic(b.products, b, b)
-    if min(own) <= 0:
+def debiased_cka(
+    sums: FloatArray, a: ChannelSums, b: ChannelSums, freedom: float | None = None
+) -> float:
+    """Debiased linear CKA [2] from the same sums, in [-1, 1]; nan where a side has none itself.
+
+    ``freedom``: see `cka.unbiased_hsic`.
+    """
+    own = _hsic(a.products, a, a, freedom), _hsic(b.products, b, b, freedom)
+    total = _traces(sums, a, b)
+    if min(own) <= 0 or total <= 0:
         return np.nan
-    return float(np.clip(_hsic(sums, a, b) / np.sqrt(own[0] * own[1]), -1.0, 1.0))
+    # Moved, b keeps its spectrum but for the scale: see `cka.DebiasedCKA`.
+    scale = (
+        np.sqrt(own[0] * own[1])
+        * total
+        / np.sqrt(_traces(a.products, a, a) * _traces(b.products, b, b))
+    )
+    return float(np.clip(_hsic(sums, a, b, freedom) / scale, -1.0, 1.0))
 
 
-def _hsic(sums: FloatArray, a: ChannelSums, b: ChannelSums) -> float:
+def _hsic(sums: FloatArray, a: ChannelSums, b: ChannelSums, freedom: float | None) -> float:
     """Unbiased HSIC [2] times a factor of n alone."""
     n = sums[-1, -1]
     x, y = a.norm_weights(), b.norm_weights()
     energy = np.square(a.relative_scale[:, None] * _centred(sums) * b.relative_scale).sum()
     diagonal = x @ sums @ y
-    traces = (x @ sums[:, -1]) * (sums[-1, :] @ y)
-    return float(energy - n / (n - 2) * diagonal + traces / ((n - 1) * (n - 2)))
+    return float(unbiased_hsic(energy, diagonal, _traces(sums, a, b), n, freedom))
+
+
+def _traces(sums: FloatArray, a: ChannelSums, b: ChannelSums) -> float:
+    """Product of the sums of the tokens' squared norms of both sides."""
+    return float((a.norm_weights() @ sums[:, -1]) * (sums[-1, :] @ b.norm_weights()))
 
 
 def _centred(sums: FloatArray) -> FloatArray:

@@ -4,46 +4,61 @@ For every pair of layers the sums X^T Y of its channels are kept (`correlation_s
 Pearson's r of every pair of channels and debiased linear CKA follow at the end: memory depends on
 d_model^2 and the number of pairs, time on matrix products.
 
-How nulls go with a stream: a circular time-shift needs both ends of what it shifts, so that every
-text (or segment of a long text) is shifted within itself, by its own seeded shift for each draw;
-the sums of a draw accumulate over the stream as those of the data do, for shifts keep the sums of
-each side. Draws cost as much as the data: where a layer has more than `num_sampled` channels, the
-null and the lags are those of a seeded sample of them, the same in every batch, and the value
-tested is that of the sample too; the values over all channels stand beside.
+What is correlated, and what its null moves, are those of `channel_correlations`, batch by batch:
 
-Shapes: n tokens of a batch with texts of `lengths`; p and q channels of two layers.
+- A text is known by the hashes of what was read up to each of its tokens and of its n-grams, which
+  are kept (`related_texts`); its tokens are not. What was read before in any batch counts no second
+  time, and a group of related texts is moved by the same shifts in every batch. Only in one batch
+  do its texts lie on one axis: a text that comes alone is moved within itself, so that where its
+  end is moved to its beginning it may part from a relative of another length in another batch.
+- The course over position is taken out of each batch by itself. Batches of fewer than MIN_GROUPS
+  independent texts that have a position lose a smooth course alone.
+- Draws cost as much as the data: where a layer has more than `num_sampled` channels, the null, the
+  lags and the distribution that single pairs are held against are those of a seeded sample of them,
+  the same in every batch, and the value tested is that of the sample too; the values over all
+  channels stand beside.
+
+Shapes: N tokens of a batch with texts of `lengths`, n observations among them; p and q channels of
+two layers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from suite_plumbing.arguments import validate_int
+from suite_plumbing.related_texts import SeenTexts
 from suite_plumbing.result_files import finite_or_none
-from token_statistics.association import share_rejected
 from token_statistics.autocorrelation import effective_samples
-from token_statistics.channel_correlations import TopPair, significant_pairs
+from token_statistics.channel_correlations import (
+    PAIR_STATISTICS,
+    TopPair,
+    significant_pairs,
+)
 from token_statistics.correlation_sums import (
     AUTOCORRELATION_LAGS,
+    LayerColumns,
     LayerSums,
     PairSums,
     correlations,
     debiased_cka,
 )
 from token_statistics.description import FloatArray
+from token_statistics.observations import Observations, from_readings, row_tokens
+from token_statistics.pair_significance import ShiftedPairs
+from token_statistics.position_course import PositionCourse, without_course
 from token_statistics.time_shift_nulls import (
     MAX_LAG,
     NUM_SHIFTS,
     NullTest,
     against_null,
     fields_to_dict,
-    shifted_rows,
     smallest_shift,
     undefined,
     why_too_few,
@@ -56,9 +71,10 @@ NUM_SAMPLED = 128
 BATCH_TOKENS = 2000
 """Tokens whose sums are taken at once."""
 
-TESTED = ("mean", "mean_abs", "max_abs", "best_match", "cka")
+TESTED = tuple(PAIR_STATISTICS)
 
-_NUM_CALIBRATIONS = 3
+# Moves whose columns stand side by side in one matrix product.
+_MOVES_AT_ONCE = 8
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,8 +88,16 @@ class StreamedCorrelation:
     shares_residual: bool
     """True for the residual stream: b's activations contain a's"""
     num_tokens: int
+    """distinct observations: tokens that were not read before with the same history; of them
+    `num_warm_up` are in no statistic"""
     num_segments: int
-    """texts or segments, each shifted within itself"""
+    """texts or segments"""
+    num_groups: int
+    """independent groups of related texts: how many texts there are to speak of"""
+    groups: tuple[int, ...]
+    """of each text: number of the first text of its group"""
+    num_warm_up: int
+    """tokens left out at the beginning of texts"""
     num_channels: tuple[int, int]
     """channels of a and b that vary"""
     enough_tokens: bool
@@ -87,8 +111,8 @@ class StreamedCorrelation:
     tests: dict[str, NullTest]
     """the same quantities over the sampled channels; null: circular time-shifts"""
     significant_share: float | None
-    """share of all pairs with r != 0 at a false discovery rate of 5 %, by the effective sample
-    size"""
+    """share of all pairs with r != 0 at a false discovery rate of 5 %, by the
+    distribution of the sampled channels' pairs under the shifts"""
     significant_share_null: float | None
     """the same of the sampled channels under time-shifts, mean of three"""
     median_effective_samples: float | None
@@ -132,27 +156,46 @@ class StreamedCorrelations:
         self.num_shifts = validate_int("num_shifts", num_shifts, 20)
         self.num_sampled = validate_int("num_sampled", num_sampled, 1)
         self.batch_tokens = validate_int("batch_tokens", batch_tokens, 1)
-        self.rng = np.random.default_rng(seed)
+        self.rng = np.random.default_rng(validate_int("seed", seed, 0))
         self.lengths: list[int] = []
+        self._axes: list[int] = []
+        self._counts = _Counts()
+        self._texts = SeenTexts()
+        self._shifts: dict[int, np.ndarray] = {}
         self._widths: dict[int, int] = {}
-        self._gathered: list[tuple[dict[int, Tensor], list[int]]] = []
+        self._gathered: list[_Part] = []
         self._layers: dict[int, LayerSums] = {}
         self._sums: dict[tuple[int, int], PairSums] = {}
 
-    def update(self, values: Mapping[int, Tensor], lengths: Sequence[int]) -> None:
-        """Add a batch: by layer (n, channels), the tokens of one text after those of another.
+    def update(
+        self,
+        values: Mapping[int, Tensor],
+        lengths: Sequence[int],
+        token_ids: Sequence[Sequence[int]] | None = None,
+    ) -> None:
+        """Add a batch: by layer (N, channels), the tokens of one text after those of another.
 
-        ``lengths``: tokens of each text, or of each segment of a long text; they sum to n. Raises
-        ValueError for a layer that is missing, has other tokens or other channels than before.
+        ``lengths``: tokens of each text, or of each segment of a long text; they sum to N.
+        ``token_ids``: of each text, by which what was read before is known; None: by equal values.
+        Raises ValueError for a layer that is missing, has other tokens or other channels than
+        before, and for ids of other lengths.
         """
         needed = sorted({layer for pair in self.pairs for layer in pair})
         self._check(values, lengths, needed)
+        if token_ids is None:
+            sides = [values[layer].detach().cpu().numpy() for layer in self.pairs[0]]
+            token_ids = row_tokens(sides, lengths)
+        elif [len(ids) for ids in token_ids] != list(lengths):
+            raise ValueError(
+                f"token_ids holds texts of {[len(ids) for ids in token_ids]} tokens, lengths "
+                f"{list(lengths)}; pass the ids of the same tokens"
+            )
         self._widths = {layer: values[layer].shape[1] for layer in needed}
-        gathered = sum(sum(known) for _, known in self._gathered) + sum(lengths)
+        gathered = sum(sum(part.lengths) for part in self._gathered) + sum(lengths)
         enough = gathered >= self.batch_tokens
         # What stays for later is copied: the caller may write over it.
         kept = {layer: values[layer] if enough else values[layer].clone() for layer in needed}
-        self._gathered.append((kept, list(lengths)))
+        self._gathered.append(_Part(kept, list(lengths), token_ids))
         if enough:
             self._add_gathered()
 
@@ -160,20 +203,61 @@ class StreamedCorrelations:
         """Add what has been gathered to the sums, as one batch."""
         parts, self._gathered = self._gathered, []
         values = {
-            layer: torch.cat([part[layer] for part, _ in parts])
-            if parts[1:]
-            else parts[0][0][layer]
+            layer: torch.cat([part.values[layer] for part in parts]).double().numpy()
             for layer in self._widths
         }
-        lengths = [length for _, known in parts for length in known]
-        orders = self._draw(lengths)
-        batch = {layer: self._layer(layer, values[layer]) for layer in values}
-        columns = {layer: sums.update(values[layer], lengths) for layer, sums in batch.items()}
+        self.lengths += [length for part in parts for length in part.lengths]
+        read = [self._texts.add(ids) for part in parts for ids in part.token_ids]
+        norms = np.stack([np.linalg.norm(side, axis=1) for side in values.values()], axis=1)
+        first = len(self.lengths) - len(read)
+        tokens = from_readings(
+            [one._replace(group=self._texts.group(first + i)) for i, one in enumerate(read)], norms
+        )
+        self._counts.add(tokens)
+        if not len(tokens.rows):
+            return
+        course = PositionCourse(tokens)
+        self._counts.samples += course.samples
+        self._counts.freedom += course.freedom
+        self._axes += tokens.axis_lengths
+        left = {layer: self._add_layer(layer, values[layer], course) for layer in values}
         for a, b in self.pairs:
             if (a, b) not in self._sums:
-                self._sums[a, b] = PairSums(batch[a], batch[b], orders.shape[1])
-            self._sums[a, b].update(columns[a], columns[b], orders)
-        self.lengths += lengths
+                num_moves = self.num_shifts + 2 * MAX_LAG + 1
+                self._sums[a, b] = PairSums(self._layers[a], self._layers[b], num_moves)
+            self._sums[a, b].update(left[a].columns, left[b].columns)
+            self._add_moves(self._sums[a, b], left[a].columns, self._layers[b], left[b], course)
+
+    def _add_layer(self, layer: int, values: FloatArray, course: PositionCourse) -> _Batch:
+        """Add a batch of one layer to its sums."""
+        left, moving, divisor = without_course(course, values)
+        kept = torch.from_numpy(left * divisor)
+        if layer not in self._layers:
+            width = values.shape[1]
+            chosen = self.rng.permutation(width)[: min(width, self.num_sampled)]
+            self._layers[layer] = LayerSums(kept, np.sort(chosen))
+        sums = self._layers[layer]
+        columns = sums.update(kept, course.tokens.used_lengths)
+        chosen = sums.chosen.numpy()
+        scaled = moving[:, chosen] * (divisor[chosen] / sums.sampled.scale.numpy())
+        tokens = course.tokens.end_matched(moving)
+        return _Batch(columns, torch.from_numpy(scaled.astype(np.float32)), tokens)
+
+    def _add_moves(
+        self, sums: PairSums, a: LayerColumns, layer: LayerSums, b: _Batch, course: PositionCourse
+    ) -> None:
+        """Add the draws of the null, then the lags -MAX_LAG to MAX_LAG."""
+        lags = [-lag for lag in range(-MAX_LAG, MAX_LAG + 1)]
+        moves = [*self._draw(b.tokens).T, *lags]
+        for start in range(0, len(moves), _MOVES_AT_ONCE):
+            columns = []
+            for number, move in enumerate(moves[start : start + _MOVES_AT_ONCE], start):
+                tokens = b.tokens if number < self.num_shifts else course.tokens
+                rows = torch.from_numpy(tokens.order(move))
+                # index_select copies whole rows: three times as fast as indexing by a matrix.
+                moved = course.taken_out_(b.moving.index_select(0, rows))
+                columns.append(layer.sampled.moved(moved))
+            sums.add_moved(a, start, torch.stack(columns, dim=1))
 
     def results(self) -> dict[str, StreamedCorrelation]:
         """The correlations so far, by "layer_a_to_b"; RuntimeError before any batch."""
@@ -185,41 +269,39 @@ class StreamedCorrelations:
 
     def _result(self, pair: tuple[int, int], sums: PairSums) -> StreamedCorrelation:
         a, b = (self._layers[layer] for layer in pair)
-        reason = why_too_few(self.lengths)
+        counts = self._counts
+        groups = tuple(self._texts.group(i) for i in range(len(self.lengths)))
+        reason = why_too_few(self._axes, counts.num_distinct)
         if reason is None and not (a.varies.any() and b.varies.any()):
             reason = "no channel of one of the layers varies over the tokens"
-        n = sum(self.lengths)
+        n = counts.num_used
         if reason is None:
-            found = _statistics(a, b, sums, self.lengths)
+            found = _statistics(a, b, sums, self._axes, self.lengths, counts)
         else:
             found = _undefined(reason, n, a, b)
         return StreamedCorrelation(
             layers=pair,
             stream=self.stream,
             shares_residual=self.stream == "residual",
-            num_tokens=n,
+            num_tokens=counts.num_distinct,
             num_segments=len(self.lengths),
+            num_groups=len(set(groups)),
+            groups=groups,
+            num_warm_up=counts.num_distinct - n,
             num_channels=(int(a.varies.sum()), int(b.varies.sum())),
             **found,
         )
 
-    def _layer(self, layer: int, values: Tensor) -> LayerSums:
-        if layer not in self._layers:
-            width = values.shape[1]
-            chosen = self.rng.permutation(width)[: min(width, self.num_sampled)]
-            self._layers[layer] = LayerSums(values, np.sort(chosen))
-        return self._layers[layer]
-
-    def _draw(self, lengths: Sequence[int]) -> Tensor:
-        """Row orders (n, orders) of the null's draws, then those of lags -MAX_LAG to MAX_LAG."""
-        ranges = [(smallest_shift(length), length - smallest_shift(length)) for length in lengths]
-        draws = [
-            [int(self.rng.integers(a, b + 1)) if a <= b else 0 for a, b in ranges]
-            for _ in range(self.num_shifts)
-        ]
-        lags = [[-lag] * len(lengths) for lag in range(-MAX_LAG, MAX_LAG + 1)]
-        orders = [shifted_rows(lengths, shift) for shift in [*draws, *lags]]
-        return torch.from_numpy(np.stack(orders, axis=1))
+    def _draw(self, tokens: Observations) -> np.ndarray:
+        """Shifts (axes, draws); those of a group are the same in every batch."""
+        drawn = []
+        for group, size in zip(tokens.axis_groups, tokens.axis_lengths, strict=True):
+            low = smallest_shift(size)
+            choices = max(size - 2 * low + 1, 1)
+            if group not in self._shifts:
+                self._shifts[group] = self.rng.integers(0, choices, self.num_shifts)
+            drawn.append(low + self._shifts[group] % choices if size > 1 else self._shifts[group])
+        return np.array(drawn)
 
     def _check(
         self, values: Mapping[int, Tensor], lengths: Sequence[int], needed: Sequence[int]
@@ -241,18 +323,61 @@ class StreamedCorrelations:
                 raise ValueError(f"values of layer {layer} hold nan or infinite entries")
 
 
+class _Part(NamedTuple):
+    """Texts that wait until there are enough of them."""
+
+    values: dict[int, Tensor]
+    lengths: list[int]
+    token_ids: Sequence[Sequence[int]]
+
+
+class _Batch(NamedTuple):
+    """One layer's part of a batch."""
+
+    columns: LayerColumns
+    moving: Tensor  # (N, sampled) in units of their scale, as a null moves them
+    tokens: Observations  # with their axes as they are moved
+
+
+@dataclass
+class _Counts:
+    """How many tokens the stream had so far."""
+
+    num_distinct: int = 0
+    num_used: int = 0
+    samples: float = 0.0
+    freedom: float = 0.0
+    longest: int = 0
+
+    def add(self, tokens: Observations) -> None:
+        """Count those of a batch."""
+        self.num_distinct += tokens.num_distinct
+        self.num_used += len(tokens.rows)
+        self.longest = max((self.longest, *tokens.used_lengths))
+
+
 def _statistics(
-    a: LayerSums, b: LayerSums, sums: PairSums, lengths: Sequence[int]
+    a: LayerSums,
+    b: LayerSums,
+    sums: PairSums,
+    axes: Sequence[int],
+    lengths: Sequence[int],
+    counts: _Counts,
 ) -> dict[str, Any]:
     """The fields of `StreamedCorrelation` that the sums decide."""
-    n, lags = sum(lengths), min(AUTOCORRELATION_LAGS, max(lengths) // 4)
-    n_eff = effective_samples(a.autocorrelation(lags), b.autocorrelation(lags), n, pairs=True)
-    if reason := why_too_slow(n_eff, lengths):
-        return _undefined(reason, n, a, b)
+    lags = min(AUTOCORRELATION_LAGS, counts.longest // 4)
+    rho = (side.autocorrelation(lags) for side in (a, b))
+    n_eff = effective_samples(*rho, counts.samples, pairs=True)
+    if reason := why_too_slow(n_eff, axes, counts.num_distinct, counts.samples):
+        return _undefined(reason, counts.num_used, a, b)
     rows, columns = np.flatnonzero(a.varies), np.flatnonzero(b.varies)
     r = correlations(sums.every, a.every, b.every)[np.ix_(rows, columns)]
-    values = *_summary(r), finite_or_none(debiased_cka(sums.every, a.every, b.every))
-    share, pairs = significant_pairs(r, n_eff, rows, columns)
+    values = (
+        *_summary(r),
+        finite_or_none(debiased_cka(sums.every, a.every, b.every, counts.freedom)),
+    )
+    null, tested = _against_shifts(a, b, sums, n_eff, lengths, counts)
+    share, pairs = significant_pairs(r, n_eff, null, rows, columns) if null else (None, ())
     return {
         "enough_tokens": True,
         "reason": None,
@@ -260,40 +385,50 @@ def _statistics(
         "significant_share": share,
         "median_effective_samples": float(np.median(n_eff)),
         "top_pairs": pairs,
-        **_against_shifts(a, b, sums, n_eff, lengths),
+        **tested,
     }
 
 
 def _against_shifts(
-    a: LayerSums, b: LayerSums, sums: PairSums, n_eff: FloatArray, lengths: Sequence[int]
-) -> dict[str, Any]:
-    """The tests of the sampled channels; ``n_eff`` of all channels that vary."""
-    n = sum(lengths)
+    a: LayerSums,
+    b: LayerSums,
+    sums: PairSums,
+    n_eff: FloatArray,
+    lengths: Sequence[int],
+    counts: _Counts,
+) -> tuple[ShiftedPairs | None, dict[str, Any]]:
+    """The tests of the sampled channels, and the null of single pairs; ``n_eff`` of all channels
+    that vary."""
+    n = counts.num_used
     varies = [layer.varies[layer.chosen.numpy()] for layer in (a, b)]
     if not (varies[0].any() and varies[1].any()):
-        return _untested("none of the sampled channels of a layer varies", n, a, b)
+        return None, _untested("none of the sampled channels of a layer varies", n, a, b)
 
-    def statistics(products: FloatArray) -> tuple[FloatArray, list[float]]:
-        r = correlations(products, a.sampled, b.sampled)[np.ix_(*varies)]
-        return r, [*_summary(r), debiased_cka(products, a.sampled, b.sampled)]
+    def moved(number: int) -> tuple[FloatArray, list[float]]:
+        products = sums.moved[number]
+        r = correlations(products, a.sampled, b.sampled, sums.squares[number])[np.ix_(*varies)]
+        return r, [*_summary(r), debiased_cka(products, a.sampled, b.sampled, counts.freedom)]
 
-    num_draws = len(sums.reordered) - (2 * MAX_LAG + 1)
-    drawn = [statistics(products) for products in sums.reordered[:num_draws]]
-    draws = np.array([found for _, found in drawn])
+    null = ShiftedPairs(n_eff[np.ix_(_places(a), _places(b))])
+    num_draws, draws = len(sums.moved) - (2 * MAX_LAG + 1), []
+    for number in range(num_draws):
+        r, found = moved(number)
+        null.add(torch.from_numpy(np.abs(r).astype(np.float32)))
+        draws.append(found)
+    r = correlations(sums.sampled, a.sampled, b.sampled)[np.ix_(*varies)]
+    values = [*_summary(r), debiased_cka(sums.sampled, a.sampled, b.sampled, counts.freedom)]
     tests = [
         against_null(value, column, n)
-        for value, column in zip(statistics(sums.sampled)[1], draws.T, strict=True)
+        for value, column in zip(values, np.array(draws).T, strict=True)
     ]
-    samples = n_eff[np.ix_(_places(a), _places(b))]
-    by_chance = [share_rejected(r, samples) for r, _ in drawn[:_NUM_CALIBRATIONS]]
     reach = min(MAX_LAG, min(smallest_shift(length) for length in lengths) - 1)
-    lagged = sums.reordered[num_draws:][MAX_LAG - reach : MAX_LAG + reach + 1]
-    return {
+    lags = range(-reach, reach + 1)
+    return null, {
         "num_sampled": tuple(int(v.sum()) for v in varies),
         "tests": dict(zip(TESTED, tests, strict=True)),
-        "significant_share_null": float(np.mean(by_chance)),
-        "lags": tuple(range(-reach, reach + 1)),
-        "lagged_mean_abs": tuple(statistics(products)[1][1] for products in lagged),
+        "significant_share_null": null.share_by_chance(),
+        "lags": tuple(lags),
+        "lagged_mean_abs": tuple(moved(num_draws + MAX_LAG + lag)[1][1] for lag in lags),
     }
 
 

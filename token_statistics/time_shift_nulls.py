@@ -2,7 +2,9 @@
 
 A circular shift of one side within each text keeps its values and its autocorrelation and breaks
 what ties it to the other side in time: the statistic of the shifted data is what coincidence gives.
-Texts are pooled (their tokens one after the other), and every shift stays within its text.
+Texts are pooled (their tokens one after the other), and every shift stays within its text, or its
+group of related texts: what counts as an observation, and what is moved together, stands in
+`observations`, what becomes of the position in `position_course`.
 
 References:
   [1] Bretherton, Widmann, Dymnikov, Wallace & Blade 1999, The effective number of spatial degrees
@@ -16,16 +18,24 @@ Shapes: n pooled tokens of texts with `lengths` tokens each; p and q channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 from scipy import stats
 
+from suite_plumbing.arguments import validate_int
 from token_statistics.association import spearman
 from token_statistics.autocorrelation import autocorrelation_within_texts, effective_samples
 from token_statistics.description import IntArray, Values, as_float64, unit_columns
+from token_statistics.observations import observations, row_tokens
+from token_statistics.position_course import (
+    PositionCourse,
+    paired_correlations,
+    ranks_among,
+    unit_columns_without,
+)
 
 MIN_TOKENS = 40
 """Fewer pooled tokens than this, and nothing is claimed."""
@@ -119,9 +129,13 @@ def count_shifts(lengths: Sequence[int]) -> int:
     return math.prod(max(1, length - 2 * smallest_shift(length) + 1) for length in lengths)
 
 
-def why_too_few(lengths: Sequence[int]) -> str | None:
-    """Why texts of these lengths allow no claim, or None if they do."""
-    n = sum(lengths)
+def why_too_few(lengths: Sequence[int], num_tokens: int | None = None) -> str | None:
+    """Why texts of these lengths allow no claim, or None if they do.
+
+    `num_tokens`: distinct tokens, where `lengths` are those of the axes of groups of texts
+    (`observations`).
+    """
+    n = sum(lengths) if num_tokens is None else num_tokens
     if n < MIN_TOKENS:
         return f"{n} tokens; a claim needs at least {MIN_TOKENS}"
     if (available := count_shifts(lengths)) < MIN_SHIFTS:
@@ -129,17 +143,26 @@ def why_too_few(lengths: Sequence[int]) -> str | None:
     return None
 
 
-def why_too_slow(n_eff: Values, lengths: Sequence[int]) -> str | None:
+def why_too_slow(
+    n_eff: Values,
+    lengths: Sequence[int],
+    num_tokens: int | None = None,
+    independent: float | None = None,
+) -> str | None:
     """Why series of this effective sample size are too slow for a null of shifts, or None.
 
-    `n_eff`: effective samples of the pooled tokens, of which the median counts. A series that
-    drifts through its whole text has no ends that meet: shifted circularly it gets a jump that the
-    data lack, and slow series agree more often than their shifts. From MIN_EFFECTIVE effective
-    samples a text the shifts hold their 5 % (see the calibration under benchmarks); a series whose
-    tokens are nearly independent, n_eff > 3 n / 4, has nothing to drift.
+    `n_eff`: effective samples of the pooled tokens, of which the median counts; `num_tokens` as in
+    `why_too_few`; `independent`: what n_eff would be if no token depended on another (default: the
+    tokens). A series that drifts through its whole text has no ends that meet: shifted circularly
+    it gets a jump that the data lack, and slow series agree more often than their shifts. From
+    MIN_EFFECTIVE effective samples a text the shifts hold their 5 % (see the calibration under
+    benchmarks); a series whose tokens are nearly independent, n_eff > 3/4 `independent`, has
+    nothing to drift.
     """
-    n, typical = sum(lengths), float(np.nanmedian(as_float64(n_eff)))
-    if typical > 0.75 * n or typical >= MIN_EFFECTIVE * len(lengths):
+    n = sum(lengths) if num_tokens is None else num_tokens
+    most = sum(lengths) if independent is None else independent
+    typical = float(np.nanmedian(as_float64(n_eff)))
+    if typical > 0.75 * most or typical >= MIN_EFFECTIVE * len(lengths):
         return None
     return (
         f"{n} tokens of {len(lengths)} text(s) that change so slowly that they are worth "
@@ -147,15 +170,21 @@ def why_too_slow(n_eff: Values, lengths: Sequence[int]) -> str | None:
     )
 
 
-def draw_shifts(lengths: Sequence[int], count: int = NUM_SHIFTS, seed: int = 0) -> IntArray:
+def draw_shifts(
+    lengths: Sequence[int],
+    count: int = NUM_SHIFTS,
+    seed: int = 0,
+    num_tokens: int | None = None,
+) -> IntArray:
     """Distinct seeded shifts, one for each text: (m, texts), m up to count.
 
     A text of l tokens is shifted by smallest_shift(l) to l - smallest_shift(l) tokens, so that
     lags up to MAX_LAG are not in the null (short texts: up to a quarter of the text). Raises
     ValueError where `why_too_few` has a reason, and for count < MIN_SHIFTS.
     """
-    if reason := why_too_few(lengths):
+    if reason := why_too_few(lengths, num_tokens):
         raise ValueError(f"lengths is {list(lengths)}: {reason}; use longer texts or more of them")
+    validate_int("seed", seed, 0)
     if count < MIN_SHIFTS:
         raise ValueError(f"count is {count}; a null needs at least {MIN_SHIFTS} shifts")
     rng = np.random.default_rng(seed)
@@ -184,28 +213,44 @@ def shifted_rows(lengths: Sequence[int], shifts: Sequence[int] | IntArray | int)
 
 
 def spearman_shift_test(
-    x: Values, y: Values, lengths: Sequence[int], *, num_shifts: int = 199, seed: int = 0
+    x: Values,
+    y: Values,
+    lengths: Sequence[int],
+    *,
+    tokens: Sequence[Sequence[Hashable]] | None = None,
+    num_shifts: int = 199,
+    seed: int = 0,
 ) -> NullTest:
-    """Spearman correlation of two pooled series (n,) against circular shifts of y within texts.
+    """Spearman correlation of two pooled series (N,) against circular shifts of y within texts.
 
-    Undefined, with the reason, for fewer than MIN_TOKENS tokens or MIN_SHIFTS shifts, where a side
-    is constant, and for series too slow for shifts (`why_too_slow`). Cost: two sorts and num_shifts
-    inner products. Source: [3].
+    Of the observations (`observations`; related texts are known by `tokens`, ids or what stands
+    for a token, by text; without them by equal values), ranks without their course over position
+    (`position_course`). Undefined, with the reason, for fewer than MIN_TOKENS tokens or MIN_SHIFTS
+    shifts, where a side is constant, and for series too slow for shifts (`why_too_slow`). Cost:
+    two sorts and num_shifts inner products. Source: [3].
     """
-    n = sum(lengths)
-    if reason := why_too_few(lengths):
+    sides = [as_float64(v)[:, None] for v in (x, y)]
+    observed = observations(row_tokens(sides, lengths) if tokens is None else tokens)
+    n, axes = len(observed.rows), observed.axis_lengths
+    if reason := why_too_few(axes, observed.num_distinct):
         return undefined(reason, n)
-    ranks, constant = unit_columns(
-        np.stack([stats.rankdata(as_float64(v)) for v in (x, y)], axis=1)
-    )
-    if constant.any():
+    course = PositionCourse(observed)
+    ranks = ranks_among(np.hstack(sides), observed.rows)
+    units = unit_columns_without(course, ranks)
+    if not units.varies.all():
         return undefined("one of the two series is constant", n)
-    rho = autocorrelation_within_texts(ranks, lengths, max(lengths) // 4)
-    if reason := why_too_slow(effective_samples(rho[:, :1], rho[:, 1:], n, pairs=False), lengths):
+    used = observed.used_lengths
+    rho = autocorrelation_within_texts(units.values, used, max(used) // 4)
+    independent = course.samples
+    n_eff = effective_samples(rho[:, :1], rho[:, 1:], independent, pairs=False)
+    if reason := why_too_slow(n_eff, axes, observed.num_distinct, independent):
         return undefined(reason, n)
-    shifts = draw_shifts(lengths, num_shifts, seed)
-    draws = [ranks[:, 0] @ ranks[shifted_rows(lengths, shift), 1] for shift in shifts]
-    return against_null(float(ranks[:, 0] @ ranks[:, 1]), np.array(draws), n)
+    second = units.moving[:, 1:]
+    matched = observed.end_matched(second)
+    shifts = draw_shifts(matched.axis_lengths, num_shifts, seed, observed.num_distinct)
+    moved = paired_correlations(units.values[:, :1], second, course, matched, shifts)
+    value = float(units.values[:, 0] @ units.values[:, 1])
+    return against_null(value, np.array([float(r[0]) for r in moved]), n)
 
 
 def spearman_permutation_test(

@@ -6,9 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 import torch
 from component_cases import components
-from scipy.stats import spearmanr
+from scipy.stats import rankdata
 from series import ar1
 
 from delta_extraction import DeltaExtractor
@@ -48,7 +49,15 @@ def test_correlations_over_two_texts_equal_scipy():
     parts = [(positive(ar1(0.3, n, 4, n)), ar1(0.3, n, 4, n + 1)) for n in (60, 45)]
     result = delta_neuron_correlation([components(*part) for part in parts])
     delta, gated = (np.concatenate(side).astype(np.float32) for side in zip(*parts, strict=True))
-    expected = [known(spearmanr(delta[:, c], np.abs(gated[:, c])))[0] for c in range(4)]
+    norms = np.linalg.norm(gated.astype(float), axis=1)[:, None]
+    starts = reference.warm_up(norms, [60, 45])
+    rows = np.r_[starts[0] : 60, 60 + starts[1] : 105]
+    expected = []
+    for c in range(4):
+        ranks = np.zeros((105, 2))
+        ranks[rows] = rankdata(np.array([delta[:, c], np.abs(gated[:, c])]).T[rows], axis=0)
+        left, _ = reference.without_position(ranks, [60, 45], starts)
+        expected.append(np.corrcoef(left.T)[0, 1])
     np.testing.assert_allclose(known(result.rho).numpy(), expected, atol=1e-6)  # stored as float32
     assert result.mean.value == pytest.approx(np.mean(expected))
     assert result.mean_abs.value == pytest.approx(np.mean(np.abs(expected)))

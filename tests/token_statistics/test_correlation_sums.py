@@ -82,12 +82,14 @@ def test_correlations_and_cka_of_all_of_some_and_of_reordered_tokens():
     reordered = []
     for (first, lengths), (second, _) in zip(in_batches(x), in_batches(y), strict=True):
         orders = np.stack([rng.permutation(len(first)) for _ in range(11)], axis=1)
-        sums.update(a.update(first, lengths), b.update(second, lengths), torch.from_numpy(orders))
+        columns = a.update(first, lengths), b.update(second, lengths)
+        sums.update(*columns)
+        sums.add_moved(columns[0], 0, columns[1].sampled[torch.from_numpy(orders)])
         reordered.append(second.numpy()[orders])
     for found, y_used, channels in (
         (sums.every, y, slice(None)),
         (sums.sampled, y, CHOSEN),
-        (sums.reordered[10], np.concatenate(reordered)[:, 10], CHOSEN),
+        (sums.moved[10], np.concatenate(reordered)[:, 10], CHOSEN),
     ):
         p, q = x[:, channels], y_used[:, channels]
         sides = (a.every, b.every) if found is sums.every else (a.sampled, b.sampled)

@@ -1,0 +1,124 @@
+"""Related texts: what of a text has been read before, and which texts are copies of one another.
+
+A causal model repeats itself exactly on a shared beginning: a token with its whole history, read
+before, is one observation, whether the rest of the text is new or not. An exact repeat is the
+special case that has nothing new; its tokens, counted again, would be evidence that there is not.
+
+After a changed word the history is another, and yet near copies differ little. Texts of which one
+shares more than MAX_SHARED of its n-grams of GRAM tokens with another (texts shorter than twice
+GRAM: of SHORT_GRAM tokens, among themselves) form one group: near copies, minimal pairs, few-shot
+prompts, templates, overlapping windows. A group is one sample where texts are counted, and is moved
+together where a null moves texts. Every text has an offset: where it lies on the axis of its
+group, so that what two texts share stands at one place; it is the one at which most n-grams agree.
+
+Texts are told one after another, so that a stream needs to keep none of them: of each token the
+hash of what was read up to it, and that of the n-gram that ends there. Two streams that differ in
+the order of texts differ in which copy counts. What this cannot see: paraphrases, translations, and
+texts of one author or topic, which are related by other things than their tokens.
+
+Cost: two hashes a token; memory about 200 bytes for each distinct token of a stream.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from typing import NamedTuple
+
+GRAM = 8
+"""Tokens of an n-gram."""
+
+SHORT_GRAM = 3
+"""Tokens of an n-gram of texts shorter than twice GRAM."""
+
+MAX_SHARED = 0.2
+"""Share of its n-grams that a text may have in common with another and stay unrelated."""
+
+
+class Reading(NamedTuple):
+    """What one text adds to those before it."""
+
+    num_tokens: int
+    num_seen: int
+    """tokens at its beginning that an earlier text began with too"""
+    same_as: int | None
+    """number of the earlier text that begins with the whole of this one; None if there is none"""
+    group: int
+    """number of the first text of its group; its own where it is related to none before it"""
+    offset: int
+    """where it begins on the axis of its group, of which the first text begins at 0"""
+
+
+class SeenTexts:
+    """The texts read so far, as hashes: tell it each text once, in order."""
+
+    def __init__(self) -> None:
+        self._prefixes: dict[int, int] = {}
+        self._grams: dict[tuple[int, int], tuple[int, int]] = {}
+        self._sizes: list[int] = []
+        self._parents: list[int] = []
+        self._offsets: list[int] = []
+
+    def add(self, tokens: Sequence[Hashable]) -> Reading:
+        """Read a text: token ids, or anything hashable that stands for a token."""
+        number = len(self._parents)
+        num_seen, same_as = self._shared_beginning(tokens, number)
+        size = SHORT_GRAM if len(tokens) < 2 * GRAM else GRAM
+        grams = [(size, hash(tuple(tokens[i : i + size]))) for i in range(len(tokens) - size + 1)]
+        distinct = len(set(grams))
+        group, offset = self._related(grams, distinct, number, same_as)
+        self._parents.append(group)
+        self._offsets.append(offset)
+        self._sizes.append(distinct)
+        for place, gram in enumerate(grams):
+            self._grams.setdefault(gram, (number, place))
+        return Reading(len(tokens), num_seen, same_as, self.group(number), offset)
+
+    def group(self, number: int) -> int:
+        """The group of a text as it stands now: a later text may have joined two."""
+        while self._parents[number] != number:
+            number = self._parents[number]
+        return number
+
+    def _shared_beginning(self, tokens: Sequence[Hashable], number: int) -> tuple[int, int | None]:
+        num_seen, state, same_as = 0, 0, None
+        for t, token in enumerate(tokens):
+            state = hash((state, token))
+            owner = self._prefixes.setdefault(state, number)
+            if owner != number:
+                num_seen, same_as = t + 1, owner
+        return num_seen, same_as if num_seen == len(tokens) else None
+
+    def _related(
+        self, grams: Sequence[tuple[int, int]], distinct: int, number: int, same_as: int | None
+    ) -> tuple[int, int]:
+        """Group and offset of a text with these n-grams; joins the groups that it ties."""
+        shared: Counter[int] = Counter()
+        places: Counter[int] = Counter()
+        for gram in set(grams):
+            if gram in self._grams:
+                shared[self._grams[gram][0]] += 1
+        related = [
+            other
+            for other, count in sorted(shared.items())
+            if count > MAX_SHARED * min(distinct, self._sizes[other])
+        ]
+        if same_as is not None and same_as not in related:
+            related.append(same_as)  # too short for n-grams
+        if not related:
+            return number, 0
+        first, *others = sorted({self.group(other) for other in related})
+        for other in others:
+            self._parents[other] = first
+        for place, gram in enumerate(grams):
+            owner, at = self._grams.get(gram, (number, 0))
+            if owner in related and self.group(owner) == first:
+                places[self._offsets[owner] + at - place] += 1
+        return first, places.most_common(1)[0][0] if places else 0
+
+
+def readings(texts: Iterable[Sequence[Hashable]]) -> list[Reading]:
+    """What each of these texts adds, with groups as they stand after the last of them."""
+    seen = SeenTexts()
+    read = [seen.add(tokens) for tokens in texts]
+    return [one._replace(group=seen.group(number)) for number, one in enumerate(read)]
