@@ -45,7 +45,8 @@ def test_layers_and_objects_become_strict_json():
         (torch.float32, 1e-6, True),
         (torch.float32, 1e-4, False),
         (torch.bfloat16, 5e-3, True),
-        (torch.float64, 1e-8, False),
+        (torch.float64, 1e-8, True),  # transformers rounds u and B to float32 on the way
+        (torch.float64, 1e-6, False),
     ],
 )
 def test_self_check_allows_what_the_dtype_can(tiny_model, dtype, error, agrees, caplog):
