@@ -11,13 +11,21 @@ largest over layers:
 How to run, once in an environment of each version; rows of other versions stay in the table::
 
     python benchmarks/families.py --save
+
+Another version of transformers, in an environment that is made for it and left in --environments:
+the tests of the families, then this table, without touching the environment that runs now::
+
+    python benchmarks/families.py --versions 4.57.6 5.24.0
 """
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
+import subprocess
 import sys
+import venv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -53,6 +61,17 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 COLUMNS = ("model", "transformers", "dtype", "replay", "state", "allowed", "steps", "remark")
 
 LENGTH, PADDING, CHUNK = 21, 6, 8
+
+ROOT = Path(__file__).resolve().parent.parent
+
+FAMILY_TESTS = (
+    "tests/mamba_mixers/test_families.py", "tests/test_families.py", "tests/test_family_loops.py",
+    "tests/mamba_mixers/test_placement.py", "tests/mamba_mixers/test_replay_check.py",
+    "tests/mamba_mixers/test_calls.py",
+)  # fmt: skip
+
+FOLLOWING = ("transformers", "tokenizers", "huggingface_hub", "safetensors")
+"""Packages whose versions follow that of transformers."""
 
 
 class FamilyRow(NamedTuple):
@@ -130,6 +149,34 @@ def kept_rows(text: str, version: str) -> list[list[str]]:
     return [row for row in rows if row[0] in CONFIGS and row[1] != version]
 
 
+def tried(version: str, args: argparse.Namespace) -> int:
+    """Exit status, 0 or 1, of the families' tests and the table under this version."""
+    python = args.environments / version / "bin" / "python"
+    if not python.exists():
+        venv.create(args.environments / version, with_pip=True)
+        wanted = requirements(version)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *wanted], check=True)
+    table = ["benchmarks/families.py", "--models", *args.models, *(["--save"] if args.save else [])]
+    statuses = [
+        subprocess.run([python, *command], cwd=ROOT).returncode
+        for command in (["-m", "pytest", "-q", *FAMILY_TESTS], table)
+    ]
+    print(f"transformers {version}: {'passed' if not any(statuses) else 'FAILED'}", flush=True)
+    return int(any(statuses))
+
+
+def requirements(version: str) -> list[str]:
+    """What to install for this version of transformers: the pins of its major version's file, and
+    of what hangs together with it only where the version is the pinned one."""
+    oldest = (ROOT / "requirements-oldest.txt").read_text(encoding="utf-8").splitlines()
+    newest = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pins = [line for line in (oldest if version[0] == "4" else newest) if "==" in line]
+    further = [line for line in oldest if line.startswith(("accelerate", "pytest"))]
+    if f"transformers=={version}" not in pins:
+        pins = [pin for pin in pins if not pin.startswith(FOLLOWING)]
+    return list(dict.fromkeys([*pins, *further, f"transformers=={version}"]))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure every family and print the table; with --save put it into benchmarks/results."""
     return run_main(_command, argv)
@@ -138,7 +185,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> int:
     parser = benchmark_parser(__doc__, "a table: a row a model and precision")
     parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS)
+    parser.add_argument("--versions", nargs="*", help="of transformers, each tested by itself")
+    parser.add_argument(
+        "--environments", type=Path, default=Path.home() / ".cache" / "mamba_families",
+        help="folder of the virtual environments of --versions",
+    )  # fmt: skip
     args = parser.parse_args(argv)
+    if args.versions is not None:
+        return max([tried(version, args) for version in args.versions], default=0)
     transformers.logging.set_verbosity_error()
     logging.getLogger("replay_check").setLevel(logging.ERROR)
     rows = [measure(name, dtype).cells() for name in args.models for dtype in DTYPES]

@@ -18,7 +18,7 @@ Names of ``transformers`` and the suite's:
     out_proj         the gated output -> the mixer's output (b, l, d_model)
 
 Sizes are read off the parameters, not off configs, whose words for them differ by family.
-Read in transformers 4.57 and 5.23.
+Read in transformers 4.57, 5.23 and 5.24.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ class LoopModel:
 
     def _forward_of(self, layer: int, mixer: Any) -> Callable[..., Tensor]:
         def forward(*args: Any, **kwargs: Any) -> Tensor:
-            x = args[0] if args else kwargs.get("hidden_states", kwargs.get("input_states"))
+            x = args[0] if args else kwargs["hidden_states"]
 
             def change(stage: str, tensor: Tensor) -> Tensor:
                 return self.change(layer, stage, tensor)

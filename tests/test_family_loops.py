@@ -289,7 +289,9 @@ def hiding(source: int, queries: range) -> Callable:
 
 
 def mean_over_tokens(x: Tensor) -> Tensor:
-    total = sum(x[:, t] for t in range(x.shape[1])) / x.shape[1]
+    total = torch.zeros_like(x[:, 0])
+    for t in range(x.shape[1]):
+        total = total + x[:, t] / x.shape[1]
     return torch.stack([total] * x.shape[1], 1)
 
 

@@ -11,7 +11,12 @@ from torch import Tensor, nn
 
 from attention_neurons import MambaAttentionNeurons
 from benchmarks.family_models import make_model, ssm_layers
-from mamba_mixers.placement import linear_weight, parameters_at_hand
+from mamba_mixers.placement import (
+    affine_of,
+    bring_into_memory,
+    linear_weight,
+    parameters_at_hand,
+)
 from mamba_mixers.replay import replay_mixer
 from mamba_mixers.running import fast_scan
 from mamba_mixers.sites import UnsupportedModelError, find_mixers
@@ -132,3 +137,82 @@ def test_layers_in_eight_bits_are_replayed_by_calling_them(name):
         assert parts.replay_error <= 1e-2
         out = mixer_parameters(find_mixers(model)[layer]).out_weight
         assert relative_error(parts.gated @ out.mT, parts.mixer_output) <= 2e-2
+
+
+class Adapted(nn.Module):
+    """A linear layer with a low-rank adapter: ``weight`` is that of the layer underneath."""
+
+    def __init__(self, base: nn.Linear, curved: bool = False) -> None:
+        super().__init__()
+        self.base_layer, self.curved = base, curved
+        self.down = nn.Linear(base.in_features, 3, bias=False)
+        self.up = nn.Linear(3, base.out_features)
+        self.in_features, self.out_features = base.in_features, base.out_features
+
+    @property
+    def weight(self) -> Tensor:
+        return self.base_layer.weight
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self.base_layer.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        low = self.down(x)
+        return self.base_layer(x) + 2 * self.up(low.relu() if self.curved else low)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_are_what_adapted_modules_multiply_by(name):
+    model, ids = make_model(name), make_ids()
+    for site in find_mixers(model).values():
+        site.mixer.out_proj = Adapted(site.mixer.out_proj)
+    model.lm_head = Adapted(model.lm_head)
+    captured = capture(model, ids, None, ssm_layers(name))
+    for layer, parts in captured.components.items():
+        weights = mixer_parameters(find_mixers(model)[layer])
+        bias = 0.0 if weights.out_bias is None else weights.out_bias
+        written = parts.gated @ weights.out_weight.mT + bias
+        assert relative_error(written, parts.written) <= 1e-5  # float32
+    head = model.lm_head
+    exact = head.base_layer.weight + 2 * head.up.weight @ head.down.weight
+    assert relative_error(affine_of(head).weight, exact.detach()) <= 1e-5
+    bias = affine_of(head).bias
+    assert bias is not None
+    assert relative_error(bias, 2 * head.up.bias.detach()) <= 1e-4  # of a difference
+
+
+def test_hooks_and_parametrizations_are_heard():
+    linear = nn.Linear(5, 3)
+
+    def tripled(module: nn.Module, args: Any, output: Any) -> Tensor:
+        return 3 * output
+
+    handle = linear.register_forward_hook(tripled)
+    assert relative_error(affine_of(linear).weight, 3 * linear.weight.detach()) <= 1e-6
+    handle.remove()
+    assert torch.equal(affine_of(linear).weight, linear.weight.detach())
+    normed: Any = nn.utils.parametrizations.weight_norm(nn.Linear(5, 3))
+    with torch.no_grad():
+        normed.parametrizations.weight.original0.mul_(2.0)
+    assert relative_error(affine_of(normed).weight, normed.weight.detach()) <= 1e-6
+
+
+def test_a_layer_that_is_not_linear_has_no_weight():
+    torch.manual_seed(0)
+    with pytest.raises(UnsupportedModelError, match="a Adapted of the model is not linear"):
+        affine_of(Adapted(nn.Linear(6, 4), curved=True))
+
+
+def test_what_is_brought_into_memory_stays_and_can_be_written(tmp_path):
+    whole, split, ids = make_model("mamba2"), offloaded("mamba2", "disk", tmp_path), make_ids()
+    for model in (whole, split):
+        block = find_mixers(model)[1].block
+        bring_into_memory(block)
+        assert not any(parameter.is_meta for parameter in block.parameters())
+        with torch.no_grad():
+            for parameter in block.parameters():
+                parameter.mul_(1.5)
+    with torch.no_grad():
+        logits = [model(input_ids=ids, use_cache=False).logits for model in (split, whole)]
+    assert torch.equal(*logits)

@@ -1,5 +1,7 @@
 """Mixers are found where they sit; models without one are refused in a sentence that helps."""
 
+from typing import Any
+
 import pytest
 import torch
 from conftest import make_tiny_model
@@ -125,3 +127,55 @@ def test_models_without_a_selective_ssm_are_refused(function):
     for error in (gpt2, delta):
         for family in FAMILIES:
             assert f"{family.model_type} ({family.mixer_class})" in str(error.value)
+
+
+def two_mixers_in_a_layer() -> Any:
+    model: Any = make_tiny_model()
+    model.backbone.layers[1].second = make_tiny_model(1).backbone.layers[0].mixer
+    return model
+
+
+def one_mixer_for_two_layers() -> Any:
+    model: Any = make_tiny_model()
+    model.backbone.layers[2].mixer = model.backbone.layers[0].mixer
+    return model
+
+
+def one_block_for_all_layers() -> Any:
+    model: Any = make_tiny_model()
+    model.backbone.layers = nn.ModuleList([model.backbone.layers[0]] * 3)
+    return model
+
+
+class PeftModel(nn.Module):
+    """Stands in for the wrapper of that name."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.base_model = model
+
+
+def compiled_in_place() -> Any:
+    model = make_tiny_model()
+    model.compile()  # compiles when first called
+    return model
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (two_mixers_in_a_layer, "layer 1 has more than one mixer"),
+        (one_mixer_for_two_layers, "one mixer serves layers 0 and 2"),
+        (one_block_for_all_layers, "one mixer serves layers 0 and 1"),
+        (lambda: PeftModel(make_tiny_model()), r"get_base_model\(\)"),
+        (lambda: nn.DataParallel(make_tiny_model()), r"pass model\.module"),
+        (lambda: torch.compile(make_tiny_model()), "_orig_mod"),
+        (compiled_in_place, r"compiled in place by compile\(\)"),
+    ],
+)
+# torch.compile imports a part of torch that warns.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method`:DeprecationWarning")
+@pytest.mark.parametrize("function", [find_mixers, blocks_of])
+def test_what_is_not_one_mixer_a_layer_or_is_wrapped_is_refused(function, make, message):
+    with pytest.raises(UnsupportedModelError, match=message):
+        function(make())

@@ -1,0 +1,183 @@
+"""The same numbers under odd circumstances: modes and dtypes of torch, a model's own settings."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import VOCAB_SIZE, make_tiny_model, make_tiny_tokenizer
+from mixer_cases import logits_of
+
+from attention_neurons import MambaAttentionNeurons, layer_parameters
+from causal_interventions.effects import intervention_effects
+from causal_interventions.interventions import reset_state
+from causal_interventions.targets import resolve_target
+from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
+from delta_extraction import DeltaExtractor
+from input_attribution import ATTRIBUTION_METHODS, attribute, explain
+from mamba_mixers.running import fast_scan
+from mamba_mixers.sites import UnsupportedModelError
+from ssm_component_extractor import capture
+from ssm_measures.attention_maps import mean_map
+from ssm_measures.full_mixer_maps import full_mixer_map
+
+IDS = torch.arange(2, 20)[None]
+TEXTS = ["the net held, and the net was held by the man", "one two three, one two"]
+LOGIT = resolve_target("logit")
+
+
+@pytest.mark.parametrize("method", ATTRIBUTION_METHODS)
+def test_scores_inside_inference_mode(method):
+    model = make_tiny_model()
+    expected = attribute(explain(model, IDS, LOGIT), method).scores
+    with torch.inference_mode():
+        found = attribute(explain(model, IDS.clone(), LOGIT), method).scores
+    assert torch.equal(found, expected)
+
+
+def test_maps_under_autocast():
+    model = make_tiny_model()
+    parts = capture(model, IDS, None, [1]).components[1]
+    weights = layer_parameters(model, [1])[1]
+    expected = mean_map(parts), full_mixer_map(parts, weights).tokens
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = mean_map(parts), full_mixer_map(parts, weights).tokens
+        score = attribute(explain(model, IDS, LOGIT), "mamba_lrp").scores
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    assert torch.equal(score, attribute(explain(model, IDS, LOGIT), "mamba_lrp").scores)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def delta_means(model: Any) -> list[float]:
+    analyzer = CorrectedRecursiveSSMAttentionNeuronAnalyzer(model, tokenizer=make_tiny_tokenizer())
+    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS)
+    assert results["self_check"]["without_result"] == {}
+    texts = results["individual_texts"].values()
+    return [one["analysis"]["ssm_components"]["layer_1"]["delta"]["mean"] for one in texts]
+
+
+def test_the_analysis_with_another_default_dtype_or_without_return_dict():
+    expected = delta_means(make_tiny_model())
+    model = make_tiny_model()
+    model.config.return_dict = False
+    assert delta_means(model) == expected
+    model = make_tiny_model()
+    with default_dtype(torch.float64):
+        assert delta_means(model) == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_backbone_is_refused_where_logits_are_explained():
+    with pytest.raises(UnsupportedModelError, match="has no logits; load it with AutoModelForC"):
+        explain(make_tiny_model().backbone, IDS, LOGIT)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int16, np.uint16, np.int32])
+def test_ids_of_any_integer_dtype(dtype):
+    model, ids = make_tiny_model(), IDS[0].numpy()
+    narrow: Any = ids.astype(dtype)
+    assert explain(model, narrow, LOGIT).f == explain(model, IDS[0], LOGIT).f
+
+
+def test_effects_on_a_model_steered_by_a_hook():
+    model, vector = make_tiny_model(), torch.randn(32, generator=torch.Generator().manual_seed(0))
+
+    def steer(module: Any, args: Any, output: Any) -> torch.Tensor:
+        return output + vector
+
+    model.backbone.layers[1].register_forward_hook(steer)
+    captured = capture(model, IDS, None, [0, 1, 2, 3])
+    found = intervention_effects(model, captured, reset_state(8, [3])).kl[0]
+    clean = logits_of(model, IDS)[0].double().log_softmax(-1)
+    with fast_scan(model, edits=reset_state(8, [3])):
+        edited = logits_of(model, IDS)[0].double().log_softmax(-1)
+    expected = (clean.exp() * (clean - edited)).sum(-1)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-8)  # float32 logits
+    assert float(expected.max()) > 1e-6
+
+
+def test_padding_may_be_an_id_that_the_model_does_not_know():
+    model = make_tiny_model()
+    ids, mask = IDS.clone(), torch.ones_like(IDS)
+    ids[0, :5], mask[0, :5] = VOCAB_SIZE + 7, 0
+    parts = capture(model, ids, mask, [3]).components[3].text(0)
+    alone = capture(model, IDS[:, 5:], None, [3]).components[3]
+    torch.testing.assert_close(parts.delta, alone.delta, rtol=1e-4, atol=1e-6)  # float32
+
+
+def test_rows_of_a_padded_vocabulary_are_promoted_by_no_neuron():
+    tokenizer = make_tiny_tokenizer()
+    model = make_tiny_model()
+    model.resize_token_embeddings(96)
+    with torch.no_grad():
+        model.get_input_embeddings().weight[len(tokenizer) :] *= 100
+    neurons = MambaAttentionNeurons(model, tokenizer=tokenizer)
+    sets = neurons.create_mamba_neurons(neurons.extract_attention_vectors(TEXTS[0], [1]), "rollout")
+    for profile in neurons.analyze_neuron_behavior(sets, 1).profiles:
+        for row in [*profile.promoted, *profile.suppressed]:
+            assert row["token_id"] in tokenizer.get_vocab().values()
+    known = model.get_input_embeddings().weight[: len(tokenizer)].mean(0)
+    explained = explain(model, IDS, LOGIT, tokenizer=tokenizer)
+    torch.testing.assert_close(explained.baseline, known, rtol=1e-4, atol=1e-6)  # float32
+
+
+def with_delta_of_zero(channels: slice) -> Any:
+    model: Any = make_tiny_model()
+    with torch.no_grad():
+        for block in model.backbone.layers:
+            block.mixer.dt_proj.bias[channels] = -1e4
+            block.mixer.dt_proj.weight[channels] = 0.0
+    return model
+
+
+def test_a_channel_whose_delta_is_zero_leaves_the_rest_intact():
+    model = with_delta_of_zero(slice(3, 4))
+    delta_means(model)  # every step has a result
+    extractor = DeltaExtractor(model, tokenizer=make_tiny_tokenizer())
+    delta = extractor.extract_deltas([0], TEXTS[0])[0][0].double()
+    assert not bool(delta[:, 3].any())
+    others = torch.cat([delta[:, :3], delta[:, 4:]], 1)
+    relative = (others / others.mean(0)).var(0).mean()
+    memory = extractor.analyze_memory(0)
+    assert memory.temporal_variance == pytest.approx(float(relative), rel=1e-6)
+    logs = others.log()
+    openness = ((logs - logs.mean(0)) / logs.std(0, correction=0)).mean(1)
+    found = {row.position: row.openness for row in extractor.find_gate_tokens(0, top_k=99).opening}
+    assert [found[t] for t in range(len(openness))] == pytest.approx(openness.tolist(), rel=1e-4)
+
+
+def test_a_layer_without_any_step_has_none_and_the_reason():
+    model = with_delta_of_zero(slice(None))
+    extractor = DeltaExtractor(model, tokenizer=make_tiny_tokenizer())
+    extractor.extract_deltas([0], [text * 4 for text in TEXTS])
+    assert extractor.analyze_memory(0).temporal_variance is None
+    gates = extractor.find_gate_tokens(0)
+    assert gates.opening == ()
+    reasons = {one.difference.reason for one in gates.by_class.values() if one.count > 1}
+    assert any("exactly 0" in str(reason) for reason in reasons)
+    scores = attribute(explain(model, IDS, LOGIT), "hidden_attention").scores
+    assert not bool(scores.any())
+
+
+def test_a_state_that_forgets_at_once_has_a_gradient():
+    model: Any = make_tiny_model()
+    with torch.no_grad():
+        for block in model.backbone.layers:
+            block.mixer.A_log[2, 1] = 200.0  # exp of it is infinite in float32
+    scores = attribute(explain(model, IDS, LOGIT), "gradient_x_input").scores
+    with torch.no_grad():
+        for block in model.backbone.layers:
+            block.mixer.A_log[2, 1] = 20.0  # forgets at once too
+    expected = attribute(explain(model, IDS, LOGIT), "gradient_x_input").scores
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-6)  # float32
