@@ -323,6 +323,7 @@ ATTRIBUTION_METHODS: dict[str, AttributionMethod] = {
     "rollout": AttributionMethod(_rollout, False),
     "hidden_attention": AttributionMethod(_hidden_attention, False),
     "gradient_rollout": AttributionMethod(_gradient_rollout, False),
+    "mamba_attribution": AttributionMethod(_mamba_attribution, False),
     "occlusion": AttributionMethod(_occlusion, True),
     "knockout": AttributionMethod(_knockout, True),
     "recency": AttributionMethod(_recency, False),

@@ -58,5 +58,5 @@ def test_bad_input_is_refused_with_what_is_allowed():
         explain(model, IDS, LOGIT, baseline=[1, 2, 3])
     with pytest.raises(ValueError, match="baseline holds ids from 64 to 64; the model knows 0 to"):
         explain(model, IDS, LOGIT, baseline=[64] * 12)
-    with pytest.raises(ValueError, match="baseline is None; it must be one of mean"):
+    with pytest.raises(ValueError, match="baseline is None .NoneType.; it must be an integer"):
         explain(model, IDS, LOGIT, baseline=None)  # type: ignore[arg-type]
