@@ -64,7 +64,12 @@ from suite_plumbing.commands import (
 )
 from suite_plumbing.models import ModelAnalyzer, require_tokenizer
 from suite_plumbing.precision import in_full_precision
-from suite_plumbing.result_files import five_digits, write_csv, write_tensors
+from suite_plumbing.result_files import (
+    five_digits,
+    write_csv,
+    write_tensors,
+    written_together,
+)
 
 DEFAULT_NUM_GROUPS = 8
 """Groups of channels by half-life that stand for heads in the hand-off to viewers."""
@@ -418,11 +423,13 @@ def _command(argv: list[str]) -> int:
         stored = [data.tensors(), *(s.tensors() for by in sets.values() for s in by.values())]
         tensors.update({f"text_{index}.{name}": x for part in stored for name, x in part.items()})
         rows += _rows(index, sets)
-    path = write_step_results(job, "attention_neurons.json", results)
-    write_tensors(job.output_dir / "attention_neurons.safetensors", tensors)
-    write_csv(job.output_dir / "neurons.csv", rows)
-    if ablated:
-        write_csv(job.output_dir / "neuron_ablation.csv", ablated)
+    ablation = job.output_dir / "neuron_ablation.csv"
+    with written_together([ablation]):
+        path = write_step_results(job, "attention_neurons.json", results)
+        write_tensors(job.output_dir / "attention_neurons.safetensors", tensors)
+        write_csv(job.output_dir / "neurons.csv", rows)
+        if ablated:
+            write_csv(ablation, ablated)
     tables = "neurons.csv and neuron_ablation.csv" if ablated else "neurons.csv"
     print(f"Wrote {path}, attention_neurons.safetensors, {tables} beside it.")
     return 0

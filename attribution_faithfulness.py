@@ -76,7 +76,7 @@ from suite_plumbing.commands import (
 )
 from suite_plumbing.models import load_tokenizer
 from suite_plumbing.progress import progress
-from suite_plumbing.result_files import finite_or_none, table_html, write_csv
+from suite_plumbing.result_files import finite_or_none, table_html, write_csv, written_together
 from suite_plumbing.texts import EncodedText
 from token_statistics.association import spearman
 from token_statistics.description import bootstrap_interval
@@ -452,6 +452,10 @@ def _command(argv: list[str]) -> int:
         num_steps=args.num_steps, num_random=args.num_random,
         num_randomised_texts=args.num_randomised_texts, batch_size=args.batch_size, seed=args.seed,
     )  # fmt: skip
+    results = {"faithfulness": table.to_dict()}
+    with written_together():
+        path = write_step_results(job, "attribution_faithfulness.json", results)
+        write_csv(job.output_dir / "attribution_faithfulness.csv", table.rows())
     print(
         f"{table.num_texts} texts, {table.num_tokens} tokens; target {args.target}; "
         f"a token is replaced by {table.baseline}, or another text's; "
@@ -463,9 +467,6 @@ def _command(argv: list[str]) -> int:
             f"Methods of like faithfulness change places by chance below {ENOUGH_TEXTS} texts; "
             f"these are {table.num_texts}."
         )
-    results = {"faithfulness": table.to_dict()}
-    path = write_step_results(job, "attribution_faithfulness.json", results)
-    write_csv(job.output_dir / "attribution_faithfulness.csv", table.rows())
     print(f"Wrote {path} and attribution_faithfulness.csv beside it.")
     return 0
 

@@ -19,10 +19,12 @@ from suite_plumbing.command_lines import MAIN_OUTPUT_DIR, main_analysis_options,
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(main_analysis_options)
 
+import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -43,29 +45,41 @@ from analysis_pipelines.analysis_results import (
 )
 from analysis_pipelines.key_findings import key_findings
 from analysis_pipelines.step_runner import Step, run_steps, step_sections
+from analysis_pipelines.text_parts import TextParts, open_parts
 from analysis_pipelines.text_steps import TextInputs, analyze_text, without_capture
 from attention_neurons import layer_parameters
 from attribution_faithfulness import faithfulness_table
 from mamba_mixers.sites import model_layers
 from mamba_mixers.untrained_twins import twin_seeds, untrained_twin
 from mamba_mixers.weights import check_has_logits
-from recursive_analysis_report import write_report
-from recursive_visualizer import Results, figure_state_vs_activation_change, write_figures
+from recursive_analysis_report import REPORT_NAMES, write_report
+from recursive_visualizer import (
+    CORRECTED_FIGURES,
+    Results,
+    figure_files,
+    figure_state_vs_activation_change,
+    write_figures,
+)
+from result_views.figures.faithfulness_figures import FAITHFULNESS_FIGURES
 from result_views.summaries import run_summary
 from ssm_component_extractor import capture, capture_each
 from ssm_measures.components import Capture
 from suite_plumbing.arguments import validate_int
 from suite_plumbing.commands import (
+    Job,
     announcement,
     command_line,
     job_from_options,
     run_main,
 )
+from suite_plumbing.errors import failure_of
 from suite_plumbing.memory_usage import MemoryTracker
 from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer, execution_device
 from suite_plumbing.progress import debug_logging, progress
-from suite_plumbing.result_files import check_output_dir
+from suite_plumbing.provenance import provenance
+from suite_plumbing.result_files import check_output_dir, write_json
+from suite_plumbing.result_reading import load_results
 from suite_plumbing.texts import (
     EncodedText,
     distinct_texts,
@@ -106,24 +120,28 @@ def analyze(
     settings: Settings,
     *,
     after_each: Callable[[], None] | None = None,
+    parts: TextParts | None = None,
 ) -> Analysis:
     """Run all steps on tokenized texts.
 
     A step that fails leaves its error under its key and the rest intact; ``after_each`` is called
     after every step. A text given again is analysed, but counts once in what is compared or pooled
-    over texts: a warning says so, and ``same_as`` in the provenance. Findings are computed from the
+    over texts: a warning says so, and ``same_as`` in the provenance. With ``parts`` each text is
+    kept on disk as it ends, those that are there already are not analysed again, and the tensors
+    are read from there; without, all of it is in memory. Findings are computed from the
     results, and again from those of ``settings.num_twins`` untrained twins. Cost, as much again for
     each twin: one forward pass a batch up to the last layer asked for, one forward and backward
     pass a text for the gradient-guided neurons, and the steps.
     """
     distinct_texts(encoded)  # says which texts come again
-    analysis = _analyze_alone(model, encoded, tokenizer, settings, after_each)
+    analysis = _analyze_alone(model, encoded, tokenizer, settings, after_each, parts)
     findings = key_findings(without_repeats(analysis.results), settings.seed)
     alone = replace(settings, num_twins=0, num_ablations=0, faithfulness=False)
     twins = []
     for seed in progress(twin_seeds(settings.num_twins, settings.seed), desc="untrained twins"):
         twin = untrained_twin(model, seed)
-        results = _analyze_alone(twin, encoded, tokenizer, alone, after_each).results
+        its_parts = None if parts is None else parts.within(f"twin_{seed}")
+        results = _analyze_alone(twin, encoded, tokenizer, alone, after_each, its_parts).results
         found = key_findings(without_repeats(results), settings.seed)
         twins.append(TwinResults(seed, results, found))
     return with_findings(analysis, findings, twins)
@@ -135,12 +153,13 @@ def _analyze_alone(
     tokenizer: PreTrainedTokenizerBase,
     settings: Settings,
     after_each: Callable[[], None] | None,
+    parts: TextParts | None,
 ) -> Analysis:
     started = time.perf_counter()
-    texts = _each_text(model, encoded, padding_id(tokenizer), settings, after_each)
-    cross_text = _together(model, encoded, tokenizer, texts, settings, after_each)
+    texts = _each_text(model, encoded, padding_id(tokenizer), settings, after_each, parts)
+    cross_text, lost = _together(model, encoded, tokenizer, texts, settings, after_each)
     seconds = round(time.perf_counter() - started, 3)
-    return assemble(model, encoded, texts, cross_text, settings, seconds)
+    return assemble(model, encoded, texts, cross_text, settings, seconds, lost)
 
 
 class CorrectedRecursiveSSMAttentionNeuronAnalyzer(ModelAnalyzer):
@@ -225,7 +244,7 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer(ModelAnalyzer):
 
     def save_analysis_results(self, path: str | Path = "analysis_results.json") -> Path:
         """Write the JSON, and beside it ``.safetensors`` (tensors) and ``_neurons.csv``."""
-        return write_analysis(self._analysis(), Path(path))
+        return write_analysis(self._analysis(), Path(path).expanduser())
 
     def get_memory_stats(self) -> dict[str, Any]:
         """Measured memory in GB since the analyzer was made or reset, and clean-ups counted."""
@@ -249,22 +268,29 @@ def _each_text(
     pad_token_id: int,
     settings: Settings,
     after_each: Callable[[], None] | None,
+    parts: TextParts | None,
 ) -> list[TextAnalysis]:
-    """The analysis of each text by itself, in the order given; texts of one batch share a pass."""
+    """The analysis of each text by itself, in the order given; texts of one batch share a pass.
+
+    A batch of which a text is missing among the ``parts`` is run whole: the numbers of a text
+    depend, by rounding, on what it is batched with.
+    """
     parameters = layer_parameters(model, settings.layers)
     steps = (*TEXT_STEPS, *((ABLATION_STEP,) if settings.num_ablations else ()))
-    texts: dict[int, TextAnalysis] = {}
+    texts = {} if parts is None else parts.load_all(len(encoded))
     captures = capture_each(
-        model, encoded, settings.layers, batch_size=settings.batch_size, pad_token_id=pad_token_id
-    )
+        model, encoded, settings.layers, batch_size=settings.batch_size, pad_token_id=pad_token_id,
+        done=frozenset(texts),
+    )  # fmt: skip
     for index, captured in captures:
         logger.info("analysing text %d", index)
         if isinstance(captured, Exception):
             texts[index] = without_capture(captured, TEXT_STEPS)
-        else:
-            donor = partial(_another_text, model, encoded, index, settings.layers)
-            inputs = TextInputs(model, captured, parameters, settings, donor)
-            texts[index] = analyze_text(inputs, steps, after_each)
+            continue
+        donor = partial(_another_text, model, encoded, index, settings.layers)
+        inputs = TextInputs(model, captured, parameters, settings, donor)
+        found = analyze_text(inputs, steps, after_each)
+        texts[index] = found if parts is None else parts.keep(index, found)
     return [texts[index] for index in range(len(encoded))]
 
 
@@ -285,8 +311,11 @@ def _together(
     texts: Sequence[TextAnalysis],
     settings: Settings,
     after_each: Callable[[], None] | None,
-) -> dict[str, Any]:
-    """8: what the texts have in common, and on request the faithfulness of attributions."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """8: what the texts have in common, and on request the faithfulness of attributions.
+
+    Beside it the failures of steps, of which some left a result all the same.
+    """
     numbers = [i for i in range(len(texts)) if i not in repeated_texts(encoded)]
     measures = [found for i in numbers if (found := texts[i].measures) is not None]
     steps = list(CROSS_TEXT_STEPS)
@@ -294,7 +323,8 @@ def _together(
         distinct = [encoded[i] for i in numbers]
         table = partial(faithfulness_table, model, tokenizer, distinct, seed=settings.seed)
         steps.append(Step("attribution_faithfulness", lambda _: table()))
-    return step_sections(run_steps(steps, measures, after_each), steps)
+    outcomes = run_steps(steps, measures, after_each)
+    return step_sections(outcomes, steps), outcomes.failures
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -317,26 +347,67 @@ def _command(argv: list[str]) -> int:
         faithfulness=args.faithfulness,
         command=job.command,
     )
-    analysis = analyze(job.model, job.encoded, job.tokenizer, settings, after_each=tracker.cleanup)
-    path = write_analysis(analysis, job.output_dir / "analysis_results.json")
+    parts = open_parts(job.output_dir, _configuration(job, settings), args.resume)
+    with parts.announced(len(job.encoded)):
+        analysis = analyze(
+            job.model, job.encoded, job.tokenizer, settings, after_each=tracker.cleanup, parts=parts
+        )
+        path = job.output_dir / "analysis_results.json"
+        write_analysis(analysis, path, stale=_earlier_pages(job.output_dir))
+    parts.remove()
+    results, figures = _write_pages(path, args.formats)
+    print(run_summary(results, _files(path, figures, tracker.stats())))
+    return 1 if results["self_check"]["without_result"] else 0
+
+
+def _configuration(job: Job, settings: Settings) -> dict[str, Any]:
+    """Everything that the analysis of a text depends on, and nothing else."""
+    origin = provenance(job.model, seed=settings.seed)
+    asked = asdict(replace(settings, command=None))
+    ids = json.dumps([text.input_ids for text in job.encoded])
+    return {
+        **{key: value for key, value in origin.items() if key not in ("run", "command")},
+        "settings": {key: value for key, value in asked.items() if key != "command"},
+        "padding_id": padding_id(job.tokenizer),
+        "texts": {
+            "number": len(job.encoded),
+            "sha256_of_ids": hashlib.sha256(ids.encode()).hexdigest(),
+        },
+    }
+
+
+def _earlier_pages(folder: Path) -> list[Path]:
+    """What an earlier run may have drawn and reported into the folder."""
+    figures = figure_files(folder, {**CORRECTED_FIGURES, **FAITHFULNESS_FIGURES})
+    return [*figures, *(folder / name for name in REPORT_NAMES)]
+
+
+def _write_pages(path: Path, formats: Sequence[str]) -> tuple[dict[str, Any], list[Path]]:
+    """Figures and report of a written analysis; what fails costs itself, and is recorded."""
+    results, tensors = load_results(path)
+    failures: dict[str, Any] = {}
     figures = write_figures(
-        analysis.results, job.output_dir, tensors=analysis.tensors, formats=args.formats
+        results, path.parent, tensors=tensors, formats=formats, failures=failures
     )
-    report, _ = write_report(
-        analysis.results, job.output_dir, tensors=analysis.tensors, figures=figures
-    )
-    print(run_summary(analysis.results, _files(path, figures, report, tracker.stats())))
-    return 1 if analysis.results["self_check"]["without_result"] else 0
+    try:
+        write_report(results, path.parent, tensors=tensors, figures=figures)
+    except Exception as error:
+        logger.warning("no report: %s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
+        failures["report"] = failure_of(error)
+    if failures:
+        results["self_check"]["without_result"]["pages"] = failures
+        write_json(path, results)
+    return results, figures
 
 
-def _files(path: Path, figures: Sequence[Path], report: Path, memory: dict[str, Any]) -> list[str]:
+def _files(path: Path, figures: Sequence[Path], memory: dict[str, Any]) -> list[str]:
     """Where everything is, and what to do with it; the last lines of a run."""
     peak = memory["peak_memory_usage"]
     return [
         f"Peak memory: {peak:.2f} GB." if peak is not None else "Peak memory: not measurable here.",
         f"Results: {path}, its .safetensors, and a table of neurons",
         f"Figures: {len(figures)} files in {path.parent}",
-        f"Report:  {report} (open it in a browser), and report.md",
+        f"Report:  {path.with_name('report.html')} (open it in a browser), and report.md",
     ]
 
 

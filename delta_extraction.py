@@ -59,7 +59,7 @@ from suite_plumbing.commands import (
 )
 from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer, require_tokenizer
-from suite_plumbing.result_files import finite_or_none, write_csv, write_tensors
+from suite_plumbing.result_files import finite_or_none, write_csv, write_tensors, written_together
 from suite_plumbing.texts import padding_id, token_pieces
 from token_statistics.autocorrelation import MeanAutocorrelation, mean_autocorrelation
 from token_statistics.description import FloatArray, summarise, unit_columns
@@ -313,9 +313,10 @@ def _command(argv: list[str]) -> int:
         rows += [{"layer": layer, **token._asdict()} for token in tokens.opening]
         for index, text in enumerate(texts):
             tensors[f"text_{index}.layer_{layer}.delta"] = text.delta[0]
-    path = write_step_results(job, "delta_analysis.json", results)
-    write_csv(job.output_dir / "delta_by_token.csv", rows, ["layer", *TokenDelta._fields])
-    write_tensors(job.output_dir / "delta.safetensors", tensors)
+    with written_together():
+        path = write_step_results(job, "delta_analysis.json", results)
+        write_csv(job.output_dir / "delta_by_token.csv", rows, ["layer", *TokenDelta._fields])
+        write_tensors(job.output_dir / "delta.safetensors", tensors)
     print(f"Wrote {path}, delta_by_token.csv and delta.safetensors beside it.")
     return 0
 

@@ -60,6 +60,7 @@ from suite_plumbing.commands import (
     write_step_results,
 )
 from suite_plumbing.precision import in_full_precision
+from suite_plumbing.result_files import visible_controls
 
 
 @dataclass(frozen=True, eq=False)
@@ -379,18 +380,19 @@ def _command(argv: list[str]) -> int:
     args = input_attribution_options(argv)
     job = job_from_options(args, model_layers, command_line("input_attribution.py", argv))
     target = resolve_target(args.target, job.tokenizer, token=args.token, contrast=args.contrast)
-    results = {}
+    results, lines = {}, []
     for index, text in enumerate(job.encoded):
         explained = explain(
             job.model, text.input_ids, target, seed=args.seed, tokenizer=job.tokenizer
         )
         result = attribute(explained, args.method)
         token = job.tokenizer.convert_ids_to_tokens(int(explained.target.token))
-        print(f"text {index}: {args.target} of {token!r} = {result.f:.4f}")
+        lines.append(f"text {index}: {args.target} of {token!r} = {result.f:.4f}")
         for name, score in zip(text.tokens, result.scores.tolist(), strict=True):
-            print(f"  {score:+10.4f}  {name}")
+            lines.append(f"  {score:+10.4f}  {visible_controls(name)}")
         results[f"text_{index}"] = {"tokens": text.tokens, "token": token, **result.to_dict()}
-    print(f"Wrote {write_step_results(job, 'input_attribution.json', results)}.")
+    path = write_step_results(job, "input_attribution.json", results)
+    print("\n".join([*lines, f"Wrote {path}."]))
     return 0
 
 

@@ -62,7 +62,7 @@ from suite_plumbing.commands import (
     write_step_results,
 )
 from suite_plumbing.progress import progress
-from suite_plumbing.result_files import table_html, write_csv
+from suite_plumbing.result_files import table_html, write_csv, written_together
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -324,18 +324,21 @@ def _command(argv: list[str]) -> int:
         )  # fmt: skip
         results[kind] = found.to_dict(args.seed)
         rows += found.rows(args.seed)
-        print("\n".join(_table(results[kind])))
         if args.pairs and len(job.layers) > 1:
             pairs += layer_pairs(
                 job.model, captures, list(combinations(job.layers, 2)), max_lag, kind=kind,
                 num_positions=args.num_positions, direct=args.direct, seed=args.seed,
             )  # fmt: skip
-    if pairs:
-        results["pairs"] = [{**pair._asdict(), "backed_up": pair.backed_up} for pair in pairs]
-        write_csv(job.output_dir / "layer_pairs.csv", results["pairs"])
-        print("\n".join(_pair_lines(pairs)))
-    path = write_step_results(job, "intervention_study.json", results)
-    write_csv(job.output_dir / "causal_memory.csv", rows)
+    lines = [line for kind in KINDS if kind in results for line in _table(results[kind])]
+    pairs_path = job.output_dir / "layer_pairs.csv"
+    with written_together([pairs_path]):
+        if pairs:
+            results["pairs"] = [{**pair._asdict(), "backed_up": pair.backed_up} for pair in pairs]
+            write_csv(pairs_path, results["pairs"])
+            lines += _pair_lines(pairs)
+        path = write_step_results(job, "intervention_study.json", results)
+        write_csv(job.output_dir / "causal_memory.csv", rows)
+    print("\n".join(lines))
     print(f"Wrote {path} and causal_memory.csv beside it.")
     return 0
 

@@ -47,7 +47,13 @@ from suite_plumbing.commands import (
     write_step_results,
 )
 from suite_plumbing.models import ModelAnalyzer
-from suite_plumbing.result_files import finite_or_none, five_digits, write_csv, write_tensors
+from suite_plumbing.result_files import (
+    finite_or_none,
+    five_digits,
+    write_csv,
+    write_tensors,
+    written_together,
+)
 from suite_plumbing.texts import padding_id
 from token_statistics.autocorrelation import MeanAutocorrelation, mean_autocorrelation
 from token_statistics.channel_correlations import (
@@ -396,6 +402,9 @@ def _change_correlation(
     return spearman_shift_test(state, activation, lengths, tokens=steps, seed=seed)
 
 
+_PAIRS_NAME, _TENSORS_NAME = "top_pairs.csv", "layer_activations.safetensors"
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Correlate layers and analyse recursion; write JSON, a table of top pairs and tensors."""
     return run_main(_command, argv)
@@ -428,7 +437,9 @@ def _write_streamed(job: Job) -> str:
         "num_texts": len(job.encoded),
         "layer_correlations": {job.args.stream: pairs_found},
     }
-    path = write_step_results(job, "layer_correlations.json", results)
+    earlier = [job.output_dir / name for name in (_PAIRS_NAME, _TENSORS_NAME)]
+    with written_together(earlier):
+        path = write_step_results(job, "layer_correlations.json", results)
     return f"Wrote {path}."
 
 
@@ -450,7 +461,6 @@ def _write_all(job: Job) -> str:
             for layer in job.layers
         },
     }
-    path = write_step_results(job, "layer_correlations.json", results)
     rows = [
         {"stream": stream, "layer_a": pair.layers[0], "layer_b": pair.layers[1], **top._asdict()}
         for stream, pairs in correlations.items()
@@ -458,14 +468,16 @@ def _write_all(job: Job) -> str:
         for top in pair.top_pairs
     ]
     columns = ["stream", "layer_a", "layer_b", *TopPair._fields]
-    write_csv(job.output_dir / "top_pairs.csv", rows, columns)
     tensors = {
         f"text_{index}.layer_{layer}.residual": captured.block_outputs[layer][0]
         for index, captured in enumerate(captures)
         for layer in captured.layers
     }
-    write_tensors(job.output_dir / "layer_activations.safetensors", tensors)
-    return f"Wrote {path}, top_pairs.csv and layer_activations.safetensors beside it."
+    with written_together():
+        path = write_step_results(job, "layer_correlations.json", results)
+        write_csv(job.output_dir / _PAIRS_NAME, rows, columns)
+        write_tensors(job.output_dir / _TENSORS_NAME, tensors)
+    return f"Wrote {path}, {_PAIRS_NAME} and {_TENSORS_NAME} beside it."
 
 
 if __name__ == "__main__":

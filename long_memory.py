@@ -42,9 +42,15 @@ from suite_plumbing.arguments import validate_int
 from suite_plumbing.commands import command_line, run_main
 from suite_plumbing.model_inputs import encode_inputs
 from suite_plumbing.models import execution_device, load_model, load_tokenizer
+from suite_plumbing.output_folders import claim_output_dir
 from suite_plumbing.progress import configure_logging, progress
 from suite_plumbing.provenance import SCHEMA_VERSION, provenance
-from suite_plumbing.result_files import check_output_dir, finite_or_none, write_csv, write_json
+from suite_plumbing.result_files import (
+    finite_or_none,
+    write_csv,
+    write_json,
+    written_together,
+)
 from suite_plumbing.texts import read_book
 from token_statistics.description import bootstrap_interval, summarise
 
@@ -379,7 +385,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> int:
     args = long_memory_options(argv)
     configure_logging(args.debug, args.quiet)
-    text, folder = read_book(args.book), check_output_dir(args.output_dir)
+    text, folder = read_book(args.book), claim_output_dir(args.output_dir)
     model = load_model(args.model, device=args.device, dtype=args.dtype)
     ids = load_tokenizer(args.model)(text, verbose=False)["input_ids"][: args.max_tokens]
     if len(ids) < 2:
@@ -391,8 +397,9 @@ def _command(argv: list[str]) -> int:
     results["schema_version"] = SCHEMA_VERSION
     command = command_line("long_memory.py", argv)
     results["provenance"] = provenance(model, command=command, seed=args.seed)
-    path = write_json(folder / "long_memory.json", results)
-    write_csv(folder / "readings.csv", results["readings"])
+    with written_together():
+        path = write_json(folder / "long_memory.json", results)
+        write_csv(folder / "readings.csv", results["readings"])
     write_figures(results, folder, formats=args.formats)
     print("\n".join(readings_table(results["readings"])))
     print(f"Wrote {path}, readings.csv and its figure beside it.")

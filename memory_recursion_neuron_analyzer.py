@@ -16,8 +16,9 @@ from suite_plumbing.command_lines import MEMORY_OUTPUT_DIR, memory_analysis_opti
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(memory_analysis_options)
 
+import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ from attention_neurons import NEURON_METHODS, layer_parameters
 from mamba_mixers.replay_check import replay_check
 from mamba_mixers.sites import model_layers
 from mamba_mixers.weights import check_has_logits
-from recursive_visualizer import Results, write_figures
+from recursive_visualizer import Results, figure_files, write_figures
+from result_views.figures.memory_figures import MEMORY_FIGURES
 from result_views.report.memory_report import memory_report
 from result_views.summaries import run_summary
 from ssm_component_extractor import capture_texts
@@ -51,17 +53,21 @@ from suite_plumbing.commands import (
     job_from_options,
     run_main,
 )
+from suite_plumbing.errors import failure_of
 from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer
+from suite_plumbing.output_folders import owning
 from suite_plumbing.provenance import SCHEMA_VERSION, provenance
 from suite_plumbing.result_files import (
     check_output_dir,
     to_jsonable,
-    write_atomically,
     write_csv,
     write_json,
     write_tensors,
+    write_text,
+    written_together,
 )
+from suite_plumbing.result_reading import RUN_ID, entry_at, run_mark
 from suite_plumbing.texts import (
     EncodedText,
     distinct_texts,
@@ -70,6 +76,10 @@ from suite_plumbing.texts import (
     token_pieces,
 )
 from token_statistics.findings import Finding, beside_twins, twins_section
+
+logger = logging.getLogger(__name__)
+
+REPORT_NAME = "memory_recursion_report.md"
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,16 +124,21 @@ def analyze_memory(
     return MemoryAnalysis(to_jsonable(results), channel_tensors(inputs, outcomes.results))
 
 
-def write_memory_analysis(analysis: MemoryAnalysis, folder: Path) -> Path:
+def write_memory_analysis(
+    analysis: MemoryAnalysis, folder: Path, stale: Iterable[Path] = ()
+) -> Path:
     """Write results as JSON, channels as safetensors, layers and findings as CSV; returns the JSON.
 
-    Each file is written whole or not at all.
+    All of them or none: see `written_together`, also for ``stale``. Raises ValueError where another
+    run has the folder.
     """
-    write_tensors(folder / "memory_recursion_results.safetensors", analysis.tensors)
-    write_csv(folder / "memory_by_layer.csv", analysis.results["memory_by_layer"])
-    found = [Finding.from_dict(row) for row in analysis.results["findings"]]
-    write_csv(folder / "findings.csv", [finding.row() for finding in found])
-    return write_json(folder / "memory_recursion_results.json", analysis.results)
+    run_id = entry_at(analysis.results, *RUN_ID)
+    with owning(folder), written_together(stale):
+        write_tensors(folder / "memory_recursion_results.safetensors", analysis.tensors, run_id)
+        write_csv(folder / "memory_by_layer.csv", analysis.results["memory_by_layer"])
+        found = [Finding.from_dict(row) for row in analysis.results["findings"]]
+        write_csv(folder / "findings.csv", [finding.row() for finding in found])
+        return write_json(folder / "memory_recursion_results.json", analysis.results)
 
 
 class MemoryRecursionNeuronAnalyzer(ModelAnalyzer):
@@ -192,7 +207,8 @@ class MemoryRecursionNeuronAnalyzer(ModelAnalyzer):
         """The report in Markdown, made from the results alone; also written to ``save_path``."""
         report = memory_report(self._analysis().results)
         if save_path is not None:
-            _write_text(check_output_dir(Path(save_path).parent) / Path(save_path).name, report)
+            folder = check_output_dir(Path(save_path).parent)
+            write_text(folder / Path(save_path).name, report)
         return report
 
     def save_analysis_results(self, save_dir: str | Path = MEMORY_OUTPUT_DIR) -> Path:
@@ -257,12 +273,6 @@ def _replay_errors(captured: Capture) -> dict[str, float]:
     return {f"layer_{i}": parts.replay_error for i, parts in captured.components.items()}
 
 
-def _write_text(path: Path, text: str) -> Path:
-    with write_atomically(path) as handle:
-        handle.write(text)
-    return path
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the memory analysis and write its files; exit status 1 when a step gave no result."""
     return run_main(_command, argv)
@@ -279,17 +289,36 @@ def _command(argv: list[str]) -> int:
         args.num_random, args.twins, command,
     )  # fmt: skip
     analysis = analyze_memory(job.model, job.encoded, job.tokenizer, settings)
-    path = write_memory_analysis(analysis, job.output_dir)
-    report = job.output_dir / "memory_recursion_report.md"
-    _write_text(report, memory_report(analysis.results))
-    figures = write_figures(analysis.results, job.output_dir, formats=args.formats)
+    path = write_memory_analysis(analysis, job.output_dir, stale=_earlier_pages(job.output_dir))
+    figures = _write_pages(analysis.results, path, args.formats)
     files = [
         f"Results: {path}, its .safetensors, findings.csv and memory_by_layer.csv",
         f"Figures: {len(figures)} files in {job.output_dir}",
-        f"Report:  {report}",
+        f"Report:  {job.output_dir / REPORT_NAME}",
     ]
     print(run_summary(analysis.results, files))
     return 1 if analysis.results["self_check"]["without_result"] else 0
+
+
+def _earlier_pages(folder: Path) -> list[Path]:
+    """What an earlier run may have drawn and reported into the folder."""
+    return [*figure_files(folder, MEMORY_FIGURES), folder / REPORT_NAME]
+
+
+def _write_pages(results: dict[str, Any], path: Path, formats: Sequence[str]) -> list[Path]:
+    """Report and figures of a written analysis; what fails costs itself, and is recorded."""
+    failures: dict[str, Any] = {}
+    try:
+        report = f"{memory_report(results)}\n{run_mark(results)}\n"
+        write_text(path.with_name(REPORT_NAME), report)
+    except Exception as error:
+        logger.warning("no report: %s", error, exc_info=logger.isEnabledFor(logging.DEBUG))
+        failures["report"] = failure_of(error)
+    figures = write_figures(results, path.parent, formats=formats, failures=failures)
+    if failures:
+        results["self_check"]["without_result"]["pages"] = failures
+        write_json(path, results)
+    return figures
 
 
 if __name__ == "__main__":

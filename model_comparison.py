@@ -58,6 +58,7 @@ from suite_plumbing.commands import (
     texts_from_options,
 )
 from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.output_folders import claim_output_dir, owning
 from suite_plumbing.progress import configure_logging, progress, set_seed
 from suite_plumbing.provenance import SCHEMA_VERSION, provenance
 from suite_plumbing.result_files import (
@@ -65,10 +66,12 @@ from suite_plumbing.result_files import (
     check_output_dir,
     finite_or_none,
     to_jsonable,
-    write_atomically,
     write_csv,
     write_json,
+    write_text,
+    written_together,
 )
+from suite_plumbing.result_reading import run_mark
 from suite_plumbing.texts import EncodedText, check_texts, encode_texts, repeated_texts
 from token_statistics.description import FloatArray
 from token_statistics.findings import Finding, undecided
@@ -424,14 +427,16 @@ def write_comparison(
 ) -> list[Path]:
     """Write ``model_comparison.json``, ``.csv`` (a row a layer), ``.md``, and the figures."""
     target = check_output_dir(folder)
-    paths = [
-        write_json(target / "model_comparison.json", results),
-        write_csv(target / "model_comparison.csv", results["table"], TABLE_COLUMNS),
-    ]
-    report = target / "model_comparison.md"
-    with write_atomically(report) as handle:
-        handle.write(comparison_section(results))
-    return [*paths, report, *write_figures(results, target, formats=formats)]
+    with owning(target), written_together():
+        paths = [
+            write_json(target / "model_comparison.json", results),
+            write_csv(target / "model_comparison.csv", results["table"], TABLE_COLUMNS),
+            write_text(
+                target / "model_comparison.md",
+                f"{comparison_section(results)}\n{run_mark(results)}\n",
+            ),
+        ]
+    return [*paths, *write_figures(results, target, formats=formats)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -443,7 +448,7 @@ def _command(argv: list[str]) -> int:
     args = model_comparison_options(argv)
     configure_logging(args.debug, args.quiet)
     set_seed(args.seed)
-    texts, folder = texts_from_options(args), check_output_dir(args.output_dir)
+    texts, folder = texts_from_options(args), claim_output_dir(args.output_dir)
     names = args.model or [str(DEMO_MODEL_PATH)]
     models = [load_model(name, device=args.device, dtype=args.dtype) for name in names]
     tokenizers = [load_tokenizer(name) for name in names]

@@ -22,6 +22,7 @@ import functools
 import hashlib
 import io
 import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -38,9 +39,22 @@ from result_views.report.markdown import markdown_report
 from result_views.report.tables import between, shown
 from result_views.report.token_view import deflated_json, neuron_tables, token_view, view_maps
 from suite_plumbing.commands import run_main
+from suite_plumbing.output_folders import claim_output_dir
 from suite_plumbing.progress import configure_logging
-from suite_plumbing.result_files import StrPath, check_output_dir, write_atomically
-from suite_plumbing.result_reading import Section, drawing_from, load_results
+from suite_plumbing.result_files import (
+    StrPath,
+    check_output_dir,
+    write_text,
+    written_together,
+)
+from suite_plumbing.result_reading import (
+    RUN_ID,
+    Section,
+    drawing_from,
+    entry_at,
+    load_results,
+    run_mark,
+)
 from token_statistics.findings import (
     NOT_SUPPORTED,
     SUPPORTED,
@@ -49,6 +63,8 @@ from token_statistics.findings import (
     compared,
     sentence,
 )
+
+REPORT_NAMES = ("report.html", "report.md")
 
 TEMPLATE_DIR = Path(__file__).resolve().parent / "result_views" / "report"
 
@@ -59,6 +75,8 @@ VERDICT_MARKS = {SUPPORTED: "●", NOT_SUPPORTED: "○", TOO_LITTLE: "–"}
 _FIGURE_WIDTH = 1040
 
 _FIGURE_QUALITY = 55
+
+_WEBP_HEIGHT = 16_383  # pixels: a WebP image can have no more
 
 
 def write_report(
@@ -80,9 +98,9 @@ def write_report(
     """
     folder = check_output_dir(save_dir)
     pages = _pages(results, tensors or {}, figures, memory, folder)
-    for name, text in pages.items():
-        with write_atomically(folder / name) as handle:
-            handle.write(text)
+    with written_together():
+        for name, text in pages.items():
+            write_text(folder / name, text)
     return folder / "report.html", folder / "report.md"
 
 
@@ -117,6 +135,7 @@ def _pages(
     maps = view_maps(results, tensors)
     page = _template().render(
         sections=SECTIONS,
+        run_id=entry_at(results, *RUN_ID),
         content=content,
         measures=MEASURES,
         view=deflated_json(view),
@@ -127,7 +146,8 @@ def _pages(
     )
     return {
         "report.html": page,
-        "report.md": markdown_report(content, linked, neuron_tables(view)),
+        "report.md": f"{markdown_report(content, linked, neuron_tables(view))}\n"
+        f"{run_mark(results)}\n",
     }
 
 
@@ -190,7 +210,7 @@ def _embedded(path: Path) -> str:
             picture = image.convert("RGB")
     except OSError as error:
         raise ValueError(f"figure {str(path)!r} cannot be read: {error}") from error
-    picture.thumbnail((_FIGURE_WIDTH, picture.height), Image.Resampling.LANCZOS)
+    picture.thumbnail((_FIGURE_WIDTH, min(picture.height, _WEBP_HEIGHT)), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=_FIGURE_QUALITY, method=6)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
@@ -232,18 +252,19 @@ def _command(argv: list[str]) -> int:
     memory = None if args.memory_results is None else load_results(args.memory_results)[0]
     with drawing_from(given):
         report_content(results, tensors, memory)  # what is wrong is said before figures are drawn
-    folder = check_output_dir(args.output_dir)
+    folder = claim_output_dir(args.output_dir)
     formats = list(dict.fromkeys(["png", *args.formats]))
-    with drawing_from(given):
-        figures = write_figures(results, folder, tensors=tensors, formats=formats)
+    failures: dict[str, Any] = {}
+    figures = write_figures(results, folder, tensors=tensors, formats=formats, failures=failures)
     if memory is not None:
-        with drawing_from(str(args.memory_results)):
-            figures += write_figures(memory, folder / "memory", formats=formats)
+        figures += write_figures(memory, folder / "memory", formats=formats, failures=failures)
     with drawing_from(given):
         page, text = write_report(results, folder, tensors=tensors, figures=figures, memory=memory)
     if not args.quiet:
         print(f"Wrote {page} (open it in a browser), {text} and {len(figures)} figure files.")
-    return 0
+    for name, failure in failures.items():
+        print(f"No figure {name}: {failure['error']['message']}", file=sys.stderr)
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

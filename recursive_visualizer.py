@@ -16,10 +16,12 @@ if __name__ == "__main__":  # --help and a wrong option end before torch is load
     parse_first(recursive_visualizer_options)
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -36,7 +38,9 @@ from result_views.figures.pages import page, styled
 from result_views.summaries import Row, check_lines, finding_frame, layer_rows, run_summary
 from suite_plumbing.arguments import validate_choice
 from suite_plumbing.commands import run_main
+from suite_plumbing.errors import failure_of
 from suite_plumbing.options import FIGURE_FORMATS
+from suite_plumbing.output_folders import claim_output_dir
 from suite_plumbing.progress import configure_logging
 from suite_plumbing.result_files import StrPath, check_output_dir, table_html, write_atomically
 from suite_plumbing.result_reading import (
@@ -50,8 +54,7 @@ from suite_plumbing.result_reading import (
     usable,
 )
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+logger = logging.getLogger(__name__)
 
 
 _MAX_CHANGE_PANELS = 24
@@ -327,20 +330,43 @@ def write_figures(
     tensors: Tensors | None = None,
     formats: Sequence[str] = ("png",),
     figures: Mapping[str, Callable[..., Figure]] | None = None,
+    failures: dict[str, Any] | None = None,
 ) -> list[Path]:
     """Draw figures (default: `figures_of`) and write each in each format; returns the paths.
 
-    A file is written whole or not at all. Raises ValueError for an unknown format and a folder that
-    cannot be written. Cost: about half a second a figure.
+    A file is written whole or not at all. A figure that fails costs itself alone: the others are
+    written, and then its error is raised, or recorded by name in ``failures`` where that is given.
+    Raises ValueError for an unknown format and a folder that cannot be written. Cost: about half a
+    second a figure.
     """
     for name in formats:
         validate_choice("format", name, FIGURE_FORMATS)
     folder = check_output_dir(save_dir)
-    paths = []
+    paths, errors = [], {}
     for name, draw in (figures_of(results) if figures is None else figures).items():
-        figure = _drawn(draw, results, tensors)
-        paths += [_write(figure, folder / f"{name}.{kind}", kind) for kind in formats]
+        try:
+            figure = _drawn(draw, results, tensors)
+            for kind in formats:
+                paths.append(_write(figure, folder / f"{name}.{kind}", kind))
+        except Exception as error:
+            logger.warning("no figure %s: %s", name, error, exc_info=logger.isEnabledFor(10))
+            errors[name] = error
+    if errors and failures is None:
+        raise next(iter(errors.values()))
+    if failures is not None:
+        failures.update({name: failure_of(error) for name, error in errors.items()})
     return paths
+
+
+def figure_files(folder: Path, figures: Iterable[str]) -> list[Path]:
+    """Files of these figures, and of pages of findings, that lie in a folder, in any format."""
+    names = re.compile(rf"({'|'.join(map(re.escape, figures))}|findings(_\d+)?)")
+    return [
+        path
+        for kind in FIGURE_FORMATS
+        for path in folder.glob(f"*.{kind}")
+        if names.fullmatch(path.stem)
+    ]
 
 
 def draw_figure(results: Section, name: str, tensors: Tensors | None = None) -> Figure:
@@ -370,6 +396,7 @@ def _command(argv: list[str]) -> int:
     args = recursive_visualizer_options(argv)
     configure_logging(args.debug, args.quiet)
     results, tensors = load_results(args.results)
+    claim_output_dir(args.output_dir)
     with drawing_from(args.results):
         paths = write_figures(results, args.output_dir, tensors=tensors, formats=args.formats)
     if not args.quiet:

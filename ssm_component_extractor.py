@@ -15,7 +15,7 @@ if __name__ == "__main__":  # --help and a wrong option end before torch is load
     parse_first(ssm_component_extractor_options)
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,7 +38,7 @@ from suite_plumbing.errors import AnalysisError, is_recoverable
 from suite_plumbing.model_inputs import encode_inputs
 from suite_plumbing.models import ModelAnalyzer, execution_device
 from suite_plumbing.progress import progress
-from suite_plumbing.result_files import write_tensors
+from suite_plumbing.result_files import write_tensors, written_together
 from suite_plumbing.texts import EncodedText, batches_by_length, pad_batch, padding_id
 from token_statistics.description import summarise
 
@@ -134,16 +134,22 @@ def capture_each(
     *,
     batch_size: int = 2,
     pad_token_id: int = 0,
+    done: Collection[int] = (),
 ) -> Iterator[tuple[int, Capture | Exception]]:
     """Each text's number with its capture, without padding, or with the error that it meets alone.
 
     Texts of similar length share a forward pass, left padded and masked, which leaves every
     text's values what they are alone up to float32 rounding; they come as they were read, a batch
     at a time, and nothing of an earlier batch is kept. A batch that fails with an error that steps
-    survive (`is_recoverable`) is read again text by text; other errors go through.
+    survive (`is_recoverable`) is read again text by text; other errors go through. ``done``:
+    numbers of texts that are left out; one that shares a batch with others is read with them all
+    the same, so that rounding leaves their values what they are without ``done``.
     """
-    for batch in progress(batches_by_length(encoded, batch_size), desc="texts", unit="batch"):
-        yield from _captures_of_batch(model, encoded, batch, layer_indices, pad_token_id)
+    batches = batches_by_length(encoded, batch_size)
+    batches = [batch for batch in batches if not set(batch) <= set(done)]
+    for batch in progress(batches, desc="texts", unit="batch"):
+        found = _captures_of_batch(model, encoded, batch, layer_indices, pad_token_id)
+        yield from ((index, captured) for index, captured in found if index not in done)
 
 
 def captures_or_raise(
@@ -265,8 +271,9 @@ def _command(argv: list[str]) -> int:
         for layer, parts in captured.components.items():
             for name in ("delta", "B", "C", "y"):
                 tensors[f"text_{index}.layer_{layer}.{name}"] = getattr(parts, name)[0]
-    path = write_step_results(job, "ssm_components.json", results)
-    write_tensors(job.output_dir / "ssm_components.safetensors", tensors)
+    with written_together():
+        path = write_step_results(job, "ssm_components.json", results)
+        write_tensors(job.output_dir / "ssm_components.safetensors", tensors)
     print(f"Wrote {path} and ssm_components.safetensors beside it.")
     return 0
 

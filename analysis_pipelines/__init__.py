@@ -22,6 +22,8 @@ memory_twins         What the memory claims' statistics are in untrained twins: 
 shared_pieces        Pieces of a text that several tokenizers have in common, and what models say
                      pooled over them
 step_runner          Run the steps of an analysis so that one that fails leaves the others whole
+text_parts           Analyses of texts on disk while others are still to come: what a stopped run
+                     goes on from
 text_steps           What each step of the main analysis does on one text, and what becomes of their
                      results
 """

@@ -6,8 +6,9 @@ table of neurons go beside it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,18 @@ from causal_interventions.neuron_effects import ablation_rows
 from mamba_mixers.replay_check import replay_check
 from ssm_measures.components import Capture
 from ssm_measures.neuron_sets import NeuronSet
+from suite_plumbing.output_folders import owning
 from suite_plumbing.provenance import SCHEMA_VERSION, provenance
 from suite_plumbing.result_files import (
+    beside,
     six_digits,
     to_jsonable,
     write_csv,
     write_json,
     write_tensors,
+    written_together,
 )
+from suite_plumbing.result_reading import RUN_ID, Lazy, entry_at
 from suite_plumbing.texts import EncodedText, text_origins
 from token_statistics.findings import Finding, beside_twins, twins_section
 
@@ -60,7 +65,7 @@ class TextAnalysis:
 
     sections: dict[str, Any]
     """by step, strict JSON"""
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     """delta, attention maps, neurons: what is too large for JSON"""
     neuron_rows: list[dict[str, Any]]
     """the most important neurons of every layer and method"""
@@ -77,7 +82,7 @@ class Analysis:
     """A whole analysis: strict JSON, the tensors that go beside it, and a table of neurons."""
 
     results: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: Mapping[str, Tensor]
     neuron_rows: list[dict[str, Any]]
 
 
@@ -112,20 +117,25 @@ def with_findings(
     return replace(analysis, results=to_jsonable(results))
 
 
-def write_analysis(analysis: Analysis, path: Path) -> Path:
+def write_analysis(analysis: Analysis, path: Path, stale: Iterable[Path] = ()) -> Path:
     """Write an analysis as ``path`` (JSON), its tensors and its table of neurons beside it, and
     of ablated neurons where there are any.
 
-    Each file is written whole or not at all. Returns ``path``.
+    All of them or none: see `written_together`, also for ``stale``. Tensors and table of an earlier
+    run do not stay beside an analysis that has none. Returns ``path``. Raises ValueError where
+    another run has the folder.
     """
-    if analysis.tensors:
-        write_tensors(path.with_suffix(".safetensors"), analysis.tensors)
-    if analysis.neuron_rows:
-        write_csv(path.with_name(f"{path.stem}_neurons.csv"), analysis.neuron_rows)
-    ablated = _ablated_neurons(analysis.results)
-    if ablated:
-        write_csv(path.with_name(f"{path.stem}_ablation.csv"), ablated)
-    return write_json(path, analysis.results)
+    tensors, table, ablation = (
+        beside(path, ending) for ending in (".safetensors", "_neurons.csv", "_ablation.csv")
+    )
+    with owning(path.parent), written_together([tensors, table, ablation, *stale]):
+        if analysis.tensors:
+            write_tensors(tensors, analysis.tensors, entry_at(analysis.results, *RUN_ID))
+        if analysis.neuron_rows:
+            write_csv(table, analysis.neuron_rows)
+        if ablated := _ablated_neurons(analysis.results):
+            write_csv(ablation, ablated)
+        return write_json(path, analysis.results)
 
 
 def _ablated_neurons(results: dict[str, Any]) -> list[dict[str, Any]]:
@@ -173,8 +183,13 @@ def assemble(
     cross_text: dict[str, Any],
     settings: Settings,
     seconds: float,
+    lost: Mapping[str, Any] | None = None,
 ) -> Analysis:
-    """The nested result of all texts, with self-check and provenance beside it."""
+    """The nested result of all texts, with self-check and provenance beside it.
+
+    ``lost``: failures of cross-text steps that left a result all the same. The tensors of texts
+    that were kept on disk are read from there when they are asked for.
+    """
     origin = provenance(
         model,
         command=settings.command,
@@ -190,7 +205,7 @@ def assemble(
             "methods_used": list(METHODS_USED),
             "neuron_methods": list(NEURON_METHODS),
         },
-        "self_check": _self_check(model, texts, cross_text),
+        "self_check": _self_check(model, texts, {**cross_text, **(lost or {})}),
         "individual_texts": {
             f"text_{i}": {
                 "text": text.text,
@@ -205,8 +220,21 @@ def assemble(
     }
     return Analysis(
         to_jsonable(results),
-        {f"text_{i}.{name}": x for i, text in enumerate(texts) for name, x in text.tensors.items()},
+        _all_tensors(texts),
         [{"text": i, **row} for i, text in enumerate(texts) for row in text.neuron_rows],
+    )
+
+
+def _all_tensors(texts: Sequence[TextAnalysis]) -> Mapping[str, Tensor]:
+    places = {
+        f"text_{i}.{name}": (text.tensors, name)
+        for i, text in enumerate(texts)
+        for name in text.tensors
+    }
+    if all(isinstance(text.tensors, dict) for text in texts):
+        return {key: tensors[name] for key, (tensors, name) in places.items()}
+    return Lazy(
+        {key: partial(tensors.__getitem__, name) for key, (tensors, name) in places.items()}
     )
 
 

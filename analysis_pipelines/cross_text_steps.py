@@ -25,21 +25,22 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class TextMeasures:
-    """What one text contributes, small enough to keep for all of them."""
+    """What one text contributes: in memory, or read array by array from where it was kept."""
 
-    ssm: dict[int, dict[str, FloatArray]]
+    ssm: Mapping[int, Mapping[str, FloatArray]]
     """by layer and statistic: (l,) values over tokens; empty where the step failed"""
-    attention: dict[int, dict[str, FloatArray]]
+    attention: Mapping[int, Mapping[str, FloatArray]]
     """likewise over queries"""
-    importance: dict[int, dict[str, FloatArray]]
+    importance: Mapping[int, Mapping[str, FloatArray]]
     """by layer and neuron method: (d_inner,)"""
-    halves: dict[int, dict[str, tuple[FloatArray, FloatArray]]]
+    halves: Mapping[int, Mapping[str, tuple[FloatArray, FloatArray]]]
     """by layer and method: importance (d_inner,) in the first and second half of the text, of the
     methods that know no target"""
-    activations: dict[str, dict[int, PooledActivations]]
+    activations: Mapping[str, Mapping[int, PooledActivations]]
     """by stream (see layer_correlation_analyzer.STREAMS) and layer"""
-    correlations: dict[str, dict[str, CrossLayerCorrelation]] | None
-    """of this text alone, by stream and pair of layers; None where the step failed"""
+    correlations: Mapping[str, Any] | None
+    """CrossLayerCorrelation, or its JSON, of this text alone, by stream and pair of layers; None
+    where the step failed"""
 
 
 def text_measures(captured: Capture, results: Mapping[str, Any]) -> TextMeasures:
@@ -109,7 +110,7 @@ def _agreement(texts: Sequence[TextMeasures], layer: int, method: str) -> Neuron
     )
 
 
-def correlation_patterns(texts: Sequence[TextMeasures]) -> dict[str, Any]:
+def correlation_patterns(texts: Sequence[TextMeasures]) -> Mapping[str, Any]:
     """Correlation of neighbouring layers over the tokens of all texts together, by stream.
 
     In the residual stream neighbouring layers share what was there before them; the mixers'
@@ -128,15 +129,15 @@ def correlation_patterns(texts: Sequence[TextMeasures]) -> dict[str, Any]:
 def _neighbours(
     texts: Sequence[TextMeasures], layers: Sequence[int], stream: str
 ) -> dict[str, CrossLayerCorrelation]:
-    pooled = {
-        layer: _joined([text.activations[stream][layer] for text in texts]) for layer in layers
-    }
-    return {
-        f"layer_{a}_to_{b}": cross_layer_correlation(
-            pooled[a], pooled[b], layers=(a, b), stream=stream
+    found = {}
+    below = _pooled(texts, layers[0], stream)
+    for a, b in itertools.pairwise(layers):  # two layers in memory at a time
+        above = _pooled(texts, b, stream)
+        found[f"layer_{a}_to_{b}"] = cross_layer_correlation(
+            below, above, layers=(a, b), stream=stream
         )
-        for a, b in itertools.pairwise(layers)
-    }
+        below = above
+    return found
 
 
 def _state_measures(results: Mapping[str, Any], layer: int) -> dict[str, FloatArray]:
@@ -147,7 +148,8 @@ def _state_measures(results: Mapping[str, Any], layer: int) -> dict[str, FloatAr
 
 
 def _spreads(
-    texts: Sequence[TextMeasures], of: Callable[[TextMeasures], dict[int, dict[str, FloatArray]]]
+    texts: Sequence[TextMeasures],
+    of: Callable[[TextMeasures], Mapping[int, Mapping[str, FloatArray]]],
 ) -> dict[int, Any]:
     """Spread of every statistic of every layer over the texts that have it."""
     values: dict[int, dict[str, list[FloatArray]]] = {}
@@ -174,7 +176,8 @@ def _importance_of_halves(neurons: NeuronSet) -> tuple[FloatArray, FloatArray]:
     return first, second
 
 
-def _joined(parts: Sequence[PooledActivations]) -> PooledActivations:
+def _pooled(texts: Sequence[TextMeasures], layer: int, stream: str) -> PooledActivations:
+    parts = [text.activations[stream][layer] for text in texts]
     return PooledActivations(
         np.concatenate([part.values for part in parts]),
         sum((part.lengths for part in parts), ()),

@@ -7,12 +7,13 @@ records them, skips what depends on the failed step, and lets programming errors
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from suite_plumbing.errors import is_recoverable
+from suite_plumbing.errors import AnalysisError, failure_of, is_recoverable
 from suite_plumbing.result_files import to_jsonable
 
 logger = logging.getLogger(__name__)
@@ -56,11 +57,6 @@ def run_steps(
     return outcomes
 
 
-def failure_of(error: Exception) -> dict[str, Any]:
-    """The record that a failed step leaves in the results."""
-    return {"error": {"type": type(error).__name__, "message": str(error)}}
-
-
 def _run_step(step: Step, inputs: Any, outcomes: StepOutcomes) -> None:
     start = time.perf_counter()
     try:
@@ -75,20 +71,51 @@ def _run_step(step: Step, inputs: Any, outcomes: StepOutcomes) -> None:
 
 
 def step_sections(outcomes: StepOutcomes, steps: Sequence[Step]) -> dict[str, Any]:
-    """JSON of every step in order: its result, or why there is none."""
-    return {
-        step.name: outcomes.failures.get(step.name) or _section(outcomes.results[step.name])
-        for step in steps
-    }
+    """JSON of every step in order: its result, or why there is none.
+
+    A number that is not finite, of which JSON knows nothing, becomes None; the step is then among
+    the failures with the place of that number, and the rest of its result stands.
+    """
+    sections = {}
+    for step in steps:
+        lost: list[str] = []
+        sections[step.name] = outcomes.failures.get(step.name) or _section(
+            outcomes.results[step.name], "", lost
+        )
+        if lost:
+            logger.warning("step %s: %s", step.name, _named(lost))
+            outcomes.failures[step.name] = failure_of(AnalysisError(_named(lost)))
+    return sections
 
 
-def _section(result: Any) -> Any:
+def _named(lost: Sequence[str]) -> str:
+    others = f", and {len(lost) - 3} more are not finite either" if len(lost) > 3 else ""
+    return f"{', '.join(lost[:3])}{others}: written as null"
+
+
+def _section(result: Any, place: str, lost: list[str]) -> Any:
     """Strict JSON of a step's result: layers become ``layer_3``, objects their ``to_dict()``."""
     if hasattr(result, "to_dict"):
-        return _section(result.to_dict())
+        return _section(result.to_dict(), place, lost)
     if isinstance(result, Mapping):
-        return {
-            f"layer_{key}" if isinstance(key, int) else key: _section(value)
-            for key, value in result.items()
+        named = {
+            f"layer_{key}" if isinstance(key, int) else key: value for key, value in result.items()
         }
-    return to_jsonable(result)
+        return {
+            key: _section(value, f"{place}.{key}" if place else key, lost)
+            for key, value in named.items()
+        }
+    return to_jsonable(_finite(result, place, lost))
+
+
+def _finite(value: Any, place: str, lost: list[str]) -> Any:
+    """A value with None for the numbers that are not finite, whose places are added to `lost`."""
+    if isinstance(value, (list, tuple)):
+        return [_finite(item, f"{place}[{i}]", lost) for i, item in enumerate(value)]
+    if isinstance(value, Mapping):
+        return {key: _finite(item, f"{place}.{key}", lost) for key, item in value.items()}
+    number = value.item() if hasattr(value, "item") and not getattr(value, "shape", ()) else value
+    if isinstance(number, float) and not math.isfinite(number):
+        lost.append(f"{place or 'the result'} is {number}")
+        return None
+    return value

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from analysis_pipelines.analysis_results import Settings, TextAnalysis, neuron_rows, text_tensors
 from analysis_pipelines.cross_text_steps import text_measures
-from analysis_pipelines.step_runner import Step, failure_of, run_steps, step_sections
+from analysis_pipelines.step_runner import Step, run_steps, step_sections
 from attention_neurons import NEURON_METHODS, AttentionData, attention_data
 from causal_interventions.neuron_effects import ABLATION_VALUES, ablation_check
 from causal_interventions.targets import resolve_target
@@ -31,6 +31,8 @@ from ssm_measures.delta_neurons import delta_neuron_correlation
 from ssm_measures.neuron_evolution import neuron_evolution
 from ssm_measures.neuron_sets import NeuronSet
 from ssm_measures.ssm_attention import ssm_attention_correlations
+from suite_plumbing.errors import AnalysisError, failure_of
+from suite_plumbing.result_files import is_finite
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,9 +145,14 @@ def analyze_text(
     """Run the steps of one text, and keep of their results what is written and compared."""
     outcomes = run_steps(steps, inputs, after_each)
     found = outcomes.results
+    sections = step_sections(outcomes, steps)
+    tensors = text_tensors(inputs.captured, found.get("attention_data"), found.get("neurons"))
+    if lost := [name for name, tensor in tensors.items() if not is_finite(tensor)]:
+        message = f"not written, for they hold NaN or infinity: {', '.join(lost)}"
+        outcomes.failures["tensors"] = failure_of(AnalysisError(message))
     return TextAnalysis(
-        sections=step_sections(outcomes, steps),
-        tensors=text_tensors(inputs.captured, found.get("attention_data"), found.get("neurons")),
+        sections=sections,
+        tensors={name: tensor for name, tensor in tensors.items() if name not in lost},
         neuron_rows=neuron_rows(found.get("neurons")),
         measures=text_measures(inputs.captured, found),
         replay_errors={

@@ -1,8 +1,8 @@
 """Plumbing that knows no mixer: options, texts, models, files, progress, errors.
 
 May import the standard library and the packages of requirements.txt; nothing of the suite. What a
-command line is read with (bundled, checks, options, command_lines) imports the standard library
-alone.
+command line is read with (bundled, checks, options, command_lines, signals) imports the standard
+library alone.
 
 arguments       What a user passes in besides texts: devices, dtypes and layers
 bundled         What comes with the suite: its folder and the demo model, found from any working
@@ -22,6 +22,8 @@ model_inputs    What a model is called with: token ids and their mask, however a
 models          Models and tokenizers: loaded from a folder or the hub, checked before anything
                 runs on them
 options         The options that all commands share, spelled once
+output_folders  Output folders: each one run's own until it ends, and cleared of what a killed run
+                left
 precision       The suite's own arithmetic keeps its precision, whatever the caller's mixed
                 precision says
 progress        Progress bars, logging and the seed of a run
@@ -31,6 +33,9 @@ related_texts   Related texts: what of a text has been read before, and which te
 result_files    Files of results: written whole or not at all, strict JSON, CSV and safetensors
 result_reading  Results read back: a run's JSON with its tensors, and the sections of its texts
                 and steps
+runs            One run of a command: its id, and what it holds until it ends
+signals         Signals: a command that is interrupted or terminated ends with its status, wherever
+                it stands
 texts           Texts: checked, read from files, encoded, batched; and tokens as a reader sees
                 them
 """

@@ -16,6 +16,7 @@ from typing import Any
 
 from suite_plumbing.checks import validate_choice, validate_int
 from suite_plumbing.options import COMMON_OPTIONS, STEP_OPTIONS, add_common_options, refuse_both
+from suite_plumbing.signals import end_at_once_on_signals
 
 Argv = Sequence[str] | None
 """Arguments of a command; None is those of the process."""
@@ -39,8 +40,10 @@ def parse_first(options: Callable[[Argv], argparse.Namespace], argv: Argv = None
     """Answer `--help` and refuse wrong options at once; return where there is work to do.
 
     Ends the process with argparse's statuses, 0 and 2, or with 2 and one line on stderr for a
-    ValueError of `options`, as `run_main` would. Call it before torch is imported.
+    ValueError of `options`, as `run_main` would. Until `run_main` begins, a signal ends the process
+    at once. Call it before torch is imported.
     """
+    end_at_once_on_signals()
     wait_passively()
     try:
         options(argv)
@@ -97,6 +100,12 @@ def main_analysis_options(argv: Argv = None) -> argparse.Namespace:
         "--faithfulness",
         action="store_true",
         help="also attribute each prediction to input tokens and measure how faithful that is",
+    )
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the texts that a run of the same configuration, stopped in the same "
+        "output folder, has analysed",
     )
     parser.set_defaults(output_dir=MAIN_OUTPUT_DIR)
     args = _read(parser, argv)

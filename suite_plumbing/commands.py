@@ -7,9 +7,9 @@ and a file that cannot be written end it with status 1.
 from __future__ import annotations
 
 import argparse
+import io
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,9 +22,12 @@ from suite_plumbing.bundled import DEMO_MODEL_PATH, model_place
 from suite_plumbing.errors import AnalysisError, is_out_of_memory
 from suite_plumbing.models import load_model, load_tokenizer
 from suite_plumbing.options import refuse_both
+from suite_plumbing.output_folders import claim_output_dir
 from suite_plumbing.progress import configure_logging, set_seed
 from suite_plumbing.provenance import SCHEMA_VERSION, provenance
-from suite_plumbing.result_files import check_output_dir, write_json
+from suite_plumbing.result_files import write_json
+from suite_plumbing.runs import one_run
+from suite_plumbing.signals import STATUS, WORDS, Stop, stopping_on_signals
 from suite_plumbing.texts import (
     EXAMPLE_TEXTS,
     EncodedText,
@@ -58,34 +61,55 @@ def run_main(function: Callable[[list[str]], int], argv: Sequence[str] | None = 
 
     0: done. 1: AnalysisError, out of memory, or a file that could not be written (or what
     `function` returns for a run with failed steps). 2: bad input (ValueError; argparse exits with
-    2 too). 130: interrupted; 143: terminated. An error is one line on stderr; `--debug` adds the
-    traceback. argv None is the command line. Other exceptions, programming errors, go through.
+    2 too). 130: interrupted; 143: terminated, raised as SystemExit; either way the stack is
+    unwound first, so that unfinished files are removed. An error is one line on stderr; `--debug`
+    adds the traceback. argv None is the command line. What a terminal cannot show is replaced.
+    Other exceptions, programming errors, go through.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    with stopping_on_signals() as stop, _showing_what_can_be_shown():
+        status = _status(function, arguments, stop)
+    if stop.number is not None:
+        status = _report(WORDS[stop.number], STATUS[stop.number], arguments)
+        if stop.number == signal.SIGTERM:
+            raise SystemExit(status)
+    return status
+
+
+def _status(function: Callable[[list[str]], int], arguments: list[str], stop: Stop) -> int:
+    """Exit status of a command's body; what it raised once a signal came does not matter."""
     try:
-        with _ending_on_sigterm():
-            return function(arguments)
-    except KeyboardInterrupt:
-        return _report("interrupted", 130, arguments)
-    except ValueError as error:
-        return _report(f"error: {error}", 2, arguments)
-    except Exception as error:
+        try:
+            with one_run():
+                status = function(arguments)
+                sys.stdout.flush()  # a pipe that is closed is an error here, not at the very end
+                return status
+        finally:
+            stop.close()
+    except BaseException as error:
+        if stop.number is not None:
+            return STATUS[stop.number]
+        if isinstance(error, KeyboardInterrupt):
+            return _report("interrupted", 130, arguments)
+        if isinstance(error, ValueError):
+            return _report(f"error: {error}", 2, arguments)
         if isinstance(error, (AnalysisError, OSError)) or is_out_of_memory(error):
             return _report(f"error: {str(error) or type(error).__name__}", 1, arguments)
         raise
 
 
 @contextmanager
-def _ending_on_sigterm() -> Iterator[None]:
-    """Let a termination signal unwind the stack, so that unfinished files are removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+def _showing_what_can_be_shown() -> Iterator[None]:
+    """Print ? for what a terminal's encoding lacks: results are worth more than their spelling."""
+    streams = [s for s in (sys.stdout, sys.stderr) if isinstance(s, io.TextIOWrapper)]
+    before = [stream.errors for stream in streams]
+    for stream in streams:
+        stream.reconfigure(errors="replace")
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for stream, errors in zip(streams, before, strict=True):
+            stream.reconfigure(errors=errors)
 
 
 def _report(message: str, status: int, arguments: Sequence[str]) -> int:
@@ -124,7 +148,7 @@ def job_from_options(
     configure_logging(args.debug, args.quiet)
     set_seed(args.seed)
     texts = texts_from_options(args)
-    output_dir = check_output_dir(args.output_dir)
+    output_dir = claim_output_dir(args.output_dir)
     model = load_model(args.model, device=args.device, dtype=args.dtype)
     tokenizer = load_tokenizer(args.model)
     encoded = encode_texts(

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+from typing import Any
+
 import torch
 
 
@@ -10,13 +13,31 @@ def is_recoverable(error: Exception) -> bool:
     return isinstance(error, AnalysisError) or is_out_of_memory(error)
 
 
+_NO_MEMORY = (
+    "DefaultCPUAllocator",
+    "Cannot allocate memory",
+    "could not create a primitive",  # oneDNN
+    "could not create a memory",
+    "bad_alloc",
+    "ALLOC_FAILED",  # cuBLAS, cuDNN
+    "can't start new thread",  # no memory for its stack
+    "failed to map segment from shared object",
+)
+"""What libraries say in a plain RuntimeError, or an ImportError, where memory ran out."""
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out: Python's, CUDA's, or torch's on the CPU."""
+    """Whether an exception says that memory ran out: Python's, CUDA's, or a library's own words.
+
+    For the CPU neither torch nor oneDNN has an exception of its own.
+    """
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
-    # torch has none of its own for the CPU: plain RuntimeErrors of its allocator and of oneDNN.
-    said = ("DefaultCPUAllocator", "could not create a primitive", "could not create a memory")
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in said)
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    return isinstance(error, (RuntimeError, ImportError)) and any(
+        words in str(error) for words in _NO_MEMORY
+    )
 
 
 class AnalysisError(RuntimeError):
@@ -24,3 +45,8 @@ class AnalysisError(RuntimeError):
 
     A pipeline's step runner records it under the step's key and goes on with the other steps.
     """
+
+
+def failure_of(error: Exception) -> dict[str, Any]:
+    """The record that something that failed leaves in the results."""
+    return {"error": {"type": type(error).__name__, "message": str(error)}}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from suite_plumbing.bundled import DEMO_MODEL_PATH, SUITE_DIR
 from suite_plumbing.result_files import to_jsonable
+from suite_plumbing.runs import current_run, new_run_id
 
 SUITE_VERSION = "0.1.0"
 """Version of the suite; `pyproject.toml` reads it from here."""
@@ -56,8 +57,9 @@ def provenance(
 
     Keys: `suite`, `versions`, `command`, `model` (id, class, revision, weights hash), `dtype`,
     `device`, `seed`, `kernels`, one key for each of `details`, and `run`. Whatever differs between
-    two runs of one command stands under `run` alone: the time, and the command with its
-    output folder, which `command` leaves out because the numbers do not depend on it.
+    two runs of one command stands under `run` alone: an id of the run, which its other files
+    carry too, the time, and the command with its output folder, which `command` leaves out because
+    the numbers do not depend on it.
     command: the argument list (`sys.argv`), or None when called from Python.
     """
     arguments = shlex.split(command) if isinstance(command, str) else list(command or [])
@@ -74,8 +76,12 @@ def provenance(
     }
     if clash := sorted(set(details) & (set(result) | {"run"})):
         raise ValueError(f"provenance details {clash} would overwrite keys of that name")
+    run = current_run()
+    run_id = new_run_id() if run is None else run.id
     now = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-    return to_jsonable(result | details | {"run": {"time": now, "command": arguments or None}})
+    return to_jsonable(
+        result | details | {"run": {"id": run_id, "time": now, "command": arguments or None}}
+    )
 
 
 def _first_parameter(model: nn.Module) -> Tensor:

@@ -8,30 +8,44 @@ interrupted run or a full disk leaves the earlier file as it was.
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 import os
 import secrets
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
+
+try:
+    import fcntl
+except ImportError:  # Windows has no such module.
+    fcntl = None
 
 import numpy as np
 import pandas as pd
-import safetensors.torch
 import torch
 from torch import Tensor
 
+from suite_plumbing.runs import current_run
+
 StrPath = str | os.PathLike[str]
+
+RUN_KEY = "run"
+"""Under which the metadata of tensors and pages hold the id of the run that wrote them."""
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def check_output_dir(path: StrPath) -> Path:
     """Make a folder and prove, by writing a byte, that results can be stored in it.
 
     Call it before the model runs: hours of work should not end at a read-only folder.
-    Raises ValueError when the folder cannot be made or written, with the system's own reason.
+    Raises ValueError when the folder cannot be made or written, with the system's own reason, and
+    OSError for a disk that is full: that is no fault of the name.
     """
     if not os.fspath(path):
         raise ValueError("the name of the output folder is empty; pass '.' for the current one")
@@ -42,11 +56,30 @@ def check_output_dir(path: StrPath) -> Path:
             probe.write(b"0")
             probe.flush()
     except OSError as error:
+        if error.errno in _DISK_FULL:
+            error.filename = error.filename or str(folder)
+            raise
         raise ValueError(
             f"output folder {str(path)!r} cannot be written ({error.strerror or error}); "
             "name a folder, new or existing, in which you may create files"
         ) from error
     return folder
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file for this process, until it is closed; False where another has it.
+
+    A process that ends, however it does, loses its locks. Where the system has no such locks
+    (Windows) every file counts as locked by whoever asks. Raises OSError where the file system
+    has none.
+    """
+    if fcntl is None:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextmanager
@@ -65,10 +98,16 @@ def write_atomically(path: StrPath, mode: str = "w") -> Iterator[IO[Any]]:
     try:
         # "x" gives the file the permissions of any new file; tempfile's would be private.
         with open(temporary, mode.replace("w", "x"), encoding=encoding, newline=newline) as handle:
+            with suppress(OSError):
+                try_lock(handle.fileno())  # tells the next run that this file has a writer
             yield handle
             handle.flush()
             os.fsync(handle.fileno())
-        os.replace(temporary, target)
+        waiting = _together.get()
+        if waiting is None:
+            os.replace(temporary, target)
+        else:
+            waiting.append((temporary, target))
     except BaseException as error:
         with suppress(OSError):
             temporary.unlink()
@@ -76,6 +115,47 @@ def write_atomically(path: StrPath, mode: str = "w") -> Iterator[IO[Any]]:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(target)
         raise
+
+
+_together: ContextVar[list[tuple[Path, Path]] | None] = ContextVar("together", default=None)
+
+
+@contextmanager
+def written_together(stale: Iterable[Path] = ()) -> Iterator[None]:
+    """Files written within this context take their places together at its end, or none does.
+
+    A set of files that belong to one another is then of one run, whatever interrupts it. ``stale``:
+    files of an earlier run that would stand beside the set as if they were of it; they are removed
+    first, but for those that are written again. Moving files takes no room on a disk.
+    """
+    waiting: list[tuple[Path, Path]] = []
+    token = _together.set(waiting)
+    try:
+        yield
+        _together.reset(token)
+        written = {target for _, target in waiting}
+        old = [path for path in stale if Path(os.path.realpath(path)) not in written]
+        try:
+            _place(waiting, old)
+        except OSError:
+            raise
+        except BaseException:  # an interrupt: what was begun is ended, and then it goes on
+            _place(waiting, old)
+            raise
+    finally:
+        if _together.get() is waiting:
+            _together.reset(token)
+        for temporary, _ in waiting:
+            with suppress(OSError):
+                temporary.unlink()
+
+
+def _place(waiting: Sequence[tuple[Path, Path]], stale: Sequence[Path]) -> None:
+    for path in stale:
+        path.unlink(missing_ok=True)
+    for temporary, target in waiting:
+        with suppress(FileNotFoundError):  # it is in its place already
+            os.replace(temporary, target)
 
 
 def finite_or_none(value: Any) -> float | None:
@@ -187,6 +267,30 @@ def _json_text(obj: Any, newline: str) -> str:
     return opening + deeper + ("," + deeper).join(items) + newline + closing
 
 
+def write_text(path: StrPath, text: str) -> Path:
+    """Write a text as UTF-8, with what a terminal would obey written as what it is."""
+    with write_atomically(path) as handle:
+        handle.write(visible_controls(text))
+    return Path(path)
+
+
+_CONTROLS = {
+    **{code: chr(0x2400 + code) for code in range(0x20) if chr(code) not in "\t\n"},
+    0x7F: "\u2421",
+    **{code: f"\\x{code:02x}" for code in range(0x80, 0xA0)},
+}
+"""Control characters by what shows them: ␛ for an escape, \\x9b for one of the second set."""
+
+
+def visible_controls(text: str) -> str:
+    """A text with its control characters, but for tab and line feed, written as visible signs.
+
+    A text that was analysed may hold an escape sequence, which a terminal that shows the page
+    would obey: move its cursor, rename its window, worse.
+    """
+    return text.replace("\r\n", "\n").translate(_CONTROLS)
+
+
 def read_json(path: StrPath) -> Any:
     """Read a strict JSON file. Raises ValueError for a missing file, bad bytes, bad JSON or NaN."""
 
@@ -240,23 +344,96 @@ def table_html(table: pd.DataFrame) -> str:
     )
 
 
-def write_tensors(path: StrPath, tensors: Mapping[str, Tensor]) -> Path:
+_TENSOR_TYPES = {
+    torch.float64: "F64", torch.int64: "I64", torch.float32: "F32", torch.int32: "I32",
+    torch.float16: "F16", torch.bfloat16: "BF16", torch.int16: "I16", torch.int8: "I8",
+    torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+"""What a safetensors file calls the dtypes that results have."""
+
+
+def write_tensors(
+    path: StrPath, tensors: Mapping[str, Tensor], run_id: str | None = None, *, finite: bool = True
+) -> Path:
     """Write named tensors as one safetensors file; each is stored contiguous, from the CPU.
 
-    Raises ValueError for an empty dict, a value that is no tensor, and NaN or infinity (named).
-    Cost: one copy of the data in memory while writing.
+    ``run_id`` (default: that of the command that runs) is kept in the file's metadata. Tensors of a
+    mapping that reads them when asked are read twice, one at a time: what is in memory is one.
+    Wider numbers come first, so that every tensor is aligned. Raises ValueError for an empty dict,
+    a value that is no tensor or of a dtype without a name there, and, where they are to be
+    ``finite``, for NaN or infinity (named).
     """
     if not tensors:
         raise ValueError(f"no tensors to write into {str(path)!r}")
-    stored: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, Tensor):
-            raise ValueError(f"{name!r} is of type {type(tensor).__name__}, not a tensor")
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise ValueError(f"tensor {name!r} holds NaN or infinity and is not written")
-        # A copy of its own: safetensors refuses tensors that share memory.
-        stored[name] = tensor.detach().to("cpu", copy=True).contiguous()
-    data = safetensors.torch.save(stored)
+    found = {name: _checked_entry(name, tensors[name], finite) for name in tensors}
+    names = sorted(found, key=lambda name: -found[name].width)
+    header = _tensor_header(names, found, run_id or _id_of_current_run())
     with write_atomically(path, "wb") as handle:
-        handle.write(data)
+        handle.write(header)
+        for name in names:
+            flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
+            handle.write(flat.view(torch.uint8).numpy().data)
     return Path(path)
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity."""
+    return not tensor.is_floating_point() or bool(torch.isfinite(tensor).all())
+
+
+class _TensorEntry(NamedTuple):
+    """What a safetensors file says of a tensor, but for its place."""
+
+    dtype: str
+    shape: list[int]
+    width: int
+    """bytes a number"""
+
+    @property
+    def size(self) -> int:
+        """Bytes of all numbers."""
+        return math.prod(self.shape) * self.width
+
+
+def _checked_entry(name: str, tensor: Tensor, finite: bool) -> _TensorEntry:
+    if not isinstance(tensor, Tensor):
+        raise ValueError(f"{name!r} is of type {type(tensor).__name__}, not a tensor")
+    if tensor.dtype not in _TENSOR_TYPES:
+        raise ValueError(f"tensor {name!r} is of dtype {tensor.dtype}, which is not written")
+    if finite and not is_finite(tensor):
+        raise ValueError(f"tensor {name!r} holds NaN or infinity and is not written")
+    return _TensorEntry(_TENSOR_TYPES[tensor.dtype], list(tensor.shape), tensor.element_size())
+
+
+def _tensor_header(
+    names: Sequence[str], entries: Mapping[str, _TensorEntry], run_id: str | None
+) -> bytes:
+    """The head of a safetensors file: its length in 8 bytes, then JSON, padded to 8 bytes."""
+    described: dict[str, Any] = {} if run_id is None else {"__metadata__": {RUN_KEY: run_id}}
+    end = 0
+    for name in names:
+        start, end = end, end + entries[name].size
+        described[name] = {
+            "dtype": entries[name].dtype,
+            "shape": entries[name].shape,
+            "data_offsets": [start, end],
+        }
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _id_of_current_run() -> str | None:
+    run = current_run()
+    return None if run is None else run.id
+
+
+def beside(path: StrPath, ending: str) -> Path:
+    """The file that belongs to a JSON file: its name without ".json", and the ending after it.
+
+    Only ".json" is left out: "lr0.1" and "lr0.2" are two names, and "a.safetensors" is not where
+    the tensors beside it go.
+    """
+    path = Path(path)
+    name = path.stem if path.suffix == ".json" else path.name
+    return path.with_name(f"{name}{ending}")

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from suite_plumbing.provenance import SCHEMA_VERSION
-from suite_plumbing.result_files import StrPath, read_json
+from suite_plumbing.result_files import RUN_KEY, StrPath, beside, read_json
+
+K = TypeVar("K")
+V = TypeVar("V")
 
 Section = Mapping[str, Any]
 """what a step left in the results"""
 
 Sections = Mapping[str, Section]
 """one step's sections, by text"""
+
+RUN_ID = ("provenance", "run", "id")
+"""path of the run's id in results"""
 
 Tensors = Mapping[str, Tensor]
 
@@ -47,6 +53,12 @@ def entry_at(sections: Mapping[str, Any], *path: str) -> Any:
             return None
         entry = entry[name]
     return entry
+
+
+def run_mark(results: Mapping[str, Any]) -> str:
+    """A comment of HTML, and of Markdown, that says which run a page is of; empty for none."""
+    run_id = entry_at(results, *RUN_ID)
+    return f"<!-- {RUN_KEY}: {run_id} -->" if run_id is not None else ""
 
 
 def text_sections(results: Section, step: str) -> dict[str, Section]:
@@ -104,7 +116,7 @@ def load_results(path: StrPath) -> tuple[dict[str, Any], Tensors]:
     """Results of an analysis from JSON, and the tensors beside it (none: an empty dict).
 
     Raises ValueError for a file that is missing, not strict JSON, or of another schema version, and
-    for tensors that cannot be read.
+    for tensors that cannot be read or that another run wrote.
     """
     path = Path(path).expanduser()
     if not path.is_file():
@@ -119,7 +131,7 @@ def load_results(path: StrPath) -> tuple[dict[str, Any], Tensors]:
             f"results file {str(path)!r} has schema_version {version!r}; this version draws "
             f"{SCHEMA_VERSION!r}: run the analysis again"
         )
-    return results, _read_tensors(path.with_suffix(".safetensors"))
+    return results, _read_tensors(beside(path, ".safetensors"), entry_at(results, *RUN_ID))
 
 
 @contextmanager
@@ -138,12 +150,29 @@ def drawing_from(path: StrPath) -> Iterator[None]:
         ) from error
 
 
+class Lazy(Mapping[K, V], Generic[K, V]):
+    """A mapping whose values are made each time they are asked for, and not kept."""
+
+    def __init__(self, makers: Mapping[K, Callable[[], V]]) -> None:
+        self._makers = makers
+
+    def __getitem__(self, key: K) -> V:
+        return self._makers[key]()
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._makers)
+
+    def __len__(self) -> int:
+        return len(self._makers)
+
+
 class TensorFile(Mapping[str, Tensor]):
     """Tensors of a safetensors file, each read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
         self._file = safe_open(path, framework="pt")
         self._names = tuple(self._file.keys())
+        self.run_id: str | None = (self._file.metadata() or {}).get(RUN_KEY)
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._names:
@@ -157,13 +186,19 @@ class TensorFile(Mapping[str, Tensor]):
         return len(self._names)
 
 
-def _read_tensors(path: Path) -> Tensors:
+def _read_tensors(path: Path, run_id: str | None) -> Tensors:
     if not path.is_file():
         return {}
+    advice = "remove it to draw the figures without attention maps, or run the main analysis again"
     try:
-        return TensorFile(path)
+        tensors = TensorFile(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(
-            f"tensors file {str(path)!r} cannot be read ({error}); remove it to draw the figures "
-            "without attention maps, or run the main analysis again"
+            f"tensors file {str(path)!r} cannot be read ({error}); {advice}"
         ) from error
+    if None not in (run_id, tensors.run_id) and run_id != tensors.run_id:
+        raise ValueError(
+            f"tensors file {str(path)!r} is of run {tensors.run_id}, the results beside it are of "
+            f"run {run_id}; {advice}"
+        )
+    return tensors

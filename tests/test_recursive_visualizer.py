@@ -77,6 +77,29 @@ def test_each_figure_of_many_layers_and_texts_fits_its_page(results, name):
         assert len(ax.get_xticks()) <= 16, ax.get_title()
 
 
+def test_a_figure_of_1350_texts_fits_its_page_and_says_how_many_are_named(results):
+    many = stretched(results, 3, 1350)
+    for step in ("layer_correlations", "recursive_patterns"):
+        many["individual_texts"]["text_7"]["analysis"][step] = ERROR
+    figure = drawn("neuron_evolution", many)
+    assert figure.get_figheight() < 16  # inches; 80 for a legend of all of them
+    assert len(figure.legends[0].get_texts()) == 24
+    assert "Of the 1350 texts the first 24 are named." in words_of(figure)
+
+
+def test_a_figure_that_fails_costs_itself_alone(results, tmp_path):
+    def broken(_):
+        raise TypeError("cannot be drawn")
+
+    figures = {"broken": broken, "ssm_analysis": CORRECTED_FIGURES["ssm_analysis"]}
+    with pytest.raises(TypeError, match="cannot be drawn"):
+        write_figures(results, tmp_path, figures=figures)
+    assert [path.name for path in tmp_path.iterdir()] == ["ssm_analysis.png"]
+    failures = {}
+    assert len(write_figures(results, tmp_path, figures=figures, failures=failures)) == 1
+    assert failures == {"broken": {"error": {"type": "TypeError", "message": "cannot be drawn"}}}
+
+
 def test_more_layers_than_panels_are_thinned_and_it_is_said(results):
     figure = drawn("recursive_state_vs_activation", stretched(results, 50, 1))
     assert sum(ax.get_title().startswith("layer ") for ax in figure.axes) == 17

@@ -52,6 +52,10 @@ _LINE = 0.13
 
 _CHARACTERS_PER_LINE = 155
 
+_MAX_LACKING = 10  # texts without a result that a caption names
+
+_MAX_LEGEND = 24  # texts in the legend: more would be higher than the page
+
 _LABEL_LENGTH = 36  # characters of a text in the legend
 
 
@@ -91,10 +95,13 @@ def page(
     """A figure with title, legend of texts and caption, and its axes by row.
 
     `rows`: number of panels, and height in units of 1.75 inches. `sections`: the texts that the
-    figure shows; the legend is left out for a single text or none.
+    figure shows; the legend is left out for a single text or none, and names the first 24.
     """
     lines = textwrap.wrap(f"{caption} {_origin(results, sections)}", _CHARACTERS_PER_LINE)
-    names = list(results.get("individual_texts", {})) if len(sections) > 1 else []
+    every = list(results.get("individual_texts", {})) if len(sections) > 1 else []
+    names = every[:_MAX_LEGEND]
+    if len(every) > len(names):
+        lines.append(f"Of the {len(every)} texts the first {len(names)} are named.")
     legend_lines = -(-len(names) // 2)
     content = 1.75 * sum(height for _, height in rows)
     foot = _LINE * (len(lines) + 1.2 * legend_lines + 1)
@@ -150,10 +157,13 @@ def _origin(results: Section, sections: Mapping[str, Section]) -> str:
     counts = _token_counts(results)
     texts = f"{len(counts)} texts" if len(counts) != 1 else "1 text"
     lacking = {text: why for text in sections if (why := failure(sections[text])) is not None}
+    shown = [f" Without {text.replace('_', ' ')}: {why}." for text, why in lacking.items()]
+    more = f" And {len(shown) - _MAX_LACKING} more texts." if len(shown) > _MAX_LACKING else ""
     return drawable_text(
         f"Model {Path(model).name if Path(model).is_absolute() else model}"
         + (f"; n\u00a0=\u00a0{sum(counts)} tokens of {texts}." if counts else ".")
-        + "".join(f" Without {text.replace('_', ' ')}: {why}." for text, why in lacking.items())
+        + "".join(shown[:_MAX_LACKING])
+        + more
     )
 
 

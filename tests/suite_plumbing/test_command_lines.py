@@ -3,6 +3,7 @@
 import ast
 import inspect
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,16 @@ from layer_correlation_analyzer import STREAMS
 from mamba_mixers.untrained_twins import ENOUGH_TWINS
 from suite_plumbing import command_lines
 from suite_plumbing.command_lines import ATTRIBUTION_METHODS, TARGETS, parse_first, wait_passively
+
+
+@pytest.fixture(autouse=True)
+def signals_as_they_were():
+    """`parse_first` lets signals end the process, which here is that of all tests."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 

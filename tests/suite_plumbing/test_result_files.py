@@ -5,25 +5,31 @@ import errno
 import os
 import re
 import resource
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from suite_plumbing import result_files
 from suite_plumbing.result_files import (
+    beside,
     check_output_dir,
     finite_or_none,
     five_digits,
     read_json,
     six_digits,
     to_jsonable,
+    visible_controls,
     write_atomically,
     write_csv,
     write_json,
     write_tensors,
+    write_text,
+    written_together,
 )
 
 
@@ -296,3 +302,121 @@ def test_a_collection_of_scalars_is_one_line(tmp_path: Path) -> None:
     assert '\n "b": [\n  [1],\n  [2]\n ],\n' in text
     assert '\n "e": [\n  {"f": "x"}\n ],\n' in text
     assert read_json(path) == value
+
+
+DTYPES = (torch.bool, torch.float64, torch.uint8, torch.bfloat16, torch.float32, torch.int64,
+          torch.float16, torch.int8, torch.int16, torch.int32)  # fmt: skip
+
+
+def test_tensors_of_every_dtype_and_odd_sizes_come_back(tmp_path: Path) -> None:
+    """An odd number of narrow values must not leave wider ones at a place they cannot be read."""
+    tensors = {f"{i}": torch.arange(3 * i).to(dtype) for i, dtype in enumerate(DTYPES)}
+    tensors["scalar"] = torch.tensor(2.5)
+    tensors["view"] = torch.arange(12.0).view(3, 4).T[1:]
+    write_tensors(tmp_path / "t.safetensors", tensors, "ab12")
+    loaded = load_file(tmp_path / "t.safetensors")
+    assert set(loaded) == set(tensors)
+    for name, tensor in tensors.items():
+        assert loaded[name].dtype == tensor.dtype
+        assert torch.equal(loaded[name], tensor), name
+    with safe_open(tmp_path / "t.safetensors", framework="pt") as file:
+        assert file.metadata() == {"run": "ab12"}
+
+
+def test_tensors_are_read_one_at_a_time(tmp_path: Path) -> None:
+    alive = []
+
+    class Counted(dict):
+        def __getitem__(self, name: str) -> torch.Tensor:
+            tensor = torch.full((1000,), float(name))
+            alive.append(weakref.ref(tensor))
+            assert sum(one() is not None for one in alive) <= 2
+            return tensor
+
+    write_tensors(tmp_path / "t.safetensors", Counted.fromkeys(map(str, range(20))))
+    assert float(load_file(tmp_path / "t.safetensors")["7"][0]) == 7
+
+
+def test_not_finite_tensors_are_written_where_that_is_asked_for(tmp_path: Path) -> None:
+    write_tensors(tmp_path / "t.safetensors", {"a": torch.tensor([float("nan")])}, finite=False)
+    assert load_file(tmp_path / "t.safetensors")["a"].isnan().all()
+    with pytest.raises(ValueError, match="'a' is of dtype torch.complex64"):
+        write_tensors(tmp_path / "t.safetensors", {"a": torch.ones(1, dtype=torch.complex64)})
+
+
+def test_a_set_takes_its_places_together(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("earlier")
+    (tmp_path / "old.png").write_text("earlier")
+    with written_together([tmp_path / "old.png", tmp_path / "b.txt", tmp_path / "gone"]):
+        write_text(tmp_path / "a.txt", "new")
+        write_text(tmp_path / "b.txt", "new")
+        assert (tmp_path / "a.txt").read_text() == "earlier"
+        assert (tmp_path / "old.png").exists()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
+        "a.txt": "new",
+        "b.txt": "new",
+    }
+    write_text(tmp_path / "c.txt", "at once")
+    assert (tmp_path / "c.txt").exists()
+
+
+def test_a_set_that_fails_leaves_everything_as_it_was(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("earlier")
+
+    def fail() -> None:
+        with written_together([tmp_path / "a.txt"]):
+            write_text(tmp_path / "b.txt", "new")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a.txt": "earlier"}
+
+
+def test_an_interrupt_between_two_files_of_a_set_waits_for_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace, calls = os.replace, []
+
+    def interrupted(*paths: Path) -> None:
+        replace(*paths)
+        calls.append(paths)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+
+    def write() -> None:
+        with written_together():
+            write_text(tmp_path / "a.txt", "a")
+            write_text(tmp_path / "b.txt", "b")
+            monkeypatch.setattr(os, "replace", interrupted)
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    assert names_in(tmp_path) == ["a.txt", "b.txt"]
+
+
+def test_a_full_disk_is_no_fault_of_the_folders_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(**_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(result_files.tempfile, "TemporaryFile", full)
+    with pytest.raises(OSError, match=rf"No space left on device: '{tmp_path}'"):
+        check_output_dir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a.json", "a_x.csv"), ("lr0.1", "lr0.1_x.csv"), ("a.safetensors", "a.safetensors_x.csv"),
+     ("v1.2.json", "v1.2_x.csv")],
+)  # fmt: skip
+def test_what_lies_beside_a_results_file_has_a_name_of_its_own(name: str, expected: str) -> None:
+    assert beside(f"folder/{name}", "_x.csv") == Path("folder") / expected
+
+
+def test_controls_are_visible_and_the_rest_is_as_it_was() -> None:
+    assert visible_controls("a\x1b[2J\r\x7f\x9b\0") == "a␛[2J␍␡\\x9b␀"
+    kept = "tab\tline\nÄ سلام 👩‍👩‍👧"
+    assert visible_controls(kept) == kept
+    assert visible_controls("a\r\nb") == "a\nb"

@@ -1,0 +1,211 @@
+"""Is work lost? Signals at random moments, full disks and memory limits, and what is left of a run.
+
+Runs the main and the memory command on the demo model in processes of their own, each stopped in
+one of three ways, and looks at what it left:
+
+- signals: SIGINT or SIGTERM after a random share of the time that a run takes, imports included.
+  Right: status 130 or 143 with one line, or 0 where the run had ended; no half file, JSON and
+  tensors of one run, and the next run clears what is left
+- full disks: no file can grow beyond a random size (a limit of the process, which writes of every
+  kind meet as they meet a full disk). Right: status 1, whole files only
+- memory limits: a random limit on the address space. Right: status 1, whole files only
+
+How to run::
+
+    python benchmarks/robustness.py --signals 40 --disks 20 --limits 20 --save    # about an hour
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+# The suite is flat: its folder has to be on the path when this file is run as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
+from suite_plumbing.checks import validate_int
+from suite_plumbing.commands import run_main
+from suite_plumbing.result_reading import load_results
+
+ROOT = Path(__file__).resolve().parent.parent
+
+RESULTS = RESULTS_FOLDER / "robustness.md"
+
+COMMANDS = {
+    "main": ("corrected_recursive_ssm_attention_analyzer.py", "analysis_results.json"),
+    "memory": ("run_memory_recursion_analysis.py", "memory_recursion_results.json"),
+}
+"""Script and results file of the commands that are tried."""
+
+SMALL = ["--layers", "0,6", "--max-sequence-length", "48", "--quiet"]
+"""Options of a run: seconds, most of them imports."""
+
+_GIGABYTE = 1_000_000_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run that was stopped ended."""
+
+    way: str
+    command: str
+    status: int
+    faults: tuple[str, ...]
+    """what is not as it should be; empty where all is"""
+
+
+def run(
+    command: str,
+    folder: Path,
+    limit: Callable[[], None] | None = None,
+    after: tuple[float, int] | None = None,
+) -> tuple[int, str]:
+    """Status and stderr of a command; ``limit`` is called in its process before it starts.
+
+    ``after``: seconds, and the signal that is sent then.
+    """
+
+    def prepare() -> None:
+        # Behind a shell's & an interrupt is ignored, which a process inherits.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        if limit is not None:
+            limit()
+
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", COMMANDS[command][0], *SMALL, "--output-dir", str(folder)],
+        cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
+        preexec_fn=prepare,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"},
+    )  # fmt: skip
+    if after is not None:
+        try:
+            process.wait(after[0])
+        except subprocess.TimeoutExpired:
+            process.send_signal(after[1])
+    _, said = process.communicate(timeout=600)
+    return process.returncode, said
+
+
+def faults_of(
+    command: str, folder: Path, status: int, said: str, allowed: Sequence[int]
+) -> list[str]:
+    """What is wrong with how a run ended and with what it left in its folder."""
+    faults = []
+    if status not in allowed:
+        faults.append(f"status {status}")
+    if "Traceback" in said or "Exception ignored" in said:
+        faults.append("traceback")
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    faults += [f"leftover {name}" for name in names if name.endswith((".tmp", ".lock"))]
+    results = folder / COMMANDS[command][1]
+    if results.is_file():
+        try:
+            load_results(results)
+        except ValueError as error:
+            faults.append(str(error))
+    elif any(name.endswith((".png", ".html", ".md")) for name in names):
+        faults.append("pages without results")
+    return faults
+
+
+def stopped_by_a_signal(command: str, seconds: float, draw: random.Random) -> Outcome:
+    """A run that a signal meets at a random moment, and what the next run makes of its folder."""
+    number = draw.choice((signal.SIGINT, signal.SIGTERM))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "out"
+        # From a tenth of a second on: before that the interpreter itself is starting, and a
+        # process that has no handler yet is ended by the system.
+        moment = draw.uniform(0.1, seconds)
+        status, said = run(command, folder, after=(moment, number))
+        faults = faults_of(command, folder, status, said, (0, 128 + number))
+        next_status, _ = run(command, folder)
+        faults += faults_of(command, folder, next_status, "", (0,))
+        faults += [f"leftover {path.name}" for path in folder.glob(".*")]
+    return Outcome(number.name, command, status, tuple(faults))
+
+
+def on_a_full_disk(command: str, _: float, draw: random.Random) -> Outcome:
+    """A run that can write no file beyond a random size."""
+    size = int(10 ** draw.uniform(2, 5.5))
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # the write fails, as on a full disk
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+    with tempfile.TemporaryDirectory() as name:
+        status, said = run(command, Path(name) / "out", limit)
+        faults = faults_of(command, Path(name) / "out", status, said, (1,))
+    return Outcome("full disk", command, status, tuple(faults))
+
+
+def in_little_memory(command: str, _: float, draw: random.Random) -> Outcome:
+    """A run whose address space is limited."""
+    size = int(draw.uniform(0.6, 2.5) * _GIGABYTE)
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (size, size))
+
+    with tempfile.TemporaryDirectory() as name:
+        status, said = run(command, Path(name) / "out", limit)
+        faults = faults_of(command, Path(name) / "out", status, said, (0, 1))
+        if faults:
+            faults.append((said.strip().splitlines() or [""])[-1][:80])
+    return Outcome("memory limit", command, status, tuple(faults))
+
+
+def report(outcomes: Sequence[Outcome]) -> str:
+    """A table of ways and statuses, and every fault."""
+    counts = Counter((one.way, one.command, one.status, bool(one.faults)) for one in outcomes)
+    lines = ["## Runs that are stopped", "", "| how | command | status | runs | faults |"]
+    lines.append("|---|---|---|---|---|")
+    for way, command, status in sorted({key[:3] for key in counts}):
+        good, bad = (counts[(way, command, status, faulty)] for faulty in (False, True))
+        lines.append(f"| {way} | {command} | {status} | {good + bad} | {bad} |")
+    faults = [
+        f"- {one.way}, {one.command}: {'; '.join(one.faults)}" for one in outcomes if one.faults
+    ]
+    return "\n".join([*lines, "", *(faults or ["No faults."])])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Stop runs in every way and print the table; exit status 1 where one left a fault."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    parser = benchmark_parser(__doc__, "how runs that are stopped end, and what they leave")
+    ways = {"signals": stopped_by_a_signal, "disks": on_a_full_disk, "limits": in_little_memory}
+    for name in ways:
+        parser.add_argument(f"--{name}", type=int, default=2, metavar="N", help="default: 2")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    args = parser.parse_args(argv)
+    draw, outcomes, seconds = random.Random(args.seed), [], {}
+    for command in COMMANDS:
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory() as name:
+            run(command, Path(name) / "out")
+        seconds[command] = time.monotonic() - start
+    for name, stopped in ways.items():
+        for number in range(validate_int(name, getattr(args, name), 0)):
+            command = list(COMMANDS)[number % len(COMMANDS)]
+            outcomes.append(stopped(command, seconds[command], draw))
+            print(outcomes[-1], flush=True)
+    print(report(outcomes))
+    if args.save:
+        keep(RESULTS, report(outcomes))
+    return 1 if any(one.faults for one in outcomes) else 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
