@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from suite_plumbing.precision import in_full_precision
 from token_statistics.association import Places, rejected_and_adjusted
 from token_statistics.autocorrelation import autocorrelation_within_texts, effective_samples
 from token_statistics.cka import DebiasedCKA
@@ -153,6 +154,7 @@ class CrossLayerCorrelation:
         return fields_to_dict(self)
 
 
+@in_full_precision
 def cross_layer_correlation(
     first: PooledActivations,
     second: PooledActivations,

@@ -33,6 +33,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from suite_plumbing.precision import in_full_precision
 from token_statistics.description import FloatArray, IntArray
 from token_statistics.observations import Observations
 
@@ -109,6 +110,7 @@ class PositionCourse:
         result[slots >= 0] -= means[slots[slots >= 0]]
         return result
 
+    @in_full_precision
     def taken_out_(self, values: Tensor) -> Tensor:
         """Take the course out of values (n, c) of the observations, in place."""
         by_mean, own, counts, bases = self._tensors

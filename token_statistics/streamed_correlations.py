@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from suite_plumbing.arguments import validate_int
+from suite_plumbing.precision import in_full_precision
 from suite_plumbing.related_texts import SeenTexts
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.autocorrelation import effective_samples
@@ -199,6 +200,7 @@ class StreamedCorrelations:
         if enough:
             self._add_gathered()
 
+    @in_full_precision
     def _add_gathered(self) -> None:
         """Add what has been gathered to the sums, as one batch."""
         parts, self._gathered = self._gathered, []
