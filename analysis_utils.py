@@ -26,7 +26,6 @@ from token_statistics.description import (
     FloatArray,
     Values,
     autocorrelation,
-    bootstrap_interval,
     covariance_participation_ratio,
     entropy,
     kurtosis,
@@ -36,15 +35,16 @@ from token_statistics.description import (
     summarise,
     unit_columns,
 )
+from token_statistics.intervals import MeanInterval, mean_interval
 
 __all__ = [
     "PALETTE",
     "Discoveries",
     "FloatArray",
+    "MeanInterval",
     "Values",
     "autocorrelation",
     "benjamini_hochberg",
-    "bootstrap_interval",
     "causal_spearman",
     "clean_token",
     "covariance_participation_ratio",
@@ -56,6 +56,7 @@ __all__ = [
     "kurtosis",
     "lagged_products",
     "linear_cka",
+    "mean_interval",
     "participation_ratio",
     "pearson_matrix",
     "pearson_p_values",

@@ -50,7 +50,7 @@ from analysis_pipelines.text_steps import TextInputs, analyze_text, without_capt
 from attention_neurons import layer_parameters
 from attribution_faithfulness import faithfulness_table
 from mamba_mixers.sites import model_layers
-from mamba_mixers.untrained_twins import twin_seeds, untrained_twin
+from mamba_mixers.untrained_twins import check_twins, twins_to_make, untrained_twin
 from mamba_mixers.weights import check_has_logits
 from recursive_analysis_report import REPORT_NAMES, write_report
 from recursive_visualizer import (
@@ -128,22 +128,25 @@ def analyze(
     after every step. A text given again is analysed, but counts once in what is compared or pooled
     over texts: a warning says so, and ``same_as`` in the provenance. With ``parts`` each text is
     kept on disk as it ends, those that are there already are not analysed again, and the tensors
-    are read from there; without, all of it is in memory. Findings are computed from the
-    results, and again from those of ``settings.num_twins`` untrained twins. Cost, as much again for
-    each twin: one forward pass a batch up to the last layer asked for, one forward and backward
-    pass a text for the gradient-guided neurons, and the steps.
+    are read from there; without, all of it is in memory. Findings are computed from the results,
+    and again from those of ``settings.num_twins`` untrained twins of each kind. Raises ValueError
+    where these cannot be made. Cost, as much again for each of the 2 num_twins twins: one forward
+    pass a batch up to the last layer asked for, one forward and backward pass a text for the
+    gradient-guided neurons, and the steps.
     """
+    check_twins(model, settings.num_twins)
     distinct_texts(encoded)  # says which texts come again
     analysis = _analyze_alone(model, encoded, tokenizer, settings, after_each, parts)
     findings = key_findings(without_repeats(analysis.results), settings.seed)
     alone = replace(settings, num_twins=0, num_ablations=0, faithfulness=False)
     twins = []
-    for seed in progress(twin_seeds(settings.num_twins, settings.seed), desc="untrained twins"):
-        twin = untrained_twin(model, seed)
-        its_parts = None if parts is None else parts.within(f"twin_{seed}")
+    for kind, seed in progress(twins_to_make(settings.num_twins, settings.seed), desc="twins"):
+        twin = untrained_twin(model, seed, kind)
+        place = f"twin_{kind.split()[0]}_{seed}"
+        its_parts = None if parts is None else parts.within(place)
         results = _analyze_alone(twin, encoded, tokenizer, alone, after_each, its_parts).results
         found = key_findings(without_repeats(results), settings.seed)
-        twins.append(TwinResults(seed, results, found))
+        twins.append(TwinResults(kind, seed, results, found))
     return with_findings(analysis, findings, twins)
 
 
@@ -167,8 +170,8 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer(ModelAnalyzer):
 
     ``num_ablations`` random neurons of each layer are ablated to check the neuron methods,
     ``faithfulness`` adds attributions to input tokens with their faithfulness, and ``num_twins``
-    untrained twins are analysed beside the model; all take many forward passes and are off unless
-    asked for.
+    untrained twins of each kind (fresh and permuted weights) are analysed beside the model, each of
+    which takes as long as the model; all are off unless asked for.
     """
 
     def __init__(

@@ -52,7 +52,8 @@ from suite_plumbing.result_files import (
     written_together,
 )
 from suite_plumbing.texts import read_book
-from token_statistics.description import bootstrap_interval, summarise
+from token_statistics.description import summarise
+from token_statistics.intervals import mean_interval
 
 CHUNK_SIZE = 512
 
@@ -192,8 +193,8 @@ def compare_readings(
 
     ``windows``: losses by width, of the same tokens as ``stream`` (l - 1,). ``difference``: mean
     loss minus that of the stream, nats, > 0 where memory beyond the window helps; ``low``,
-    ``high``: its 95 % bootstrap interval over blocks of ``block`` successive tokens, whose means
-    are taken as independent; None with fewer than 2 whole blocks, with the ``reason``.
+    ``high``: its 95 % interval over blocks of ``block`` successive tokens, whose means are taken
+    as independent; None with fewer than 5 whole blocks, with the ``reason``.
     """
     rows = [_reading("stream", None, stream)]
     whole = len(stream) // block * block
@@ -205,12 +206,11 @@ def compare_readings(
             )
         change = losses.double() - stream.double()
         means = change[:whole].view(-1, block).mean(1) if whole else change.new_empty(0)
-        enough = len(means) >= 2
-        low, high = bootstrap_interval(means, seed=seed) if enough else (None, None)
-        reason = None if enough else f"fewer than 2 blocks of {block} tokens"
+        _, low, high, count, reason = mean_interval(means, seed=seed)
+        reason = f"blocks of {block} tokens: {reason}" if reason else None
         row = _reading(f"windows of {width}", width, losses)
         rows.append(row | {"difference": float(change.mean()), "low": low, "high": high,
-                           "num_blocks": len(means), "reason": reason})  # fmt: skip
+                           "num_blocks": count, "reason": reason})  # fmt: skip
     return rows
 
 

@@ -34,11 +34,12 @@ from analysis_pipelines.memory_steps import (
     channel_tensors,
 )
 from analysis_pipelines.memory_table import memory_by_layer
-from analysis_pipelines.memory_twins import TwinFindings, twin_findings
+from analysis_pipelines.memory_twins import TwinFindings, by_kind, twin_findings
 from analysis_pipelines.step_runner import StepOutcomes, run_steps, step_sections
 from attention_neurons import NEURON_METHODS, layer_parameters
 from mamba_mixers.replay_check import replay_check
 from mamba_mixers.sites import model_layers
+from mamba_mixers.untrained_twins import check_twins
 from mamba_mixers.weights import check_has_logits
 from recursive_visualizer import Results, figure_files, write_figures
 from result_views.figures.memory_figures import MEMORY_FIGURES
@@ -75,7 +76,7 @@ from suite_plumbing.texts import (
     text_origins,
     token_pieces,
 )
-from token_statistics.findings import Finding, beside_twins, twins_section
+from token_statistics.findings import Finding, judged, twins_section
 
 logger = logging.getLogger(__name__)
 
@@ -99,12 +100,14 @@ def analyze_memory(
 ) -> MemoryAnalysis:
     """Run the steps on tokenized texts and try the claims on what they give.
 
-    All texts are pooled: one given again is left out, and a warning says so.
+    All texts are pooled: one given again is left out, and a warning says so. Raises ValueError
+    where twins are asked for and cannot be made.
 
     Cost: one forward pass a batch, one forward and backward pass a text for the gradient-guided
     neurons, for each ablated neuron and each position and kind of intervention the layers from the
-    one changed on, and the steps.
+    one changed on, and the steps; for each of the 2 num_twins twins the steps that claims read.
     """
+    check_twins(model, settings.num_twins)
     started = time.perf_counter()
     encoded = distinct_texts(encoded)
     captures = capture_texts(
@@ -146,8 +149,8 @@ class MemoryRecursionNeuronAnalyzer(ModelAnalyzer):
 
     ``num_positions`` tokens of each text at which memory is taken away, ``num_ablations`` random
     neurons of each layer that are ablated (at least 3), ``num_random`` random tokens and random
-    neurons of the same norm that each effect is compared with, ``num_twins`` untrained twins that
-    claims have to exceed (0: none): all cost forward passes.
+    neurons of the same norm that each effect is compared with, ``num_twins`` untrained twins of
+    each kind that claims have to exceed (0: none): all cost forward passes.
     """
 
     def __init__(
@@ -162,7 +165,7 @@ class MemoryRecursionNeuronAnalyzer(ModelAnalyzer):
         num_positions: int = 16,
         num_ablations: int = 16,
         num_random: int = 2,
-        num_twins: int = 5,
+        num_twins: int = 0,
     ) -> None:
         super().__init__(model, device, tokenizer=tokenizer)
         self.max_sequence_length = validate_int("max_sequence_length", max_sequence_length, 2)
@@ -229,7 +232,8 @@ def _results(
     sections = step_sections(outcomes, MEMORY_STEPS)
     num_tokens = sum(len(text.input_ids) for text in encoded)
     alone = claims_on(sections, settings.layers, num_tokens, settings.seed)
-    findings = beside_twins(alone, [twin.findings for twin in twins])
+    found = by_kind(twins)
+    findings = judged(alone, {kind: list(part.values()) for kind, part in found.items()})
     return {
         "schema_version": SCHEMA_VERSION,
         "analysis_metadata": {
@@ -244,7 +248,7 @@ def _results(
         },
         "self_check": _self_check(inputs, outcomes),
         "findings": [finding.to_dict() for finding in findings],
-        "untrained_twins": twins_section(findings, {twin.seed: twin.findings for twin in twins}),
+        "untrained_twins": twins_section(findings, found),
         "memory_by_layer": memory_by_layer(sections, settings.layers),
         "individual_texts": {
             f"text_{i}": {"text": text.text, "tokens": text.tokens}

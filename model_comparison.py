@@ -9,8 +9,8 @@ of a text that their tokens have in common (``analysis_pipelines.shared_pieces``
 
 What can be said of it. Any two models that read the same tokens are alike beyond coincidence in
 time, trained or not, for their layers carry the tokens. So a value above its null of time shifts
-is no finding here; a finding compares with untrained twins, the same configurations with fresh
-weights, and without enough of them nothing is claimed.
+is no finding here; a finding compares with untrained twins, the same models with fresh and with
+permuted weights, and without enough of both nothing is claimed.
 
 From a shell: ``python model_comparison.py --model demo_model --model path/to/another``.
 """
@@ -47,7 +47,7 @@ from analysis_pipelines.comparison_readings import (
 )
 from analysis_pipelines.shared_pieces import Pieces, shared_pieces
 from mamba_mixers.replay_check import REPLAY_TOLERANCE, replay_tolerance
-from mamba_mixers.untrained_twins import ENOUGH_TWINS, untrained_twin
+from mamba_mixers.untrained_twins import ENOUGH_TWINS, check_twins, untrained_twin
 from recursive_visualizer import write_figures
 from result_views.report.comparison_report import TABLE_COLUMNS, comparison_rows, comparison_section
 from suite_plumbing.arguments import validate_int
@@ -74,7 +74,7 @@ from suite_plumbing.result_files import (
 from suite_plumbing.result_reading import run_mark
 from suite_plumbing.texts import EncodedText, check_texts, encode_texts, repeated_texts
 from token_statistics.description import FloatArray
-from token_statistics.findings import Finding, undecided
+from token_statistics.findings import Finding, over_run, undecided
 from token_statistics.layer_likeness import (
     MIN_SOURCES,
     best_match,
@@ -83,7 +83,8 @@ from token_statistics.layer_likeness import (
     window_size,
     with_null,
 )
-from token_statistics.time_shift_nulls import MIN_TOKENS, NullTest, against_null, undefined
+from token_statistics.time_shift_nulls import MIN_TOKENS, against_null, undefined
+from token_statistics.twin_bounds import FRESH, TWIN_KINDS
 from token_statistics.verdict_rules import exceeds_null
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,8 @@ class _Comparison:
     pieces: list[dict[str, Pieces]]
     shifts: Shifts
     found: MapReadings
-    twins: list[MapReadings]
+    twins: dict[str, list[MapReadings]]
+    """by kind"""
 
     @property
     def num_pieces(self) -> list[int]:
@@ -125,7 +127,8 @@ def compare_models(
 
     ``tokenizers``: one for each model, None for the one beside its weights. ``layer_indices`` are
     taken in every model; "all" are all layers, None the suite's default ones. ``num_twins``: how
-    many untrained twins of every model are compared likewise, ENOUGH_TWINS for verdicts.
+    many untrained twins of each kind of every model are compared likewise, ENOUGH_TWINS for
+    verdicts.
 
     Keys: ``models``, ``texts``, ``unit`` ("tokens", or "pieces" that tokenizers share),
     ``attention`` by model and site, ``uniform`` (the same measures of attention spread evenly over
@@ -134,12 +137,15 @@ def compare_models(
     A text that a model reads as it read an earlier one is left out, with a warning.
 
     Raises ValueError as ``comparison_readings.subjects_of``, for texts that ``encode_texts``
-    refuses or with fewer than MIN_PIECES pieces, and for tokenizers that cannot be aligned. Cost:
+    refuses or with fewer than MIN_PIECES pieces, for tokenizers that cannot be aligned, and for
+    twins that cannot be made. Cost:
     for each text a forward pass or two a model, a map of magnitudes for each SSM layer, l sorts of
-    each map; again for every twin.
+    each map; again for each of the 2 num_twins twins.
     """
     subjects = subjects_of(models, tokenizers, layer_indices, max_sequence_length)
     count = validate_int("num_twins", num_twins, 0)
+    for subject in subjects:
+        check_twins(subject.model, count)
     given = check_texts(texts)
     encoded = {one.name: _encoded(one, given) for one in subjects}
     numbers = _distinct(encoded)
@@ -150,10 +156,13 @@ def compare_models(
     ]
     shifts = shifts_for(pieces, seed)
     found = measure(subjects, encoded, pieces, shifts)
-    twins = [
-        measure(twins_of(subjects, number, seed), encoded, pieces, shifts)
-        for number in progress(range(count), desc="untrained twins")
-    ]
+    twins = {
+        kind: [
+            measure(twins_of(subjects, number, seed, kind), encoded, pieces, shifts)
+            for number in progress(range(count), desc=f"twins of {kind}")
+        ]
+        for kind in TWIN_KINDS
+    }
     compared = _Comparison(subjects, encoded, pieces, shifts, found, twins)
     return _results(compared, seed, command)
 
@@ -190,29 +199,27 @@ def findings_on(
     pair: tuple[str, str],
     place: int,
     found: PairValues,
-    twins: Sequence[PairValues],
+    twins: Mapping[str, Sequence[PairValues]],
     num_tokens: int,
 ) -> list[Finding]:
     """Whether two models' attention, and their layers, are alike, and more than their twins'.
 
-    ``place`` is the pair's in the results, ``num_tokens`` that of all texts. A statistic has to
-    exceed its null of time shifts, and that of every pair of untrained twins. Too little data:
-    fewer than MIN_TOKENS tokens or ENOUGH_TWINS twins, or an undefined statistic.
+    ``place`` is the pair's in the results, ``twins`` are by kind, ``num_tokens`` that of all texts.
+    A statistic has to exceed its null of time shifts, and the bounds of twins of both kinds. Too
+    little data: fewer than MIN_TOKENS tokens or ENOUGH_TWINS twins, or an undefined statistic.
     """
     rows = _likenesses(pair, place, found)
-    beside = [_likenesses(pair, place, twin) for twin in twins]
-    if few := _why_no_claim(num_tokens, len(twins)):
+    if few := _why_no_claim(num_tokens, min(map(len, twins.values()), default=0)):
         return [
-            undecided(one.claim, one.statistic, "tokens", few, one.path, rule=_RULE, n=num_tokens)
+            undecided(one.claim, one.statistic, "tokens", few, one.path, rule=one.rule,
+                      n=num_tokens)
             for one in rows
-        ]
+        ]  # fmt: skip
+    beside = {kind: [_likenesses(pair, place, twin) for twin in of] for kind, of in twins.items()}
     return [
-        replace(one, n=num_tokens).beside([twin[i] for twin in beside])
+        replace(one, n=num_tokens).beside({kind: [t[i] for t in of] for kind, of in beside.items()})
         for i, one in enumerate(rows)
     ]
-
-
-_RULE = "above its null; and above what untrained twins let expect of another one"
 
 
 def _likenesses(pair: tuple[str, str], place: int, values: PairValues) -> list[Finding]:
@@ -255,7 +262,7 @@ def _why_no_claim(num_tokens: int, num_twins: int) -> str | None:
     if num_twins < ENOUGH_TWINS:
         return (
             "models that read the same tokens are alike without any training; a claim needs "
-            f"{ENOUGH_TWINS} untrained twins of each (--twins {ENOUGH_TWINS}), this run has "
+            f"{ENOUGH_TWINS} untrained twins of each kind (--twins {ENOUGH_TWINS}), this run has "
             f"{num_twins}"
         )
     return None
@@ -268,7 +275,11 @@ def _results(compared: _Comparison, seed: int, command: Sequence[str] | None) ->
         finding
         for place, (pair, values) in enumerate(pairs)
         for finding in findings_on(
-            pair, place, values, [twin.pairs[pair] for twin in compared.twins], tokens
+            pair,
+            place,
+            values,
+            {kind: [twin.pairs[pair] for twin in of] for kind, of in compared.twins.items()},
+            tokens,
         )
     ]
     results: dict[str, Any] = {
@@ -276,11 +287,11 @@ def _results(compared: _Comparison, seed: int, command: Sequence[str] | None) ->
         "unit": "tokens" if _are_tokens(compared.pieces) else "pieces",
         "models": {one.name: _described(one) for one in subjects},
         "texts": [_text(compared, index) for index in range(len(compared.pieces))],
-        "num_twins": len(compared.twins),
+        "num_twins": len(compared.twins[FRESH]),
         "attention": {one.name: _attention(one, compared) for one in subjects},
         "uniform": _uniform(compared.num_pieces),
         "pairs": [_pair(pair, values, compared) for pair, values in pairs],
-        "findings": [finding.to_dict() for finding in verdicts],
+        "findings": [finding.to_dict() for finding in over_run(verdicts)],
         "self_check": _self_check(compared),
     }
     results["table"] = comparison_rows(results)
@@ -318,11 +329,14 @@ def _text(compared: _Comparison, index: int) -> dict[str, Any]:
 
 
 def _attention(subject: Subject, compared: _Comparison) -> dict[str, Any]:
-    """By site: each measure with its spread and its untrained twins', and the kernel."""
+    """By site: each measure with its spread and that of twins of each kind, and the kernel."""
     name, counts = subject.name, compared.num_pieces
     by_text = compared.found.measures[name]
     mean, spread = over_texts(list(by_text))
-    untrained = [over_texts(list(twin.measures[name]))[0] for twin in compared.twins]
+    untrained = {
+        kind: [over_texts(list(twin.measures[name]))[0] for twin in of]
+        for kind, of in compared.twins.items()
+    }
     kernel, kernel_spread = over_texts(list(compared.found.kernels[name]))
     sections = {}
     for i, site in enumerate(subject.sites):
@@ -332,9 +346,10 @@ def _attention(subject: Subject, compared: _Comparison) -> dict[str, Any]:
                 "text_std": finite_or_none(spread[i, k]),
                 "num_texts": int(np.isfinite(by_text[:, i, k]).sum()),
                 "n": sum(counts),
-                "untrained": _beside_twins(
-                    mean[i, k], [twin[i, k] for twin in untrained], sum(counts)
-                ).to_dict(),
+                "untrained": {
+                    kind: _beside_twins(mean[i, k], [twin[i, k] for twin in of], sum(counts))
+                    for kind, of in untrained.items()
+                },
             }
             for k, measure_name in enumerate(MAP_MEASURES)
         }
@@ -344,11 +359,11 @@ def _attention(subject: Subject, compared: _Comparison) -> dict[str, Any]:
     return sections
 
 
-def _beside_twins(value: float, twins: Sequence[float], n: int) -> NullTest:
-    """A measure beside the same of untrained twins, two-sided."""
+def _beside_twins(value: float, twins: Sequence[float], n: int) -> dict[str, Any]:
+    """A measure beside the same of untrained twins of one kind, two-sided."""
     if len(twins) < ENOUGH_TWINS:
-        return undefined(f"{len(twins)} untrained twins; a null needs {ENOUGH_TWINS}", n)
-    return against_null(value, np.array(twins), n)
+        return undefined(f"{len(twins)} untrained twins; a null needs {ENOUGH_TWINS}", n).to_dict()
+    return against_null(value, np.array(twins), n).to_dict()
 
 
 def _uniform(counts: Sequence[int]) -> dict[str, Any]:

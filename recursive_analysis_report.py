@@ -56,8 +56,10 @@ from suite_plumbing.result_reading import (
     run_mark,
 )
 from token_statistics.findings import (
+    ABOVE_CHANCE,
     NOT_SUPPORTED,
     SUPPORTED,
+    TOO_FEW_TWINS,
     TOO_LITTLE,
     Finding,
     compared,
@@ -68,7 +70,13 @@ REPORT_NAMES = ("report.html", "report.md")
 
 TEMPLATE_DIR = Path(__file__).resolve().parent / "result_views" / "report"
 
-VERDICT_MARKS = {SUPPORTED: "●", NOT_SUPPORTED: "○", TOO_LITTLE: "–"}
+VERDICT_MARKS = {
+    SUPPORTED: "●",
+    ABOVE_CHANCE: "◐",
+    NOT_SUPPORTED: "○",
+    TOO_FEW_TWINS: "–",
+    TOO_LITTLE: "–",
+}
 """By verdict, a mark that is told apart without colour."""
 
 # Wide enough for a page, small enough for the file; figures beside it keep their full size.
@@ -158,8 +166,9 @@ def finding_strip(finding: Finding) -> dict[str, Any] | None:
     """
     if finding.value is None:
         return None
-    pairs = {"null": finding.null, "interval": finding.interval, "twins": finding.twins}
-    ends = [end for pair in pairs.values() if pair is not None for end in pair]
+    pairs = {"null": finding.null, "interval": finding.interval}
+    twins = [(twin.low, twin.high) for twin in finding.twins]
+    ends = [end for pair in [*pairs.values(), *twins] if pair is not None for end in pair]
     low, high = min(0.0, finding.value, *ends), max(0.0, finding.value, *ends)
     width = (high - low) or 1.0
 
@@ -169,6 +178,7 @@ def finding_strip(finding: Finding) -> dict[str, Any] | None:
     strip: dict[str, Any] = {"value": place(finding.value), "zero": place(0.0)}
     for name, pair in pairs.items():
         strip[name] = None if pair is None else (place(pair[0]), place(pair[1]))
+    strip["twins"] = [(place(low), place(high)) for low, high in twins]
     return strip
 
 

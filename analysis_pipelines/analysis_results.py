@@ -34,7 +34,7 @@ from suite_plumbing.result_files import (
 )
 from suite_plumbing.result_reading import RUN_ID, Lazy, entry_at
 from suite_plumbing.texts import EncodedText, text_origins
-from token_statistics.findings import Finding, beside_twins, twins_section
+from token_statistics.findings import Finding, judged, twins_section
 
 METHODS_USED = (
     "ssm_extraction", "implicit_attention", "synthetic_attention", "neuron_creation",
@@ -52,7 +52,7 @@ class Settings:
     num_ablations: int = 0
     """random neurons of each layer whose ablation checks the neuron methods; 0: no check"""
     num_twins: int = 0
-    """untrained twins that are analysed beside the model; 0: none"""
+    """untrained twins of each kind that are analysed beside the model; 0: none"""
     faithfulness: bool = False
     """whether attributions to input tokens are measured by perturbing the texts"""
     command: Sequence[str] | None = None
@@ -90,6 +90,8 @@ class Analysis:
 class TwinResults:
     """The analysis of an untrained twin, on the same texts."""
 
+    kind: str
+    """in `twin_bounds.TWIN_KINDS`"""
     seed: int
     """of its weights"""
     results: dict[str, Any]
@@ -100,19 +102,22 @@ class TwinResults:
 def with_findings(
     analysis: Analysis, findings: Sequence[Finding], twins: Sequence[TwinResults] = ()
 ) -> Analysis:
-    """The analysis with its findings, beside those of untrained twins.
+    """The analysis with its findings, beside those of untrained twins and beside each other.
 
-    Adds ``findings``, rows of `Finding.to_dict`, and with twins ``untrained_twins``: their seeds,
-    the value of every claim in each of them, and the first twin's cross-text analysis.
+    Adds ``findings``, rows of `Finding.to_dict`, and with twins ``untrained_twins``: by kind their
+    seeds, the value of every claim in each of them, and the first one's cross-text analysis.
     """
+    by_kind: dict[str, list[TwinResults]] = {}
+    for twin in twins:
+        by_kind.setdefault(twin.kind, []).append(twin)
+    found = {kind: {twin.seed: twin.findings for twin in of} for kind, of in by_kind.items()}
+    verdicts = judged(findings, {kind: list(of.values()) for kind, of in found.items()})
     results = dict(analysis.results)
-    results["findings"] = [
-        finding.to_dict() for finding in beside_twins(findings, [twin.findings for twin in twins])
-    ]
+    results["findings"] = [finding.to_dict() for finding in verdicts]
     if twins:
         results["untrained_twins"] = {
-            **twins_section(findings, {twin.seed: twin.findings for twin in twins}),
-            "cross_text_analysis": twins[0].results["cross_text_analysis"],
+            kind: {**part, "cross_text_analysis": by_kind[kind][0].results["cross_text_analysis"]}
+            for kind, part in twins_section(findings, found).items()
         }
     return replace(analysis, results=to_jsonable(results))
 

@@ -51,6 +51,7 @@ from token_statistics.layer_likeness import (
     window_size,
 )
 from token_statistics.time_shift_nulls import NUM_SHIFTS, draw_shifts, why_too_few
+from token_statistics.twin_bounds import FRESH
 
 QUERY_MEASURES = ("entropy_share", "first_share", "self_share", "mean_distance")
 
@@ -179,15 +180,17 @@ def subjects_of(
     return subjects
 
 
-def twins_of(subjects: Sequence[Subject], number: int, seed: int = 0) -> list[Subject]:
-    """The subjects with fresh weights in place of theirs: the ``number``-th twin of every one.
+def twins_of(
+    subjects: Sequence[Subject], number: int, seed: int = 0, kind: str = FRESH
+) -> list[Subject]:
+    """The subjects with fresh or permuted weights: the ``number``-th twin of every one.
 
     Each has a seed of its own, or two models of one configuration would have the same twin.
     """
     count = len(subjects)
     seeds = twin_seeds(count * (number + 1), seed)[-count:]
     return [
-        replace(one, model=untrained_twin(one.model, own))
+        replace(one, model=untrained_twin(one.model, own, kind))
         for one, own in zip(subjects, seeds, strict=True)
     ]
 

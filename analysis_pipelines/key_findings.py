@@ -2,8 +2,9 @@
 
 Each row of `key_findings` is a claim of the document that this suite was founded on, as a `Finding`
 made by a rule from the numbers in the results: what they say on the texts and the model at hand,
-beside nulls, and with `beside_twins` beside untrained twins. A step that failed, or texts that are
-too few, leave a claim with "too little data" and the reason. No claim has a verdict of its own.
+beside nulls; `findings.judged` sets them beside untrained twins and beside each other. A step that
+failed, or texts that are too few, leave a claim with "too little data" and the reason. No claim has
+a verdict of its own.
 
 A claim is worded as what is measured for it, where earlier analyses said more: that information
 passes between neurons, where channels go together (what passes is measured by cuts, in the memory
@@ -466,6 +467,7 @@ def _important_neurons_matter(results: Results) -> Finding:
 def _with_null(agreement: Mapping[str, Any]) -> dict[str, Any]:
     high = agreement["null_95"]
     return {
+        "p_value": agreement["p_value"],
         "value": agreement["spearman"],
         "null_low": None if high is None else -high,
         "null_high": high,

@@ -35,7 +35,7 @@ from intervention_study import (
 )
 from ssm_measures.components import Capture
 from suite_plumbing.result_files import finite_or_none
-from token_statistics.description import bootstrap_interval
+from token_statistics.intervals import mean_interval
 from token_statistics.time_shift_nulls import NullTest, spearman_permutation_test, undefined
 
 MIN_CAUSAL_TOKENS = 16
@@ -170,8 +170,9 @@ def neurons_beside_random(
     """KL when single neurons are set to their mean, beside random neurons of the same norm.
 
     ``kl``, ``random_kl``: means over neurons, texts and tokens, nats; ``excess``: their difference
-    with its 95 % bootstrap interval (``low``, ``high``) over neurons, each the mean over texts;
-    None for one neuron. Cost: see :func:`neuron_interventions`, on each text.
+    with its 95 % interval (``low``, ``high``) over ``n`` neurons, each the mean over texts; None,
+    with the ``reason``, for fewer than 5 neurons. Cost: see :func:`neuron_interventions`, on each
+    text.
     """
     found = [
         neuron_interventions(
@@ -181,7 +182,6 @@ def neurons_beside_random(
     ]
     kl, random_kl = (torch.stack(x).mean(0) for x in zip(*map(_both, found), strict=True))
     excess = (kl - random_kl).numpy()
-    low, high = bootstrap_interval(excess, seed=seed) if len(excess) > 1 else (None, None)
     return {
         "neurons": list(neurons),
         "num_random": num_random,
@@ -189,7 +189,7 @@ def neurons_beside_random(
         "kl": float(kl.mean()),
         "random_kl": float(random_kl.mean()),
         "excess_by_neuron": excess.tolist(),
-        "excess": {"value": float(excess.mean()), "low": low, "high": high},
+        "excess": mean_interval(excess, seed=seed)._asdict(),
     }
 
 

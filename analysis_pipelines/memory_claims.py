@@ -58,18 +58,18 @@ def claims_on(
 
 def _claims(sections: Mapping[str, Any], layers: Sequence[int], seed: int) -> list[Finding]:
     causal = _section(sections, "causal_memory")
-    kl = position_values(causal, "knockout", layers, "kl")
-    late_share = position_values(causal, "knockout", layers, "late_share")
+    kl = text_values(causal, "knockout", layers, "kl")
+    late_share = text_values(causal, "knockout", layers, "late_share")
     return [
         *_delta_claims(sections, layers),
         _differs_in_nats(
             differs_by_layer(
                 "What predictions owe to a layer's memory depends on the layer",
-                "Kendall's W over positions of the layers ranked by their causal memory (mean KL "
+                "Kendall's W over texts of the layers ranked by their causal memory (mean KL "
                 "when one source is hidden in that layer alone)",
                 kl,
                 "memory.causal_memory.knockout.layers.*.kl",
-                "positions",
+                "texts",
                 seed,
             )
         ),
@@ -134,12 +134,12 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def group_claims(
     kl: Mapping[str, Sequence[float]], late_share: Mapping[str, Sequence[float]], seed: int = 0
 ) -> list[Finding]:
-    """The claims about early, middle and late layers, from causal memory by layer and position."""
+    """The claims about early, middle and late layers, from causal memory by layer and text."""
     groups = {name: group_mean(kl, *bounds) for name, bounds in LAYER_GROUPS.items()}
     sustained = {name: group_mean(late_share, *bounds) for name, bounds in LAYER_GROUPS.items()}
     early, middle, late = groups.values()
     used = group_names(kl)
-    nats = "nats, mean over layers, lags and positions"
+    nats = "nats, mean over layers, lags, positions and texts"
     less = "Predictions owe less to the memory of early layers than to that of middle ones"
     peak = "Predictions owe most to the memory of middle layers"
     lasting = "What late layers keep matters at long lags more than what others keep"
@@ -150,7 +150,8 @@ def group_claims(
          f"{used['late']}, {nats}", "kl",
          {"middle minus early": (middle, early), "middle minus late": (middle, late)}),
         (lasting, "share of the causal memory that falls on the later half of the lags, "
-         f"{used['late']} minus {used['early']} and minus {used['middle']}, mean over positions",
+         f"{used['late']} minus {used['early']} and minus {used['middle']}, mean over positions "
+         "and texts",
          "late_share",
          {"late minus early": (sustained["late"], sustained["early"]),
           "late minus middle": (sustained["late"], sustained["middle"])}),
@@ -161,7 +162,8 @@ def group_claims(
             statistic,
             {which: _difference(*pair) for which, pair in pairs.items()},
             f"memory.causal_memory.knockout.layers.*.{name}",
-            seed=seed,
+            "texts",
+            seed,
         )
         for claim, statistic, name, pairs in rows
     ]
@@ -169,15 +171,23 @@ def group_claims(
     return [worth_a_name(one, kinds[row[2]]) for one, row in zip(found, rows, strict=True)]
 
 
-def position_values(
+def text_values(
     causal: Mapping[str, Any], kind: str, layers: Sequence[int], name: str
 ) -> dict[str, list[float]]:
-    """By layer, one value a position, of the positions at which every layer has one."""
+    """By layer, one value a text: the mean over its positions at which every layer has one.
+
+    Positions of one text share its tokens, so that they are no samples of their own.
+    """
     by_layer = causal.get(kind, {}).get("layers", {})
     keys = [f"layer_{layer}" for layer in layers if f"layer_{layer}" in by_layer]
     columns = [by_layer[key][name] for key in keys]
-    rows = [row for row in zip(*columns, strict=True) if None not in row]
-    return {key: [row[i] for row in rows] for i, key in enumerate(keys)}
+    places = by_layer[keys[0]]["positions"] if keys else []
+    by_text: dict[int, list[Sequence[float]]] = {}
+    for (text, _), row in zip(places, zip(*columns, strict=True), strict=True):
+        if None not in row:
+            by_text.setdefault(text, []).append(row)
+    means = [np.mean(rows, axis=0) for rows in by_text.values()]
+    return {key: [float(mean[i]) for mean in means] for i, key in enumerate(keys)}
 
 
 def _delta_claims(sections: Mapping[str, Any], layers: Sequence[int]) -> list[Finding]:

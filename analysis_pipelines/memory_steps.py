@@ -73,8 +73,8 @@ class MemorySettings:
     """random neurons of each layer that are ablated, the same in every text"""
     num_random: int = 2
     """random tokens, and random neurons of the same norm, for each one whose effect is measured"""
-    num_twins: int = 5
-    """untrained twins that the claims are tried on too"""
+    num_twins: int = 0
+    """untrained twins of each kind that the claims are tried on too"""
     command: Sequence[str] | None = None
     """command line, for the provenance"""
 

@@ -1,8 +1,8 @@
 """What the memory claims' statistics are in untrained twins: what needs no training at all.
 
-A twin has the model's configuration and fresh weights (`mamba_mixers.untrained_twins`). It reads
-the same texts, and is measured at the same positions and on the same neurons; of the steps of
-``memory_steps`` only what the claims read.
+A twin has the model's shape and fresh or permuted weights (`mamba_mixers.untrained_twins`). It
+reads the same texts, and is measured at the same positions and on the same neurons; of the steps
+of ``memory_steps`` only what the claims read.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from analysis_pipelines.step_runner import Step, run_steps, step_sections
 from causal_interventions.neuron_effects import ablation_effects, random_neurons
 from causal_interventions.targets import resolve_target
 from layer_correlation_analyzer import cross_layer_correlations, recursive_patterns
-from mamba_mixers.untrained_twins import twin_seeds, untrained_twin
+from mamba_mixers.untrained_twins import twins_to_make, untrained_twin
 from ssm_component_extractor import capture_texts
 from ssm_measures.attention_maps import mean_map
 from ssm_measures.attention_measures import memory_kernel
@@ -40,6 +40,8 @@ from token_statistics.findings import Finding
 class TwinFindings:
     """The memory claims tried on one untrained twin."""
 
+    kind: str
+    """in `twin_bounds.TWIN_KINDS`"""
     seed: int
     """of its weights"""
     findings: list[Finding]
@@ -49,16 +51,24 @@ class TwinFindings:
 def twin_findings(
     inputs: MemoryInputs, encoded: Sequence[EncodedText], pad_token_id: int
 ) -> list[TwinFindings]:
-    """The claims on ``settings.num_twins`` twins of the model that was analysed.
+    """The claims on ``settings.num_twins`` twins of each kind of the model that was analysed.
 
     Cost of each: a forward pass a batch, and for each ablated neuron and each position the layers
     from the one changed on.
     """
-    seeds = twin_seeds(inputs.settings.num_twins, inputs.settings.seed)
+    wanted = twins_to_make(inputs.settings.num_twins, inputs.settings.seed)
     return [
-        TwinFindings(seed, _findings(inputs, encoded, pad_token_id, seed))
-        for seed in progress(seeds, desc="untrained twins")
+        TwinFindings(kind, seed, _findings(inputs, encoded, pad_token_id, kind, seed))
+        for kind, seed in progress(wanted, desc="twins")
     ]
+
+
+def by_kind(twins: Sequence[TwinFindings]) -> dict[str, dict[int, list[Finding]]]:
+    """Findings by kind of twin and seed."""
+    found: dict[str, dict[int, list[Finding]]] = {}
+    for twin in twins:
+        found.setdefault(twin.kind, {})[twin.seed] = twin.findings
+    return found
 
 
 def claims_measured(inputs: MemoryInputs) -> list[Finding]:
@@ -69,9 +79,13 @@ def claims_measured(inputs: MemoryInputs) -> list[Finding]:
 
 
 def _findings(
-    inputs: MemoryInputs, encoded: Sequence[EncodedText], pad_token_id: int, seed: int
+    inputs: MemoryInputs,
+    encoded: Sequence[EncodedText],
+    pad_token_id: int,
+    kind: str,
+    seed: int,
 ) -> list[Finding]:
-    twin = untrained_twin(inputs.model, seed)
+    twin = untrained_twin(inputs.model, seed, kind)
     layers, batch_size = inputs.settings.layers, inputs.settings.batch_size
     captures = capture_texts(
         twin, encoded, layers, batch_size=batch_size, pad_token_id=pad_token_id

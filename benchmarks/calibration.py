@@ -7,15 +7,17 @@ correlations: the share that is found.
 - Noise: two layers of independent series. A finding is a statistic above its null (the rule of
   `findings.exceeds_null`), or a pair of channels at a false discovery rate of 5 %. Uncorrected: a
   pair with p <= 0.05 by Student's t over all tokens, which is how such findings are often made.
-- Untrained models: the main analysis of each, its findings beside those of 19 others as its twins.
-  Uncorrected: the same claims by their nulls alone, where what architecture and texts bring about
-  counts as found.
+- Untrained models: the main analysis of each, its findings beside those of 19 others as its twins
+  of fresh weights and of 19 more as those of permuted weights, for entries that are drawn alike
+  are distributed as before when they are permuted. Uncorrected: the same claims by their nulls
+  alone, where what architecture and texts bring about counts as found.
 - Cases: what passes for correlation where texts are related, where the position is shared, and
   where tails are heavy: near copies, shared beginnings, windows that overlap, drifts, outliers at
   the first token, Cauchy and t noise, and layers of the demo model that read other passages.
+- Few samples, few twins, permuted demo models: see `verdict_cases`.
 - Planted: pairs of channels that correlate by a given amount, in white noise.
 
-How to run (about 10 minutes on one core)::
+How to run (about 40 minutes on one core)::
 
     python benchmarks/calibration.py --save
 """
@@ -43,6 +45,7 @@ from scipy import signal, stats
 from transformers import MambaConfig, MambaForCausalLM
 
 from analysis_pipelines.analysis_results import Settings
+from benchmarks import verdict_cases
 from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from corrected_recursive_ssm_attention_analyzer import analyze
 from layer_correlation_analyzer import pooled_activations
@@ -62,9 +65,10 @@ from token_statistics.channel_correlations import (
     cross_layer_correlation,
 )
 from token_statistics.description import FloatArray
-from token_statistics.findings import SUPPORTED, Finding, beside_twins
+from token_statistics.findings import SUPPORTED, Finding, judged
 from token_statistics.streamed_correlations import StreamedCorrelations
 from token_statistics.time_shift_nulls import NUM_SHIFTS, spearman_shift_test
+from token_statistics.twin_bounds import FRESH, PERMUTED
 from token_statistics.verdict_rules import exceeds_null
 
 RESULTS = RESULTS_FOLDER / "calibration.md"
@@ -155,7 +159,7 @@ def _uncorrected(x: FloatArray, y: FloatArray) -> NDArray[np.bool_]:
 
 
 def _above(test: Mapping[str, object]) -> bool:
-    return exceeds_null("", "", test, "").verdict == SUPPORTED
+    return exceeds_null("", "", test, "").above_chance
 
 
 Texts = list[FloatArray]
@@ -316,21 +320,23 @@ def untrained_findings(seeds: Sequence[int], num_tokens: int = 60) -> list[list[
 
 
 def false_on_untrained(found: Sequence[Sequence[Finding]]) -> dict[str, tuple[float, float]]:
-    """By claim: share of models in which it is supported, beside 19 others and by its null alone.
+    """By claim: share of models in which it is supported beside 19 others of each kind, and in
+    which it is above its null.
 
     Claims about shapes, and those that the texts leave open, are left out.
     """
     rng = np.random.default_rng(0)
     beside = []
     for i, findings in enumerate(found):
-        others = rng.choice(np.delete(np.arange(len(found)), i), ENOUGH_TWINS, replace=False)
-        beside.append(beside_twins(findings, [found[j] for j in others]))
+        others = rng.choice(np.delete(np.arange(len(found)), i), 2 * ENOUGH_TWINS, replace=False)
+        fresh, permuted = ([found[j] for j in part] for part in np.split(others, 2))
+        beside.append(judged(findings, {FRESH: fresh, PERMUTED: permuted}))
     shares = {}
     for i, claim in enumerate(finding.claim for finding in found[0]):
         if found[0][i].learned and any(findings[i].value is not None for findings in found):
             shares[claim] = (
                 float(np.mean([findings[i].verdict == SUPPORTED for findings in beside])),
-                float(np.mean([findings[i].verdict == SUPPORTED for findings in found])),
+                float(np.mean([findings[i].above_chance for findings in found])),
             )
     return shares
 
@@ -365,7 +371,7 @@ def untrained_table(shares: Mapping[str, tuple[float, float]]) -> str:
     rows = {claim: map(_percent, pair) for claim, pair in shares.items()}
     mean = np.mean(list(shares.values()), axis=0)
     return _table(
-        ["claim", f"beside {ENOUGH_TWINS} twins", "by its null alone"],
+        ["claim", f"beside {ENOUGH_TWINS} twins of each kind", "by its null alone"],
         {**rows, "mean of all claims": map(_percent, mean)},
     )
 
@@ -418,6 +424,7 @@ def report(num_seeds: int, num_power_seeds: int) -> str:
             f"{num_power_seeds} seeds; share found at a false discovery rate of 5 %, and share of "
             "false pairs among those found, mean over seeds.",
             power_table(num_power_seeds),
+            *verdict_cases.sections(10 * num_seeds),
         ]
     )
 
@@ -428,11 +435,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(argv: list[str]) -> int:
-    parser = benchmark_parser(__doc__, "three tables: noise, untrained models, power")
+    parser = benchmark_parser(
+        __doc__, "tables: noise, untrained models, power, few samples, permuted models"
+    )
     parser.add_argument("--seeds", type=int, default=200, help="of noise and models (default: 200)")
     parser.add_argument("--power-seeds", type=int, default=50, help="of plants (default: 50)")
     args = parser.parse_args(argv)
-    seeds = validate_int("seeds", args.seeds, ENOUGH_TWINS + 1)
+    seeds = validate_int("seeds", args.seeds, 2 * ENOUGH_TWINS + 1)
     text = report(seeds, validate_int("power-seeds", args.power_seeds, 1))
     print(text)
     if args.save:

@@ -65,7 +65,8 @@ from suite_plumbing.commands import run_main
 from suite_plumbing.models import load_model, load_tokenizer
 from suite_plumbing.progress import progress
 from suite_plumbing.texts import read_book
-from token_statistics.description import FloatArray, bootstrap_interval
+from token_statistics.description import FloatArray
+from token_statistics.intervals import MeanInterval, mean_interval
 
 SECOND = slice(PASSAGE + GAP + SKIPPED - 1, 2 * PASSAGE + GAP - 1)  # queries of the second reading
 MIN_PEAK_LAG = 16  # shorter lags are what any text needs, and no recall
@@ -74,23 +75,12 @@ PLAIN_LENGTH = 256  # tokens of a plain text
 RESULTS = RESULTS_FOLDER / "causal_memory.md"
 
 
-class Estimate(NamedTuple):
-    """A mean over rows with its 95 % bootstrap interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
-
-
 class LagEffect(NamedTuple):
     """Knockouts of single sources of the first reading, at the lag of the second."""
 
-    kl: Estimate
+    kl: MeanInterval
     """nats, mean over the window of lags"""
-    gain: Estimate | None
+    gain: MeanInterval | None
     """over the mean of the windows around; None where that is 0"""
     peak: int
     """lag of the largest mean KL, from MIN_PEAK_LAG on"""
@@ -99,13 +89,13 @@ class LagEffect(NamedTuple):
 class ResetCost(NamedTuple):
     """What erasing the state after the first reading costs; nats a token, means over rows."""
 
-    benefit: Estimate
+    benefit: MeanInterval
     """loss of the second reading after an unrelated passage minus that after the first reading"""
-    cost: Estimate
+    cost: MeanInterval
     """change of the loss in the second reading"""
-    unrelated: Estimate
+    unrelated: MeanInterval
     """the same in the rows that begin with an unrelated passage"""
-    recall: Estimate
+    recall: MeanInterval
     """cost minus unrelated"""
     share: float | None
     """recall over benefit; None where there is no benefit (its interval reaches 0)"""
@@ -164,7 +154,7 @@ def reset_cost(model: PreTrainedModel, rows: Tensor) -> ResetCost:
         benefits.append(float((_losses(model, other) - _losses(model, row))[SECOND].mean()))
     cost, plain, benefit = (np.array(x) for x in (costs["repeated"], costs["unrelated"], benefits))
     gained = estimate(benefit)
-    share = float((cost - plain).mean() / benefit.mean()) if gained.low > 0 else None
+    share = float((cost - plain).mean() / benefit.mean()) if (gained.low or 0) > 0 else None
     return ResetCost(gained, estimate(cost), estimate(plain), estimate(cost - plain), share)
 
 
@@ -184,10 +174,9 @@ def plain_map(model: PreTrainedModel, ids: Sequence[int], num_texts: int) -> Lay
     )
 
 
-def estimate(values: Iterable[float] | FloatArray) -> Estimate:
-    """Mean and 95 % bootstrap interval over rows."""
-    sample = np.asarray(list(values), dtype=float)
-    return Estimate(float(sample.mean()), *bootstrap_interval(sample))
+def estimate(values: Iterable[float] | FloatArray) -> MeanInterval:
+    """Mean and 95 % interval over rows."""
+    return mean_interval(list(values))
 
 
 def lag_table(effects: Mapping[str, Mapping[str, LagEffect]]) -> list[str]:
@@ -199,7 +188,11 @@ def lag_table(effects: Mapping[str, Mapping[str, LagEffect]]) -> list[str]:
             cell
             for by_layer in effects.values()
             for effect in (by_layer[layer],)
-            for cell in (str(effect.kl), str(effect.gain or "0 around"), str(effect.peak))
+            for cell in (
+                effect.kl.text(),
+                effect.gain.text() if effect.gain else "0 around",
+                str(effect.peak),
+            )
         ]
         lines.append(f"| {layer} | {' | '.join(cells)} |")
     return lines

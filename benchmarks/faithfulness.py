@@ -23,7 +23,6 @@ from suite_plumbing.command_lines import wait_passively
 if __name__ == "__main__":
     wait_passively()
 
-import numpy as np
 import pandas as pd
 from transformers import PreTrainedModel
 
@@ -42,11 +41,11 @@ from suite_plumbing.models import load_model, load_tokenizer
 from suite_plumbing.progress import progress
 from suite_plumbing.result_files import write_json
 from suite_plumbing.texts import EncodedText, read_book
-from token_statistics.description import bootstrap_interval
+from token_statistics.intervals import MeanInterval, mean_interval
 
 RESULTS = RESULTS_FOLDER / "faithfulness.md"
 
-Estimates = dict[str, dict[int, tuple[float, float, float]]]
+Estimates = dict[str, dict[int, MeanInterval]]
 """By method and kind of ablation, by layer: mean over texts, and its 95 % interval."""
 
 
@@ -74,14 +73,9 @@ def neuron_agreement(
                         by_layer = found.setdefault(f"{method}, {value}", {})
                         by_layer.setdefault(layer, []).append(agreement["spearman"])
     return {
-        method: {layer: _estimate(values) for layer, values in by_layer.items()}
+        method: {layer: mean_interval(values) for layer, values in by_layer.items()}
         for method, by_layer in found.items()
     }
-
-
-def _estimate(values: Sequence[float]) -> tuple[float, float, float]:
-    low, high = bootstrap_interval(values)
-    return float(np.mean(values)), low, high
 
 
 def attribution_table(table: FaithfulnessTable) -> str:
@@ -111,11 +105,7 @@ def neuron_table(estimates: Estimates) -> str:
     methods = list(estimates)
     rows = [
         {"layer": layer}
-        | {
-            name: _bracketed(*estimates[name][layer])
-            for name in methods
-            if layer in estimates[name]
-        }
+        | {name: estimates[name][layer].text(".2f") for name in methods if layer in estimates[name]}
         for layer in sorted(estimates[methods[0]])
     ]
     return _markdown(pd.DataFrame(rows).fillna(""))
@@ -127,18 +117,13 @@ def _markdown(frame: pd.DataFrame) -> str:
 
 
 def _interval(row: Mapping, name: str) -> str:
-    if row[name] is None:
-        return ""
-    return _bracketed(row[name], row[f"{name}_low"], row[f"{name}_high"])
+    n = row["num_texts"]
+    return MeanInterval(row[name], row[f"{name}_low"], row[f"{name}_high"], n).text(".2f")
 
 
 def _conservation(row: Mapping) -> str:
     median, largest = row["conservation_error_median"], row["conservation_error_max"]
     return "" if median is None else f"{median:.1e}, {largest:.1e}"
-
-
-def _bracketed(value: float, low: float, high: float) -> str:
-    return f"{value:.2f} [{low:.2f}, {high:.2f}]"
 
 
 def _number(value: float | None, form: str) -> str:

@@ -1,8 +1,8 @@
 """The findings that analyses of this kind report, recomputed on passages of a book.
 
-The main analysis of a model on passages spread over a plain text, and of untrained twins on the
-same passages: each claim with its number, its null, the twins' range and the verdict. The text is
-read and not kept: the table holds numbers only.
+The main analysis of a model on passages spread over a plain text, and of untrained twins of both
+kinds on the same passages: each claim with its number, its null, the twins' range and the verdict.
+The text is read and not kept: the table holds numbers only.
 
 How to run (any plain text that the model was not trained on; the demo model is the default)::
 
@@ -36,6 +36,7 @@ from suite_plumbing.models import load_model, load_tokenizer
 from suite_plumbing.options import parse_layers
 from suite_plumbing.texts import read_book
 from token_statistics.findings import Finding, compared, number
+from token_statistics.verdict_rules import MIN_TEXTS
 
 RESULTS = RESULTS_FOLDER / "key_findings.md"
 
@@ -59,10 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> int:
     parser = benchmark_parser(__doc__, "a table: a row a claim")
     add_book_options(parser)
-    parser.add_argument("--passages", type=int, default=10)
+    parser.add_argument("--passages", type=int, default=MIN_TEXTS)
     parser.add_argument("--tokens", type=int, default=160, help="of a passage (default: 160)")
     parser.add_argument("--layers", default="all", help="such as 0,3,6 (default: all)")
-    parser.add_argument("--twins", type=int, default=ENOUGH_TWINS, help="untrained (default: 19)")
+    parser.add_argument(
+        "--twins", type=int, default=ENOUGH_TWINS, help="of each kind (default: 19)"
+    )
     parser.add_argument("--ablate", type=int, default=12, help="random neurons of each layer")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args(argv)
@@ -75,8 +78,8 @@ def _command(argv: list[str]) -> int:
     results = analyze(model, encoded, tokenizer, settings).results
     findings = [Finding.from_dict(row) for row in results["findings"]]
     report = (
-        f"{count} passages of {length} tokens, layers {layers}; {twins} untrained twins, which a "
-        f"supported claim has to exceed.\n\n{table(findings)}\n"
+        f"{count} passages of {length} tokens, layers {layers}; {twins} untrained twins of "
+        f"each kind, which a supported claim has to exceed.\n\n{table(findings)}\n"
     )
     print(report)
     if args.save:

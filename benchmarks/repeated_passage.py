@@ -47,7 +47,7 @@ from suite_plumbing.commands import run_main
 from suite_plumbing.models import load_model, load_tokenizer
 from suite_plumbing.progress import progress
 from suite_plumbing.texts import read_book
-from token_statistics.description import bootstrap_interval
+from token_statistics.intervals import MeanInterval, mean_interval
 
 RESULTS = RESULTS_FOLDER / "repeated_passage.md"
 
@@ -59,8 +59,8 @@ class LagShare(NamedTuple):
     """on the window of lags, in [0, 1]"""
     around: float
     """mean over the windows beside it"""
-    gain: tuple[float, float, float]
-    """share / around, and its 95 % interval by resampling passages"""
+    gain: MeanInterval
+    """share / around, with its 95 % interval over passages"""
 
 
 def lag_shares(absolute_map: Tensor) -> tuple[float, float]:
@@ -104,9 +104,8 @@ def _maps(
 def _summary(pairs: np.ndarray) -> LagShare:
     """``pairs`` (passages, 2): share and around."""
     gains = pairs[:, 0] / pairs[:, 1]
-    low, high = bootstrap_interval(gains)
     share, around = pairs.mean(0).tolist()
-    return LagShare(share, around, (float(gains.mean()), low, high))
+    return LagShare(share, around, mean_interval(gains))
 
 
 def table(results: dict[str, dict[str, dict[int, LagShare]]]) -> str:
@@ -123,8 +122,7 @@ def table(results: dict[str, dict[str, dict[int, LagShare]]]) -> str:
 
 
 def _cell(share: LagShare) -> str:
-    gain, low, high = share.gain
-    return f"{share.share:.2%}, x{gain:.2f} [{low:.2f}, {high:.2f}]"
+    return f"{share.share:.2%}, x{share.gain.text('.2f')}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

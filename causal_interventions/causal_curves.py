@@ -19,7 +19,8 @@ from torch import Tensor
 from causal_interventions.interventions import Intervention, hide_source, reset_state
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.association import spearman
-from token_statistics.description import FloatArray, bootstrap_interval
+from token_statistics.description import FloatArray
+from token_statistics.intervals import MIN_VALUES, mean_interval
 from token_statistics.smallest_effects import KL_FLOOR
 
 # Resamples of positions behind the interval of an agreement.
@@ -49,7 +50,7 @@ class LagBin(NamedTuple):
     kl: float | None
     kl_low: float | None
     kl_high: float | None
-    """nats; 95 % bootstrap interval over positions, None for fewer than 2 of them"""
+    """nats; 95 % interval over positions, None for fewer than 5 of them"""
     loss_change: float | None
     loss_low: float | None
     loss_high: float | None
@@ -168,7 +169,7 @@ def kernel_agreement(curve: CausalMemoryCurve, kernel: Tensor, *, seed: int = 0)
     """Spearman over the lags 1.. of a causal curve's mean KL and a memory kernel (lags,).
 
     ``spearman`` in [-1, 1], or None with the ``reason``; ``low``, ``high``: its 95 % interval by
-    resampling the positions of the curve, None for fewer than 2; ``num_lags`` compared. Both curves
+    resampling the positions of the curve, None for fewer than 5; ``num_lags`` compared. Both curves
     are smooth over the lag, so that a p-value for independent lags would mean nothing: none is
     given. Instead ``falling`` is the causal curve's agreement with one that only falls: a kernel
     says more than that where its agreement is larger. With an effect below KL_FLOOR at every lag
@@ -197,7 +198,7 @@ def _resampled_agreement(
     kl: Tensor, kernel: Tensor, seed: int
 ) -> tuple[float, float] | tuple[None, None]:
     """95 % interval of the agreement over positions (rows of ``kl``)."""
-    if len(kl) < 2:
+    if len(kl) < MIN_VALUES:
         return None, None
     rng = np.random.default_rng(seed)
     draws = rng.integers(len(kl), size=(_NUM_RESAMPLES, len(kl)))
@@ -249,10 +250,8 @@ def _lag_bin(curve: CausalMemoryCurve, first: int, last: int, seed: int) -> LagB
 
 
 def _with_interval(values: FloatArray, seed: int) -> tuple[float | None, ...]:
-    """Mean and its 95 % bootstrap interval."""
-    if len(values) < 2:
-        return (float(values[0]) if len(values) else None), None, None
-    return float(values.mean()), *bootstrap_interval(values, seed=seed)
+    """Mean and its 95 % interval."""
+    return mean_interval(values, seed=seed)[:3]
 
 
 def _permutation_test(a: FloatArray, b: FloatArray, seed: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from suite_plumbing.arguments import validate_int
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import execution_device
 from suite_plumbing.result_files import finite_or_none
-from token_statistics.description import bootstrap_interval
+from token_statistics.intervals import mean_interval
 
 # Tokens, over the rows of a pass, and logits that it may give: both bound memory, not results.
 _TOKENS_PER_PASS = 4096
@@ -84,17 +84,17 @@ class NeuronInterventions:
     """(k, r)"""
 
     def to_dict(self, seed: int = 0) -> dict[str, Any]:
-        """Neuron by neuron, and the mean KL over that of the random ones with its 95 % bootstrap
-        interval over neurons (None for one neuron)."""
+        """Neuron by neuron, and the mean KL over that of the random ones with its 95 % interval
+        over neurons (None, with the reason, for fewer than 5)."""
         excess = (self.kl - self.random_kl.mean(1)).numpy()
-        low, high = (None, None) if len(excess) < 2 else bootstrap_interval(excess, seed=seed)
+        mean, low, high, n, reason = mean_interval(excess, seed=seed)
         tensors = ("neurons", "norms", "kl", "loss_change", "random_neurons", "random_norms",
                    "random_kl", "random_loss_change")  # fmt: skip
         return {
             "layer": self.layer,
             "value": self.value,
             **{name: getattr(self, name).tolist() for name in tensors},
-            "kl_excess": {"mean": float(excess.mean()), "low": low, "high": high},
+            "kl_excess": {"mean": mean, "low": low, "high": high, "n": n, "reason": reason},
         }
 
 

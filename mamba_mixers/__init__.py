@@ -1,6 +1,6 @@
 """All that the suite knows of ``transformers``' Mamba code: find, record, replay and run mixers.
 
-May import `suite_plumbing`, `selective_scan`.
+May import `suite_plumbing`, `selective_scan`, `token_statistics`.
 
 attention_layers  Softmax attention and the residual stream of any causal language model, layer by
                   layer

@@ -30,8 +30,7 @@ from mamba_mixers.families import time_scale_tensors
 from mamba_mixers.placement import parameters_at_hand
 from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.models import execution_device
-
-FRESH, PERMUTED = "fresh weights", "permuted weights"
+from token_statistics.twin_bounds import FRESH, PERMUTED, TWIN_KINDS
 
 ENOUGH_TWINS = 19
 """Of each kind. With as many, a value above all of theirs has a probability of 1 / 20 among its
@@ -51,7 +50,7 @@ def untrained_twin(model: PreTrainedModel, seed: int, kind: str = FRESH) -> PreT
     why. Cost: that of drawing or permuting the weights; beside the twin, memory for 8 bytes an
     entry of the largest tensor.
     """
-    values = TWIN_KINDS[validate_choice("kind", kind, TWIN_KINDS)]
+    values = _VALUES[validate_choice("kind", kind, TWIN_KINDS)]
     with _DRAWING, torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():
         torch.manual_seed(seed)
         return _with_values(model, values(model)).eval()
@@ -67,6 +66,11 @@ def check_twins(model: PreTrainedModel, count: int) -> None:
 def twin_seeds(count: int, seed: int = 0) -> list[int]:
     """Seeds of ``count`` twins, none of them that of the analysis; ValueError for count < 0."""
     return [1000 + seed + i for i in range(validate_int("count", count, 0))]
+
+
+def twins_to_make(count: int, seed: int = 0) -> list[tuple[str, int]]:
+    """(kind, seed) of ``count`` twins of each kind; ValueError for count < 0."""
+    return [(kind, own) for kind in TWIN_KINDS for own in twin_seeds(count, seed)]
 
 
 def _fresh(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -175,7 +179,7 @@ def _named_tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-TWIN_KINDS: dict[str, Callable[[PreTrainedModel], dict[str, Tensor]]] = {
+_VALUES: dict[str, Callable[[PreTrainedModel], dict[str, Tensor]]] = {
     FRESH: _fresh,
     PERMUTED: _permuted,
 }

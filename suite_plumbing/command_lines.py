@@ -93,8 +93,9 @@ def main_analysis_options(argv: Argv = None) -> argparse.Namespace:
         parser, "ablate", 0, "check the neuron methods by ablating N random neurons a layer"
     )
     _add_number(
-        parser, "twins", 0, "analyse N untrained twins too, which findings have to exceed; 19 keep "
-        "false ones at 5 %%",
+        parser, "twins", 0, "also analyse N untrained twins of each of two kinds, fresh and permuted "
+        "weights, which a supported claim has to exceed: 2 N more analyses, each as long as the "
+        "model's; 5 show large effects, 19 moderate ones",
     )  # fmt: skip
     parser.add_argument(
         "--faithfulness",
@@ -129,8 +130,9 @@ def memory_analysis_options(argv: Argv = None) -> argparse.Namespace:
         "random tokens, and random neurons of the same norm, that each effect is compared with",
     )  # fmt: skip
     _add_number(
-        parser, "twins", 5,
-        "untrained models of the same configuration that claims have to exceed; 0: none",
+        parser, "twins", 0, "also try the claims on N untrained twins of each of two kinds, fresh "
+        "and permuted weights, which a supported claim has to exceed: each takes about as long as "
+        "the model; 5 show large effects, 19 moderate ones",
     )  # fmt: skip
     parser.set_defaults(output_dir=MEMORY_OUTPUT_DIR)
     args = _read(parser, argv)
@@ -153,7 +155,8 @@ def model_comparison_options(argv: Argv = None) -> argparse.Namespace:
         "default: the bundled demo model)",
     )
     _add_number(
-        parser, "twins", 0, "untrained twins of every model to compare with; verdicts need 19"
+        parser, "twins", 0, "untrained twins of each of two kinds, fresh and permuted weights, of "
+        "every model to compare with: 2 N more comparisons; verdicts need 19",
     )
     layers: dict[str, Any] = COMMON_OPTIONS["layers"] | {
         "help": "layers to compare; -1 is the last (default: all)"

@@ -3,9 +3,11 @@
 import json
 import logging
 import math
+from typing import Any
 
 import pytest
 import torch
+from conftest import make_tiny_model
 from safetensors.torch import load_file
 
 import corrected_recursive_ssm_attention_analyzer as module
@@ -19,6 +21,7 @@ from corrected_recursive_ssm_attention_analyzer import (
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.result_reading import read
 from token_statistics.findings import Finding
+from token_statistics.twin_bounds import TWIN_KINDS
 
 TEXTS = [
     "the cat sat on the mat and the dog sat on the log, while the cat saw the dog",
@@ -80,13 +83,25 @@ def test_findings_stand_beside_untrained_twins(tiny_model, tiny_tokenizer):
     findings = [Finding.from_dict(row) for row in results["findings"]]
     for finding in findings:
         assert (finding.value is None) == (not read(results, finding.path)) or finding.reason
-        assert finding.num_twins <= 2
-    assert max(finding.num_twins for finding in findings) == 2
-    twins = results["untrained_twins"]
-    assert len(twins["seeds"]) == 2
-    assert set(twins["values"]) == {finding.claim for finding in findings}
-    assert twins["cross_text_analysis"].keys() == results["cross_text_analysis"].keys()
+        assert all(twin.n <= 2 for twin in finding.twins)
+    assert {twin.kind for f in findings for twin in f.twins if twin.n == 2} == set(TWIN_KINDS)
+    assert results["untrained_twins"].keys() == set(TWIN_KINDS)
+    for twins in results["untrained_twins"].values():
+        assert len(twins["seeds"]) == 2
+        assert set(twins["values"]) == {finding.claim for finding in findings}
+        assert twins["cross_text_analysis"].keys() == results["cross_text_analysis"].keys()
     assert json.dumps(results, allow_nan=False)
+
+
+def test_twins_that_cannot_be_made_are_refused_before_anything_runs(monkeypatch, tiny_tokenizer):
+    model: Any = make_tiny_model()
+    model.backbone.layers[0].mixer.D = torch.nn.Parameter(torch.ones(3))
+    monkeypatch.setattr(module, "_analyze_alone", None)  # which would raise TypeError
+    analyzer = CorrectedRecursiveSSMAttentionNeuronAnalyzer(
+        model, tokenizer=tiny_tokenizer, num_twins=1
+    )
+    with pytest.raises(ValueError, match="no untrained twin of this MambaForCausalLM"):
+        analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], [0])
 
 
 def test_what_is_returned_is_what_is_saved(analyzer, tmp_path):

@@ -164,10 +164,10 @@ def test_too_short_a_text_has_a_difference_and_no_interval():
     stream, other = torch.zeros(30), torch.ones(30)
     row = compare_readings(stream, {8: other}, block=20)[1]
     assert (row["difference"], row["low"]) == (1.0, None)
-    assert row["reason"] == "fewer than 2 blocks of 20 tokens"
+    assert row["reason"] == "blocks of 20 tokens: n = 1; an interval needs 5"
     with pytest.raises(ValueError, match=r"windows\[8\] has 29 losses, stream 30"):
         compare_readings(stream, {8: other[1:]})
-    assert "fewer than 2 blocks" in readings_table([row])[-1]
+    assert "an interval needs 5" in readings_table([row])[-1]
 
 
 def live_tensor_bytes() -> int:

@@ -160,7 +160,12 @@ def test_every_number_of_the_report_stands_in_the_results(analyzer, results, tmp
 
 def test_the_report_says_what_each_claim_came_to(analyzer, results):
     report = analyzer.generate_comprehensive_report()
-    openings = {"supported": "Found", "not supported": "Not found", "too little data": "Undecided"}
+    openings = {
+        "supported": "Found",
+        "above chance, untrained not tried": "Above chance, untrained not tried",
+        "not supported": "Not found",
+        "too little data": "Undecided",
+    }
     for row in results["findings"]:
         assert f"- {openings[row['verdict']]}: {row['claim']}." in report
 

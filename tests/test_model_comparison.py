@@ -18,6 +18,7 @@ from model_comparison import compare_models, findings_on, main, write_comparison
 from suite_plumbing.result_files import read_json
 from suite_plumbing.texts import EXAMPLE_TEXTS
 from token_statistics.findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE
+from token_statistics.twin_bounds import PERMUTED, TWIN_KINDS
 
 TOKENIZER = make_tiny_tokenizer()
 TEXTS = [EXAMPLE_TEXTS[0][:110], EXAMPLE_TEXTS[1][:140]]
@@ -62,7 +63,9 @@ def test_results_are_strict_json_with_both_kinds_of_attention():
     entropy = results["attention"]["GPTNeoXForCausalLM"]["layer_0.softmax"]["entropy_share"]
     assert 0 < entropy["value"] <= 1
     assert entropy["num_texts"] == 2
-    assert entropy["untrained"]["reason"] == "0 untrained twins; a null needs 19"
+    assert entropy["untrained"].keys() == set(TWIN_KINDS)
+    for beside in entropy["untrained"].values():
+        assert beside["reason"] == "0 untrained twins; a null needs 19"
     assert results["uniform"]["entropy_share"] == pytest.approx(1.0)
     assert results["self_check"]["replay_agrees"]
     assert results["self_check"]["replay_error"]["GPTNeoXForCausalLM"] is None
@@ -86,10 +89,12 @@ def test_random_weights_beside_their_twins_claim_nothing():
     assert np.max(pair["cka"]["value"]) > np.max(pair["cka"]["null_high"])
     assert {row["verdict"] for row in results["findings"]} == {NOT_SUPPORTED}
     for row in results["findings"]:
-        assert row["twins"][0] <= row["value"] <= row["twins"][1]
+        assert [twin["kind"] for twin in row["twins"]] == list(TWIN_KINDS)
+        assert any(twin["low"] <= row["value"] <= twin["high"] for twin in row["twins"])
         assert row["n"] == results["texts"][0]["num_pieces"]
     entropy = results["attention"]["GPTNeoXForCausalLM"]["layer_0.softmax"]["entropy_share"]
-    assert entropy["untrained"]["num_draws"] == ENOUGH_TWINS
+    for beside in entropy["untrained"].values():
+        assert beside["num_draws"] == ENOUGH_TWINS
 
 
 def test_planted_agreement_is_found():
@@ -98,8 +103,11 @@ def test_planted_agreement_is_found():
     results = compared(slow, fast, texts=[TEXTS[0][:80]], num_twins=ENOUGH_TWINS)
     attention, _ = results["findings"]
     assert attention["verdict"] == SUPPORTED
-    assert attention["value"] > max(attention["null"][1], attention["twins"][1])
-    assert (attention["num_twins"], attention["reason"]) == (ENOUGH_TWINS, None)
+    assert attention["value"] > attention["null"][1]
+    for twin in attention["twins"]:
+        assert attention["value"] > twin["bound"]
+        assert twin["n"] == ENOUGH_TWINS
+    assert (attention["num_claims"], attention["reason"]) == (2, None)
     (pair,) = results["pairs"]
     windowed = pair["agreement"]["windowed"]
     assert windowed["value"][0][0] > windowed["null_high"][0][0]
@@ -120,17 +128,22 @@ def pair_values(agreement: float, cka: float, null: float = 0.1) -> PairValues:
 
 def test_verdicts_follow_the_twins():
     rng = np.random.default_rng(0)
-    twins = [pair_values(0.3 + 0.1 * rng.random(), 0.5 + 0.1 * rng.random()) for _ in range(19)]
+    twins = {
+        kind: [pair_values(0.3 + 0.1 * rng.random(), 0.5 + 0.1 * rng.random()) for _ in range(19)]
+        for kind in TWIN_KINDS
+    }
     found = findings_on(("a", "b"), 0, pair_values(0.6, 0.55), twins, 100)
     assert [row.verdict for row in found] == [SUPPORTED, NOT_SUPPORTED]
     # What time shifts give is taken off, in the models and in their twins.
     assert found[0].value == pytest.approx(0.5)
     assert found[0].null == pytest.approx((0.0, 0.0))
-    assert found[0].twins is not None
-    assert 0.2 < found[0].twins[0] < found[0].twins[1] < 0.3
+    for twin in found[0].twins:
+        assert 0.2 < twin.low < twin.high < 0.3
     assert found[1].value == pytest.approx(0.55)
     assert found[1].null == pytest.approx((0.1, 0.1))
-    assert (found[1].num_twins, found[1].twins_supported, found[1].n) == (19, 19, 100)
+    assert found[1].n == 100
+    for twin in found[1].twins:
+        assert (twin.n, twin.num_above_chance) == (19, 19)
     assert found[0].path == "pairs[0].agreement.windowed"
     higher = findings_on(("a", "b"), 0, pair_values(0.6, 0.55, null=0.4), twins, 100)
     assert higher[0].verdict == NOT_SUPPORTED
@@ -139,11 +152,12 @@ def test_verdicts_follow_the_twins():
 
 
 def test_verdicts_need_tokens_twins_and_a_value():
-    twins = [pair_values(0.3, 0.5)] * 19
+    twins = {kind: [pair_values(0.3, 0.5)] * 19 for kind in TWIN_KINDS}
+    fewer = {**twins, PERMUTED: twins[PERMUTED][:18]}
     found = pair_values(0.6, 0.9)
     for rows, why in (
         (findings_on(("a", "b"), 0, found, twins, 39), "39 tokens; a claim needs at least 40"),
-        (findings_on(("a", "b"), 0, found, twins[:18], 100), "this run has 18"),
+        (findings_on(("a", "b"), 0, found, fewer, 100), "this run has 18"),
     ):
         assert {row.verdict for row in rows} == {TOO_LITTLE}
         assert all(why in (row.reason or "") for row in rows)

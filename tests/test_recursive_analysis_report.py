@@ -24,7 +24,7 @@ from recursive_analysis_report import (
 )
 from recursive_visualizer import figure_attention_analysis, write_figures
 from result_views.report.packed_maps import PackedMap, unpack_map
-from token_statistics.findings import NOT_SUPPORTED, TOO_LITTLE, VERDICTS, Finding
+from token_statistics.findings import ABOVE_CHANCE, NOT_SUPPORTED, TOO_LITTLE, VERDICTS, Finding
 
 VOID = {"meta", "img", "input", "br", "hr", "link"}
 
@@ -135,14 +135,14 @@ def test_every_finding_stands_with_its_verdict(hostile, analysis):
     assert [attrs["data-verdict"] for attrs in items] == [finding.verdict for finding in found]
     assert {TOO_LITTLE, NOT_SUPPORTED} <= {finding.verdict for finding in found}
     assert set(VERDICT_MARKS) == set(VERDICTS)
-    assert len(set(VERDICT_MARKS.values())) == 3
+    assert len(set(VERDICT_MARKS.values())) == 4  # both kinds of too little share one
     for finding in found:
         assert finding.claim in hostile.text
         assert finding.path in hostile.text
 
 
 def test_the_strip_of_a_finding_keeps_order_and_proportion():
-    finding = Finding("c", "s", 3.0, None, (-1.0, 1.0), 4, "layers", "supported", None, "p")
+    finding = Finding("c", "s", 3.0, None, (-1.0, 1.0), 4, "layers", ABOVE_CHANCE, None, "p")
     strip = finding_strip(finding)
     assert strip is not None
     assert strip["interval"] is None
@@ -259,7 +259,7 @@ def test_memory_results_are_reported_too(analysis):
         "analysis_metadata": {"layer_indices": [0], "neuron_methods": []},
         "individual_texts": {"text_0": {"text": HOSTILE_TEXTS[0]}},
         "findings": [Finding("Memory <i>decays</i>", "s", 1.0, None, (0.0, 0.1), 2, "layers",
-                             "supported", None, "memory.x").to_dict()],
+                             ABOVE_CHANCE, None, "memory.x").to_dict()],
         "memory_by_layer": [{"layer": 0, "mean_delta": 0.25}],
     }  # fmt: skip
     page = Page(report_html(results, memory=memory))

@@ -15,9 +15,11 @@ correlation_sums        Sums over a stream of tokens from which the correlations
 cross_text_consistency  How far texts agree: spread between texts against spread within, and
                         shared important neurons
 description             Numbers that describe one set of samples: entropy, rank, kurtosis,
-                        autocorrelation, an interval
+                        autocorrelation, spread
 findings                Findings: a claim, what was measured for it, what that is compared with,
                         and the verdict
+intervals               A mean with its 95 % interval, and whether it is above 0, from few samples
+                        too
 layer_likeness          How alike the layers of two models are on one text: all pairs of layers at
                         once, and their nulls
 observations            Which tokens of several texts are observations, and how the null moves texts
@@ -33,5 +35,7 @@ streamed_correlations   Correlation of layers over a stream of tokens: sums a ba
                         no token adds to
 time_shift_nulls        Statistics of series in time, each beside what it is when the two sides
                         are shifted in time
+twin_bounds             What untrained twins let expect of another one: a bound on the scale of
+                        the statistic itself
 verdict_rules           The rules by which numbers become a finding with its verdict
 """

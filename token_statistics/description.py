@@ -1,4 +1,4 @@
-"""Numbers that describe one set of samples: entropy, rank, kurtosis, autocorrelation, an interval.
+"""Numbers that describe one set of samples: entropy, rank, kurtosis, autocorrelation, spread.
 
 Pure functions on torch tensors or numpy arrays, in float64. One rule for what cannot be computed,
 here and in the other modules of this folder: a quantity that the data leave undefined (a channel of
@@ -11,7 +11,7 @@ Shapes: l tokens, n samples (tokens unless said otherwise), p channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -84,34 +84,6 @@ def covariance_participation_ratio(covariance: Values) -> FloatArray:
     trace = np.trace(matrix, axis1=-2, axis2=-1)
     energy = np.square(matrix).sum(axis=(-2, -1))
     return np.divide(trace**2, energy, where=energy > 0, out=np.full_like(trace, np.nan))
-
-
-def bootstrap_interval(
-    values: Values,
-    statistic: Callable[..., Any] = np.mean,
-    confidence: float = 0.95,
-    num_resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float]:
-    """Percentile bootstrap interval (low, high) of a statistic of values (n,).
-
-    `statistic(sample, axis)` as numpy's reductions. Equal values give a point. Raises ValueError
-    for n < 2, where resampling says nothing. Source: scipy.stats.bootstrap. Cost: num_resamples
-    evaluations, in batches of at most 80 MB.
-    """
-    sample = to_float64(values).reshape(-1)
-    if sample.size < 2 or not np.isfinite(sample).all():
-        raise ValueError(f"values has {sample.size} entries; a bootstrap needs 2 or more, finite")
-    interval = stats.bootstrap(
-        (sample,),
-        statistic,
-        confidence_level=confidence,
-        n_resamples=num_resamples,
-        batch=max(1, 10_000_000 // sample.size),
-        method="percentile",
-        rng=np.random.default_rng(seed),
-    ).confidence_interval
-    return float(interval.low), float(interval.high)
 
 
 def kurtosis(x: Values) -> FloatArray:

@@ -19,10 +19,15 @@ from suite_plumbing.result_reading import Section
 
 VERDICT_COLOURS = {
     "supported": PALETTE[2],
+    "above chance, untrained not tried": PALETTE[0],
     "not supported": PALETTE[3],
+    "too few twins": "0.45",
     "too little data": "0.45",
 }
 """By verdict; the verdict is written beside the colour."""
+
+TWIN_MARKS = ((-0.72, "D"), (-0.9, "s"))
+"""Height and marker of the twins of each kind: fresh, then permuted weights."""
 
 ROWS_PER_PAGE = 17
 """Findings of a page."""
@@ -47,9 +52,9 @@ def figure_findings(results: Section, *, first: int = 0) -> Figure:
         results,
         f"Findings {part}".rstrip(),
         "Point: what was measured, filled where the claim is supported. Grey: 95 % interval of the "
-        "null, the value where nothing ties the two sides. Line: 95 % interval of the value. "
-        "Diamonds: from the smallest to the largest of untrained models. Each row has a scale of "
-        "its own. n is what the value rests on.",
+        "null, the value where nothing ties the two sides. Line: 95 % interval of the value. From "
+        "the smallest to the largest of untrained models: diamonds with fresh, squares with "
+        "permuted weights. Each row has a scale of its own. n is what the value rests on.",
         [(2, 0.34)] * len(shown) or [(1, 0.6)],
         {},
     )
@@ -110,13 +115,15 @@ def plot_finding(row: Section, ax: Axes) -> Axes:
     if row["interval"] is not None:
         ax.hlines(0, *row["interval"], color="0.2", linewidth=1.4)
         ax.axvline(0, color="0.4", linewidth=0.6, linestyle=":")
-    if row["twins"] is not None:
-        twins = (row["twins"], (-0.72, -0.72))
-        ax.plot(*twins, "D-", color="0.3", markerfacecolor="white", markersize=3, linewidth=0.8)
+    for twin, (height, marker) in zip(row["twins"], TWIN_MARKS, strict=False):
+        ax.plot(
+            [twin["low"], twin["high"]], [height] * 2, marker=marker, linestyle="-", color="0.3",
+            markerfacecolor="white", markersize=3, linewidth=0.8,
+        )  # fmt: skip
     colour = VERDICT_COLOURS[row["verdict"]]
     face = colour if row["verdict"] == "supported" else "white"
     ax.plot(row["value"], 0, "o", color=colour, markerfacecolor=face, markersize=5)
-    if row["null"] is row["interval"] is row["twins"] is None:
+    if row["null"] is row["interval"] is None and not row["twins"]:
         ax.set_xticks([row["value"]], [f"{row['value']:.3g}"])
         return ax
     _widen(ax, row)
@@ -127,7 +134,8 @@ def plot_finding(row: Section, ax: Axes) -> Axes:
 def _widen(ax: Axes, row: Section) -> None:
     """Room beside the outermost mark, so that none lies on the edge."""
     interval = [0.0, *row["interval"]] if row["interval"] else []
-    given = [row["value"], *(row["null"] or ()), *(row["twins"] or ()), *interval]
+    given = [row["value"], *(row["null"] or ()), *interval]
+    given += [twin[end] for twin in row["twins"] for end in ("low", "high")]
     ends = as_array([end for end in given if end is not None])
     room = 0.12 * (ends.max() - ends.min()) or 0.5
     ax.set_xlim(ends.min() - room, ends.max() + room)

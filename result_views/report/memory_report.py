@@ -69,7 +69,9 @@ def _header(results: Row) -> list[str]:
         f"layers {layers}. Memory was taken away at up to {meta['num_positions']} tokens of each "
         f"text, and {meta['num_ablations']} random neurons of each layer were ablated.",
         "",
-        f"Claims have to exceed {meta['num_twins']} untrained model(s) of the same configuration."
+        f"Supported claims exceed {meta['num_twins']} untrained twins of each kind: fresh weights "
+        "(what architecture and initialisation give) and permuted weights (what the scale of the "
+        "trained weights gives)."
         if meta["num_twins"]
         else "No untrained model stands beside the claims: some may hold without any training.",
         "",

@@ -12,11 +12,19 @@ from suite_plumbing.result_reading import read
 from token_statistics.autocorrelation import mean_autocorrelation
 from token_statistics.channel_correlations import PooledActivations, cross_layer_correlation
 from token_statistics.cross_text_consistency import neuron_agreement
-from token_statistics.findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE, Finding, beside_twins
+from token_statistics.findings import (
+    ABOVE_CHANCE,
+    NOT_SUPPORTED,
+    SUPPORTED,
+    TOO_LITTLE,
+    Finding,
+    judged,
+)
 from token_statistics.time_shift_nulls import spearman_shift_test
+from token_statistics.twin_bounds import TWIN_KINDS
 
 LAYERS = [0, 3, 6, 9, 12]
-TEXTS = 8
+TEXTS = 12
 LENGTH = 80
 D_MODEL, D_INNER, D_STATE = 6, 12, 4
 
@@ -179,7 +187,7 @@ def test_noise_supports_nothing_that_could_be_learned(noise):
         findings = [f for f in key_findings(results) if f.learned and f.value is not None]
         # Selectivity is 0.1 in every text here: that delta varies at all is so by construction.
         findings = [f for f in findings if f.claim != "Delta varies over time: memory is dynamic"]
-        supported += [f.claim for f in findings if f.verdict == SUPPORTED]
+        supported += [f.claim for f in findings if f.verdict == ABOVE_CHANCE]
         tried += len(findings)
     assert tried == 4 * 28
     # At 5 % each: more than this happen with a probability of 0.1 %.
@@ -188,7 +196,7 @@ def test_noise_supports_nothing_that_could_be_learned(noise):
 
 def test_planted_structure_is_found(planted):
     found = verdicts(key_findings(planted))
-    assert {claim for claim in PLANTED if found[claim] != SUPPORTED} == set()
+    assert {claim for claim in PLANTED if found[claim] != ABOVE_CHANCE} == set()
     # The structure has no late memory, and the methods agree with one text as with another.
     assert found["Attention reaches furthest in late layers"] == NOT_SUPPORTED
     assert found["The attention-weighted method is the most consistent"] == TOO_LITTLE
@@ -219,12 +227,14 @@ def test_findings_are_small_strict_json(planted):
 
 def test_a_model_no_better_than_its_twins_has_no_findings(planted):
     findings = key_findings(planted)
-    alike = beside_twins(findings, [findings])
-    assert {f.claim for f in alike if f.verdict == SUPPORTED and f.learned} == set()
+    alike = judged(findings, {kind: [findings] * 3 for kind in TWIN_KINDS})
+    assert {f.claim for f in alike if f.above_chance and f.learned} == set()
     structure = [f for f in alike if not f.learned]
-    assert [f.twins for f in structure] == [None] * 3
-    far = beside_twins(findings, [key_findings(results_of(3, 0.0))])
+    assert [f.twins for f in structure] == [()] * 3
+    noise = [key_findings(results_of(seed, 0.0)) for seed in range(11, 16)]
+    far = judged(findings, dict.fromkeys(TWIN_KINDS, noise))
     assert verdicts(far)["Some channels of successive layers are strongly correlated"] == SUPPORTED
+    assert all(f.p_value is not None and f.adjusted_p >= f.p_value for f in far if f.num_claims)
 
 
 @pytest.mark.parametrize("results", [{}, {"individual_texts": {"text_0": {"analysis": {}}}}])

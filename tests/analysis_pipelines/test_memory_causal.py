@@ -91,10 +91,10 @@ def test_tokens_of_larger_delta_that_leave_more_are_found():
 def test_neurons_beside_random_ones_are_means_over_texts():
     model = make_tiny_model()
     captures = [text_of(model, 30), text_of(model, 40, seed=1)]
-    found = neurons_beside_random(model, captures, 2, [3, 9, 20], 2)
+    neurons = [3, 9, 20, 31, 40]
+    found = neurons_beside_random(model, captures, 2, neurons, 2)
     alone = [
-        neuron_interventions(model, one, 2, [3, 9, 20], value="mean", num_random=2)
-        for one in captures
+        neuron_interventions(model, one, 2, neurons, value="mean", num_random=2) for one in captures
     ]
     kl = torch.stack([one.kl for one in alone])
     random_kl = torch.stack([one.random_kl for one in alone])
@@ -103,8 +103,10 @@ def test_neurons_beside_random_ones_are_means_over_texts():
     excess = found["excess"]
     assert excess["value"] == pytest.approx(found["kl"] - found["random_kl"])
     assert excess["low"] <= excess["value"] <= excess["high"]
-    single = neurons_beside_random(model, captures, 2, [3], 2)
-    assert (single["excess"]["low"], single["num_texts"]) == (None, 2)
+    assert (excess["n"], excess["reason"]) == (5, None)
+    few = neurons_beside_random(model, captures, 2, neurons[:4], 2)
+    assert (few["excess"]["low"], few["num_texts"]) == (None, 2)
+    assert few["excess"]["reason"] == "n = 4; an interval needs 5"
 
 
 def test_delta_frozen_halved_and_doubled_by_text():

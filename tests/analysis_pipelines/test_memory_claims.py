@@ -7,25 +7,23 @@ from analysis_pipelines.memory_claims import (
     claims_on,
     group_claims,
     passing_claim,
-    position_values,
+    text_values,
 )
-from token_statistics.findings import NOT_SUPPORTED, SUPPORTED, TOO_LITTLE
+from token_statistics.findings import ABOVE_CHANCE, NOT_SUPPORTED, TOO_LITTLE
 
 
-def by_group(early, middle, late, positions=12):
+def by_group(early, middle, late, texts=12):
     rng = np.random.default_rng(2)
     levels = {0: early, 3: middle, 6: middle, 9: late, 12: late}
-    return {
-        f"layer_{i}": (v + 0.01 * rng.normal(size=positions)).tolist() for i, v in levels.items()
-    }
+    return {f"layer_{i}": (v + 0.01 * rng.normal(size=texts)).tolist() for i, v in levels.items()}
 
 
 def test_a_peak_in_the_middle_and_elsewhere():
     flat = by_group(0.1, 0.1, 0.1)
     verdicts = [row.verdict for row in group_claims(by_group(1, 2, 1), by_group(0.1, 0.2, 0.5))]
-    assert verdicts == [SUPPORTED, SUPPORTED, SUPPORTED]
+    assert verdicts == [ABOVE_CHANCE, ABOVE_CHANCE, ABOVE_CHANCE]
     verdicts = [row.verdict for row in group_claims(by_group(1, 2, 3), flat)]
-    assert verdicts == [SUPPORTED, NOT_SUPPORTED, NOT_SUPPORTED]
+    assert verdicts == [ABOVE_CHANCE, NOT_SUPPORTED, NOT_SUPPORTED]
     verdicts = [row.verdict for row in group_claims(by_group(3, 2, 1), by_group(0.1, 0.6, 0.5))]
     assert verdicts == [NOT_SUPPORTED, NOT_SUPPORTED, NOT_SUPPORTED]
 
@@ -33,7 +31,7 @@ def test_a_peak_in_the_middle_and_elsewhere():
 def test_a_model_without_late_layers_leaves_those_claims_open():
     kl = {name: row for name, row in by_group(1, 2, 1).items() if int(name[6:]) < 9}
     rows = group_claims(kl, kl)
-    assert [row.verdict for row in rows] == [SUPPORTED, TOO_LITTLE, TOO_LITTLE]
+    assert [row.verdict for row in rows] == [ABOVE_CHANCE, TOO_LITTLE, TOO_LITTLE]
 
 
 def test_effects_below_the_floor_are_no_memory():
@@ -41,15 +39,15 @@ def test_effects_below_the_floor_are_no_memory():
     tiny = {name: [1e-7 * x for x in row] for name, row in by_group(1, 2, 1).items()}
     shares = by_group(0.1, 0.2, 0.5)
     verdicts = [row.verdict for row in group_claims(tiny, shares)]
-    assert verdicts == [NOT_SUPPORTED, NOT_SUPPORTED, SUPPORTED]
-    causal = {"knockout": {"layers": {name: {"kl": row, "late_share": row, "positions": []}
+    assert verdicts == [NOT_SUPPORTED, NOT_SUPPORTED, ABOVE_CHANCE]
+    causal = {"knockout": {"layers": {name: {"kl": row, "late_share": row, "positions": [[i, 9] for i in range(12)]}
                                       for name, row in tiny.items()}}}  # fmt: skip
     found = {f.claim: f for f in claims_on({"causal_memory": causal}, [0, 3, 6, 9, 12], 100)}
     depends = found["What predictions owe to a layer's memory depends on the layer"]
     assert depends.verdict == NOT_SUPPORTED
     assert depends.value is not None
     assert depends.null is not None
-    assert depends.value > depends.null[1]  # in the same order at every position
+    assert depends.value > depends.null[1]  # in the same order in every text
     assert depends.rule.endswith("and at least 0.0001 nats")
 
 
@@ -69,7 +67,7 @@ def test_passing_is_claimed_from_cuts_that_exceed_other_directions():
         return passing_claim({"layer_0_to_1": texts, "layer_1_to_2": texts})
 
     found = verdict(0.5, 0.6, 0.4, 0.5)
-    assert (found.verdict, found.hits, found.n) == (SUPPORTED, 8, 8)
+    assert (found.verdict, found.hits, found.n) == (ABOVE_CHANCE, 8, 8)
     assert found.details["layer_0_to_1"]["cut"] == 0.5
     # As large as any change of its size, and none beside a change of nothing.
     assert verdict(0.2, 0.1, 0.15, 0.2).verdict == NOT_SUPPORTED
@@ -82,11 +80,16 @@ def test_passing_is_claimed_from_cuts_that_exceed_other_directions():
     assert passing_claim({"reason": "needs at least two layers"}).verdict == TOO_LITTLE
 
 
-def test_positions_without_a_value_are_left_out_of_every_layer():
-    layers = {"layer_0": {"kl": [1.0, None, 3.0]}, "layer_2": {"kl": [4.0, 5.0, 6.0]}}
+def test_positions_of_a_text_are_one_sample_without_those_that_a_layer_lacks():
+    places = [[0, 5], [0, 9], [2, 5], [2, 7]]
+    layers = {
+        "layer_0": {"positions": places, "kl": [1.0, None, 3.0, 5.0]},
+        "layer_2": {"positions": places, "kl": [4.0, 5.0, 6.0, 7.0]},
+    }
     causal = {"knockout": {"layers": layers}}
-    found = position_values(causal, "knockout", [0, 2], "kl")
-    assert found == {"layer_0": [1.0, 3.0], "layer_2": [4.0, 6.0]}
+    found = text_values(causal, "knockout", [0, 2], "kl")
+    assert found == {"layer_0": [1.0, 4.0], "layer_2": [4.0, 6.5]}
+    assert text_values({}, "knockout", [0, 2], "kl") == {}
 
 
 def test_no_claim_of_the_main_analysis_has_the_same_words():

@@ -5,12 +5,18 @@ import torch
 from conftest import make_tiny_model, make_tiny_tokenizer
 
 from analysis_pipelines.memory_steps import MEMORY_STEPS, MemoryInputs, MemorySettings
-from analysis_pipelines.memory_twins import CLAIM_STEPS, claims_measured, twin_findings
+from analysis_pipelines.memory_twins import (
+    CLAIM_STEPS,
+    by_kind,
+    claims_measured,
+    twin_findings,
+)
 from mamba_mixers.untrained_twins import untrained_twin
 from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer
 from ssm_component_extractor import capture_texts
 from suite_plumbing.texts import encode_texts
-from token_statistics.findings import SUPPORTED, beside_twins
+from token_statistics.findings import SUPPORTED, judged
+from token_statistics.twin_bounds import FRESH, PERMUTED
 
 TEXTS = [
     "the cat sat on the mat and the dog sat on the log, while the cat saw the dog",
@@ -27,12 +33,13 @@ def inputs_of(model, **options) -> MemoryInputs:
 
 def test_on_untrained_weights_no_claim_is_supported():
     base = make_tiny_model()
-    twins = [twin.findings for twin in twin_findings(inputs_of(base, num_twins=6), ENCODED, 0)]
+    found = by_kind(twin_findings(inputs_of(base, num_twins=6), ENCODED, 0))
+    twins = {kind: list(of.values()) for kind, of in found.items()}
     alone, beside = [], []
     for seed in range(5):
         found = claims_measured(inputs_of(untrained_twin(base, seed)))
-        alone += [row.claim for row in found if row.verdict == SUPPORTED]
-        beside += [row.claim for row in beside_twins(found, twins) if row.verdict == SUPPORTED]
+        alone += [row.claim for row in found if row.above_chance]
+        beside += [row.claim for row in judged(found, twins) if row.verdict == SUPPORTED]
     assert beside == []
     # Their nulls alone do not say so: what architecture and texts give is above chance too, and of
     # a size worth a name in some claim of most seeds.
@@ -53,10 +60,13 @@ def test_claims_measured_alone_are_those_of_the_whole_analysis():
         assert (ours.value is None) == (theirs["value"] is None)
         if ours.value is not None:
             assert ours.value == pytest.approx(theirs["value"], rel=1e-3, abs=1e-8), ours.claim
-    twin = results["untrained_twins"]
-    assert twin["seeds"] == [1000]
-    assert twin["values"][found[0].claim] == [results["findings"][0]["twins"][0]]
-    assert "1 untrained: " in analyzer.generate_comprehensive_report()
+    for twin, kind in zip(results["findings"][0]["twins"], (FRESH, PERMUTED), strict=True):
+        section = results["untrained_twins"][kind]
+        assert (twin["kind"], section["seeds"]) == (kind, [1000])
+        assert section["values"][found[0].claim] == [twin["low"]] == [twin["high"]]
+    report = analyzer.generate_comprehensive_report()
+    assert "1 of fresh weights: " in report
+    assert "1 of permuted weights: " in report
 
 
 def test_twins_are_seeded_and_leave_the_random_state_as_it_is():

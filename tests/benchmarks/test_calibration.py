@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import binom
 
 from benchmarks import calibration
-from token_statistics.findings import NOT_SUPPORTED, SUPPORTED, Finding
+from token_statistics.findings import ABOVE_CHANCE, NOT_SUPPORTED, Finding
 
 SEEDS = 40
 
@@ -35,13 +35,15 @@ def test_untrained_models_beside_their_like_have_few_findings():
 
 
 def finding(value):
-    """A finding that is supported by its null."""
-    return Finding("c", "s", float(value), None, (-1.0, 0.0), 3, "texts", SUPPORTED, None, "p")
+    """A finding that is above its null."""
+    null = (-1.0, 0.0)
+    return Finding("c", "s", float(value), None, null, 3, "texts", ABOVE_CHANCE, None, "p",
+                   chance_p=0.001)  # fmt: skip
 
 
 def test_findings_that_no_null_supports_stay_unsupported():
     none = [[Finding("c", "s", float(v), None, (0.0, 9.0), 3, "texts", NOT_SUPPORTED, None, "p")]
-            for v in range(30)]  # fmt: skip
+            for v in range(40)]  # fmt: skip
     assert calibration.false_on_untrained(none)["c"] == (0.0, 0.0)
 
 

@@ -156,9 +156,9 @@ def test_hiding_what_a_latch_holds_changes_every_later_prediction():
 def test_single_neurons_beside_random_ones_of_the_same_norm():
     model = make_tiny_model()
     captured = tiny_capture(model)
-    found = neuron_interventions(model, captured, LAYER, [7, 30, 2], num_random=3, seed=5)
-    assert found.random_neurons.shape == found.random_kl.shape == (3, 3)
-    assert not {7, 30, 2} & set(found.random_neurons.flatten().tolist())
+    found = neuron_interventions(model, captured, LAYER, [7, 30, 2, 5, 8], num_random=3, seed=5)
+    assert found.random_neurons.shape == found.random_kl.shape == (5, 3)
+    assert not {7, 30, 2, 5, 8} & set(found.random_neurons.flatten().tolist())
     out = find_mixers(model)[LAYER].mixer.out_proj.weight.detach()
     written = captured.components[LAYER].gated[0, :, 30, None] * out[:, 30]
     assert float(found.norms[1]) == pytest.approx(float(written.norm()), rel=1e-5)
@@ -171,7 +171,9 @@ def test_single_neurons_beside_random_ones_of_the_same_norm():
     excess = float(found.kl.mean() - found.random_kl.mean())
     assert as_json["kl_excess"]["mean"] == pytest.approx(excess)
     assert as_json["kl_excess"]["low"] < as_json["kl_excess"]["high"]
-    assert neuron_interventions(model, captured, LAYER, [7]).to_dict()["kl_excess"]["low"] is None
+    assert as_json["kl_excess"]["n"] == 5
+    few = neuron_interventions(model, captured, LAYER, [7]).to_dict()["kl_excess"]
+    assert (few["low"], few["reason"]) == (None, "n = 1; an interval needs 5")
 
 
 def test_the_neuron_that_a_logit_reads_is_the_only_one_with_an_effect():

@@ -10,14 +10,8 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from benchmarks.family_models import MODELS, make_model, mixers_of
 from mamba_mixers.families import time_scale_tensors
-from mamba_mixers.untrained_twins import (
-    FRESH,
-    PERMUTED,
-    TWIN_KINDS,
-    check_twins,
-    twin_seeds,
-    untrained_twin,
-)
+from mamba_mixers.untrained_twins import check_twins, twin_seeds, untrained_twin
+from token_statistics.twin_bounds import FRESH, PERMUTED, TWIN_KINDS
 
 each_kind = pytest.mark.parametrize("kind", TWIN_KINDS)
 each_model = pytest.mark.parametrize("name", MODELS)

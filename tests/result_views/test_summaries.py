@@ -13,7 +13,7 @@ from recursive_visualizer import Results
 from result_views.summaries import finding_frame, layer_rows, run_summary, text_table
 from suite_plumbing.texts import EXAMPLE_TEXTS
 from tests.conftest import make_tiny_model
-from token_statistics.findings import Finding
+from token_statistics.findings import ABOVE_CHANCE, Finding
 
 ERROR = {"error": {"type": "AnalysisError", "message": "the state is <b>flat</b> for $5"}}
 STRANGE = "Let $x_1$ be <script>alert(1)</script>"
@@ -146,7 +146,7 @@ def test_the_end_of_a_run_is_a_table_of_verdicts_and_the_files(runs):
 
 def test_findings_stand_in_a_table_with_what_they_are_compared_with():
     finding = Finding(
-        STRANGE, "share", 0.75, None, (0.0, 0.25), 4, "layers", "supported", None, "x"
+        STRANGE, "share", 0.75, None, (0.0, 0.25), 4, "layers", ABOVE_CHANCE, None, "x"
     )
     open_ = Finding(
         "Other", "rho", None, None, None, 0, "texts", "too little data", "no texts", "x"

@@ -111,22 +111,6 @@ def test_participation_ratio_counts_equal_directions_per_leading_index():
     assert np.isnan(au.participation_ratio(np.ones((1, 3))))
 
 
-def test_bootstrap_interval_of_a_gaussian_mean():
-    values = _rng().normal(loc=2.0, size=400)
-    low, high = au.bootstrap_interval(values, seed=1)
-    half_width = 1.96 * values.std() / 20
-    # 2000 resamples place a 2.5 % quantile to about 6 % of the half-width.
-    assert low == pytest.approx(values.mean() - half_width, abs=0.2 * half_width)
-    assert high == pytest.approx(values.mean() + half_width, abs=0.2 * half_width)
-    assert au.bootstrap_interval(values, seed=1) == (low, high)
-
-
-def test_bootstrap_interval_of_equal_values_is_a_point_and_needs_two():
-    assert au.bootstrap_interval(np.full(5, 3.0), np.median) == (3.0, 3.0)
-    with pytest.raises(ValueError, match="values has 1 entries"):
-        au.bootstrap_interval([1.0])
-
-
 def test_kurtosis_of_known_distributions_and_edges():
     two_points = np.tile([1.0, -1.0], 50)
     outlier = np.eye(100)[0]

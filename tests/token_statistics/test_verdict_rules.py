@@ -5,15 +5,19 @@
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from token_statistics.findings import (
+    ABOVE_CHANCE,
     NOT_SUPPORTED,
     SUPPORTED,
     TOO_LITTLE,
 )
+from token_statistics.time_shift_nulls import against_null
 from token_statistics.verdict_rules import (
     MAX_DETAILS,
     MIN_SAMPLES,
+    MIN_TEXTS,
     above_null,
     concordance,
     differs_by_layer,
@@ -21,6 +25,8 @@ from token_statistics.verdict_rules import (
     exceeds_zero,
     group_mean,
     holds_everywhere,
+    joint_p,
+    one_sided_p,
     rises_with_depth,
     share_of_hits,
 )
@@ -30,7 +36,12 @@ def test_a_trend_over_layers():
     rng = np.random.default_rng(4)
     rising = {f"layer_{i}": (i + 0.1 * rng.random(4)).tolist() for i in range(6)}
     row = rises_with_depth("c", "s", rising, "p")
-    assert (row.verdict, row.value, row.n, row.unit) == (SUPPORTED, pytest.approx(1.0), 6, "layers")
+    assert (row.verdict, row.value, row.n, row.unit) == (
+        ABOVE_CHANCE,
+        pytest.approx(1.0),
+        6,
+        "layers",
+    )
     falling = dict(zip(rising, reversed(rising.values()), strict=True))
     assert rises_with_depth("c", "s", falling, "p").verdict == NOT_SUPPORTED
     few = {f"layer_{i}": [float(i)] * 50 for i in range(4)}
@@ -65,7 +76,7 @@ def test_many_places_are_not_listed():
 
 def test_one_statistic_against_its_null():
     row = exceeds_null("c", "s", {**null_test(0.9), "n": 60}, "p")
-    assert (row.verdict, row.value, row.null, row.n) == (SUPPORTED, 0.9, (-0.5, 0.5), 60)
+    assert (row.verdict, row.value, row.null, row.n) == (ABOVE_CHANCE, 0.9, (-0.5, 0.5), 60)
     assert exceeds_null("c", "s", {**null_test(0.1), "n": 60}, "p").verdict == NOT_SUPPORTED
     assert exceeds_null("c", "s", None, "p", reason="skipped").reason == "skipped"
     undefined = {"value": None, "null_low": None, "null_high": None, "reason": "12", "n": 12}
@@ -76,7 +87,7 @@ def test_a_condition_that_holds_by_chance_half_the_time_needs_more_places():
     few = share_of_hits("c", "s", [True] * 3, "p", rule="r", unit="u", reason="", chance=0.5)
     many = share_of_hits("c", "s", [True] * 9, "p", rule="r", unit="u", reason="", chance=0.5)
     # All of 3 happen by chance with probability 1/8, all of 9 with 1/512.
-    assert (few.verdict, many.verdict) == (NOT_SUPPORTED, SUPPORTED)
+    assert (few.verdict, many.verdict) == (NOT_SUPPORTED, ABOVE_CHANCE)
 
 
 def null_test(value, high=0.5):
@@ -86,7 +97,7 @@ def null_test(value, high=0.5):
 @pytest.mark.parametrize(
     ("values", "verdict", "hits"),
     [
-        ((0.9, 0.8, 0.7, 0.1), SUPPORTED, 3),
+        ((0.9, 0.8, 0.7, 0.1), ABOVE_CHANCE, 3),
         ((0.9, 0.8, 0.1, 0.1), NOT_SUPPORTED, 2),
         ((-0.9, -0.9, -0.9, -0.9), NOT_SUPPORTED, 0),
     ],
@@ -101,7 +112,7 @@ def test_layers_above_their_null(values, verdict, hits):
 
 def test_a_share_of_layers_and_what_chance_gives():
     row = share_of_hits("c", "s", [True, True, True, False], "p", rule="r", unit="u", reason="")
-    assert (row.verdict, row.value) == (SUPPORTED, 0.75)
+    assert (row.verdict, row.value) == (ABOVE_CHANCE, 0.75)
     # Of 4 layers at 2.5 % each, at most 1 is above with probability 97.5 %: 0.975^4 + 4 * ... > it.
     assert row.null == (0.0, 0.25)
 
@@ -111,7 +122,7 @@ def test_undefined_tests_are_no_layers():
     row = above_null("c", "s", {"layer_0": undefined, "layer_1": None}, "p")
     assert (row.verdict, row.value, row.reason) == (TOO_LITTLE, None, "12 tokens")
     row = above_null("c", "s", {"layer_0": undefined, "layer_1": null_test(0.9)}, "p")
-    assert (row.verdict, row.n) == (SUPPORTED, 1)
+    assert (row.verdict, row.n) == (ABOVE_CHANCE, 1)
     assert "layer_0" not in row.details
 
 
@@ -127,7 +138,7 @@ def test_layers_that_differ_alike_at_every_position():
     noise = rng.normal(size=(4, 20))
     apart = {f"layer_{i}": (10 * i + noise[i]).tolist() for i in range(4)}
     row = differs_by_layer("c", "s", apart, "p", "positions")
-    assert (row.verdict, row.value, row.n) == (SUPPORTED, 1.0, 20)
+    assert (row.verdict, row.value, row.n) == (ABOVE_CHANCE, 1.0, 20)
     alike = {f"layer_{i}": noise[i].tolist() for i in range(4)}
     row = differs_by_layer("c", "s", alike, "p", "positions")
     assert row.verdict == NOT_SUPPORTED
@@ -150,7 +161,7 @@ def test_every_difference_must_exceed_zero():
     up, none = 1 + 0.1 * rng.normal(size=30), rng.normal(size=30)
     none -= none.mean()
     row = exceeds_zero("c", "s", {"a": up}, "p")
-    assert row.verdict == SUPPORTED
+    assert row.verdict == ABOVE_CHANCE
     assert row.value == pytest.approx(up.mean())
     assert row.interval[0] < row.value < row.interval[1]
     row = exceeds_zero("c", "s", {"a": up, "b": none}, "p")
@@ -158,3 +169,103 @@ def test_every_difference_must_exceed_zero():
     assert row.value == pytest.approx(0, abs=1e-12)  # the smallest of the differences
     assert exceeds_zero("c", "s", {"a": up[: MIN_SAMPLES - 1]}, "p").verdict == TOO_LITTLE
     assert exceeds_zero("c", "s", {"a": up, "b": none[:0]}, "p").verdict == TOO_LITTLE
+
+
+def test_claims_over_texts_say_how_many_they_need():
+    rng = np.random.default_rng(1)
+    few = {"a": 1 + 0.1 * rng.normal(size=MIN_TEXTS - 1)}
+    row = exceeds_zero("c", "s", few, "p", "texts")
+    assert row.reason == "11 independent texts with both sides of every difference; it needs 12"
+    assert exceeds_zero("c", "s", few, "p", "layers").verdict == ABOVE_CHANCE
+    apart = {f"layer_{i}": (10 * i + rng.normal(size=3)).tolist() for i in range(5)}
+    row = differs_by_layer("c", "s", apart, "p", "texts")
+    assert row.reason == "3 independent texts; a claim over texts needs 12"
+    assert differs_by_layer("c", "s", apart, "p", "positions").verdict == ABOVE_CHANCE
+
+
+def test_a_difference_carries_its_p_and_its_interval():
+    rng = np.random.default_rng(1)
+    clear, slight = 1 + 0.1 * rng.normal(size=12), 0.4 + rng.normal(size=12)
+    row = exceeds_zero("c", "s", {"a": clear, "b": slight}, "p", "texts")
+    assert row.details["a"]["p_value"] < row.details["b"]["p_value"] == row.chance_p
+    assert row.details["a"]["n"] == 12
+    assert exceeds_zero("c", "s", {"a": clear}, "p", "texts").chance_p == pytest.approx(
+        row.details["a"]["p_value"]
+    )
+
+
+def test_differences_of_noise_are_seldom_above_zero():
+    rng = np.random.default_rng(3)
+    rows = [exceeds_zero("c", "s", {"a": x}, "p", "texts") for x in rng.normal(size=(300, 12))]
+    # 2.3 % of 300 are 7; 16 would be three and a half standard deviations off.
+    assert sum(row.verdict == ABOVE_CHANCE for row in rows) <= 16
+
+
+def test_the_p_of_one_side():
+    test = {"value": 0.3, "null_low": -0.1, "null_high": 0.2, "null_mean": 0.0, "p_value": 0.02}
+    assert one_sided_p(test) == 0.01
+    assert one_sided_p({**test, "value": -0.3}) == pytest.approx(0.99)
+    alone = {name: test[name] for name in ("value", "null_low", "null_high")}
+    assert (one_sided_p(alone), one_sided_p({**alone, "value": 0.15})) == (0.025, 0.5)
+    assert one_sided_p({**alone, "value": 0.01, "p_value": 0.9}) == 0.55  # below the middle
+
+
+def test_the_p_beyond_all_draws_is_seldom_too_small():
+    rng = np.random.default_rng(2)
+    for draw in (rng.standard_normal, lambda size: rng.gumbel(size=size)):
+        p = []
+        for draws in draw((20_000, 40)):
+            test = against_null(float(draws[0]), draws[1:], 9).to_dict()
+            p.append(one_sided_p(test))
+        for level in (0.025, 0.005, 0.001):
+            # Four standard errors, and for a Gumbel null at 0.001 a third more than there are.
+            limit = level * 1.35 + 4 * np.sqrt(level / 20_000)
+            assert np.mean(np.array(p) <= level) <= limit
+    far = {"value": 9.0, "null_mean": 0.0, "null_low": -1.0, "null_high": 1.0, "p_value": 0.05}
+    assert one_sided_p({**far, "num_draws": 39}) == 1e-6
+    assert one_sided_p({**far, "num_draws": 99}) == 0.025  # some draw is as large
+
+
+def test_layers_of_one_text_count_as_dependent_and_texts_are_joined():
+    one = {"text_0.layer_0": 0.01, "text_0.layer_1": 0.02, "text_0.layer_2": 0.5}
+    # Of three, the second smallest times 3/2.
+    assert joint_p(one) == pytest.approx(0.03)
+    two = {**one, **{name.replace("text_0", "text_1"): p for name, p in one.items()}}
+    assert joint_p(two) == pytest.approx(stats.combine_pvalues([0.03, 0.03]).pvalue)
+    assert joint_p({"layer_0": 0.01, "layer_3": 0.01}) == pytest.approx(0.01)
+    assert joint_p({"layer_0": 0.9, "layer_3": 0.9}) == pytest.approx(0.9)
+    pairs = {"layer_0_to_1": 0.02, "layer_1_to_2": 0.02}
+    assert joint_p(pairs) == pytest.approx(stats.combine_pvalues([0.02, 0.02]).pvalue)
+    assert joint_p({"text_0.layer_0": 1.0}) == 1.0
+
+
+def test_the_p_of_places_that_say_the_same_thing_is_no_smaller_than_theirs():
+    rng = np.random.default_rng(0)
+    # Uniform p, the same in all of 9 layers of a text, or different: of 2,000 at most 5 % are below
+    # 5 %, plus three and a half standard errors of 0.5 %.
+    for shared in (True, False):
+        draws = rng.random((2000, 1 if shared else 9)) * np.ones((1, 9))
+        found = [joint_p({f"layer_{i}": p for i, p in enumerate(row)}) for row in draws]
+        assert np.mean(np.array(found) <= 0.05) <= 0.067
+
+
+def test_each_rule_gives_its_p_and_its_scale():
+    rng = np.random.default_rng(0)
+    hits = share_of_hits("c", "s", [True] * 4, "p", rule="r", unit="u", reason="", chance=0.05)
+    assert hits.chance_p == pytest.approx(0.05**4)
+    assert (hits.scale, hits.scale_n) == ("share", 4)
+    apart = {f"layer_{i}": (10 * i + rng.normal(size=20)).tolist() for i in range(5)}
+    w = differs_by_layer("c", "s", apart, "p", "texts")
+    assert (w.chance_p, w.scale, w.scale_n) == (0.001, "share", 80)
+    trend = rises_with_depth("c", "s", apart, "p")
+    # 1 order of 120 rises all the way.
+    assert trend.chance_p == pytest.approx(1 / 120, abs=0.012)
+    assert (trend.scale, trend.scale_n) == ("correlation", 5)
+    places = {f"layer_{i}": {**null_test(0.9), "p_value": 0.01, "n": 70 + i} for i in range(3)}
+    above = above_null("c", "s", places, "p")
+    assert (above.chance_p, above.scale, above.scale_n) == (
+        pytest.approx(0.005 * 3 / 2), "correlation", 70,
+    )  # fmt: skip
+    single = exceeds_null("c", "s", {**null_test(0.9), "p_value": 0.01, "n": 60}, "p")
+    assert (single.chance_p, single.scale) == (0.005, "linear")
+    assert holds_everywhere("c", "s", {"a": (1.0, True)}, "p").chance_p is None

@@ -6,11 +6,18 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from result_views.figures import finding_figures as figures
-from token_statistics.findings import Finding
+from token_statistics.findings import VERDICTS, Finding
+from token_statistics.twin_bounds import FRESH, PERMUTED, BesideTwins
+
+TWINS = (
+    BesideTwins(FRESH, 3, 0.25, 0.5, 0.6, 0.001, True, 1),
+    BesideTwins(PERMUTED, 3, 0.3, 0.4, 0.6, 0.001, True, 1),
+)
 
 
 def row(verdict="supported", **fields):
     given = {
+        "twins": TWINS if verdict == "supported" else (),
         "claim": "Memory depends on the layer", "statistic": "share", "value": 0.75,
         "interval": None, "null": (0.0, 0.25), "n": 4, "unit": "layers", "verdict": verdict,
         "reason": None, "path": "memory.x",
@@ -45,12 +52,18 @@ def test_one_that_is_not_supported_is_hollow_on_its_interval_with_zero_in_sight(
     assert ax.get_xlim()[0] < 0
 
 
-def test_the_untrained_twins_are_diamonds_below(ax):
-    figures.plot_finding(row(twins=(0.25, 0.5), num_twins=3), ax)
-    twins = ax.lines[0]
-    np.testing.assert_array_equal(twins.get_xdata(), [0.25, 0.5])
-    assert np.all(np.asarray(twins.get_ydata()) < 0)
-    assert twins.get_marker() == "D"
+def test_the_untrained_twins_are_diamonds_and_squares_below(ax):
+    figures.plot_finding(row(), ax)
+    fresh, permuted = ax.lines[:2]
+    np.testing.assert_array_equal(fresh.get_xdata(), [0.25, 0.5])
+    np.testing.assert_array_equal(permuted.get_xdata(), [0.3, 0.4])
+    assert np.all(np.asarray(permuted.get_ydata()) < np.asarray(fresh.get_ydata()))
+    assert np.all(np.asarray(fresh.get_ydata()) < 0)
+    assert (fresh.get_marker(), permuted.get_marker()) == ("D", "s")
+
+
+def test_every_verdict_has_a_colour():
+    assert set(figures.VERDICT_COLOURS) == set(VERDICTS)
 
 
 def test_too_little_data_gives_the_reason(ax):
@@ -69,7 +82,7 @@ def test_claim_statistic_and_verdict_are_written(ax):
 
 
 def test_a_value_that_is_compared_with_nothing_is_written_out(ax):
-    figures.plot_finding(row(value=256.0, null=None), ax)
+    figures.plot_finding(row("not supported", value=256.0, null=None), ax)
     assert [label.get_text() for label in ax.get_xticklabels()] == ["256"]
 
 

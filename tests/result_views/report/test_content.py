@@ -7,7 +7,7 @@ import pytest
 from report_cases import HOSTILE_TEXTS, analysed
 
 from result_views.report.content import check_tensors, report_content, verdict_counts
-from token_statistics.findings import SUPPORTED, Finding
+from token_statistics.findings import ABOVE_CHANCE, Finding
 
 FINDING = Finding(
     "A <b>claim</b>",
@@ -17,7 +17,7 @@ FINDING = Finding(
     (0.0, 0.2),
     4,
     "layers",
-    SUPPORTED,
+    ABOVE_CHANCE,
     None,
     "a.b",
     "rule",

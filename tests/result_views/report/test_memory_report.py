@@ -12,12 +12,12 @@ from token_statistics.findings import Finding, undecided
 
 def test_the_table_has_a_row_a_finding():
     found = Finding(
-        "Memory is long", "mean lag", 0.12345, (0.1, 0.2), None, 7, "texts", "supported", None,
+        "Memory is long", "mean lag", 0.12345, (0.1, 0.2), None, 7, "texts", "not supported", None,
         "memory.delta", "the interval lies above 0",
     )  # fmt: skip
     rows = findings_table([found, undecided("It is short", "lag", "texts", "2 texts", "p")])
     assert rows[2] == (
-        "| Memory is long | 0.123 | interval 0.1 to 0.2; n = 7 texts | supported | "
+        "| Memory is long | 0.123 | interval 0.1 to 0.2; n = 7 texts | not supported | "
         "the interval lies above 0 |"
     )
     assert rows[3] == "| It is short |  |  | too little data |  |"
