@@ -93,9 +93,10 @@ def main_analysis_options(argv: Argv = None) -> argparse.Namespace:
         parser, "ablate", 0, "check the neuron methods by ablating N random neurons a layer"
     )
     _add_number(
-        parser, "twins", 0, "also analyse N untrained twins of each of two kinds, fresh and permuted "
-        "weights, which a supported claim has to exceed: 2 N more analyses, each as long as the "
-        "model's; 5 show large effects, 19 moderate ones",
+        parser, "twins", 0,
+        "also analyse N untrained twins of each of two kinds, fresh and permuted weights, which a "
+        "supported claim has to exceed: 2 N more analyses, each as long as the model's; 5 show "
+        "large effects, 19 moderate ones",
     )  # fmt: skip
     parser.add_argument(
         "--faithfulness",
@@ -155,7 +156,10 @@ def model_comparison_options(argv: Argv = None) -> argparse.Namespace:
         "default: the bundled demo model)",
     )
     _add_number(
-        parser, "twins", 0, "untrained twins of each of two kinds, fresh and permuted weights, of "
+        parser,
+        "twins",
+        0,
+        "untrained twins of each of two kinds, fresh and permuted weights, of "
         "every model to compare with: 2 N more comparisons; verdicts need 19",
     )
     layers: dict[str, Any] = COMMON_OPTIONS["layers"] | {

@@ -57,7 +57,12 @@ def make_last_token_model() -> MambaForCausalLM:
 def small_table() -> FaithfulnessTable:
     methods = ["mamba_lrp", "rollout", "occlusion", "knockout", "recency"]
     return faithfulness_table(
-        make_tiny_model(), None, encoded(9, 14, 11, 8, 10), methods, num_random=2, num_randomised_texts=2
+        make_tiny_model(),
+        None,
+        encoded(9, 14, 11, 8, 10),
+        methods,
+        num_random=2,
+        num_randomised_texts=2,
     )
 
 

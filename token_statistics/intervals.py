@@ -86,7 +86,8 @@ def mean_interval(
         return MeanInterval(mean, mean, mean, n)
     t = np.sort(_studentised(sample, num_resamples, seed))
     beyond = max(1, round((1 - confidence) / 2 * num_resamples))
-    return MeanInterval(mean, mean - error * float(t[-beyond]), mean - error * float(t[beyond - 1]), n)
+    low, high = (mean - error * float(t[i]) for i in (-beyond, beyond - 1))
+    return MeanInterval(mean, low, high, n)
 
 
 def positive_mean_p(values: Values, *, num_resamples: int = 2000, seed: int = 0) -> float:

@@ -12,14 +12,14 @@ number of places could exceed, and then the twins are too few.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 from scipy import special, stats
 
-from token_statistics.description import FloatArray, to_float64
+from token_statistics.description import FloatArray, Values, to_float64
 
 FRESH, PERMUTED = "fresh weights", "permuted weights"
 
@@ -98,7 +98,7 @@ class BesideTwins:
 def beside_twins_of(
     kind: str,
     value: float | None,
-    twins: Sequence[float],
+    twins: Values,
     *,
     scale: str = "linear",
     n: int = 1,

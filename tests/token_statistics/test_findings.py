@@ -1,5 +1,8 @@
 """Findings: sentences, rows, what stands beside twins, and beside the other claims of a run."""
 
+# A value is None only where it is undefined: pyright is told not to mind here.
+# pyright: reportOperatorIssue=false
+
 import json
 from dataclasses import replace
 

@@ -1,5 +1,8 @@
 """Means with intervals: coverage, equal values, few samples, signs counted one by one."""
 
+# A value is None only where it is undefined: pyright is told not to mind here.
+# pyright: reportOptionalOperand=false, reportOperatorIssue=false
+
 import itertools
 import math
 

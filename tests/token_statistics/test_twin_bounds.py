@@ -1,7 +1,7 @@
 """Bounds from twins: on the statistic's own scale, and seldom exceeded by another twin."""
 
 # A bound is None only where there is none: pyright is told not to mind here.
-# pyright: reportOptionalOperand=false, reportOptionalSubscript=false
+# pyright: reportOptionalOperand=false, reportOperatorIssue=false
 
 import json
 import math

@@ -231,11 +231,11 @@ def test_layers_of_one_text_count_as_dependent_and_texts_are_joined():
     # Of three, the second smallest times 3/2.
     assert joint_p(one) == pytest.approx(0.03)
     two = {**one, **{name.replace("text_0", "text_1"): p for name, p in one.items()}}
-    assert joint_p(two) == pytest.approx(stats.combine_pvalues([0.03, 0.03]).pvalue)
+    assert joint_p(two) == pytest.approx(stats.combine_pvalues([0.03, 0.03])[1])
     assert joint_p({"layer_0": 0.01, "layer_3": 0.01}) == pytest.approx(0.01)
     assert joint_p({"layer_0": 0.9, "layer_3": 0.9}) == pytest.approx(0.9)
     pairs = {"layer_0_to_1": 0.02, "layer_1_to_2": 0.02}
-    assert joint_p(pairs) == pytest.approx(stats.combine_pvalues([0.02, 0.02]).pvalue)
+    assert joint_p(pairs) == pytest.approx(stats.combine_pvalues([0.02, 0.02])[1])
     assert joint_p({"text_0.layer_0": 1.0}) == 1.0
 
 
