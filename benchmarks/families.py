@@ -161,7 +161,6 @@ def tried(version: str, args: argparse.Namespace) -> int:
         subprocess.run([python, *command], cwd=ROOT).returncode
         for command in (["-m", "pytest", "-q", *FAMILY_TESTS], table)
     ]
-    print(f"transformers {version}: {'passed' if not any(statuses) else 'FAILED'}", flush=True)
     return int(any(statuses))
 
 
@@ -192,9 +191,12 @@ def _command(argv: list[str]) -> int:
     )  # fmt: skip
     args = parser.parse_args(argv)
     if args.versions is not None:
-        return max([tried(version, args) for version in args.versions], default=0)
+        statuses = {version: tried(version, args) for version in args.versions}
+        for version, status in statuses.items():
+            print(f"transformers {version}: {'failed' if status else 'passed'}")
+        return max(statuses.values(), default=0)
     transformers.logging.set_verbosity_error()
-    logging.getLogger("replay_check").setLevel(logging.ERROR)
+    logging.getLogger("mamba_mixers.replay_check").setLevel(logging.ERROR)
     rows = [measure(name, dtype).cells() for name in args.models for dtype in DTYPES]
     if args.save:
         earlier = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""

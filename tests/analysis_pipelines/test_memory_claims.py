@@ -40,8 +40,11 @@ def test_effects_below_the_floor_are_no_memory():
     shares = by_group(0.1, 0.2, 0.5)
     verdicts = [row.verdict for row in group_claims(tiny, shares)]
     assert verdicts == [NOT_SUPPORTED, NOT_SUPPORTED, ABOVE_CHANCE]
-    causal = {"knockout": {"layers": {name: {"kl": row, "late_share": row, "positions": [[i, 9] for i in range(12)]}
-                                      for name, row in tiny.items()}}}  # fmt: skip
+    positions = [[i, 9] for i in range(12)]
+    layers = {
+        name: {"kl": row, "late_share": row, "positions": positions} for name, row in tiny.items()
+    }
+    causal = {"knockout": {"layers": layers}}
     found = {f.claim: f for f in claims_on({"causal_memory": causal}, [0, 3, 6, 9, 12], 100)}
     depends = found["What predictions owe to a layer's memory depends on the layer"]
     assert depends.verdict == NOT_SUPPORTED
