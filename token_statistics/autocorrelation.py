@@ -86,6 +86,7 @@ def mean_autocorrelation(
     """
     validate_int("max_lag", max_lag, 1)
     validate_int("num_shuffles", num_shuffles, 39)
+    validate_int("seed", seed, 0)
     lags = range(1, min(max_lag, min(lengths) // 2) + 1)
     grams = _gram_matrices(as_float64(x), lengths) if lags else []
     if not grams:

@@ -229,6 +229,7 @@ def spearman_shift_test(
     shifts, where a side is constant, and for series too slow for shifts (`why_too_slow`). Cost:
     two sorts and num_shifts inner products. Source: [3].
     """
+    validate_int("seed", seed, 0)
     sides = [as_float64(v)[:, None] for v in (x, y)]
     observed = observations(row_tokens(sides, lengths) if tokens is None else tokens)
     n, axes = len(observed.rows), observed.axis_lengths
@@ -262,6 +263,7 @@ def spearman_permutation_test(
     rank correlation to matter) and where a side is constant. Cost: num_permutations inner products.
     """
     first, second = as_float64(x), as_float64(y)
+    validate_int("seed", seed, 0)
     n = first.size
     if n < 8:
         return undefined(f"{n} samples; a permutation test here needs at least 8", n)

@@ -161,3 +161,16 @@ def test_results_are_strict_json():
     assert json.loads(json.dumps(test.to_dict(), allow_nan=False))["reason"] == "no data"
     assert fields_to_dict(test)["n"] == 3
     assert json.dumps(result._asdict(), allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda x: spearman_shift_test(x, x, [60], seed=None),
+        lambda x: spearman_permutation_test(x, x, seed=None),
+        lambda x: mean_autocorrelation(x[:, None], [60], 4, seed=None),
+    ],
+)
+def test_no_seed_is_refused(draw):
+    with pytest.raises(ValueError, match="seed is None"):
+        draw(np.random.default_rng(15).standard_normal(60))
