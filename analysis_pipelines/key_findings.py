@@ -33,6 +33,7 @@ from token_statistics.smallest_effects import (
 from token_statistics.verdict_rules import (
     LAYER_GROUPS,
     above_null,
+    apart_from_position,
     differs_by_layer,
     exceeds_zero,
     first_reason,
@@ -240,7 +241,10 @@ def _structure(results: Results) -> list[Finding]:
 
 def _together(results: Results, claim: str, statistic: str, name: str, kind: str) -> Finding:
     path = f"{_PAIRS}.*.{name}"
-    tests = {place: beyond_chance(test) for place, test in read(results, path).items()}
+    tests = {
+        place: beyond_chance(apart_from_position(pair, name))
+        for place, pair in _parts(results, f"{_PAIRS}.*").items()
+    }
     return worth_a_name(above_null(claim, statistic, tests, path, _PAIRS_UNIT), kind)
 
 
@@ -264,14 +268,18 @@ def _rho_above_null(results: Results, claim: str, statistic: str, path: str) -> 
 def _sparse_but_strong(results: Results) -> list[Finding]:
     """Claims about few pairs of channels that carry the correlation, and about the largest."""
     given = _parts(results, f"{_PAIRS}.*")
-    pairs = {name: pair for name, pair in given.items() if pair["enough_tokens"]}
+    strongest = {name: apart_from_position(pair, "max_abs") for name, pair in given.items()}
+    pairs = {
+        name: pair for name, pair in given.items()
+        if pair["enough_tokens"] and (strongest[name] or {}).get("value") is not None
+    }  # fmt: skip
     shares = {name: pair_shares(pair) for name, pair in pairs.items()}
     largest = {name: pair["max_abs"]["value"] for name, pair in pairs.items()}
     least = SMALLEST_EFFECTS["strong correlation"].value
     same: dict[str, Any] = {
         "rule": "in more than half of the pairs of layers, and in more than chance gives",
         "unit": _PAIRS_UNIT,
-        "reason": first_reason(given.values()),
+        "reason": first_reason([*given.values(), *strongest.values()]),
         "details": {
             name: {"typical": one.typical, "largest": one.largest} for name, one in shares.items()
         },

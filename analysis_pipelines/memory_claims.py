@@ -29,6 +29,7 @@ from token_statistics.time_shift_nulls import MIN_TOKENS
 from token_statistics.verdict_rules import (
     LAYER_GROUPS,
     above_null,
+    apart_from_position,
     differs_by_layer,
     exceeds_zero,
     first_reason,
@@ -254,8 +255,12 @@ def _recursion_claims(sections: Mapping[str, Any], layers: Sequence[int]) -> lis
 
 def _selectivity_claims(sections: Mapping[str, Any]) -> list[Finding]:
     pairs = _section(sections, "cross_layer_correlations").get("mixer", {})
-    strong = {name: beyond_chance(pair["max_abs"]) for name, pair in pairs.items()}
-    shares = {name: pair_shares(pair) for name, pair in pairs.items() if pair["enough_tokens"]}
+    apart = {name: apart_from_position(pair, "max_abs") or {} for name, pair in pairs.items()}
+    strong = {name: beyond_chance(test) for name, test in apart.items()}
+    shares = {
+        name: pair_shares(pair) for name, pair in pairs.items()
+        if pair["enough_tokens"] and apart[name].get("value") is not None
+    }  # fmt: skip
     beyond = "beyond chance: the root of its square less that of its mean under time shifts"
     return [
         worth_a_name(
@@ -276,7 +281,7 @@ def _selectivity_claims(sections: Mapping[str, Any]) -> list[Finding]:
             "memory.cross_layer_correlations.mixer.*.max_abs",
             rule="in more than half of the pairs of layers, and in more than chance gives",
             unit="pairs of layers",
-            reason=first_reason(pairs.values()),
+            reason=first_reason([*pairs.values(), *apart.values()]),
             details={
                 name: {"typical": one.typical, "largest": one.largest}
                 for name, one in shares.items()

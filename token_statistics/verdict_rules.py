@@ -385,6 +385,23 @@ def group_names(values: Mapping[str, Sequence[float]]) -> dict[str, str]:
     return {name: f"{name} layers ({layers or 'none'})" for name, layers in used.items()}
 
 
+_ONE_TEXT = (
+    "one independent text: what its layers share cannot be told apart from what position in a text "
+    "brings about; give 2 or more that are not of one origin"
+)
+
+
+def apart_from_position(pair: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+    """A pair of layers' null test by name; undefined where its texts are of one group.
+
+    Layers that read other passages go together above their null where both drift with position
+    alike. Only a smooth course can be taken out of one text, which leaves part of that.
+    """
+    if pair.get("num_groups", 2) < 2:
+        return {"value": None, "reason": _ONE_TEXT}
+    return pair[name]
+
+
 def first_reason(tests: Iterable[Mapping[str, Any] | None]) -> str:
     """The first reason that one of the tests gives for being undefined."""
     reasons = [test["reason"] for test in tests if test and test.get("reason")]

@@ -298,11 +298,28 @@ def test_dense_correlation_is_not_called_sparse_however_few_pairs_are_significan
     for length in (60, 800):
         common = rng.standard_normal((length, 1))
         x, y = (0.6 * common + 0.8 * rng.standard_normal((length, 40)) for _ in range(2))
+        parts = (length // 2, length // 2)
         pair = cross_layer_correlation(
-            PooledActivations(x, (length,)), PooledActivations(y, (length,)), stream="mixer"
+            PooledActivations(x, parts), PooledActivations(y, parts), stream="mixer"
         ).to_dict()
         pairs = {f"layer_{i}_to_{i + 1}": pair for i in range(4)}
         results = {"cross_text_analysis": {"correlation_patterns": {"mixer": pairs}}}
         found = verdicts(key_findings(results))
         assert found["Few pairs of channels carry the correlation between layers"] == NOT_SUPPORTED
-        assert found["Channels of successive layers are correlated on average"] == SUPPORTED
+        assert found["Channels of successive layers are correlated on average"] == ABOVE_CHANCE
+
+
+def test_one_text_cannot_tell_what_layers_share_from_position():
+    rng = np.random.default_rng(6)
+    common = rng.standard_normal((400, 1))
+    x, y = (common + 0.1 * rng.standard_normal((400, 4)) for _ in range(2))
+    for lengths, verdict in (((400,), TOO_LITTLE), ((200, 200), ABOVE_CHANCE)):
+        pair = cross_layer_correlation(
+            PooledActivations(x, lengths), PooledActivations(y, lengths), stream="mixer"
+        ).to_dict()
+        pairs = {f"layer_{i}_to_{i + 1}": pair for i in range(8)}
+        results = {"cross_text_analysis": {"correlation_patterns": {"mixer": pairs}}}
+        found = {one.claim: one for one in key_findings(results)}
+        claim = found["Channels of successive layers are correlated on average"]
+        assert claim.verdict == verdict
+        assert verdict != TOO_LITTLE or "position in a text" in (claim.reason or "")
