@@ -1,0 +1,308 @@
+"""Rows of the overview, one a layer: the texts joined, and each quantity beside its null.
+
+Nulls are drawn within texts, by the same shift in all of them, so that near copies of a text count
+no more than one of them; the statistics of all layers are tested together, so that one of 24 layers
+is not found by chance. An interval over texts there is from MIN_TEXTS texts on.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from causal_interventions.state_resets import ResetCosts
+from ssm_measures.copying import NEAREST
+from ssm_measures.gate_tokens import TOKEN_CLASSES
+from ssm_measures.layer_overview import LayerText
+from suite_plumbing.result_files import finite_or_none
+from token_statistics.description import FloatArray
+from token_statistics.several_tests import largest_of_all_p
+
+KINDS = ("space_leading", "line_break", "punctuation", "digits")
+"""Kinds of token whose gates are compared: those that a token has by itself (TOKEN_CLASSES)."""
+
+MIN_PAIRS = 20
+"""Tokens that were read before, over all texts; fewer say nothing of copying."""
+
+MIN_TYPES = 5
+"""Different tokens of a kind and of the others; fewer say nothing of the kind."""
+
+MIN_DRAWS = 19
+"""Fewer draws of a null cannot give a p of 0.05."""
+
+MIN_TEXTS = 5
+"""Fewer texts give no interval over texts."""
+
+_SKIPPED = 4
+"""First tokens of a text that count in no kind: there the memory is only filling."""
+
+_NUM_PERMUTATIONS = 199
+
+
+class LayerFacts(NamedTuple):
+    """What the overview keeps of a layer on one text."""
+
+    measures: LayerText
+    copying: FloatArray
+    """(1 + shifts, 3): see `copying_sums`"""
+    repeated: FloatArray
+    """(1, 3): of passages read a second time"""
+
+
+@dataclass(frozen=True, eq=False)
+class TextFacts:
+    """What the overview keeps of one text."""
+
+    num_tokens: int
+    pieces: tuple[str, ...]
+    """decoded, of the tokens in the measures"""
+    layers: dict[int, LayerFacts]
+    costs: ResetCosts | None
+    why_no_costs: str | None
+
+
+def joined(texts: Sequence[TextFacts], seed: int = 0) -> dict[str, Any]:
+    """``layers``, a row each; ``all_states``; and what was read: ``num_texts``, ``num_tokens``,
+    ``longest`` (tokens)."""
+    layers = sorted(texts[0].layers)
+    resets, all_states = _resets(texts, layers)
+    parts = zip(_copying(texts, layers), _sinks(texts, layers), resets,
+                _gates(texts, layers, seed), strict=True)  # fmt: skip
+    rows = [
+        {
+            "layer": layer,
+            **_measures([text.layers[layer].measures for text in texts]),
+            "copying": copying,
+            "sink": sink,
+            "reset": reset,
+            "gate": gate,
+        }
+        for layer, (copying, sink, reset, gate) in zip(layers, parts, strict=True)
+    ]
+    lengths = [text.num_tokens for text in texts]
+    return {
+        "num_texts": len(texts), "num_tokens": sum(lengths), "longest": max(lengths),
+        "layers": rows, "all_states": all_states,
+    }  # fmt: skip
+
+
+_MEANS = ("recent_share", "first_share", "self_share", "write", "retain")
+
+
+def _measures(found: Sequence[LayerText]) -> dict[str, Any]:
+    """Medians over texts of times, means over texts of shares and energies."""
+    means = {name: float(np.mean([getattr(one, name) for one in found])) for name in _MEANS}
+    limited = any(one.limited_by_text for one in found)
+    return {
+        "heads_measured": len(found[0].heads),
+        "median_half_life": float(np.median([one.half_life for one in found])),
+        "tokens_to_half": finite_or_none(float(np.median([one.tokens_to_half for one in found]))),
+        "lag_90": finite_or_none(float(np.median([one.lag_90 for one in found]))),
+        "limited_by_text": limited,
+        **{name: finite_or_none(value) for name, value in means.items()},
+    }
+
+
+def _tested(
+    value: float, draws: FloatArray, p: float, n: int, unit: str, by_text: Sequence[float] = ()
+) -> dict[str, Any]:
+    """A statistic beside its null: 95 % of the draws, and p among all that were tried."""
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return {
+        "value": finite_or_none(value), "null_mean": float(draws.mean()),
+        "null_low": float(low), "null_high": float(high), "p_value": finite_or_none(p),
+        "n": n, "unit": unit, "num_draws": len(draws), "interval": over_texts(by_text),
+        "reason": None,
+    }  # fmt: skip
+
+
+def _untested(reason: str, n: int, unit: str) -> dict[str, Any]:
+    names = ("value", "null_mean", "null_low", "null_high", "p_value", "interval")
+    return {**dict.fromkeys(names), "n": n, "unit": unit, "num_draws": 0, "reason": reason}
+
+
+def over_texts(values: Sequence[float]) -> list[float] | None:
+    """95 % t-interval of the mean over texts; None for fewer than MIN_TEXTS."""
+    known = np.array([value for value in values if math.isfinite(value)])
+    if len(known) < MIN_TEXTS:
+        return None
+    half = stats.t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
+    return [float(known.mean() - half), float(known.mean() + half)]
+
+
+def _copying(texts: Sequence[TextFacts], layers: Sequence[int]) -> list[dict[str, Any]]:
+    """The copying score of each layer: see `ssm_measures.copying`."""
+    by_text = np.array([[text.layers[layer].copying for layer in layers] for text in texts])
+    total = by_text.sum(0)
+    pairs = total[0, :, 2]
+    number = int(pairs[0])
+    kept = np.flatnonzero(pairs[1:] >= number / 2) + 1
+    if number < MIN_PAIRS or len(kept) < MIN_DRAWS:
+        reason = (
+            f"{number} tokens come again at least {NEAREST} tokens later; "
+            f"copying needs {MIN_PAIRS}, and texts long enough to shift them"
+        )
+        return [_untested(reason, number, "repeated tokens") for _ in layers]
+    gains = _ratio(total)
+    p = largest_of_all_p(gains[:, 0], gains[:, kept].T)
+    repeated = np.array([sum(text.layers[layer].repeated[0] for text in texts) for layer in layers])
+    each = _ratio(by_text[:, :, 0])
+    return [
+        _tested(gains[i, 0], gains[i, kept], p[i], number, "repeated tokens", each[:, i])
+        | _shares(total[i, 0])
+        | {"in_repeated_passage": _passage(repeated[i])}
+        for i in range(len(layers))
+    ]
+
+
+def _shares(sums: FloatArray) -> dict[str, Any]:
+    return {"share": sums[0] / sums[2], "share_around": sums[1] / sums[2]}
+
+
+def _passage(sums: FloatArray) -> dict[str, Any]:
+    """The gain where a passage is read a second time, and how many tokens that rests on."""
+    return {"value": finite_or_none(float(_ratio(sums))), "n": int(sums[2])}
+
+
+def _ratio(sums: FloatArray) -> FloatArray:
+    """First over second of the last axis; nan where the second is 0."""
+    first, second = sums[..., 0], sums[..., 1]
+    return np.divide(first, second, out=np.full(first.shape, np.nan), where=second > 0)
+
+
+def _sinks(texts: Sequence[TextFacts], layers: Sequence[int]) -> list[dict[str, Any]]:
+    """|alpha| on the first token beside the tokens after it; null: other tokens in its place."""
+    found = []
+    for layer in layers:
+        measures = [text.layers[layer].measures for text in texts]
+        gains = _ratio(np.sum([one.sink_sums for one in measures], axis=0))
+        draws = gains[_SKIPPED:][np.isfinite(gains[_SKIPPED:])]
+        heads = sorted({head for one in measures for head in one.sink_heads})
+        if not math.isfinite(gains[0]) or len(draws) < MIN_DRAWS:
+            why = f"texts too short to put {MIN_DRAWS} other tokens in the first one's place"
+            found.append(_untested(why, len(texts), "texts") | {"heads": heads})
+            continue
+        p = float((1 + (draws >= gains[0]).sum()) / (1 + len(draws)))
+        row = _tested(gains[0], draws, p, len(texts), "texts")
+        found.append(row | {"heads": heads})
+    return found
+
+
+def _resets(
+    texts: Sequence[TextFacts], layers: Sequence[int]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """What erasing the state costs, by layer, and all states together; nats a token."""
+    known = [text.costs for text in texts if text.costs is not None]
+    unit = "predictions"
+    if not known:
+        reason = next(text.why_no_costs for text in texts if text.why_no_costs)
+        return [_untested(reason, 0, unit) for _ in layers], _untested(reason, 0, unit)
+    number, late = (sum(getattr(one, name) for one in known)
+                    for name in ("num_predictions", "num_late"))  # fmt: skip
+    total = sum(one.by_layer for one in known) / number
+    p = largest_of_all_p(total[0], total[1:])
+    each = np.array([one.by_layer[0] / one.num_predictions for one in known])
+    erased = {layer: i for i, layer in enumerate(known[0].layers)}
+    others = f"of {len(layers)} layers the states of {len(erased)} are erased, this one's is not"
+    rows = [
+        _tested(total[0, i], total[1:, i], p[i], number, unit, each[:, i])
+        if (i := erased.get(layer)) is not None
+        else _untested(others, 0, unit)
+        for layer in layers
+    ]
+    together = sum(one.all_states for one in known) / late
+    p_all = largest_of_all_p(together[:1], together[1:, None])[0]
+    by_text = [one.all_states[0] / one.num_late for one in known]
+    return rows, _tested(together[0], together[1:], p_all, late, unit, by_text)
+
+
+def _gates(
+    texts: Sequence[TextFacts], layers: Sequence[int], seed: int
+) -> list[dict[str, dict[str, Any]]]:
+    """By layer and kind: mean openness of the kind's different tokens minus that of the others.
+
+    Each different token counts once, with its mean; null: kinds exchanged among them. A model that
+    learned nothing gives tokens gates of their own, but no kind of them one in common.
+    """
+    pieces, means = _by_type(texts, layers)
+    members = {name: _members(name, pieces) for name in KINDS}
+    known = {
+        name: flags for name, flags in members.items()
+        if min(flags.sum(), (~flags).sum()) >= MIN_TYPES
+    }  # fmt: skip
+    tried = _differences(means, known, seed)
+    return [
+        {
+            name: _gate_test(tried.get(name), i, flags)
+            for name, flags in members.items()
+        }
+        for i in range(len(layers))
+    ]
+
+
+def _by_type(
+    texts: Sequence[TextFacts], layers: Sequence[int]
+) -> tuple[list[str], FloatArray]:
+    """The different tokens of all texts, and their mean openness (types, layers)."""
+    sums: dict[str, FloatArray] = {}
+    counts: dict[str, int] = {}
+    for text in texts:
+        series = np.array([text.layers[layer].measures.openness for layer in layers]).T
+        for piece, row in list(zip(text.pieces, series, strict=True))[_SKIPPED:]:
+            sums[piece] = sums.get(piece, 0.0) + row
+            counts[piece] = counts.get(piece, 0) + 1
+    means = [sums[piece] / counts[piece] for piece in sums]
+    return list(sums), np.array(means).reshape(-1, len(layers))
+
+
+def _members(kind: str, pieces: Sequence[str]) -> np.ndarray:
+    # Position and earlier tokens play no part in these kinds.
+    return np.array([bool(TOKEN_CLASSES[kind](piece, 1, ())) for piece in pieces], dtype=bool)
+
+
+class _Differences(NamedTuple):
+    value: FloatArray  # (layers,)
+    draws: FloatArray  # (draws, layers)
+    p: FloatArray  # (layers,) over all layers and kinds, of the distance from chance
+
+
+def _differences(
+    means: FloatArray, members: Mapping[str, np.ndarray], seed: int
+) -> dict[str, _Differences]:
+    if not members:
+        return {}
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(len(means)) for _ in range(_NUM_PERMUTATIONS)]
+    values = [_difference(means, flags) for flags in members.values()]
+    draws = [
+        np.array([_difference(means, flags[order]) for order in orders])
+        for flags in members.values()
+    ]
+    spread = np.maximum(np.concatenate(draws, axis=1).std(axis=0), 1e-12)
+    p = largest_of_all_p(
+        np.abs(np.concatenate(values)) / spread, np.abs(np.concatenate(draws, axis=1)) / spread
+    )
+    return {
+        name: _Differences(*parts)
+        for name, *parts in zip(members, values, draws, np.split(p, len(members)), strict=True)
+    }
+
+
+def _difference(means: FloatArray, flags: np.ndarray) -> FloatArray:
+    return means[flags].mean(axis=0) - means[~flags].mean(axis=0)
+
+
+def _gate_test(tried: _Differences | None, layer: int, flags: np.ndarray) -> dict[str, Any]:
+    number = int(flags.sum())
+    if tried is None:
+        few = min(number, len(flags) - number)
+        reason = f"{few} different tokens on one side; a difference needs {MIN_TYPES} on both"
+        return _untested(reason, number, "different tokens")
+    return _tested(
+        tried.value[layer], tried.draws[:, layer], tried.p[layer], number, "different tokens"
+    )

@@ -1,0 +1,235 @@
+"""What one layer does with its memory on one text, in a few numbers: the row of an overview.
+
+Everything is measured from the operands of the layer's scan, and nothing of a text's size is kept
+but one number a token. What takes a map (l, l) is measured over some of the heads, evenly
+spaced, as many as a text's length allows: the results say how many; in Mamba-1 a head is a channel. Letters are those of the
+glossary in ``selective_scan``.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from selective_scan.attention import attention_map, implicit_attention
+from selective_scan.operands import with_groups
+from selective_scan.scan import half_life, scan_hidden_states
+from ssm_measures.attention_measures import memory_kernel, query_statistics, row_shares
+from token_statistics.description import FloatArray
+
+MAP_ROWS = 16_384
+"""Heads times tokens of a map: at 512 tokens maps are averaged over 32 heads, of mamba-130m's 1,536
+channels every 48th. More would cost more than the forward pass."""
+
+LEAST_HEADS = 16
+
+LIMITED_SHARE = 0.25
+"""A median half-life above this share of the text's length, and how far attention reaches is the
+text's doing: a kernel that falls by half-lives has then more than 1/16 of its start left at the
+end."""
+
+SINK_NEIGHBOURS = 8
+"""Tokens after a source with which its attention is compared."""
+
+SINK_POSITIONS = 64
+"""Sources up to this one, the first left out, take the first token's place in its null."""
+
+_HEAD_SINK = 0.5  # a head whose first token takes half of its attention holds the sink
+
+_QUERIES_LEAST = 8  # queries behind a source's mean
+
+
+class ScanOperands(Protocol):
+    """What a scan reads, of one text: (1, l, ...) as in ``selective_scan``'s glossary."""
+
+    u: Tensor
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+
+
+class Operands(NamedTuple):
+    """The operands of some heads of a layer, on one text."""
+
+    u: Tensor
+    """(1, l, channels of these heads)"""
+    delta: Tensor
+    A: Tensor
+    B: Tensor
+    C: Tensor
+
+
+class LayerText(NamedTuple):
+    """One layer on one text; floats are means over tokens and heads unless said otherwise."""
+
+    half_life: float
+    """tokens, median over heads and states, at the mean delta"""
+    tokens_to_half: float
+    """tokens until half is left of the slowest state of a head by delta as it is, median over heads
+    of the median over tokens; inf where the text is too short to say"""
+    lag_90: float
+    """tokens, smallest lag by which 90 % of |alpha| has passed; nan without attention"""
+    limited_by_text: bool
+    """whether the half-life is above LIMITED_SHARE of the text, and lags are the text's doing"""
+    recent_share: float
+    """share of |alpha| on the last four tokens, the query included"""
+    first_share: float
+    """share of |alpha| on the first token"""
+    self_share: float
+    """share of |alpha| on the query itself"""
+    write: float
+    """L2 norm of delta B u over the heads measured"""
+    retain: float
+    """L2 norm of exp(delta A) h before the token, over the same"""
+    openness: FloatArray
+    """(l,) mean over heads of ln delta in standard deviations of each head over the text"""
+    shares: FloatArray
+    """(l, l) each query's share of contributions |alpha u| by source; not to be kept"""
+    sink_sums: FloatArray
+    """(positions, 2) |alpha| share that later queries pay to a source, the first token's first, and
+    to those after it: see `sink_sums`"""
+    sink_heads: tuple[int, ...]
+    """heads, of those measured, of which the first token takes half of the attention"""
+    heads: tuple[int, ...]
+    """those measured in what takes a map"""
+
+
+@torch.no_grad()
+def layer_text(scan: ScanOperands, max_heads: int) -> LayerText:
+    """The measures of one layer on one text, b = 1, without padding.
+
+    ``max_heads``: see `heads_that_fit`. Cost: two maps of magnitudes and one scan of so many heads,
+    and the logarithm of their delta.
+    """
+    heads = measured_heads(scan.delta.shape[2], with_groups(scan.B).shape[2], max_heads)
+    some = operands_of(scan, heads)
+    absolute = attention_map(some.delta, some.A, some.B, some.C, absolute=True)
+    written = attention_map(
+        some.delta, some.A, some.B, some.C, key_weight=some.u, absolute=True
+    )
+    mask = torch.ones(absolute.shape[:2], dtype=torch.long, device=absolute.device)
+    queries = query_statistics(absolute, mask)
+    write, retain = energies(some)
+    half = float(half_life(scan.delta[0].mean(0), scan.A).median())
+    shares = row_shares(absolute)[0].double().cpu().numpy()
+    first = _mean(queries.first_share)
+    return LayerText(
+        half_life=half,
+        tokens_to_half=float(tokens_to_half(some.delta[0], some.A.abs().amin(1)).median()),
+        lag_90=memory_kernel(absolute.cpu(), mask.cpu()).lag_90[0],
+        limited_by_text=half > LIMITED_SHARE * scan.delta.shape[1],
+        recent_share=_mean(queries.recent_share),
+        first_share=first,
+        self_share=_mean(queries.self_share),
+        write=write,
+        retain=retain,
+        openness=openness(some.delta[0]).cpu().numpy(),
+        shares=row_shares(written)[0].double().cpu().numpy(),
+        sink_sums=sink_sums(shares),
+        sink_heads=_sink_heads(some, heads) if first >= 0.1 else (),
+        heads=tuple(heads.tolist()),
+    )
+
+
+def heads_that_fit(length: int) -> int:
+    """Heads whose maps of a text of so many tokens may be measured."""
+    return max(LEAST_HEADS, MAP_ROWS // length)
+
+
+def measured_heads(num_heads: int, num_groups: int, max_heads: int) -> Tensor:
+    """Numbers of at most so many heads, as many of every group, evenly spaced within it."""
+    size = num_heads // num_groups
+    count = max(1, min(size, max_heads // num_groups))
+    within = (torch.arange(count) * size) // count
+    return (torch.arange(num_groups)[:, None] * size + within).flatten()
+
+
+def operands_of(scan: ScanOperands, heads: Tensor) -> Operands:
+    """The operands of these heads, float32 unless float64; B and C of all groups stay."""
+    heads = heads.to(scan.delta.device)
+    u = scan.u.unflatten(2, (scan.delta.shape[2], -1))[:, :, heads].flatten(2)
+    return Operands(u, scan.delta[:, :, heads], scan.A[heads], scan.B, scan.C)
+
+
+def tokens_to_half(delta: Tensor, rates: Tensor) -> Tensor:
+    """Tokens until half of what a token wrote is left, median over tokens: (H,), inf if unknown.
+
+    ``delta`` (l, H), ``rates`` (H,) = |A| of the state meant: the smallest lag k at which, of the
+    tokens s with k tokens after them, at least half have rate (S_{s+k} - S_s) >= ln 2, S the running
+    sum of delta. inf where no lag is such: the text is too short. Cost: O(l H log l).
+    """
+    length = len(delta)
+    passed = (delta.double().cumsum(0) * rates).T.contiguous()
+    place = torch.arange(length, device=delta.device)
+    # The tolerance is for the rounding of a sum, where exactly half is left at a token.
+    lag = torch.searchsorted(passed, passed + math.log(2) * (1 - 1e-12)) - place
+    after = length - place
+    reached = lag < after
+    # Changes, from lag to lag, of the number of tokens that have half or less left.
+    done = torch.zeros(len(passed), length + 1, dtype=torch.double, device=delta.device)
+    done.scatter_add_(1, lag.clamp_max(length), reached.double())
+    done.scatter_add_(1, after.expand_as(lag), -reached.double())
+    enough = 2 * done.cumsum(1)[:, 1:length] >= after[1:]
+    lags = torch.where(enough, torch.arange(1, length, device=delta.device).double(), math.inf)
+    return lags.amin(1) if length > 1 else lags.new_full((len(passed),), math.inf)
+
+
+def energies(some: Operands) -> tuple[float, float]:
+    """Mean over tokens of |delta B u| and of |exp(delta A) h before|, L2 over heads and states.
+
+    The second over the tokens after the first. Cost: one scan.
+    """
+    width = some.u.shape[2] // some.delta.shape[2]
+    h = scan_hidden_states(*some[:4])[0].unflatten(1, (-1, width))
+    decay = torch.exp(some.delta[0].unsqueeze(-1) * some.A).unsqueeze(2)
+    kept = decay[1:] * h[:-1]
+    new = torch.cat([h[:1], h[1:] - kept])
+    write, retain = (x.flatten(1).norm(dim=1) for x in (new, kept))
+    return float(write.mean()), float(retain.mean()) if len(retain) else 0.0
+
+
+def openness(delta: Tensor) -> Tensor:
+    """(l,) mean over heads of ln delta (l, H) in standard deviations of each head; 0 for a head
+    that does not vary: > 0 writes and forgets more than usual."""
+    logs = delta.double().log()
+    centred = logs - logs.mean(0)
+    scale = centred.square().mean(0).sqrt()
+    varies = scale > 1e-9 * logs.abs().amax(0).clamp_min(1)
+    return torch.where(varies, centred / scale.clamp_min(1e-300), 0.0).mean(1)
+
+
+def sink_sums(shares: FloatArray) -> FloatArray:
+    """How much a source is read beside those after it: (SINK_POSITIONS + 1, 2), 0 for none.
+
+    Row p of the (l, l) ``shares``: sum over queries t >= p + 12 of the share on source p, and of
+    the mean share on sources p + 1 to p + SINK_NEIGHBOURS. Row 0 is the first token. Sums of texts
+    add up.
+    """
+    length = len(shares)
+    found = np.zeros((SINK_POSITIONS + 1, 2))
+    for source in range(min(SINK_POSITIONS + 1, length)):
+        start = source + SINK_NEIGHBOURS + 4
+        if length - start >= _QUERIES_LEAST:
+            after = shares[start:, source + 1 : source + 1 + SINK_NEIGHBOURS]
+            found[source] = shares[start:, source].sum(), after.mean(1).sum()
+    return found
+
+
+def _sink_heads(some: Operands, heads: Tensor) -> tuple[int, ...]:
+    """Of these heads, those whose first token takes half of the attention of later queries."""
+    found = []
+    for start in range(0, len(heads), 16):
+        chosen = range(start, min(start + 16, len(heads)))
+        maps = implicit_attention(*some[1:], heads=chosen)[0].abs()
+        share = row_shares(maps)[:, SINK_NEIGHBOURS:, 0].mean(1)
+        found += heads[start : start + 16][(share >= _HEAD_SINK).cpu()].tolist()
+    return tuple(found)
+
+
+def _mean(by_query: Tensor) -> float:
+    return float(by_query.nanmean())
