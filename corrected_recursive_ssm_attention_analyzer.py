@@ -8,6 +8,8 @@ Seven steps for every text, from one forward pass a batch, and an eighth over al
     4 layer activations and   8 cross-text analysis
       their correlations
 
+Before them in the results stands the overview: all layers in one pass, and answers made from it.
+
 From a shell: ``python corrected_recursive_ssm_attention_analyzer.py`` runs it on the bundled demo
 model and three built-in texts, offline.
 """
@@ -40,10 +42,12 @@ from analysis_pipelines.analysis_results import (
     TwinResults,
     assemble,
     with_findings,
+    with_overview,
     without_repeats,
     write_analysis,
 )
 from analysis_pipelines.key_findings import key_findings
+from analysis_pipelines.overview import overview
 from analysis_pipelines.step_runner import Step, run_steps, step_sections
 from analysis_pipelines.text_parts import TextParts, open_parts
 from analysis_pipelines.text_steps import TextInputs, analyze_text, without_capture
@@ -132,11 +136,13 @@ def analyze(
     and again from those of ``settings.num_twins`` untrained twins of each kind. Raises ValueError
     where these cannot be made. Cost, as much again for each of the 2 num_twins twins: one forward
     pass a batch up to the last layer asked for, one forward and backward pass a text for the
-    gradient-guided neurons, and the steps.
+    gradient-guided neurons, and the steps. The overview is of all layers of the model alone, at
+    about 0.7 of a forward pass a text.
     """
     check_twins(model, settings.num_twins)
     distinct_texts(encoded)  # says which texts come again
     analysis = _analyze_alone(model, encoded, tokenizer, settings, after_each, parts)
+    analysis = with_overview(analysis, _overview(model, encoded, tokenizer, settings, after_each))
     findings = key_findings(without_repeats(analysis.results), settings.seed)
     alone = replace(settings, num_twins=0, num_ablations=0, faithfulness=False)
     twins = []
@@ -305,6 +311,18 @@ def _another_text(
     later = [*encoded[index + 1 :], *encoded[:index]]
     other = next((text.input_ids for text in later if text.input_ids != own), None)
     return None if other is None else capture(model, torch.tensor([other]), None, layers)
+
+
+def _overview(
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+    after_each: Callable[[], None] | None,
+) -> dict[str, Any]:
+    """What every layer does with its memory, and answers; or the failure."""
+    step = Step("overview", lambda seed: overview(model, encoded, tokenizer, seed=seed))
+    return step_sections(run_steps([step], settings.seed, after_each), [step])["overview"]
 
 
 def _together(

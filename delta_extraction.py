@@ -51,6 +51,7 @@ from ssm_measures.delta_neurons import (
     delta_sensitivity,
 )
 from ssm_measures.gate_tokens import TOP_TOKENS, GateTokens, TokenDelta, gate_tokens
+from ssm_measures.tokens_to_half import tokens_to_half
 from suite_plumbing.commands import (
     command_line,
     job_from_options,
@@ -362,32 +363,6 @@ def survival(deltas: Sequence[FloatArray], A: Tensor, max_lag: int) -> Survival:
     counts = [sum(max(len(delta) - lag, 0) for delta in deltas) for lag in (0, *lags)]
     means = total.numpy() / (np.array(counts)[:, None] * A.shape[1])
     return Survival(lags, means[1:], means[0])
-
-
-def tokens_to_half(deltas: Sequence[FloatArray], rates: FloatArray) -> FloatArray:
-    """Tokens until half of what a token wrote is left, median over tokens: (H,), inf where unknown.
-
-    `deltas`: (l, H) for each text, `rates` (H,) = |A| of the state meant. The smallest lag k at
-    which, of the tokens s with k tokens after them, at least half have exp(-rate (S_{s+k} - S_s))
-    <= 1/2, S the running sum of delta: by delta as it is at every token, exact, where the half-life
-    is that of its mean. inf where no lag is such: the texts are too short. Cost: O(tokens H log l).
-    """
-    longest = max(map(len, deltas))
-    # Changes, from lag to lag, of the number of tokens that have half or less left, and of those
-    # with so many tokens after them.
-    done, at_risk = np.zeros((len(rates), longest + 1)), np.zeros(longest + 1)
-    for delta in deltas:
-        length = len(delta)
-        sums = np.ascontiguousarray((np.cumsum(delta, axis=0) * rates).T)
-        ends = length - np.arange(length)
-        for head, row in enumerate(sums):
-            lag = np.searchsorted(row, row + math.log(2) * (1 - 1e-12)) - np.arange(length)
-            reached = lag < ends
-            done[head] += np.bincount(lag[reached], minlength=longest + 1)
-            done[head] -= np.bincount(ends[reached], minlength=longest + 1)
-        at_risk[:length] += length - np.arange(length)
-    halved = 2 * done.cumsum(axis=1)[:, 1:longest] >= at_risk[1:longest]
-    return np.where(halved, np.arange(1, longest), np.inf).min(axis=1, initial=np.inf)
 
 
 def _sums_over_tokens(exponents: Tensor, num_lags: int) -> Iterator[Tensor]:

@@ -28,12 +28,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from result_views.answers import overview_rows
 from result_views.figures import analysis_panels as panels
 from result_views.figures.comparison_figures import COMPARISON_FIGURES
 from result_views.figures.faithfulness_figures import FAITHFULNESS_FIGURES
 from result_views.figures.finding_figures import finding_figures
 from result_views.figures.long_memory_figures import LONG_MEMORY_FIGURES
 from result_views.figures.memory_figures import CAUSAL_FIGURES, MEMORY_FIGURES
+from result_views.figures.overview_figures import OVERVIEW_FIGURES
 from result_views.figures.pages import page, styled
 from result_views.summaries import Row, check_lines, finding_frame, layer_rows, run_summary
 from suite_plumbing.arguments import validate_choice
@@ -308,7 +310,8 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
     ValueError for a dict that is none.
     """
     if "cross_text_analysis" in results:
-        figures = dict(CORRECTED_FIGURES)
+        figures = OVERVIEW_FIGURES if overview_rows(results) else {}
+        figures = {**figures, **CORRECTED_FIGURES}
         if "attribution_faithfulness" in results["cross_text_analysis"]:
             figures |= FAITHFULNESS_FIGURES
     else:

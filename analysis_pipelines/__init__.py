@@ -19,6 +19,12 @@ memory_table         One row a layer: the numbers of the memory analysis side by
                      its JSON
 memory_twins         What the memory claims' statistics are in untrained twins: what needs no
                      training at all
+overview             The overview: what every SSM layer of a model does with its memory, and
+                     answers made from it
+overview_answers     What the overview may say: a sentence for each question, with its numbers and
+                     its place
+overview_rows        Rows of the overview, one a layer: the texts joined, and each quantity beside
+                     its null
 shared_pieces        Pieces of a text that several tokenizers have in common, and what models say
                      pooled over them
 step_runner          Run the steps of an analysis so that one that fails leaves the others whole

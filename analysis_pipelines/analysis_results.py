@@ -122,6 +122,16 @@ def with_findings(
     return replace(analysis, results=to_jsonable(results))
 
 
+def with_overview(analysis: Analysis, section: Mapping[str, Any]) -> Analysis:
+    """The analysis with its overview before its other sections; one that failed is in the check."""
+    rest = dict(analysis.results)
+    if "error" in section:
+        lost = {**rest["self_check"]["without_result"], "overview": dict(section)}
+        rest["self_check"] = {**rest["self_check"], "without_result": lost}
+    first = {name: rest.pop(name) for name in ("schema_version", "analysis_metadata")}
+    return replace(analysis, results={**first, "overview": dict(section), **rest})
+
+
 def write_analysis(analysis: Analysis, path: Path, stale: Iterable[Path] = ()) -> Path:
     """Write an analysis as ``path`` (JSON), its tensors and its table of neurons beside it, and
     of ablated neurons where there are any.

@@ -22,13 +22,14 @@ from mamba_mixers.running import fast_scan
 from mamba_mixers.sites import UnsupportedModelError, find_mixers
 from ssm_measures.copying import EarlierTokens, copying_sums, earlier_tokens, query_shifts
 from ssm_measures.layer_overview import heads_that_fit, layer_text
+from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import execution_device
 from suite_plumbing.progress import progress
 from suite_plumbing.result_files import six_digits, to_jsonable
 from suite_plumbing.texts import EncodedText, repeated_texts, token_pieces
 
 SHORTEST_TO_RESET = 32
-"""Tokens of a text whose states are erased; of a shorter one there is too little before and after."""
+"""Tokens of a text whose states are erased: of a shorter one little is left before and after."""
 
 
 def overview(
@@ -72,8 +73,9 @@ def text_facts(
     seen = _Seen(earlier_tokens(input_ids[:start]), max_heads, {})
     memories: dict[int, MixerMemory] = {}
     ids = torch.tensor([input_ids[:start]], device=execution_device(model))
-    with torch.no_grad(), fast_scan(
-        model, observe=seen.measure, memories=None if reason else memories
+    with (
+        torch.no_grad(),
+        fast_scan(model, observe=seen.measure, memories=None if reason else memories),
     ):
         model.base_model(input_ids=ids, use_cache=False)
     costs = None if reason else reset_costs(model, memories, input_ids, start, erased)
@@ -98,7 +100,11 @@ class _Seen(NamedTuple):
     layers: dict[int, LayerFacts]
 
     def measure(self, layer: int, replay: MixerReplay) -> None:
-        """Keep what the overview needs of this layer."""
+        """Keep what the overview needs of this layer; AnalysisError where it overflows."""
+        if not bool(torch.isfinite(replay.output).all()):
+            raise AnalysisError(
+                f"the output of layer {layer} holds NaN or infinity: the model overflows on a text"
+            )
         found = layer_text(replay, self.max_heads)
         shifts = [0, *query_shifts()]
         self.layers[layer] = LayerFacts(

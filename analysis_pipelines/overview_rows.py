@@ -237,17 +237,12 @@ def _gates(
     }  # fmt: skip
     tried = _differences(means, known, seed)
     return [
-        {
-            name: _gate_test(tried.get(name), i, flags)
-            for name, flags in members.items()
-        }
+        {name: _gate_test(tried.get(name), i, flags) for name, flags in members.items()}
         for i in range(len(layers))
     ]
 
 
-def _by_type(
-    texts: Sequence[TextFacts], layers: Sequence[int]
-) -> tuple[list[str], FloatArray]:
+def _by_type(texts: Sequence[TextFacts], layers: Sequence[int]) -> tuple[list[str], FloatArray]:
     """The different tokens of all texts, and their mean openness (types, layers)."""
     sums: dict[str, FloatArray] = {}
     counts: dict[str, int] = {}

@@ -15,6 +15,8 @@ passing              Whether a later layer reads what an earlier one writes: the
                      output compared
 perturbation_curves  How a quantity falls while the parts that it is said to depend on are taken
                      away
+state_resets         What erasing a layer's state costs the next predictions: one erasure a layer,
+                     in one pass
 targets              Scalar targets of a language model: what an attribution or a gradient
                      explains
 """

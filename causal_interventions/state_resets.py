@@ -59,7 +59,8 @@ def erased_layers(layers: Sequence[int]) -> list[int]:
 def tokens_read_on(length: int, num_layers: int) -> int:
     """Tokens at the end of a text that are read once more for each of so many layers and twice.
 
-    Over all rows 35 % of the text or 200 tokens, at least 8 and at most 64 or a quarter of the text.
+    Over all rows 35 % of the text or 200 tokens; in a row 8 to 64, and at most a quarter of the
+    text.
     """
     rows = num_layers + 2
     wanted = int(max(_LEAST_READ_ON, _SHARE_READ_ON * length)) // rows

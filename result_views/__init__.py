@@ -2,11 +2,14 @@
 
 May import `suite_plumbing`, `selective_scan`, `token_statistics`.
 
+answers            The answers of an analysis's overview, as a terminal, a report and a page show
+                   them
 checks             Whether a run's numbers can be trusted, in words: what every report and every
                    terminal says
 faithfulness_rows  The faithfulness table of attributions as rows: a line a method, for CSV and for
                    a terminal
 glossary           What the numbers of a report are: name, unit, definition and how each can mislead
+layer_names        Layers by name in a sentence: single numbers, runs, and every second one
 summaries          Results of an analysis as a notebook shows them and as a run ends: tables read
                    from the results
 figures/  what draws results; the only folder that imports matplotlib

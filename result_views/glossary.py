@@ -107,6 +107,23 @@ MEASURES = {
         "is at each token; median over tokens, then over channels. A gate that opens for a moment "
         "has a short half-life and a large value here. Undefined where the texts are too short.",
     ),
+    "copying": Measure(
+        "Copying", "ratio > 0",
+        "Where a token was read before: share of |α u| that its query takes from the token after "
+        "that earlier one, over the mean share of the sources 3 to 6 tokens beside it. 1: no more "
+        "than those. Null: the queries shifted in time, the sources kept.",
+    ),
+    "reset_cost": Measure(
+        "Cost of erasing the state", "nats a token",
+        "Loss of the next tokens after the layer's state is set to 0 once near the text's end, "
+        "minus that without. Null: other tokens of the text in place of those that come next.",
+    ),
+    "openness": Measure(
+        "Openness of the gate", "standard deviations of ln Δ",
+        "Mean over heads of ln Δ, in standard deviations of each head over the text: different "
+        "tokens of the kind minus the others. Above 0 they write, and forget, more. Null: kinds "
+        "exchanged among the tokens.",
+    ),
     "selectivity": Measure(
         "Selectivity", "0 to 1",
         "Share of the variance of Δ that lies between the tokens, within a channel: 0 is a Δ that "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 
 def layer_names(layers: Sequence[int]) -> str:
@@ -13,14 +14,11 @@ def layer_names(layers: Sequence[int]) -> str:
     numbers = sorted(set(layers))
     if len(numbers) == 1:
         return f"layer {numbers[0]}"
-    steps = {b - a for a, b in zip(numbers, numbers[1:], strict=False)}
+    steps = {b - a for a, b in pairwise(numbers)}
     if steps == {2} and len(numbers) > 2:
         parity = "odd" if numbers[0] % 2 else "even"
         return f"{parity} layers {numbers[0]} to {numbers[-1]}"
-    parts = [
-        str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}"
-        for run in _runs(numbers)
-    ]
+    parts = [str(run[0]) if len(run) == 1 else f"{run[0]} to {run[-1]}" for run in _runs(numbers)]
     if len(parts) == 1:
         return f"layers {parts[0]}"
     return f"layers {', '.join(parts[:-1])} and {parts[-1]}"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from result_views.answers import answer_lines
 from result_views.checks import check_line, failure_lines
 from suite_plumbing.result_reading import entry_at
 from token_statistics.findings import Finding, caveat, compared, number
@@ -76,11 +77,12 @@ def check_lines(results: Row) -> list[str]:
 
 
 def run_summary(results: Row, files: Sequence[str]) -> str:
-    """The end of a run for a terminal: check, findings with verdicts, and where the files are."""
+    """The end of a run for a terminal: answers, check, findings with verdicts, where files are."""
     found = [Finding.from_dict(row) for row in results.get("findings", ())]
     table = ["", *text_table(finding_frame(results)), ""] if found else []
     note = [caveat(found), ""] if caveat(found) else []
-    return "\n".join([*check_lines(results), *table, *note, *files])
+    answers = [*answer_lines(results), ""] if results.get("overview") else []
+    return "\n".join([*answers, *check_lines(results), *table, *note, *files])
 
 
 def text_table(frame: pd.DataFrame, most: int = 62) -> list[str]:

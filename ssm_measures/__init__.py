@@ -7,11 +7,15 @@ attention_measures  Measures of attention maps: how a query spreads its attentio
                     layer reaches
 components          What one layer's selective SSM computed on a batch of texts, and how its state
                     evolved
+copying             Copying: whether a layer takes from the token after an earlier occurrence of
+                    the same token
 delta_neurons       The neurons that go with delta, and those that depend on it
 full_mixer_maps     Maps of the full mixer: convolution and its bias, SiLU, gate and D around the
                     implicit attention
 gate_tokens         Which tokens open a layer's gate and which close it: delta by token and by
                     class of token
+layer_overview      What one layer does with its memory on one text, in a few numbers: the row of
+                    an overview
 neuron_evolution    How a method's neurons, and the attention that made them, change from layer to
                     layer
 neuron_sets         Sets of neurons: what one method says of the d_inner channels of one layer,
@@ -20,4 +24,5 @@ ssm_attention       How a mixer's delta, B and C go with its implicit attention:
                     correlations, each with a null
 states              What a layer's states measure: norms, steps, what is kept, and inner products
                     over tokens
+tokens_to_half      How long a state keeps what a token wrote, by delta as it is at every token
 """

@@ -2,13 +2,12 @@
 
 Everything is measured from the operands of the layer's scan, and nothing of a text's size is kept
 but one number a token. What takes a map (l, l) is measured over some of the heads, evenly
-spaced, as many as a text's length allows: the results say how many; in Mamba-1 a head is a channel. Letters are those of the
-glossary in ``selective_scan``.
+spaced, as many as a text's length allows: the results say how many; in Mamba-1 a head is a channel.
+Letters are those of the glossary in ``selective_scan``.
 """
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,7 +17,9 @@ from torch import Tensor
 from selective_scan.attention import attention_map, implicit_attention
 from selective_scan.operands import with_groups
 from selective_scan.scan import half_life, scan_hidden_states
+from ssm_measures.attention_maps import LIMITED_SHARE
 from ssm_measures.attention_measures import memory_kernel, query_statistics, row_shares
+from ssm_measures.tokens_to_half import tokens_to_half
 from token_statistics.description import FloatArray
 
 MAP_ROWS = 16_384
@@ -26,11 +27,6 @@ MAP_ROWS = 16_384
 channels every 48th. More would cost more than the forward pass."""
 
 LEAST_HEADS = 16
-
-LIMITED_SHARE = 0.25
-"""A median half-life above this share of the text's length, and how far attention reaches is the
-text's doing: a kernel that falls by half-lives has then more than 1/16 of its start left at the
-end."""
 
 SINK_NEIGHBOURS = 8
 """Tokens after a source with which its attention is compared."""
@@ -75,7 +71,8 @@ class LayerText(NamedTuple):
     lag_90: float
     """tokens, smallest lag by which 90 % of |alpha| has passed; nan without attention"""
     limited_by_text: bool
-    """whether the half-life is above LIMITED_SHARE of the text, and lags are the text's doing"""
+    """whether the half-life of a head's slowest state, median over heads, is above LIMITED_SHARE of
+    the text, so that lags are the text's doing"""
     recent_share: float
     """share of |alpha| on the last four tokens, the query included"""
     first_share: float
@@ -109,20 +106,19 @@ def layer_text(scan: ScanOperands, max_heads: int) -> LayerText:
     heads = measured_heads(scan.delta.shape[2], with_groups(scan.B).shape[2], max_heads)
     some = operands_of(scan, heads)
     absolute = attention_map(some.delta, some.A, some.B, some.C, absolute=True)
-    written = attention_map(
-        some.delta, some.A, some.B, some.C, key_weight=some.u, absolute=True
-    )
+    written = attention_map(some.delta, some.A, some.B, some.C, key_weight=some.u, absolute=True)
     mask = torch.ones(absolute.shape[:2], dtype=torch.long, device=absolute.device)
     queries = query_statistics(absolute, mask)
     write, retain = energies(some)
-    half = float(half_life(scan.delta[0].mean(0), scan.A).median())
+    half_lives = half_life(scan.delta[0].mean(0), scan.A)
+    slowest = float(half_lives.amax(1).median())
     shares = row_shares(absolute)[0].double().cpu().numpy()
     first = _mean(queries.first_share)
     return LayerText(
-        half_life=half,
-        tokens_to_half=float(tokens_to_half(some.delta[0], some.A.abs().amin(1)).median()),
+        half_life=float(half_lives.median()),
+        tokens_to_half=_median_tokens_to_half(some),
         lag_90=memory_kernel(absolute.cpu(), mask.cpu()).lag_90[0],
-        limited_by_text=half > LIMITED_SHARE * scan.delta.shape[1],
+        limited_by_text=slowest > LIMITED_SHARE * scan.delta.shape[1],
         recent_share=_mean(queries.recent_share),
         first_share=first,
         self_share=_mean(queries.self_share),
@@ -156,27 +152,10 @@ def operands_of(scan: ScanOperands, heads: Tensor) -> Operands:
     return Operands(u, scan.delta[:, :, heads], scan.A[heads], scan.B, scan.C)
 
 
-def tokens_to_half(delta: Tensor, rates: Tensor) -> Tensor:
-    """Tokens until half of what a token wrote is left, median over tokens: (H,), inf if unknown.
-
-    ``delta`` (l, H), ``rates`` (H,) = |A| of the state meant: the smallest lag k at which, of the
-    tokens s with k tokens after them, at least half have rate (S_{s+k} - S_s) >= ln 2, S the running
-    sum of delta. inf where no lag is such: the text is too short. Cost: O(l H log l).
-    """
-    length = len(delta)
-    passed = (delta.double().cumsum(0) * rates).T.contiguous()
-    place = torch.arange(length, device=delta.device)
-    # The tolerance is for the rounding of a sum, where exactly half is left at a token.
-    lag = torch.searchsorted(passed, passed + math.log(2) * (1 - 1e-12)) - place
-    after = length - place
-    reached = lag < after
-    # Changes, from lag to lag, of the number of tokens that have half or less left.
-    done = torch.zeros(len(passed), length + 1, dtype=torch.double, device=delta.device)
-    done.scatter_add_(1, lag.clamp_max(length), reached.double())
-    done.scatter_add_(1, after.expand_as(lag), -reached.double())
-    enough = 2 * done.cumsum(1)[:, 1:length] >= after[1:]
-    lags = torch.where(enough, torch.arange(1, length, device=delta.device).double(), math.inf)
-    return lags.amin(1) if length > 1 else lags.new_full((len(passed),), math.inf)
+def _median_tokens_to_half(some: Operands) -> float:
+    """Of the slowest state of each head, median over heads; inf where half of them keep longer."""
+    rates = some.A.abs().amin(1).double().cpu().numpy()
+    return float(np.median(tokens_to_half([some.delta[0].double().cpu().numpy()], rates)))
 
 
 def energies(some: Operands) -> tuple[float, float]:

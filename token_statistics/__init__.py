@@ -33,6 +33,8 @@ smallest_effects        Effects worth a name: the smallest of each kind that a c
                         with unit and reason
 streamed_correlations   Correlation of layers over a stream of tokens: sums a batch, memory that
                         no token adds to
+several_tests           Several statistics tried at once, each beside the largest that chance
+                        gives any of them
 time_shift_nulls        Statistics of series in time, each beside what it is when the two sides
                         are shifted in time
 twin_bounds             What untrained twins let expect of another one: a bound on the scale of

@@ -17,6 +17,8 @@ memory_panels         Panels of the memory figures: each draws one quantity of t
                       on an ``ax``
 neuron_figures        Figure of one set of neurons: how importance is spread, and when the first
                       ones are active
+overview_figures      Figure of the overview: how long each layer keeps a token, copies, and is
+                      needed
 pages                 Pages of the figures: style, title, legend of texts, caption with model and
                       n, rows of panels
 panel_primitives      What the panels of `analysis_panels` are drawn with: sections, texts, layers

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from result_views.answers import ShownAnswer, shown_answers
 from result_views.checks import check_sentence, failures
 from result_views.glossary import method_name
 from result_views.report.tables import (
     Table,
     cross_text_tables,
     memory_table,
+    overview_table,
     provenance_table,
     replay_table,
     shown,
@@ -45,6 +47,7 @@ class ReportSection(NamedTuple):
 
 
 SECTIONS = (
+    ReportSection("answers", "Answers", "Answers"),
     ReportSection("findings", "Findings", "Findings"),
     ReportSection("tokens", "What each token attends to", "Tokens"),
     ReportSection("neurons", "Neurons", "Neurons"),
@@ -77,6 +80,9 @@ class ReportContent:
     title: str
     summary: list[str]
     """sentences: what was analysed, whether it can be trusted, how many findings hold"""
+    answers: list[ShownAnswer]
+    overview: Table | None
+    """by layer, over all layers; None without an overview"""
     findings: list[Finding]
     findings_note: str
     """why there are none, or how they are to be read; may be empty"""
@@ -155,6 +161,8 @@ def report_content(
     return ReportContent(
         title=f"What {_model_name(results)} does with its memory",
         summary=_summary(results, [*found, *remembered]),
+        answers=shown_answers(results),
+        overview=overview_table(results),
         findings=found,
         findings_note=caveat(found) if found else "These results hold no findings.",
         memory_findings=remembered,

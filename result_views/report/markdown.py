@@ -46,6 +46,7 @@ def markdown_report(
     together = [*([content.memory] if content.memory else []), *content.together]
     limits = [*(f"- {escape_markdown(line)}" for line in content.limits), ""]
     parts = {
+        "answers": {"Answers": _answers(content)},
         "findings": {"Findings": _findings(content)},
         "neurons": {"Neurons": _tables(neurons)},
         "layers": {"Texts": _texts(content), "All texts together": _tables(together)},
@@ -62,6 +63,16 @@ def markdown_report(
             *(line for title, lines in headed for line in (f"## {title}", "", *lines)),
         ]
     )
+
+
+def _answers(content: ReportContent) -> list[str]:
+    lines = [
+        f"- {escape_markdown(one.sentence)} ({escape_markdown(one.basis)}; "
+        f"{escape_markdown(one.path)})"
+        for one in content.answers
+    ]
+    table = [] if content.overview is None else _table(content.overview)
+    return [*(lines or ["These results hold no answers."]), "", *table]
 
 
 def _findings(content: ReportContent) -> list[str]:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from result_views.answers import overview_rows
 from result_views.faithfulness_rows import OTHER_TEXT
 from result_views.glossary import STATISTIC_NAMES, method_name
 from suite_plumbing.result_reading import Section, cross_text_section, entry_at, failure, layers_of
@@ -442,6 +443,47 @@ def _memory_cell(row: Mapping[str, Any], name: str) -> Cell:
     """A number of a layer; what only the text's length limits is marked."""
     limited = name.startswith("kernel_") and row.get("kernel_limited_by_text")
     return Cell(shown(row.get(name)), "limited by the text") if limited else cell(row.get(name))
+
+
+_OVERVIEW_COLUMNS = {
+    ("half-life, tokens", "half_life"): ("median_half_life",),
+    ("until half is left, tokens", "tokens_to_half"): ("tokens_to_half",),
+    ("90 % lag, tokens", "lag_90"): ("lag_90",),
+    ("|α| on the last four", ""): ("recent_share",),
+    ("on the first", ""): ("first_share",),
+    ("on itself", "self_share"): ("self_share",),
+    ("copying, times the lags around", "copying"): ("copying",),
+    ("first token, times those after", ""): ("sink",),
+    ("state erased, nats a token", "reset_cost"): ("reset",),
+    ("gate at words' beginnings", "openness"): ("gate", "space_leading"),
+}
+"""By heading and measure: the keys of a layer's row."""
+
+
+def overview_table(results: Section) -> Table | None:
+    """Every layer of the model in a row; None for results without an overview."""
+    if not (found := overview_rows(results)):
+        return None
+    rows = [
+        (
+            Cell(str(row["layer"])),
+            *(_overview_cell(row, path) for path in _OVERVIEW_COLUMNS.values()),
+        )
+        for row in found
+    ]
+    columns = (Column("layer"), *(Column(*heading) for heading in _OVERVIEW_COLUMNS))
+    heads = found[0]["heads_measured"]
+    note = f"{_NULL_NOTE} Shares, lags and copying are of {heads} heads of each layer."
+    if any(row["limited_by_text"] for row in found):
+        note += " Where half-lives are above a quarter of the text, it limits the lag."
+    return Table("All layers", columns, tuple(rows), note)
+
+
+def _overview_cell(row: Mapping[str, Any], path: Sequence[str]) -> Cell:
+    value = entry_at(row, *path)
+    if not isinstance(value, Mapping):
+        return cell(value)
+    return Cell(UNDEFINED) if value["value"] is None else null_cell(value)
 
 
 def replay_table(results: Section) -> Table:

@@ -1,0 +1,60 @@
+"""The answers of an analysis's overview, as a terminal, a report and a page show them."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from suite_plumbing.result_reading import Section, failure
+
+WIDTH = 80
+"""Columns of a terminal that the answers fit."""
+
+
+class ShownAnswer(NamedTuple):
+    """One answer."""
+
+    sentence: str
+    said: bool
+    """whether something is claimed"""
+    basis: str
+    """what it rests on: n, and the interval over texts where there is one"""
+    path: str
+    """where its numbers stand in the results"""
+
+
+def shown_answers(results: Section) -> list[ShownAnswer]:
+    """The answers in the results, those that claim something first; none without an overview."""
+    rows = _overview(results).get("answers", ())
+    ordered = sorted(rows, key=lambda row: not row["said"])
+    return [ShownAnswer(row["sentence"], row["said"], _basis(row), row["path"]) for row in ordered]
+
+
+def overview_rows(results: Section) -> list[Section]:
+    """One row a layer, over all layers of the model; none without an overview."""
+    return list(_overview(results).get("layers", ()))
+
+
+def answer_lines(results: Section, width: int = WIDTH) -> list[str]:
+    """The answers for a terminal, wrapped: * for what is said, - for what may not be."""
+    return [
+        line
+        for one in shown_answers(results)
+        for line in textwrap.wrap(
+            one.sentence, width, initial_indent="* " if one.said else "- ", subsequent_indent="  "
+        )
+    ]
+
+
+def _overview(results: Section) -> Mapping[str, Any]:
+    section = results.get("overview", {})
+    return section if isinstance(section, Mapping) and failure(section) is None else {}
+
+
+def _basis(row: Section) -> str:
+    basis = f"n = {row['n']:,} {row['unit']}"
+    if row["interval"] is None:
+        return basis
+    low, high = row["interval"]
+    return f"{basis}; 95 % over texts {low:.2g} to {high:.2g}"
