@@ -24,8 +24,8 @@ GROUP_RATIO = 4.0
 
 COPY_GAIN = 2.5
 """The source of a copy takes two and a half times what the lags around take: layers of the demo
-model whose map shows no copying reach 2.0, for its key holds the earlier token, which is the query's;
-those of its untrained twins 1.3."""
+model whose map shows no copying reach 2.0, for the source's key holds the token before it, which is
+the query's; those of its untrained twins 1.3."""
 
 SINK_GAIN, SINK_SHARE = 3.0, 0.1
 """The first token takes three times what those after it take, and a tenth of all attention: with
@@ -87,7 +87,8 @@ def memory_answer(found: Section) -> Answer:
         f"{layer_names(group)} {{}} {_approximately([halves[layer] for layer in group])}"
         for group in groups
     )
-    parts = [first.format("keep a token for"), *(one.format("for") for one in others)]
+    keep = f"{_verb('keep', groups[0])} a token for"
+    parts = [first.format(keep), *(one.format("for") for one in others)]
     length = found["longest"]
     longest = halves[groups[0][0]]
     limit = f"; no text here is longer than {length} tokens" if longest > length else ""

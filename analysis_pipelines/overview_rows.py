@@ -109,7 +109,12 @@ def _measures(found: Sequence[LayerText]) -> dict[str, Any]:
 
 
 def _tested(
-    value: float, draws: FloatArray, p: float, n: int, unit: str, by_text: Sequence[float] = ()
+    value: float,
+    draws: FloatArray,
+    p: float,
+    n: int,
+    unit: str,
+    by_text: Sequence[float] | FloatArray = (),
 ) -> dict[str, Any]:
     """A statistic beside its null: 95 % of the draws, and p among all that were tried."""
     low, high = np.quantile(draws, (0.025, 0.975))
@@ -126,7 +131,7 @@ def _untested(reason: str, n: int, unit: str) -> dict[str, Any]:
     return {**dict.fromkeys(names), "n": n, "unit": unit, "num_draws": 0, "reason": reason}
 
 
-def over_texts(values: Sequence[float]) -> list[float] | None:
+def over_texts(values: Sequence[float] | FloatArray) -> list[float] | None:
     """95 % t-interval of the mean over texts; None for fewer than MIN_TEXTS."""
     known = np.array([value for value in values if math.isfinite(value)])
     if len(known) < MIN_TEXTS:
@@ -199,12 +204,14 @@ def _resets(
     """What erasing the state costs, by layer, and all states together; nats a token."""
     known = [text.costs for text in texts if text.costs is not None]
     unit = "predictions"
-    if not known:
-        reason = next(text.why_no_costs for text in texts if text.why_no_costs)
+    finite = all(np.isfinite(one.by_layer).all() for one in known)
+    if not known or not finite:
+        lacking = [text.why_no_costs for text in texts if text.why_no_costs]
+        reason = lacking[0] if finite else "the predictions are NaN or infinite"
         return [_untested(reason, 0, unit) for _ in layers], _untested(reason, 0, unit)
     number, late = (sum(getattr(one, name) for one in known)
                     for name in ("num_predictions", "num_late"))  # fmt: skip
-    total = sum(one.by_layer for one in known) / number
+    total = np.sum([one.by_layer for one in known], axis=0) / number
     p = largest_of_all_p(total[0], total[1:])
     each = np.array([one.by_layer[0] / one.num_predictions for one in known])
     erased = {layer: i for i, layer in enumerate(known[0].layers)}
@@ -215,7 +222,7 @@ def _resets(
         else _untested(others, 0, unit)
         for layer in layers
     ]
-    together = sum(one.all_states for one in known) / late
+    together = np.sum([one.all_states for one in known], axis=0) / late
     p_all = largest_of_all_p(together[:1], together[1:, None])[0]
     by_text = [one.all_states[0] / one.num_late for one in known]
     return rows, _tested(together[0], together[1:], p_all, late, unit, by_text)

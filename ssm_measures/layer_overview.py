@@ -42,11 +42,20 @@ _QUERIES_LEAST = 8  # queries behind a source's mean
 class ScanOperands(Protocol):
     """What a scan reads, of one text: (1, l, ...) as in ``selective_scan``'s glossary."""
 
-    u: Tensor
-    delta: Tensor
-    A: Tensor
-    B: Tensor
-    C: Tensor
+    @property
+    def u(self) -> Tensor: ...
+
+    @property
+    def delta(self) -> Tensor: ...
+
+    @property
+    def A(self) -> Tensor: ...
+
+    @property
+    def B(self) -> Tensor: ...
+
+    @property
+    def C(self) -> Tensor: ...
 
 
 class Operands(NamedTuple):

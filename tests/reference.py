@@ -326,3 +326,25 @@ def rolled(values: np.ndarray, shift: int, cut: int) -> np.ndarray:
     """Token t gets that of (t - shift) modulo the length less the cut."""
     size = len(values) - cut
     return np.array([values[(t - shift) % size] for t in range(len(values))])
+
+
+def copying_gain(shares: np.ndarray, ids: list[int]) -> float:
+    """Share at what followed an earlier occurrence of the query's token over that around, pair by
+    pair; the occurrence whose tokens before agree the longest, the latest of equals."""
+    at_source = around = 0.0
+    for t in range(len(ids)):
+        best, longest = None, 0
+        for j in range(t - 4):  # what followed, at j + 1, at least 4 tokens back
+            agree = 0
+            while j - agree >= 0 and ids[j - agree] == ids[t - agree]:
+                agree += 1
+            if agree >= max(longest, 1):
+                best, longest = j + 1, agree
+        if best is None:
+            continue
+        near = [best + d for d in (-6, -5, -4, -3, 3, 4, 5, 6)]
+        beside = [float(shares[t, s]) for s in near if s >= 0 and t - s >= 4]
+        if beside:
+            at_source += float(shares[t, best])
+            around += sum(beside) / len(beside)
+    return at_source / around

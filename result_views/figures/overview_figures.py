@@ -34,7 +34,7 @@ def figure_overview(results: Section) -> Figure:
         "All layers at a glance",
         "Half-life: median over heads and states, as A and the mean Δ set it; squares: lag by "
         "which 90 % of |α| has passed, hollow where the text is too short to say. Copying: share "
-        "of |α u| on the token after an earlier occurrence of the query's, over that of the sources "
+        "of |α u| on the token after an earlier occurrence of the query's, over that of those "
         "around. Erased: change of the loss of the next tokens. Gate: words' beginnings minus "
         "other tokens, standard deviations of ln Δ. Grey: 95 % of the null; filled points lie "
         "outside it. " + " ".join(said),
@@ -46,7 +46,22 @@ def figure_overview(results: Section) -> Figure:
     plot_tested(rows, "copying", axes[0][1], "Copying", "times the lags around", 1.0)
     plot_tested(rows, "reset", axes[1][0], "State erased", "nats a token", 0.0)
     plot_tested(rows, "gate", axes[1][1], "Gate at words' beginnings", "SD of ln Δ", 0.0)
+    for sentence in said:
+        _entitle(axes, sentence)
     return figure
+
+
+_TITLE_WIDTH = 60  # characters over half a page
+
+
+def _entitle(axes: Sequence[Sequence[Axes]], sentence: str) -> None:
+    """Give the panel that an answer is about its beginning as a title, where that is short."""
+    beginning = sentence.partition(":")[0].partition(" (")[0]
+    words = {" copies ": axes[0][1], " copy ": axes[0][1], " holds ": axes[1][0],
+             " hold ": axes[1][0]}  # fmt: skip
+    for word, ax in words.items():
+        if word in beginning and len(beginning) <= _TITLE_WIDTH:
+            ax.set_title(beginning)
 
 
 def plot_half_life(rows: Sequence[Section], ax: Axes | None = None) -> Axes:

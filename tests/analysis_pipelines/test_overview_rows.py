@@ -1,0 +1,78 @@
+"""Rows of the overview: kinds of token, intervals, and texts joined."""
+
+import numpy as np
+import pytest
+import torch
+
+from analysis_pipelines import overview_rows as rows
+from analysis_pipelines.overview import text_facts
+from tests.conftest import VOCAB_SIZE, make_tiny_model
+
+
+def facts(ids, pieces=None):
+    pieces = pieces or [f" w{token}" for token in ids]
+    return text_facts(make_tiny_model(), list(ids), pieces, 1000)
+
+
+@pytest.fixture(scope="module")
+def ids():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(1, VOCAB_SIZE, (2, 80), generator=generator).tolist()
+
+
+def test_joined_measures_are_means_and_medians_of_the_texts(ids):
+    texts = [facts(one) for one in ids]
+    found = rows.joined(texts)
+    row = found["layers"][1]
+    own = [text.layers[1].measures for text in texts]
+    assert row["median_half_life"] == np.median([one.half_life for one in own])
+    assert row["first_share"] == np.mean([one.first_share for one in own])
+    sums = sum(text.layers[1].copying[0] for text in texts)
+    assert row["copying"]["value"] == pytest.approx(sums[0] / sums[1])
+    assert (found["num_texts"], found["num_tokens"], found["longest"]) == (2, 160, 80)
+
+
+def test_a_kind_counts_each_different_token_once(ids):
+    """Against a loop: the mean of each token's own mean, of the kind minus of the others."""
+    pieces = [f" w{t}" if t % 2 else f"w{t}" for t in ids[0]]
+    text = facts(ids[0], pieces)
+    found = rows.joined([text])["layers"][2]["gate"]["space_leading"]
+    series = text.layers[2].measures.openness
+    by_piece = {}
+    for piece, value in list(zip(text.pieces, series, strict=True))[4:]:
+        by_piece.setdefault(piece, []).append(value)
+    means = {piece: np.mean(values) for piece, values in by_piece.items()}
+    sides = [[x for piece, x in means.items() if piece.startswith(" ") == side]
+             for side in (True, False)]  # fmt: skip
+    assert found["value"] == pytest.approx(np.mean(sides[0]) - np.mean(sides[1]))
+    assert found["n"] == len(sides[0])
+
+
+def test_a_kind_that_opens_the_gate_is_found(ids):
+    text = facts(ids[0], [f" w{t}" if t % 2 else f"w{t}" for t in ids[0]])
+    opened = {
+        layer: one._replace(measures=one.measures._replace(openness=np.array(
+            [0.8 * piece.startswith(" ") for piece in text.pieces])
+            + 0.1 * np.random.default_rng(layer).normal(size=len(text.pieces))))
+        if layer == 3 else one
+        for layer, one in text.layers.items()
+    }  # fmt: skip
+    known = rows.TextFacts(text.num_tokens, text.pieces, opened, text.costs, None)
+    gates = [row["gate"]["space_leading"] for row in rows.joined([known])["layers"]]
+    assert gates[3]["value"] == pytest.approx(0.8, abs=0.1)
+    assert gates[3]["p_value"] <= 0.01
+    assert all(one["p_value"] > 0.05 for one in gates[:3])
+
+
+def test_too_few_different_tokens_of_a_kind_say_so(ids):
+    gate = rows.joined([facts(ids[0])])["layers"][0]["gate"]["digits"]
+    assert gate["value"] is None or gate["n"] >= rows.MIN_TYPES
+    lines = rows.joined([facts(ids[0])])["layers"][0]["gate"]["line_break"]
+    assert lines["reason"] == ("0 different tokens on one side; a difference needs 5 on both")
+
+
+def test_an_interval_needs_five_texts_and_is_students():
+    assert rows.over_texts([1.0, 2.0, 3.0, 4.0]) is None
+    low, high = rows.over_texts([1.0, 2.0, 3.0, 4.0, 5.0])
+    # t of 4 degrees of freedom at 97.5 % is 2.776; the standard error is sqrt(2.5 / 5).
+    assert high - 3.0 == pytest.approx(3.0 - low) == pytest.approx(2.776 * 0.5**0.5, rel=1e-3)

@@ -1,0 +1,25 @@
+"""Sections of an overview by hand, for the tests of its answers and of its figure."""
+
+
+def shift_test(value, p=0.01, null=(-0.1, 0.1), **more):
+    return {"value": value, "p_value": p, "null_mean": 0.0, "null_low": null[0],
+            "null_high": null[1], "n": 40, "unit": "predictions", "num_draws": 99,
+            "interval": None, "reason": None, **more}  # fmt: skip
+
+
+def untested(reason="too short"):
+    return {**shift_test(None, None), "null_low": None, "null_high": None, "reason": reason}
+
+
+def layer_row(layer, half_life=8.0, **tests):
+    nothing = {"copying": shift_test(1.1, 0.4, (0.8, 1.2)), "reset": shift_test(0.001, 0.5),
+               "sink": shift_test(1.0, 0.5, heads=[]),
+               "gate": {"space_leading": shift_test(0.05, 0.6), "digits": untested()}}  # fmt: skip
+    return {"layer": layer, "median_half_life": half_life, "tokens_to_half": None, "lag_90": 20.0,
+            "limited_by_text": False, "recent_share": 0.3, "first_share": 0.01, "self_share": 0.1,
+            "write": 1.0, "retain": 2.0, "heads_measured": 64, **nothing, **tests}  # fmt: skip
+
+
+def section(*rows, all_states=None):
+    return {"layers": list(rows), "all_states": all_states or shift_test(0.0, 0.6), "num_texts": 3,
+            "num_tokens": 300, "longest": 120}  # fmt: skip
