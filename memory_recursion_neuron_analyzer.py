@@ -77,6 +77,7 @@ from suite_plumbing.texts import (
     token_pieces,
 )
 from token_statistics.findings import Finding, judged, twins_section
+from token_statistics.smallest_effects import SMALLEST_EFFECTS
 
 logger = logging.getLogger(__name__)
 
@@ -245,6 +246,7 @@ def _results(
             "num_random": settings.num_random,
             "num_twins": settings.num_twins,
             "neuron_methods": list(NEURON_METHODS),
+            "smallest_effects": {name: x._asdict() for name, x in SMALLEST_EFFECTS.items()},
         },
         "self_check": _self_check(inputs, outcomes),
         "findings": [finding.to_dict() for finding in findings],

@@ -267,21 +267,21 @@ def _passed_on(section: Row) -> list[str]:
     """What cutting a layer's write does to the next layer looked at, a line a pair."""
     lines = []
     for name, texts in section.items():
-        parts = [part for part in texts.values() if part["cut"] is not None] if isinstance(
-            texts, Mapping) else []  # fmt: skip
+        given = texts.values() if isinstance(texts, Mapping) else ()
+        parts = [part for part in given if part["cut"] is not None]
         if parts:
             others = [x for part in parts for x in part["directions"]]
             lines.append(
                 f"- {name.replace('_', ' ').capitalize()}: without what the first writes, the "
-                "second mixer's output changes by "
-                f"{_percent([part['cut'] for part in parts])} of its norm; without as much in "
-                f"random directions by {_percent(others)}."
+                f"second mixer's output changes by {_range([part['cut'] for part in parts])} of "
+                f"its norm in {len(parts)} text(s); without as much in random directions by "
+                f"{_range(others)}."
             )
     return ["## What layers pass on", "", *lines, ""] if lines else []
 
 
-def _percent(shares: Sequence[float]) -> str:
-    return f"{100 * sum(shares) / len(shares):.3g} %"
+def _range(values: Sequence[float]) -> str:
+    return f"{number(min(values))} to {number(max(values))}"
 
 
 _SENTENCES: Mapping[str, Callable[[Row | None], str]] = {
@@ -362,5 +362,5 @@ _NOTES = (
     "texts and not of others. Layers are compared by what their own state gives the prediction: "
     "what a layer loses reaches later tokens through the layers above it too, and what a later "
     "layer makes up for is not seen: intervention_study.py --pairs and --direct look for that. A "
-    "KL below 1e-4 nats is no effect. A verdict is on this model and these texts.",
+    "KL below 0.0001 nats is no effect. A verdict is on this model and these texts.",
 )
