@@ -203,6 +203,19 @@ def gradient_rollout(loops: LoopModel, explained: Explained) -> Tensor:
     return row
 
 
+def mamba_attribution(loops: LoopModel, explained: Explained) -> Tensor:
+    x = explained.embeddings.double().requires_grad_()
+    f = f_of(explained, loops.logits(x)).sum()
+    stages = list(loops.stages.values())
+    grads = torch.autograd.grad(f, [one["output"] for one in stages])
+    row = torch.zeros(explained.num_tokens, dtype=torch.float64)
+    row[-1] = 1.0
+    for one, grad in reversed(list(zip(stages, grads, strict=True))):
+        product = grad[0].mean(1)[:, None] * alpha_of(one).mean(0)
+        row = row + row @ product.clamp_min(0)
+    return row
+
+
 def recency(loops: LoopModel, explained: Explained) -> Tensor:
     return torch.arange(explained.num_tokens, dtype=torch.float64)
 
@@ -216,7 +229,7 @@ BY_LOOPS: dict[str, Callable[[LoopModel, Explained], Tensor]] = {
     function.__name__: function
     for function in (
         gradient_x_input, integrated_gradients, mamba_lrp, rollout, hidden_attention,
-        gradient_rollout, occlusion, knockout, recency, random,
+        gradient_rollout, mamba_attribution, occlusion, knockout, recency, random,
     )
 }  # fmt: skip
 
