@@ -202,6 +202,8 @@ def _measures_as_tensors(measures: TextMeasures) -> dict[str, Tensor]:
         for layer, part in pooled.items():
             arrays[f"activations/{stream}/{layer}"] = part.values
             arrays[f"lengths/{stream}/{layer}"] = np.array(part.lengths)
+            if part.token_ids is not None:
+                arrays[f"token_ids/{stream}/{layer}"] = np.concatenate(part.token_ids)
     return {name: torch.tensor(array) for name, array in arrays.items()}
 
 
@@ -218,8 +220,11 @@ def _measures_from(
         return first, second
 
     def pooled(path: str) -> PooledActivations:
-        lengths = array(path.replace("activations/", "lengths/", 1)).tolist()
-        return PooledActivations(array(path), tuple(lengths))
+        lengths = array(path.replace("activations/", "lengths/", 1))
+        ids = path.replace("activations/", "token_ids/", 1)
+        texts = np.split(array(ids), np.cumsum(lengths)[:-1]) if ids in makers else None
+        token_ids = None if texts is None else tuple(tuple(text.tolist()) for text in texts)
+        return PooledActivations(array(path), tuple(lengths.tolist()), token_ids)
 
     correlations = sections.get("layer_correlations")
     return TextMeasures(
