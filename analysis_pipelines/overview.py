@@ -9,6 +9,7 @@ tested; ``overview_answers`` says what may be said.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,7 @@ from ssm_measures.layer_overview import heads_that_fit, layer_text
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import execution_device
 from suite_plumbing.progress import progress
+from suite_plumbing.related_texts import readings
 from suite_plumbing.result_files import six_digits, to_jsonable
 from suite_plumbing.texts import EncodedText, repeated_texts, token_pieces
 
@@ -46,11 +48,13 @@ def overview(
     two thirds of a stock forward pass a text.
     """
     again = repeated_texts(encoded)
+    read = readings([text.input_ids for text in encoded])
     max_heads = heads_that_fit(max(len(text.input_ids) for text in encoded))
     texts = []
     for index in progress([i for i in range(len(encoded)) if i not in again], desc="overview"):
         ids = list(encoded[index].input_ids)
-        texts.append(text_facts(model, ids, token_pieces(tokenizer, ids), max_heads))
+        facts = text_facts(model, ids, token_pieces(tokenizer, ids), max_heads)
+        texts.append(replace(facts, group=read[index].group))
         if after_each is not None:
             after_each()
     found = joined(texts, seed)

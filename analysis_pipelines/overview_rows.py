@@ -2,7 +2,8 @@
 
 Nulls are drawn within texts, by the same shift in all of them, so that near copies of a text count
 no more than one of them; the statistics of all layers are tested together, so that one of 24 layers
-is not found by chance. An interval over texts there is from MIN_TEXTS texts on.
+is not found by chance. An interval over texts there is from five
+unrelated texts on.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import stats
 
 from causal_interventions.state_resets import ResetCosts
 from ssm_measures.copying import NEAREST
@@ -21,6 +21,7 @@ from ssm_measures.gate_tokens import TOKEN_CLASSES
 from ssm_measures.layer_overview import LayerText
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.description import FloatArray
+from token_statistics.intervals import mean_interval
 from token_statistics.several_tests import largest_of_all_p
 
 KINDS = ("space_leading", "line_break", "punctuation", "digits")
@@ -34,9 +35,6 @@ MIN_TYPES = 5
 
 MIN_DRAWS = 19
 """Fewer draws of a null cannot give a p of 0.05."""
-
-MIN_TEXTS = 5
-"""Fewer texts give no interval over texts."""
 
 _SKIPPED = 4
 """First tokens of a text that count in no kind: there the memory is only filling."""
@@ -64,6 +62,8 @@ class TextFacts:
     layers: dict[int, LayerFacts]
     costs: ResetCosts | None
     why_no_costs: str | None
+    group: int = 0
+    """number of its group of related texts: see `suite_plumbing.related_texts`"""
 
 
 def joined(texts: Sequence[TextFacts], seed: int = 0) -> dict[str, Any]:
@@ -114,14 +114,14 @@ def _tested(
     p: float,
     n: int,
     unit: str,
-    by_text: Sequence[float] | FloatArray = (),
+    interval: list[float] | None = None,
 ) -> dict[str, Any]:
     """A statistic beside its null: 95 % of the draws, and p among all that were tried."""
     low, high = np.quantile(draws, (0.025, 0.975))
     return {
         "value": finite_or_none(value), "null_mean": float(draws.mean()),
         "null_low": float(low), "null_high": float(high), "p_value": finite_or_none(p),
-        "n": n, "unit": unit, "num_draws": len(draws), "interval": over_texts(by_text),
+        "n": n, "unit": unit, "num_draws": len(draws), "interval": interval,
         "reason": None,
     }  # fmt: skip
 
@@ -131,13 +131,15 @@ def _untested(reason: str, n: int, unit: str) -> dict[str, Any]:
     return {**dict.fromkeys(names), "n": n, "unit": unit, "num_draws": 0, "reason": reason}
 
 
-def over_texts(values: Sequence[float] | FloatArray) -> list[float] | None:
-    """95 % t-interval of the mean over texts; None for fewer than MIN_TEXTS."""
-    known = np.array([value for value in values if math.isfinite(value)])
-    if len(known) < MIN_TEXTS:
-        return None
-    half = stats.t.ppf(0.975, len(known) - 1) * known.std(ddof=1) / math.sqrt(len(known))
-    return [float(known.mean() - half), float(known.mean() + half)]
+def over_texts(values: Sequence[float] | FloatArray, groups: Sequence[int]) -> list[float] | None:
+    """95 % interval of the mean over texts, those of one group of related texts as one; None for
+    fewer than `intervals.MIN_VALUES` of them."""
+    by_group: dict[int, list[float]] = {}
+    for value, group in zip(values, groups, strict=True):
+        if math.isfinite(value):
+            by_group.setdefault(group, []).append(float(value))
+    found = mean_interval([float(np.mean(one)) for one in by_group.values()])
+    return None if found.low is None or found.high is None else [found.low, found.high]
 
 
 def _copying(texts: Sequence[TextFacts], layers: Sequence[int]) -> list[dict[str, Any]]:
@@ -156,9 +158,16 @@ def _copying(texts: Sequence[TextFacts], layers: Sequence[int]) -> list[dict[str
     gains = _ratio(total)
     p = largest_of_all_p(gains[:, 0], gains[:, kept].T)
     repeated = np.array([sum(text.layers[layer].repeated[0] for text in texts) for layer in layers])
-    each = _ratio(by_text[:, :, 0])
+    each, groups = _ratio(by_text[:, :, 0]), [text.group for text in texts]
     return [
-        _tested(gains[i, 0], gains[i, kept], p[i], number, "repeated tokens", each[:, i])
+        _tested(
+            gains[i, 0],
+            gains[i, kept],
+            p[i],
+            number,
+            "repeated tokens",
+            over_texts(each[:, i], groups),
+        )
         | _shares(total[i, 0])
         | {"in_repeated_passage": _passage(repeated[i])}
         for i in range(len(layers))
@@ -214,10 +223,11 @@ def _resets(
     total = np.sum([one.by_layer for one in known], axis=0) / number
     p = largest_of_all_p(total[0], total[1:])
     each = np.array([one.by_layer[0] / one.num_predictions for one in known])
+    groups = [text.group for text in texts if text.costs is not None]
     erased = {layer: i for i, layer in enumerate(known[0].layers)}
     others = f"of {len(layers)} layers the states of {len(erased)} are erased, this one's is not"
     rows = [
-        _tested(total[0, i], total[1:, i], p[i], number, unit, each[:, i])
+        _tested(total[0, i], total[1:, i], p[i], number, unit, over_texts(each[:, i], groups))
         if (i := erased.get(layer)) is not None
         else _untested(others, 0, unit)
         for layer in layers
@@ -225,7 +235,7 @@ def _resets(
     together = np.sum([one.all_states for one in known], axis=0) / late
     p_all = largest_of_all_p(together[:1], together[1:, None])[0]
     by_text = [one.all_states[0] / one.num_late for one in known]
-    return rows, _tested(together[0], together[1:], p_all, late, unit, by_text)
+    return rows, _tested(together[0], together[1:], p_all, late, unit, over_texts(by_text, groups))
 
 
 def _gates(

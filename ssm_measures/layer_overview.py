@@ -43,19 +43,29 @@ class ScanOperands(Protocol):
     """What a scan reads, of one text: (1, l, ...) as in ``selective_scan``'s glossary."""
 
     @property
-    def u(self) -> Tensor: ...
+    def u(self) -> Tensor:
+        """(1, l, d_inner) SSM input"""
+        ...
 
     @property
-    def delta(self) -> Tensor: ...
+    def delta(self) -> Tensor:
+        """(1, l, H) step size"""
+        ...
 
     @property
-    def A(self) -> Tensor: ...
+    def A(self) -> Tensor:
+        """(H, N), or (H, 1): decay rates"""
+        ...
 
     @property
-    def B(self) -> Tensor: ...
+    def B(self) -> Tensor:
+        """(1, l, N), or with groups (1, l, G, N)"""
+        ...
 
     @property
-    def C(self) -> Tensor: ...
+    def C(self) -> Tensor:
+        """of B's shape"""
+        ...
 
 
 class Operands(NamedTuple):

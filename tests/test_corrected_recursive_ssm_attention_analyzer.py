@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from corrected_recursive_ssm_attention_analyzer import (
     CorrectedRecursiveSSMAttentionNeuronAnalyzer,
     main,
 )
+from recursive_visualizer import figures_of
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.result_reading import read
 from token_statistics.findings import Finding
@@ -318,7 +320,8 @@ def test_long_texts_are_cut_by_tokens_and_it_is_recorded(tiny_model, tiny_tokeni
 def test_memory_is_measured_and_clean_up_can_be_switched_off(analyzer):
     analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], [0])
     stats = analyzer.get_memory_stats()
-    assert stats["cleanup_count"] == len(TEXT_STEPS) + len(module.CROSS_TEXT_STEPS)
+    # And once after the overview.
+    assert stats["cleanup_count"] == len(TEXT_STEPS) + len(module.CROSS_TEXT_STEPS) + 1
     assert stats["peak_memory_usage"] > 0.05  # torch alone takes more
     analyzer.reset_memory_stats()
     analyzer.memory_cleanup_enabled = False
@@ -374,8 +377,10 @@ def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):
     names = {path.name for path in output.iterdir()}
     assert {"analysis_results.json", "analysis_results.safetensors"} <= names
     assert "analysis_results_neurons.csv" in names
-    assert sum(name.endswith(".png") for name in names) == 8
-    assert sum(name.endswith(".svg") for name in names) == 8
+    drawn = set(figures_of(json.loads((output / "analysis_results.json").read_text())))
+    assert {"overview", "ssm_analysis", "findings"} <= drawn
+    for kind in (".png", ".svg"):
+        assert {Path(name).stem for name in names if name.endswith(kind)} == drawn
     printed = capsys.readouterr().out
     assert "Largest replay error" in printed
     error = float(printed.split("Largest replay error: ")[1].split(",")[0])

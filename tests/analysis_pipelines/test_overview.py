@@ -1,10 +1,13 @@
 """The overview on models whose answers are known, on untrained ones, and its limits."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from conftest import VOCAB_SIZE, make_tiny_model
+from hand_weighted import constant_half_life, induction
 
 from analysis_pipelines.overview import overview, text_facts
 from analysis_pipelines.overview_answers import answers
@@ -14,8 +17,6 @@ from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import load_model, load_tokenizer
 from suite_plumbing.options import DEMO_MODEL_PATH
 from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
-from tests.conftest import VOCAB_SIZE, make_tiny_model
-from tests.hand_weighted import constant_half_life, induction
 
 
 def random_ids(count, length, vocab_size, seed=0):
@@ -100,11 +101,12 @@ def test_a_text_of_one_token_is_no_error():
     assert not any(one.said for one in said.values())
 
 
-def test_an_interval_over_texts_only_from_five_texts():
+def test_an_interval_over_texts_only_from_five_unrelated_texts():
     texts = random_ids(5, 120, 12)
-    for count, has_interval in ((4, False), (5, True)):
-        found, _ = found_on(make_tiny_model(), texts[:count])
-        interval = found["layers"][0]["copying"]["interval"]
+    facts = [text_facts(make_tiny_model(), ids, [f" w{t}" for t in ids], 1000) for ids in texts]
+    apart = [replace(one, group=group) for group, one in enumerate(facts)]
+    for some, has_interval in ((apart[:4], False), (apart, True), (facts, False)):
+        interval = joined(some)["layers"][0]["copying"]["interval"]
         assert (interval is not None) == has_interval
 
 
