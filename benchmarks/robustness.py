@@ -43,13 +43,27 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = RESULTS_FOLDER / "robustness.md"
 
 COMMANDS = {
-    "main": ("corrected_recursive_ssm_attention_analyzer.py", "analysis_results.json"),
-    "memory": ("run_memory_recursion_analysis.py", "memory_recursion_results.json"),
+    "main": (["corrected_recursive_ssm_attention_analyzer.py"], "analysis_results.json"),
+    "memory": (
+        [
+            "run_memory_recursion_analysis.py",
+            "--num-positions",
+            "2",
+            "--ablate",
+            "3",
+            "--twins",
+            "0",
+        ],
+        "memory_recursion_results.json",
+    ),
 }
-"""Script and results file of the commands that are tried."""
+"""Script with options, and results file, of the commands that are tried."""
 
 SMALL = ["--layers", "0,6", "--max-sequence-length", "48", "--quiet"]
 """Options of a run: seconds, most of them imports."""
+
+_HANGS = 1200
+"""Seconds after which a run is taken to hang, and killed."""
 
 _GIGABYTE = 1_000_000_000
 
@@ -83,7 +97,7 @@ def run(
             limit()
 
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", COMMANDS[command][0], *SMALL, "--output-dir", str(folder)],
+        [sys.executable, "-W", "ignore", *COMMANDS[command][0], *SMALL, "--output-dir", str(folder)],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
         preexec_fn=prepare,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"},
@@ -93,7 +107,11 @@ def run(
             process.wait(after[0])
         except subprocess.TimeoutExpired:
             process.send_signal(after[1])
-    _, said = process.communicate(timeout=600)
+    try:
+        _, said = process.communicate(timeout=_HANGS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        _, said = process.communicate()
     return process.returncode, said
 
 
