@@ -178,11 +178,11 @@ def _importance_of_halves(neurons: NeuronSet) -> tuple[FloatArray, FloatArray]:
 
 def _pooled(texts: Sequence[TextMeasures], layer: int, stream: str) -> PooledActivations:
     parts = [text.activations[stream][layer] for text in texts]
-    ids = [part.token_ids for part in parts if part.token_ids is not None]
+    known = [part.token_ids for part in parts if part.token_ids is not None]
     return PooledActivations(
         np.concatenate([part.values for part in parts]),
         sum((part.lengths for part in parts), ()),
-        sum(ids, ()) if len(ids) == len(parts) else None,
+        sum(known, ()) if len(known) == len(parts) else None,
     )
 
 

@@ -203,7 +203,7 @@ def _measures_as_tensors(measures: TextMeasures) -> dict[str, Tensor]:
             arrays[f"activations/{stream}/{layer}"] = part.values
             arrays[f"lengths/{stream}/{layer}"] = np.array(part.lengths)
             if part.token_ids is not None:
-                arrays[f"token_ids/{stream}/{layer}"] = np.concatenate(part.token_ids)
+                arrays[f"ids/{stream}/{layer}"] = np.concatenate(part.token_ids)
     return {name: torch.tensor(array) for name, array in arrays.items()}
 
 
@@ -220,11 +220,13 @@ def _measures_from(
         return first, second
 
     def pooled(path: str) -> PooledActivations:
-        lengths = array(path.replace("activations/", "lengths/", 1))
-        ids = path.replace("activations/", "token_ids/", 1)
-        texts = np.split(array(ids), np.cumsum(lengths)[:-1]) if ids in makers else None
-        token_ids = None if texts is None else tuple(tuple(text.tolist()) for text in texts)
-        return PooledActivations(array(path), tuple(lengths.tolist()), token_ids)
+        place = path.removeprefix("activations/")
+        lengths = array(f"lengths/{place}").tolist()
+        ids = None
+        if f"ids/{place}" in makers:
+            of_texts = np.split(array(f"ids/{place}"), np.cumsum(lengths)[:-1])
+            ids = tuple(tuple(part.tolist()) for part in of_texts)
+        return PooledActivations(array(path), tuple(lengths), ids)
 
     correlations = sections.get("layer_correlations")
     return TextMeasures(
