@@ -97,7 +97,8 @@ def run(
             limit()
 
     process = subprocess.Popen(
-        [sys.executable, "-W", "ignore", *COMMANDS[command][0], *SMALL, "--output-dir", str(folder)],
+        [sys.executable, "-W", "ignore", *COMMANDS[command][0], *SMALL,
+         "--output-dir", str(folder)],
         cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace",
         preexec_fn=prepare,
         env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"},

@@ -101,6 +101,16 @@ def test_a_run_stopped_at_a_text_goes_on_to_the_same_files(
     assert_same_files(tmp_path / "whole", tmp_path / "out")
 
 
+def test_texts_kept_on_disk_give_what_texts_in_memory_give(command, tiny_model_dir, tmp_path):
+    assert command(texts=TEXTS) == 0
+    results, tensors = load_results(tmp_path / "out" / "analysis_results.json")
+    analyzer = main_analysis.CorrectedRecursiveSSMAttentionNeuronAnalyzer(tiny_model_dir)
+    returned = analyzer.analyze_recursive_ssm_attention_effects(TEXTS, [0, 2])
+    assert without_run(results) == without_run(returned)
+    assert set(tensors) == set(returned.tensors)
+    assert all(torch.equal(tensors[name], returned.tensors[name]) for name in tensors)
+
+
 KILLED = """
 import os, signal, sys
 import corrected_recursive_ssm_attention_analyzer as module
