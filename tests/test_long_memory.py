@@ -124,14 +124,14 @@ def test_a_planted_half_life_survives_the_chunks():
 def test_memory_is_worth_what_was_planted():
     # An induction head: what followed a token last follows it again, 8 tokens on. Windows of 6
     # never hold the earlier occurrence.
-    ids = [1, 2, 3, 4, 5, 0, 2, 5] * 12
+    ids = [1, 2, 3, 4, 5, 0, 2, 5] * 24
     model = induction(rate=0.01)
     stream = read_stream(model, ids, chunk_size=10)
     windows = window_losses(model, ids, 4)
     rows = compare_readings(stream.loss, {4: windows}, block=16)
     assert rows[1]["difference"] == pytest.approx(float((windows - stream.loss).mean()), rel=1e-6)
     assert rows[1]["low"] > 0
-    assert rows[1]["num_blocks"] == 5
+    assert rows[1]["num_blocks"] == 11
 
 
 @pytest.mark.parametrize("width", [1, 7, 16, 64])

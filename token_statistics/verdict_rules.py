@@ -42,7 +42,7 @@ from token_statistics.findings import (
     undecided,
 )
 from token_statistics.intervals import mean_interval, positive_mean_p
-from token_statistics.time_shift_nulls import against_null
+from token_statistics.time_shift_nulls import NullTest, against_null
 
 MIN_SAMPLES = 8
 """Fewer samples than this, and no difference is claimed."""
@@ -127,6 +127,11 @@ def one_sided_p(test: Mapping[str, Any]) -> float:
         tail = _TAIL * math.exp(-_TAIL_RATE * (value - high) / width)
         return min(two_sided / 2, max(tail, 1e-6))
     return two_sided / 2
+
+
+def _counted_p(test: NullTest) -> float:
+    """`one_sided_p` of permutations, which are counted to the end: nothing lies beyond them."""
+    return one_sided_p({**test.to_dict(), "num_draws": 0})
 
 
 def joint_p(p_values: Mapping[str, float]) -> float:
@@ -249,7 +254,7 @@ def differs_by_layer(
     null = (float(test.null_low or 0.0), test.null_high)
     return _decided(
         test.value > null[1], claim, statistic, test.value, n, unit, path, rule, null=null,
-        details=details, chance_p=one_sided_p(test.to_dict()), scale="share",
+        details=details, chance_p=_counted_p(test), scale="share",
         scale_n=n * (k - 1),
     )  # fmt: skip
 
@@ -300,7 +305,8 @@ def rises_with_depth(
     )
     details = {name: {"mean": float(np.mean(row))} for name, row in values.items()}
     finding = exceeds_null(claim, statistic, test.to_dict(), path, "layers")
-    return replace(finding, details=details, scale="correlation", scale_n=k)
+    p = None if finding.value is None else _counted_p(test)
+    return replace(finding, details=details, scale="correlation", scale_n=k, chance_p=p)
 
 
 def holds_everywhere(

@@ -156,7 +156,7 @@ def shown(options, capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_what_help_says_is_what_the_modules_do(capsys: pytest.CaptureFixture[str]) -> None:
     helps = {options.__name__: shown(options, capsys) for options in OPTIONS}
-    assert f"{ENOUGH_TWINS} keep false ones" in helps["main_analysis_options"]
+    assert f"{ENOUGH_TWINS} moderate ones" in helps["main_analysis_options"]
     assert f"verdicts need {ENOUGH_TWINS} " in helps["model_comparison_options"]
     assert f"--stream {{{','.join(STREAMS)}}}" in helps["layer_correlation_analyzer_options"]
     assert f"--kind {{{','.join([*KINDS, 'both'])}}}" in helps["intervention_study_options"]
