@@ -65,7 +65,7 @@ from result_views.faithfulness_rows import (
     faithfulness_rows,
     format_rows,
 )
-from suite_plumbing.arguments import validate_choice, validate_int
+from suite_plumbing.arguments import torch_rng, validate_choice, validate_int
 from suite_plumbing.commands import (
     Job,
     command_line,
@@ -220,7 +220,10 @@ def faithfulness_table(
     names = _checked_methods(methods)
     if not encoded:
         raise ValueError("encoded is empty; pass at least one encoded text")
-    validate_int("num_random", num_random, 1)
+    num_random = validate_int("num_random", num_random, 1)
+    num_steps = validate_int("num_steps", num_steps, 2)
+    num_randomised_texts = validate_int("num_randomised_texts", num_randomised_texts, 0)
+    seed = validate_int("seed", seed, 0)
     target = resolve_target(target, tokenizer) if isinstance(target, str) else target
     explained = [
         explain(
@@ -274,7 +277,7 @@ def randomisation_test(
     if not explained or not names:
         return {}
     model = copy.deepcopy(explained[0].model)
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch_rng(seed)
     before = [{name: attribute(text, name).scores for name in names} for text in explained]
     result: dict[str, list[Estimate]] = {name: [] for name in names}
     for site in progress(reversed(list(find_mixers(model).values())), desc="randomised layers"):
@@ -314,7 +317,7 @@ def _evaluate(
 ) -> _TextResult:
     """Attributions of one text by all methods, and the curves of their orders."""
     attributions = {name: attribute(replace(explained, seed=seed), name) for name in names}
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch_rng(seed)
     orders = [
         torch.rand(explained.num_tokens, generator=generator, dtype=torch.float64)
         for _ in range(num_random)
@@ -443,7 +446,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _command(argv: list[str]) -> int:
     args = attribution_faithfulness_options(argv)
     job = _job(args, command_line("attribution_faithfulness.py", argv))
-    baseline = int(args.baseline) if args.baseline.isdigit() else args.baseline
+    baseline = int(args.baseline) if args.baseline.isdecimal() else args.baseline
     table = faithfulness_table(
         job.model, job.tokenizer, job.encoded, args.methods, target=args.target, baseline=baseline,
         num_steps=args.num_steps, num_random=args.num_random,
@@ -470,7 +473,8 @@ def _command(argv: list[str]) -> int:
 
 def _job(args: argparse.Namespace, command: Sequence[str]) -> Job:
     """The job on the texts that are long enough, ``num_texts`` of them spread over all."""
-    texts, tokenizer = texts_from_options(args), load_tokenizer(args.model)
+    texts = texts_from_options(args)
+    tokenizer = load_tokenizer(args.model if args.tokenizer is None else args.tokenizer)
     minimum = args.min_tokens
     long = [text for text in texts if len(tokenizer(text, verbose=False)["input_ids"]) >= minimum]
     if not long:

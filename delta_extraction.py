@@ -52,6 +52,7 @@ from ssm_measures.delta_neurons import (
 )
 from ssm_measures.gate_tokens import TOP_TOKENS, GateTokens, TokenDelta, gate_tokens
 from ssm_measures.tokens_to_half import tokens_to_half
+from suite_plumbing.arguments import validate_int
 from suite_plumbing.commands import (
     command_line,
     job_from_options,
@@ -156,6 +157,7 @@ def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 
     Raises ValueError for no texts or padding. Cost: that of `delta_extraction.survival`, and of a
     Gram matrix over tokens; memory O(tokens * H) beyond the components.
     """
+    seed = validate_int("seed", seed, 0)
     deltas, lengths = checked_deltas(texts)
     A, pooled = texts[0].A.double(), np.concatenate(deltas)
     means = pooled.mean(axis=0)

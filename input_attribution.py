@@ -29,6 +29,7 @@ From a shell: ``python input_attribution.py --text "some text" --method mamba_lr
 from __future__ import annotations
 
 from suite_plumbing.command_lines import input_attribution_options, parse_first
+from suite_plumbing.messages import quoted
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(input_attribution_options)
@@ -52,7 +53,7 @@ from selective_scan.attention import attention_map, attention_row
 from ssm_component_extractor import capture
 from ssm_measures.attention_measures import mixer_share, row_shares, row_stochastic
 from ssm_measures.components import Capture
-from suite_plumbing.arguments import validate_choice
+from suite_plumbing.arguments import torch_rng, validate_choice
 from suite_plumbing.commands import (
     command_line,
     job_from_options,
@@ -305,7 +306,7 @@ def _recency(explained: Explained) -> Scores:
 
 def _random(explained: Explained) -> Scores:
     """Independent standard normal scores: the order that any method has to beat."""
-    generator = torch.Generator().manual_seed(explained.seed)
+    generator = torch_rng(explained.seed)
     return Scores(torch.randn(explained.num_tokens, generator=generator, dtype=torch.float64))
 
 
@@ -387,7 +388,7 @@ def _command(argv: list[str]) -> int:
         )
         result = attribute(explained, args.method)
         token = job.tokenizer.convert_ids_to_tokens(int(explained.target.token))
-        lines.append(f"text {index}: {args.target} of {token!r} = {result.f:.4f}")
+        lines.append(f"text {index}: {args.target} of {quoted(token)} = {result.f:.4f}")
         for name, score in zip(text.tokens, result.scores.tolist(), strict=True):
             lines.append(f"  {score:+10.4f}  {visible_controls(name)}")
         results[f"text_{index}"] = {"tokens": text.tokens, "token": token, **result.to_dict()}

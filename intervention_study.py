@@ -53,7 +53,7 @@ from ssm_component_extractor import captures_of
 from ssm_measures.attention_maps import mean_map
 from ssm_measures.attention_measures import memory_kernel
 from ssm_measures.components import Capture, extracted_layer
-from suite_plumbing.arguments import validate_choice, validate_int
+from suite_plumbing.arguments import numpy_rng, validate_choice, validate_int, whole_numbers
 from suite_plumbing.commands import (
     Job,
     command_line,
@@ -144,10 +144,10 @@ def causal_memory_curve(
     ``causal_interventions.effects``. Cost: one row a position.
     """
     chosen_kind = KINDS[validate_choice("kind", kind, KINDS)]
-    chosen = [layers] if isinstance(layers, int) else sorted(set(layers))
+    chosen = sorted(set(whole_numbers("layers", layers, 0)))
     length = captured.input_ids.shape[1]
-    places = [validate_int("positions", place, 0, length - 1) for place in positions]
-    validate_int("max_lag", max_lag, 1, length - 1)
+    places = whole_numbers("positions", positions, 0, length - 1)
+    max_lag = validate_int("max_lag", max_lag, 1, length - 1)
     later = [layer for layer in find_mixers(model) if layer > max(chosen)] if direct else []
     held = hold_layers(captured.components, later) if later else {}
     found = batched_effects(
@@ -180,10 +180,10 @@ def layer_lag_map(
     too short for ``max_lag``, and as :func:`causal_memory_curve`. Cost: for each position one
     forward pass from each layer on, and one attention map a layer for its memory kernel.
     """
-    if not captures or not layers:
-        raise ValueError("captures or layers is empty; pass at least one of each")
+    if not captures:
+        raise ValueError("captures is empty; pass at least one")
+    ordered = sorted(set(whole_numbers("layers", layers, 0)))
     curve = _curves_over_texts(model, captures, max_lag, kind, num_positions, direct)
-    ordered = sorted(set(layers))
     by_layer = {layer: curve([layer]) for layer in progress(ordered, desc=f"{kind} by layer")}
     together = curve(ordered) if len(ordered) > 1 else by_layer[ordered[0]]
     agreement = {
@@ -266,13 +266,13 @@ def spread_positions(length: int, count: int, max_lag: int) -> list[int]:
     """
     if length < 4:
         raise ValueError(f"a text of {length} tokens is too short; curves over lags need 4 or more")
-    validate_int("max_lag", max_lag, 1)
+    max_lag = validate_int("max_lag", max_lag, 1)
     last = length - 2 - max_lag
     if last < 1:
         raise ValueError(
             f"max_lag is {max_lag}; a text of {length} tokens allows 1 to {length - 3}"
         )
-    validate_int("count", count, 1)
+    count = min(validate_int("count", count, 1), last + 1)
     return np.unique(np.linspace(min(MIN_HISTORY, last), last, count).round().astype(int)).tolist()
 
 
@@ -288,7 +288,7 @@ def random_positions(
     pool = sorted(set(range(min(MIN_HISTORY, max(last, 1)), last + 1)) - set(exclude))
     if len(pool) < count:
         raise ValueError(f"count is {count}; {len(pool)} other tokens have {max_lag} after them")
-    return sorted(np.random.default_rng(seed).choice(pool, count, replace=False).tolist())
+    return sorted(numpy_rng(seed).choice(pool, count, replace=False).tolist())
 
 
 def _by_lag(values: Tensor, places: Sequence[int], max_lag: int, first_lag: int) -> Tensor:

@@ -21,7 +21,6 @@ import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from operator import index as as_int
 from typing import Any
 
 import numpy as np
@@ -38,7 +37,7 @@ from ssm_component_extractor import (
     with_streams,
 )
 from ssm_measures.components import Capture, captured_ids
-from suite_plumbing.arguments import resolve_layer_indices, validate_choice
+from suite_plumbing.arguments import resolve_layer_indices, validate_choice, validate_int
 from suite_plumbing.commands import (
     Job,
     command_line,
@@ -46,6 +45,7 @@ from suite_plumbing.commands import (
     run_main,
     write_step_results,
 )
+from suite_plumbing.messages import quoted
 from suite_plumbing.models import ModelAnalyzer
 from suite_plumbing.result_files import (
     finite_or_none,
@@ -172,6 +172,7 @@ def cross_layer_correlations(
     """
     if not captures:
         raise ValueError("captures is empty; pass at least one")
+    seed = validate_int("seed", seed, 0)
     pairs = _checked_pairs(layer_pairs, _layers_of(captures[0], stream))
     pooled = {
         layer: pooled_activations(captures, layer, stream) for layer in sorted({*sum(pairs, ())})
@@ -227,6 +228,7 @@ def recursive_patterns(
     Raises ValueError as `pooled_activations` and for max_lag < 1 or num_shuffles < 39. Cost: one
     (l, l) Gram matrix a text, from which every shuffle is read, and the states of the layer.
     """
+    seed = validate_int("seed", seed, 0)
     pooled = pooled_activations(captures, layer, stream)
     tokens = observed_by(pooled, pooled)
     state_change, activation_change = _changes(captures, layer, pooled)
@@ -349,13 +351,13 @@ def _checked_pairs(
             raise ValueError(f"only layer {layers[0]} was captured; a correlation needs two")
         return list(itertools.pairwise(layers))
     try:
-        pairs = [(as_int(a), as_int(b)) for a, b in layer_pairs]
+        pairs = [(validate_int("", a, 0), validate_int("", b, 0)) for a, b in layer_pairs]
     except (TypeError, ValueError) as error:
         raise ValueError(
-            f"layer_pairs is {layer_pairs!r}; pass pairs of layers such as [(0, 3), (3, 6)]"
+            f"layer_pairs is {quoted(layer_pairs)}; pass pairs of layers such as [(0, 3), (3, 6)]"
         ) from error
     if not pairs or len(set(pairs)) < len(pairs):
-        raise ValueError(f"layer_pairs is {layer_pairs!r}; name each pair once, at least one")
+        raise ValueError(f"layer_pairs is {quoted(layer_pairs)}; name each pair once, at least one")
     if unknown := sorted({layer for pair in pairs for layer in pair} - set(layers)):
         raise ValueError(f"layer_pairs names {unknown}; the layers captured are {list(layers)}")
     return pairs

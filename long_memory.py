@@ -38,9 +38,10 @@ from result_views.report.markdown import markdown_table
 from selective_scan.attention import attention_map
 from selective_scan.scan import half_life, scan_hidden_states
 from ssm_measures.attention_measures import MemoryKernel, kernel_of_means
-from suite_plumbing.arguments import validate_int
+from suite_plumbing.arguments import validate_int, whole_numbers
 from suite_plumbing.commands import command_line, run_main
-from suite_plumbing.model_inputs import encode_inputs
+from suite_plumbing.messages import quoted
+from suite_plumbing.model_inputs import token_ids
 from suite_plumbing.models import execution_device, load_model, load_tokenizer
 from suite_plumbing.output_folders import claim_output_dir
 from suite_plumbing.progress import configure_logging, progress
@@ -133,8 +134,8 @@ def read_stream(
     numbers a layer and chunk.
     """
     ids = _checked_ids(model, input_ids)
-    validate_int("chunk_size", chunk_size, 2)
-    validate_int("kernel_every", kernel_every, 1)
+    chunk_size = validate_int("chunk_size", chunk_size, 2)
+    kernel_every = validate_int("kernel_every", kernel_every, 1)
     sums = {layer: _ChunkSums() for layer in (model_layers(model, list(layers)) if layers else [])}
     memories: dict[int, MixerMemory] = {}
     # Made at once: small tensors kept among the large ones of each chunk scatter the heap.
@@ -170,7 +171,7 @@ def window_losses(model: PreTrainedModel, input_ids: Tensor | Sequence[int], wid
     ValueError as :func:`read_stream`, and for a width below 1. Cost: the forward pass.
     """
     ids = _checked_ids(model, input_ids)
-    validate_int("width", width, 1)
+    width = validate_int("width", width, 1)
     following = ids.roll(-1)
     whole = len(ids) // width * width
     parts = [*ids[:whole].view(-1, width).split(max(1, _TOKENS_PER_PASS // width))]
@@ -311,10 +312,7 @@ def _losses(logits: Tensor, following: Tensor) -> Tensor:
 
 
 def _checked_ids(model: PreTrainedModel, input_ids: Tensor | Sequence[int]) -> Tensor:
-    ids = torch.as_tensor(input_ids)
-    is_whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
-    # Memory maps of corpora hold ids in 8 to 32 bits.
-    ids = encode_inputs(model, None, ids.long() if is_whole else ids)[0]
+    ids = token_ids("input_ids", input_ids, model.config.vocab_size)
     if len(ids) != 1 or ids.shape[1] < 2:
         raise ValueError(
             f"input_ids has shape {tuple(ids.shape)}; pass the ids of one text, at least 2 of them"
@@ -346,7 +344,8 @@ def long_memory(
     :func:`window_losses`.
     """
     ids = _checked_ids(model, input_ids)
-    widths = [validate_int("windows", width, 1) for width in windows]
+    widths = whole_numbers("windows", windows, 1)
+    seed = validate_int("seed", seed, 0)
     stream = read_stream(model, ids, chunk_size=chunk_size, layers=layers)
     losses = {width: window_losses(model, ids, width) for width in widths if width < len(ids)}
     named = {"stream": (stream.loss, None)}
@@ -387,9 +386,12 @@ def _command(argv: list[str]) -> int:
     configure_logging(args.debug, args.quiet)
     text, folder = read_book(args.book), claim_output_dir(args.output_dir)
     model = load_model(args.model, device=args.device, dtype=args.dtype)
-    ids = load_tokenizer(args.model)(text, verbose=False)["input_ids"][: args.max_tokens]
+    tokenizer = load_tokenizer(args.model if args.tokenizer is None else args.tokenizer)
+    ids = tokenizer(text, verbose=False)["input_ids"][: args.max_tokens]
     if len(ids) < 2:
-        raise ValueError(f"book {args.book!r} has {len(ids)} token(s); losses need at least 2")
+        raise ValueError(
+            f"book {quoted(args.book)} has {len(ids)} token(s); losses need at least 2"
+        )
     layers = model_layers(model, args.layers)
     results = long_memory(
         model, ids, layers=layers, windows=args.windows, chunk_size=args.chunk_size, seed=args.seed

@@ -464,9 +464,15 @@ def _command(argv: list[str]) -> int:
     configure_logging(args.debug, args.quiet)
     set_seed(args.seed)
     texts, folder = texts_from_options(args), claim_output_dir(args.output_dir)
-    names = args.model or [str(DEMO_MODEL_PATH)]
+    names = [str(DEMO_MODEL_PATH)] if args.model is None else args.model
+    given = names if args.tokenizer is None else args.tokenizer
+    if len(given) not in (1, len(names)):
+        raise ValueError(
+            f"--tokenizer is given {len(given)} times for {len(names)} models; give one for all, "
+            "or one for each"
+        )
     models = [load_model(name, device=args.device, dtype=args.dtype) for name in names]
-    tokenizers = [load_tokenizer(name) for name in names]
+    tokenizers = [load_tokenizer(name) for name in (given * len(names))[: len(names)]]
     if len(models) == 1:
         print(f"One model: {names[0]} is compared with an untrained twin of itself.")
         models.append(untrained_twin(models[0], args.seed))

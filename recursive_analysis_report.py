@@ -13,6 +13,7 @@ From a shell: ``python recursive_analysis_report.py`` after the main analysis.
 from __future__ import annotations
 
 from suite_plumbing.command_lines import parse_first, recursive_analysis_report_options
+from suite_plumbing.messages import quoted
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(recursive_analysis_report_options)
@@ -219,7 +220,7 @@ def _embedded(path: Path) -> str:
         with Image.open(path) as image:
             picture = image.convert("RGB")
     except OSError as error:
-        raise ValueError(f"figure {str(path)!r} cannot be read: {error}") from error
+        raise ValueError(f"figure {quoted(str(path))} cannot be read: {error}") from error
     picture.thumbnail((_FIGURE_WIDTH, min(picture.height, _WEBP_HEIGHT)), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=_FIGURE_QUALITY, method=6)

@@ -413,11 +413,21 @@ class Results(dict[str, Any]):
     def __init__(self, results: Row, tensors: Mapping[str, Tensor] | None = None) -> None:
         super().__init__(results)
         self.tensors: Mapping[str, Tensor] = {} if tensors is None else tensors
+        self._path: StrPath | None = None
 
     @classmethod
     def open(cls, path: StrPath) -> Results:
-        """The results of a JSON file, with the tensors beside it; ValueError as `load_results`."""
-        return cls(*load_results(path))
+        """The results of a JSON file, with the tensors beside it.
+
+        Raises ValueError as `load_results`, and for a file that lacks what its tables are made of.
+        """
+        opened = cls(*load_results(path))
+        opened._path = path
+        with drawing_from(path):
+            # The tables that a notebook shows.
+            for made in (Results.to_dataframe, finding_frame, check_lines):
+                made(opened)
+        return opened
 
     @property
     def figure_names(self) -> list[str]:
@@ -426,7 +436,10 @@ class Results(dict[str, Any]):
 
     def figure(self, name: str) -> Figure:
         """One of the figures by name; raises ValueError, listing the names, for an unknown one."""
-        return draw_figure(self, name, self.tensors)
+        if self._path is None:
+            return draw_figure(self, name, self.tensors)
+        with drawing_from(self._path):
+            return draw_figure(self, name, self.tensors)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a layer (main analysis: a text and layer); None where a step gave no result."""

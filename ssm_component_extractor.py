@@ -35,6 +35,7 @@ from suite_plumbing.commands import (
     write_step_results,
 )
 from suite_plumbing.errors import AnalysisError, is_recoverable
+from suite_plumbing.messages import quoted
 from suite_plumbing.model_inputs import encode_inputs
 from suite_plumbing.models import ModelAnalyzer, execution_device
 from suite_plumbing.progress import progress
@@ -55,6 +56,9 @@ def capture(
     without selective SSM mixers, and AnalysisError where a layer's quantities overflow. Cost: that
     forward pass and one replay for each layer; memory about 8 * b * l * d_inner floats a layer.
     """
+    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2:
+        raise ValueError(f"input_ids is {quoted(input_ids)}; pass a tensor (b, l) of token ids")
+    input_ids = input_ids.long()
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     device = execution_device(model)
     records = record_layers(model, list(layer_indices), input_ids.to(device), mask.to(device))

@@ -328,7 +328,7 @@ def _subject(
 def _unused_name(model: PreTrainedModel, used: Sequence[str]) -> str:
     """The model's name on the hub, or of its folder, or class; numbered where it was used."""
     given = str(getattr(model.config, "name_or_path", "") or "")
-    path = Path(given).expanduser()
+    path = Path(given)
     if given and path.exists():
         given = path.resolve().name
     name = base = given or type(model).__name__

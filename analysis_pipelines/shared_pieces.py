@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from suite_plumbing.messages import quoted
 from suite_plumbing.precision import in_full_precision
 from suite_plumbing.texts import EncodedText
 
@@ -54,7 +55,7 @@ def shared_pieces(encoded: Mapping[str, EncodedText], index: int = 0) -> dict[st
     if next(iter(found.values())).num_pieces < 2:
         raise ValueError(
             f"the models' tokenizers have fewer than 2 pieces of text {index} in common "
-            f"({next(iter(encoded.values())).text[:40]!r}); leave it out, or raise "
+            f"({quoted(next(iter(encoded.values())).text, 40)}); leave it out, or raise "
             "--max-sequence-length"
         )
     return found
@@ -99,7 +100,8 @@ def _by_characters(encoded: Mapping[str, EncodedText], index: int) -> dict[str, 
     for name, text in encoded.items():
         if text.offsets is None:
             raise ValueError(
-                f"the models' tokens of text {index} differ, and the tokenizer of {name!r} gives "
+                f"the models' tokens of text {index} differ, and the tokenizer of {quoted(name)} "
+                "gives "
                 "no character offsets to align them by (it is a slow one); save the model with a "
                 "fast tokenizer, or compare models with the same tokenizer"
             )

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from analysis_pipelines.analysis_results import TextAnalysis
 from analysis_pipelines.cross_text_steps import TextMeasures
+from suite_plumbing.messages import quoted
 from suite_plumbing.result_files import (
     StrPath,
     read_json,
@@ -171,7 +172,8 @@ def _check_same(there: Any, here: Mapping[str, Any], folder: StrPath) -> None:
     if differing:
         shown = "; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else "")
         raise ValueError(
-            f"the stopped run in {str(folder)!r} was of another configuration ({shown}): give what "
+            f"the stopped run in {quoted(str(folder))} was of another configuration ({shown}): "
+            "give what "
             "it was given, or leave out --resume to begin anew"
         )
 

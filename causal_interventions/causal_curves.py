@@ -17,6 +17,7 @@ from scipy import stats
 from torch import Tensor
 
 from causal_interventions.interventions import Intervention, hide_source, reset_state
+from suite_plumbing.arguments import numpy_rng
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.association import spearman
 from token_statistics.description import FloatArray
@@ -200,7 +201,7 @@ def _resampled_agreement(
     """95 % interval of the agreement over positions (rows of ``kl``)."""
     if len(kl) < MIN_VALUES:
         return None, None
-    rng = np.random.default_rng(seed)
+    rng = numpy_rng(seed)
     draws = rng.integers(len(kl), size=(_NUM_RESAMPLES, len(kl)))
     found = [spearman(kl[rows].nanmean(0), kernel) for rows in draws]
     low, high = np.nanquantile(found, (0.025, 0.975))
@@ -264,7 +265,7 @@ def _permutation_test(a: FloatArray, b: FloatArray, seed: int) -> dict[str, Any]
         return x.mean(axis) - y.mean(axis)
 
     test = stats.permutation_test(
-        (a, b), difference, n_resamples=999, rng=np.random.default_rng(seed), vectorized=True
+        (a, b), difference, n_resamples=999, rng=numpy_rng(seed), vectorized=True
     )
     return {
         **counts,

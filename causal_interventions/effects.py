@@ -22,7 +22,7 @@ from mamba_mixers.running import fast_scan, forward_from
 from mamba_mixers.sites import find_mixers
 from mamba_mixers.weights import mixer_parameters
 from ssm_measures.components import Capture, extracted_layer
-from suite_plumbing.arguments import validate_int
+from suite_plumbing.arguments import torch_rng, validate_int, whole_numbers
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import execution_device
 from suite_plumbing.result_files import finite_or_none
@@ -131,7 +131,7 @@ def batched_effects(
     layers: ``lambda tokens: reset_state(tokens, [3])``. Raises as :func:`intervention_effects`.
     """
     table = torch.as_tensor(choices)
-    if len(table) == 0:
+    if table.dim() == 0 or len(table) == 0:
         raise ValueError("choices is empty; pass at least one")
     clean = _clean_run(model, captured, min(build(table[:1])), target)
     length, vocabulary = clean.log_p.shape
@@ -162,7 +162,7 @@ def neuron_interventions(
     :func:`intervention_effects`. Cost: k (1 + num_random) rows at most, from this layer on.
     """
     norms = written_norms(model, captured, layer)
-    chosen = torch.tensor([validate_int("neurons", i, 0, len(norms) - 1) for i in neurons])
+    chosen = torch.tensor(whole_numbers("neurons", neurons, 0, len(norms) - 1, empty=True))
     drawn = matched_neurons(norms, chosen.tolist(), num_random, seed=seed)
     each, index = torch.cat([chosen[:, None], drawn], 1).unique(return_inverse=True)
     found = batched_effects(
@@ -199,14 +199,14 @@ def matched_neurons(
     is nearest, by absolute difference; seeded. Raises ValueError for no neurons and for fewer
     others than ``num_random``.
     """
-    validate_int("num_random", num_random, 1)
+    num_random = validate_int("num_random", num_random, 1)
     others = sorted(set(range(len(norms))) - set(neurons))
     if not neurons or len(others) < num_random:
         raise ValueError(
             f"neurons names {len(neurons)} of {len(norms)}; pass at least one, and leave "
             f"{num_random} others to draw from"
         )
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch_rng(seed)
     pool = torch.tensor(others)
     drawn = []
     for neuron in neurons:

@@ -26,6 +26,7 @@ from mamba_mixers.weights import (
 )
 from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.errors import AnalysisError
+from suite_plumbing.model_inputs import token_ids
 from suite_plumbing.models import execution_device
 from suite_plumbing.precision import in_full_precision
 from suite_plumbing.texts import ids_of_tokens
@@ -138,8 +139,9 @@ def explain(
     check_has_logits(model)
     ids = _checked_ids("input_ids", input_ids, num_embeddings(model))
     ids = ids.to(execution_device(model))
-    validate_int("num_steps", num_steps, 1)
-    validate_int("batch_size", batch_size, 1)
+    num_steps = validate_int("num_steps", num_steps, 1)
+    batch_size = validate_int("batch_size", batch_size, 1)
+    seed = validate_int("seed", seed, 0)
     replacing = _replacing_ids(model, baseline, ids)
     with torch.no_grad(), fast_scan(model):
         embeddings = input_embeddings(model, ids)
@@ -157,16 +159,10 @@ def explain(
 
 def _checked_ids(name: str, input_ids: Sequence[int] | Tensor, vocabulary: int) -> Tensor:
     """(1, l) token ids of any integer dtype as int64; a copy, for autograd keeps them."""
-    ids = torch.as_tensor(input_ids).reshape(1, -1)
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool or ids.numel() == 0:
-        raise ValueError(f"{name} must be token ids (l,), l >= 1; got {ids.numel()} of {ids.dtype}")
-    ids = ids.to(torch.int64, copy=True)
-    if int(ids.min()) < 0 or int(ids.max()) >= vocabulary:
-        raise ValueError(
-            f"{name} holds ids from {int(ids.min())} to {int(ids.max())}; the model knows 0 to "
-            f"{vocabulary - 1}"
-        )
-    return ids
+    ids = token_ids(name, input_ids, vocabulary)
+    if len(ids) != 1:
+        raise ValueError(f"{name} holds {len(ids)} texts; pass one, (l,)")
+    return ids.clone()
 
 
 def _replacing_ids(model: PreTrainedModel, baseline: Baseline, ids: Tensor) -> Tensor | None:

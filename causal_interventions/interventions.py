@@ -13,11 +13,9 @@ have no padding. Letters: the glossary of ``selective_scan``.
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
-from numbers import Integral
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -27,7 +25,8 @@ from torch import Tensor
 from mamba_mixers.replay import EDITABLE
 from selective_scan.scan import selective_scan, selective_scan_chunk
 from ssm_measures.components import SSMComponents
-from suite_plumbing.arguments import validate_choice, validate_int
+from suite_plumbing.arguments import validate_choice, validate_int, validate_number, whole_numbers
+from suite_plumbing.messages import quoted
 
 T = TypeVar("T")
 
@@ -136,7 +135,8 @@ def scale_delta(
     Above 1 a token writes more and forgets more. ``tokens`` holds for every row, or is (rows, k).
     Raises ValueError for a factor that is not a positive number.
     """
-    if not (math.isfinite(factor) and factor > 0):
+    factor = validate_number("factor", factor)
+    if factor <= 0:
         raise ValueError(f"factor is {factor}; it must be a positive number")
     chosen = None if tokens is None else _number_table("tokens", tokens)
 
@@ -203,8 +203,7 @@ def set_neuron(
     """
     if not isinstance(value, Tensor):
         validate_choice("value", value, NEURON_VALUES)
-    one: Any = [neurons] if _is_one(neurons) else neurons
-    chosen = _number_table("neurons", one)
+    chosen = _number_table("neurons", neurons)
 
     def change(gated: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
         marked = _marked(chosen, gated.shape[2], "neurons", gated.device)
@@ -242,7 +241,9 @@ def patch_state(layer: int, token: Rows, state: Tensor) -> Intervention:
     shape, and when the text runs for a token that it does not have. Cost: one more scan.
     """
     tokens = _row_numbers("token", token)
-    if state.dim() not in (2, 3):
+    if not isinstance(state, Tensor):
+        raise ValueError(f"state is of type {type(state).__name__}; pass a tensor (d_inner, N)")
+    if state.dim() not in (2, 3) or not state.is_floating_point():
         raise ValueError(f"state has shape {tuple(state.shape)}; pass (d_inner, N) of one text")
     states = state if state.dim() == 3 else state[None]
 
@@ -316,37 +317,22 @@ def _each_row(values: Sequence[T], rows: int) -> Sequence[T]:
 
 
 def _in_layers(layers: Layers, *changes: Change) -> Intervention:
-    numbers: list[Any] = [layers] if _is_one(layers) else list(layers)  # type: ignore[arg-type]
-    if not numbers:
-        raise ValueError("layers is empty; name at least one layer")
-    return {validate_int("layers", layer, 0): LayerEdit(changes) for layer in numbers}
-
-
-def _is_one(value: Any) -> bool:
-    """Whether this is one number, of Python or numpy, and no row of them."""
-    return isinstance(value, Integral) or (
-        isinstance(value, (Tensor, np.ndarray)) and value.ndim == 0
-    )
+    return {layer: LayerEdit(changes) for layer in whole_numbers("layers", layers, 0)}
 
 
 def _row_numbers(name: str, value: Rows) -> Tensor:
     """(rows,) whole numbers >= 0 from one number or one for each row."""
-    listed: Any = value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
-    numbers = listed if isinstance(listed, Sequence) else [listed]
-    if not numbers:
-        raise ValueError(f"{name} is empty; pass a number, or one for each row")
-    return torch.tensor([validate_int(name, number, 0) for number in numbers])
+    return torch.tensor(whole_numbers(name, value, 0))
 
 
 def _number_table(name: str, value: Rows | Sequence[Sequence[int]]) -> Tensor:
     """(rows, k) whole numbers >= 0; a list of numbers is one row."""
-    table = torch.as_tensor(value)
-    table = table[None] if table.dim() == 1 else table
-    if table.dim() != 2 or table.numel() == 0 or table.is_floating_point():
-        raise ValueError(f"{name} is {value!r}; pass whole numbers (k,), or (rows, k)")
-    for number in table.flatten().tolist():
-        validate_int(name, number, 0)
-    return table.long()
+    listed: Any = value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
+    nested = isinstance(listed, (list, tuple)) and any(isinstance(x, (list, tuple)) for x in listed)
+    rows = [whole_numbers(name, row, 0, empty=True) for row in (listed if nested else [listed])]
+    if len({len(row) for row in rows}) != 1 or not rows[0]:
+        raise ValueError(f"{name} is {quoted(value)}; pass whole numbers (k,), or (rows, k)")
+    return torch.tensor(rows)
 
 
 def _at(numbers: Tensor, name: str, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from mamba_mixers.sites import num_layers
 from mamba_mixers.weights import check_has_logits
 from ssm_measures.components import Capture, extracted_layer
 from ssm_measures.neuron_sets import NeuronSet
-from suite_plumbing.arguments import validate_choice, validate_int
+from suite_plumbing.arguments import torch_rng, validate_choice, validate_int
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import execution_device
 from suite_plumbing.progress import progress
@@ -199,8 +199,8 @@ def choose_for_ablation(
 
 def random_neurons(count: int, num_random: int, seed: int = 0) -> list[int]:
     """``num_random`` of ``count`` channel numbers at random, all of them if there are fewer."""
-    generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(count, generator=generator)[:num_random].tolist()
+    number = validate_int("num_random", num_random, 0)
+    return torch.randperm(count, generator=torch_rng(seed))[:number].tolist()
 
 
 def ablation_check(

@@ -28,7 +28,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from suite_plumbing.arguments import validate_int
+from suite_plumbing.arguments import torch_rng, validate_int
 
 SetFunction = Callable[[Tensor], Tensor]
 """f (k,) of variants of a text that keep the tokens where the argument (k, l) is True."""
@@ -74,7 +74,7 @@ def perturbation_curves(
     curves share are evaluated once. Raises ValueError for scores of unequal or zero length and for
     fewer than 2 steps. Cost: at most 2 len(scores) (num_steps - 1) + 2 evaluations.
     """
-    validate_int("num_steps", num_steps, 2)
+    num_steps = validate_int("num_steps", num_steps, 2)
     lengths = {tuple(one.shape) for one in scores}
     if len(lengths) != 1 or len(shape := lengths.pop()) != 1 or shape[0] == 0:
         raise ValueError(f"scores must all be (l,) with one l >= 1; got shapes {sorted(lengths)}")
@@ -93,6 +93,6 @@ def perturbation_curves(
 
 def _ranks(scores: Tensor, seed: int) -> Tensor:
     """(l,) rank of each token, 0 for the highest score; ties in random order."""
-    shuffled = torch.randperm(len(scores), generator=torch.Generator().manual_seed(seed))
+    shuffled = torch.randperm(len(scores), generator=torch_rng(seed))
     order = shuffled[scores[shuffled].argsort(descending=True, stable=True)]
     return torch.empty_like(order).scatter_(0, order, torch.arange(len(order)))

@@ -11,13 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from numbers import Integral
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from suite_plumbing.arguments import validate_choice
+from suite_plumbing.arguments import LARGEST_INT, int_or_none, validate_choice, validate_int
+from suite_plumbing.messages import quoted
 
 DEFAULT_TARGET = "log_probability"
 
@@ -131,16 +131,21 @@ def resolve_target(
     of the vocabulary, and tokens that the target does not take.
     """
     validate_choice("target", name, TARGETS)
-    if isinstance(position, bool) or not isinstance(position, Integral):
-        raise ValueError(f"position is {position!r}; pass a whole number, negative from the end")
-    if name == "loss" and (token is not None or position != -1):
+    place = int_or_none(position)
+    if place is None or abs(place) > LARGEST_INT:
+        raise ValueError(
+            f"position is {quoted(position)}; pass a whole number, negative from the end"
+        )
+    if name == "loss" and (token is not None or place != -1):
         raise ValueError("target 'loss' is a mean over the whole text: pass no token or position")
     if name != "logit_difference" and contrast is not None:
-        raise ValueError(f"contrast is {contrast!r}; only the target 'logit_difference' takes one")
+        raise ValueError(
+            f"contrast is {quoted(contrast)}; only the target 'logit_difference' takes one"
+        )
     token_id, contrast_id = resolve_token(token, tokenizer), resolve_token(contrast, tokenizer)
     if token_id is not None and token_id == contrast_id:
         raise ValueError(f"token and contrast are both token {token_id}: their difference is 0")
-    return Target(name, int(position), token_id, contrast_id)
+    return Target(name, place, token_id, contrast_id)
 
 
 def resolve_token(token: str | int | None, tokenizer: PreTrainedTokenizerBase | None) -> int | None:
@@ -148,14 +153,17 @@ def resolve_token(token: str | int | None, tokenizer: PreTrainedTokenizerBase | 
 
     Raises ValueError for text that is not exactly one token, saying how it is split.
     """
-    if token is None:
-        return None
-    if isinstance(token, Integral) and not isinstance(token, bool):
-        return int(token)
+    number = int_or_none(token)
+    if token is None or number is not None:
+        return number if number is None else validate_int("token", number, 0)
     if not isinstance(token, str):
-        raise ValueError(f"token is {token!r} of type {type(token).__name__}; pass text or an id")
+        raise ValueError(
+            f"token is {quoted(token)} of type {type(token).__name__}; pass text or an id"
+        )
     if tokenizer is None:
-        raise ValueError(f"token is {token!r}, but there is no tokenizer; pass one, or a token id")
+        raise ValueError(
+            f"token is {quoted(token)}, but there is no tokenizer; pass one, or a token id"
+        )
     vocabulary = tokenizer.get_vocab()
     if token in vocabulary:
         return int(vocabulary[token])
@@ -163,10 +171,14 @@ def resolve_token(token: str | int | None, tokenizer: PreTrainedTokenizerBase | 
     if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
         return int(ids[0])
     pieces = tokenizer.convert_ids_to_tokens(ids)
-    how = f"the tokenizer splits it into {pieces}" if len(ids) > 1 else "it has no such characters"
+    how = (
+        f"the tokenizer splits it into {quoted(pieces)}"
+        if len(ids) > 1
+        else "it has no such characters"
+    )
     raise ValueError(
-        f"token {token!r} is not in the vocabulary: {how}. Pass one token; a word in the middle "
-        f"of a text usually has its space in front, as in ' the'"
+        f"token {quoted(token)} is not in the vocabulary: {how}. Pass one token; a word in the "
+        "middle of a text usually has its space in front, as in ' the'"
     )
 
 

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from mamba_mixers import families as mixer_families
 from mamba_mixers.families import MixerFamily, family_of
 from suite_plumbing.arguments import resolve_layer_indices
+from suite_plumbing.messages import quoted
 
 
 class UnsupportedModelError(ValueError):
@@ -104,7 +105,9 @@ def _block_of(name: str) -> tuple[str, int]:
     parts = name.split(".")
     position = next((i for i, part in enumerate(parts) if part.isdigit()), None)
     if position is None:
-        raise UnsupportedModelError(f"the mixer {name!r} lies in no numbered layer; pass the model")
+        raise UnsupportedModelError(
+            f"the mixer {quoted(name)} lies in no numbered layer; pass the model"
+        )
     return ".".join(parts[: position + 1]), int(parts[position])
 
 

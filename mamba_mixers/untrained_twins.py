@@ -52,7 +52,7 @@ def untrained_twin(model: PreTrainedModel, seed: int, kind: str = FRESH) -> PreT
     """
     values = _VALUES[validate_choice("kind", kind, TWIN_KINDS)]
     with _DRAWING, torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng():
-        torch.manual_seed(seed)
+        torch.manual_seed(validate_int("seed", seed, 0))
         return _with_values(model, values(model)).eval()
 
 

@@ -11,7 +11,15 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from selective_scan.operands import check_parameters, check_weights, compute_dtype, with_groups
+from selective_scan.operands import (
+    check_given,
+    check_parameters,
+    check_weights,
+    compute_dtype,
+    with_groups,
+)
+from suite_plumbing.arguments import LARGEST_INT, validate_int, whole_numbers
+from suite_plumbing.messages import quoted
 from suite_plumbing.precision import in_full_precision
 
 # Heads whose queries and keys an attention map holds at once, and floats that a product of
@@ -39,6 +47,7 @@ def implicit_attention(
     Cost: l^2 / 2 multiply-adds for each head and state; memory is the result, 4 l^2 bytes a head
     in float32: for many heads see :func:`attention_map`.
     """
+    check_given(C=C)
     check_parameters(delta, A, B, C)
     heads = range(delta.shape[2]) if heads is None else heads
     chosen = _chosen_heads(heads, delta)
@@ -84,6 +93,7 @@ def attention_map(
     Cost: l^2 H N multiply-adds (l^2 H (N + P) for weights of channels), and about 2 l H N log2(l)
     multiplications; memory O(l) for each of the heads handled at a time, and the result.
     """
+    check_given(C=C)
     check_parameters(delta, A, B, C)
     check_weights(delta, query_weight=query_weight, key_weight=key_weight)
     B, C = with_groups(B), with_groups(C)
@@ -121,9 +131,11 @@ def attention_row(
     ``query`` counts tokens, from the end when negative. Raises ValueError for a token that does
     not exist and where shapes do not fit each other. Cost: O(b l H N), no l by l map.
     """
+    check_given(C=C)
     check_parameters(delta, A, B, C)
     check_weights(delta, query_weight=query_weight, key_weight=key_weight)
     batch, length, num_heads = delta.shape
+    query = validate_int("query", query, -LARGEST_INT)
     if not -length <= query < length:
         raise ValueError(f"query is token {query}; the text has tokens 0 to {length - 1}")
     query %= length
@@ -354,7 +366,7 @@ def _unit_scale(weight: Tensor | None, row: int, num_heads: int, dtype: torch.dt
 def _chosen_heads(heads: Sequence[int], delta: Tensor) -> Tensor:
     """Head numbers as a tensor; ValueError for one that does not exist."""
     count = delta.shape[2]
-    chosen = [int(head) for head in heads]
+    chosen = whole_numbers("heads", heads, -LARGEST_INT, empty=True)
     if unknown := [head for head in chosen if not 0 <= head < count]:
-        raise ValueError(f"heads names {unknown}; there are heads 0 to {count - 1}")
+        raise ValueError(f"heads names {quoted(unknown)}; there are heads 0 to {count - 1}")
     return torch.tensor(chosen, dtype=torch.long, device=delta.device)

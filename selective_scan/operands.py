@@ -11,6 +11,8 @@ from torch import Tensor
 
 def check_operands(u, delta, A, B, C=None, initial_state=None) -> bool:
     """Raise ValueError unless the shapes fit each other; True when u is flat, (b, l, d_inner)."""
+    check_given(u=u)
+    check_tensors(initial_state=initial_state)
     is_flat = u.dim() == 3
     if not is_flat and u.dim() != 4:
         raise ValueError(f"u must be (b, l, H, P) or (b, l, d_inner), got shape {tuple(u.shape)}")
@@ -35,6 +37,7 @@ def check_operands(u, delta, A, B, C=None, initial_state=None) -> bool:
 
 def check_skip(D: Tensor | None, u: Tensor, heads: int) -> None:
     """Raise ValueError unless D fits u; broadcasting would accept shapes that mean nothing."""
+    check_tensors(D=D)
     allowed = dict.fromkeys([(heads,), tuple(u.shape[2:])])
     if D is not None and tuple(D.shape) not in allowed:
         expected = " or ".join(map(str, allowed))
@@ -43,6 +46,7 @@ def check_skip(D: Tensor | None, u: Tensor, heads: int) -> None:
 
 def check_weights(delta: Tensor, **weights: Tensor | None) -> None:
     """Raise ValueError unless the weights of queries and keys are all (b, l, H) or (b, l, H P)."""
+    check_tensors(**weights)
     widths = set()
     for name, weight in weights.items():
         if weight is None:
@@ -66,6 +70,8 @@ def _holds_heads(x: Tensor, delta: Tensor) -> bool:
 
 def check_parameters(delta, A, B, C=None) -> None:
     """Raise ValueError unless delta, A, B and C fit each other."""
+    check_given(delta=delta, A=A, B=B)
+    check_tensors(C=C)
     if delta.dim() != 3:
         raise ValueError(f"delta must be (b, l, H), got shape {tuple(delta.shape)}")
     batch, length, heads = delta.shape
@@ -77,6 +83,10 @@ def check_parameters(delta, A, B, C=None) -> None:
     if C is not None and C.shape != B.shape:
         raise ValueError(f"C must have the shape of B, {tuple(B.shape)}, got {tuple(C.shape)}")
     states, groups = B.shape[-1], B.shape[2] if B.dim() == 4 else 1
+    if 0 in (heads, groups):
+        raise ValueError(
+            f"there are {heads} heads in delta and {groups} groups in B; need at least 1"
+        )
     if tuple(A.shape) not in ((heads, states), (heads, 1)):
         raise ValueError(
             f"A must be ({heads}, {states}) or ({heads}, 1) to fit delta and B, "
@@ -84,6 +94,27 @@ def check_parameters(delta, A, B, C=None) -> None:
         )
     if heads % groups:
         raise ValueError(f"{heads} heads cannot be shared by {groups} groups of B and C")
+
+
+def check_given(**tensors: Tensor | None) -> None:
+    """Raise ValueError for a tensor that is None, and as :func:`check_tensors`."""
+    for name, tensor in tensors.items():
+        if tensor is None:
+            raise ValueError(f"{name} is None; pass a tensor")
+    check_tensors(**tensors)
+
+
+def check_tensors(**tensors: Tensor | None) -> None:
+    """Raise ValueError for an argument that is no tensor of real floating-point numbers, or None.
+
+    A cast would drop an imaginary part, and take the codes of a quantised weight for its values.
+    """
+    for name, tensor in tensors.items():
+        if tensor is not None and not isinstance(tensor, Tensor):
+            raise ValueError(f"{name} is of type {type(tensor).__name__}; pass a tensor")
+        if tensor is not None and not tensor.is_floating_point():
+            dtype = str(tensor.dtype).removeprefix("torch.")
+            raise ValueError(f"{name} is of dtype {dtype}; pass real floating-point numbers")
 
 
 def compute_dtype(*tensors: Tensor) -> torch.dtype:

@@ -14,7 +14,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from selective_scan.operands import check_operands, check_skip, compute_dtype, with_groups
+from selective_scan.operands import (
+    check_given,
+    check_operands,
+    check_skip,
+    check_tensors,
+    compute_dtype,
+    with_groups,
+)
 from suite_plumbing.precision import in_full_precision
 
 # Tokens that one pass over the states handles. The temporaries of a block, about
@@ -80,9 +87,11 @@ def selective_scan_chunk(
     ``initial_state`` is h before the chunk, as the chunk before returned it: (b, H, P, N), or for
     a flat u (b, d_inner, N); None means zero. Chunks then give what the whole text gives.
     """
+    check_given(C=C)
     is_flat = check_operands(u, delta, A, B, C, initial_state)
     check_skip(D, u, delta.shape[2])
     dtype = compute_dtype(u, delta, A, B, C)
+    check_tensors(carry=carry)
     if carry is not None and carry.shape != u.shape[:2]:
         raise ValueError(f"carry must be (b, l) = {tuple(u.shape[:2])}, got {tuple(carry.shape)}")
     operands = _group(u, delta, A, B, C, dtype, carry)

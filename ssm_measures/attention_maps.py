@@ -37,7 +37,7 @@ from torch import Tensor
 from selective_scan.attention import attention_map, implicit_attention
 from selective_scan.scan import half_life
 from ssm_measures.components import SSMComponents
-from suite_plumbing.arguments import validate_int
+from suite_plumbing.arguments import LARGEST_INT, validate_int, whole_numbers
 from suite_plumbing.precision import in_full_precision
 
 MAX_HEAD_MAPS_GB = 1.0
@@ -104,7 +104,7 @@ def token_direction(unembedding: Tensor, token: int, contrast: int | None = None
     """
     size = unembedding.shape[0]
     for name, value in (("token", token), ("contrast", contrast)):
-        if value is not None and not 0 <= value < size:
+        if value is not None and not 0 <= validate_int(name, value, -LARGEST_INT) < size:
             raise ValueError(f"{name} is {value}; the vocabulary has tokens 0 to {size - 1}")
     row = unembedding[token]
     return (row if contrast is None else row - unembedding[contrast]).detach()
@@ -224,7 +224,7 @@ def checked_heads(
     """Head numbers, checked, of which the maps are small enough to hold."""
     batch, length, _ = components.delta.shape
     numbers = range(num_heads) if heads is None else heads
-    chosen = [validate_int("heads", head, 0, num_heads - 1) for head in numbers]
+    chosen = whole_numbers("heads", numbers, 0, num_heads - 1, empty=True)
     if not chosen:
         raise ValueError(f"heads is empty; choose among heads 0 to {num_heads - 1}")
     size = batch * len(chosen) * length**2 * components.delta.element_size() / 1e9

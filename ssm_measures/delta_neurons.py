@@ -18,7 +18,7 @@ from torch import Tensor
 
 from selective_scan.scan import selective_scan
 from ssm_measures.components import SSMComponents, checked_deltas
-from suite_plumbing.arguments import validate_choice, validate_int
+from suite_plumbing.arguments import validate_choice, validate_int, validate_number
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.association import (
     FALSE_DISCOVERY_RATE,
@@ -151,6 +151,7 @@ def delta_neuron_correlation(
     Undefined, with the reason, for fewer tokens than a claim needs, or too slow ones. Raises
     ValueError as `delta_memory`. Cost: 2 d_inner sorts, and a pass over the tokens a shift.
     """
+    seed = validate_int("seed", seed, 0)
     tokens = _observed(texts, token_ids)
     course, axes = PositionCourse(tokens), tokens.axis_lengths
     n = len(tokens.rows)
@@ -230,9 +231,9 @@ def delta_sensitivity(
     that is not positive or is 1, for top_k < 1 and an unknown rank_by. Cost: three scans a text.
     """
     tokens = _observed(texts, token_ids)
-    validate_int("top_k", top_k, 1)
+    top_k = validate_int("top_k", top_k, 1)
     validate_choice("rank_by", rank_by, ("sensitivity", "memory_sensitivity"))
-    if not (math.isfinite(factor) and factor > 0 and factor != 1):
+    if validate_number("factor", factor, above=0) == 1:
         raise ValueError(f"factor is {factor}; it must be a positive number other than 1")
     parts = list(zip(texts, tokens.seen, strict=True))
     gated = torch.cat([text.gated[0, seen:] for text, seen in parts]).double()

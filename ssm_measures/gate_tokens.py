@@ -86,6 +86,7 @@ class GateTokens:
 
     def first(self, count: int) -> GateTokens:
         """The same with so many tokens on either list at the most."""
+        count = validate_int("count", count, 0)
         return replace(self, opening=self.opening[:count], closing=self.closing[:count])
 
     def to_dict(self) -> dict[str, Any]:
@@ -111,6 +112,7 @@ def gate_tokens(
     ValueError for texts or padding as `delta_memory`, for pieces of other lengths and top_k < 1.
     Cost: 199 inner products a class.
     """
+    top_k, seed = validate_int("top_k", top_k, 1), validate_int("seed", seed, 0)
     deltas, lengths = checked_deltas(texts)
     if [len(text) for text in pieces] != list(lengths):
         raise ValueError(

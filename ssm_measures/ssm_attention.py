@@ -20,6 +20,7 @@ import numpy as np
 
 from ssm_measures.attention_maps import head_half_lives, head_maps, written_map
 from ssm_measures.components import SSMComponents
+from suite_plumbing.arguments import numpy_rng, validate_int
 from token_statistics.description import FloatArray, Values, as_float64
 from token_statistics.time_shift_nulls import (
     NullTest,
@@ -86,6 +87,7 @@ def ssm_attention_correlations(
     non-finite entries. Cost: a map of magnitudes, O(l * horizon) and the draws; num_channels maps
     (l, l), some at a time.
     """
+    num_channels = validate_int("num_channels", num_channels, 1)
     weights = _checked_map(components, absolute_map)
     length = len(weights)
     horizon = min(_HORIZON, length // 4)
@@ -117,7 +119,7 @@ def ssm_attention_correlations(
 
 def _chosen(components: SSMComponents, num_channels: int, seed: int) -> list[int]:
     available = components.delta.shape[2]
-    order = np.random.default_rng(seed).permutation(available)
+    order = numpy_rng(seed).permutation(available)
     return sorted(order[:num_channels].tolist())
 
 

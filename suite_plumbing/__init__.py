@@ -14,16 +14,24 @@ command_lines   The options of every command, read before torch and the other la
 commands        What all commands share: a job made of their options, exit statuses, results
 errors          The one error that a pipeline records and goes on from, and which others count as
                 such
+arguments       What a user passes in besides texts: choices, integers, devices, dtypes and layers
+commands        The command line that all modules share: options, a job made of them, exit
+                statuses, results
+errors          The one error that a pipeline records and goes on from, which others count as such,
+                and what becomes of those of other libraries
 lazy_names      Names that a folder passes on from its modules, each loaded when it is first asked
                 for
 loud_libraries  Lines of other libraries that say nothing to a user of the suite
 memory_usage    How much memory an analysis takes, measured on the device that it runs on
+messages        Words of error messages: values and reasons of other libraries, cut short
+model_folders   What a model folder holds, checked before memory is taken for its weights
 model_inputs    What a model is called with: token ids and their mask, however a user passes them
 models          Models and tokenizers: loaded from a folder or the hub, checked before anything
                 runs on them
 options         The options that all commands share, spelled once
 output_folders  Output folders: each one run's own until it ends, and cleared of what a killed run
                 left
+paths           Paths as a user writes them, refused in one line where they can be none
 precision       The suite's own arithmetic keeps its precision, whatever the caller's mixed
                 precision says
 progress        Progress bars, logging and the seed of a run

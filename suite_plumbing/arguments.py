@@ -6,28 +6,87 @@ what came and what is allowed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from suite_plumbing.checks import int_or_none, validate_choice, validate_int
+from suite_plumbing.checks import LARGEST_INT, int_or_none, validate_choice, validate_int
+from suite_plumbing.messages import quoted, reason_of, shortened
 from suite_plumbing.options import DTYPE_NAMES
 
 __all__ = [
     "DEFAULT_LAYERS",
     "DTYPES",
+    "LARGEST_INT",
+    "int_or_none",
+    "numpy_rng",
     "resolve_device",
     "resolve_dtype",
     "resolve_layer_indices",
+    "torch_rng",
     "validate_choice",
     "validate_int",
+    "validate_number",
+    "whole_numbers",
 ]
 
 DEFAULT_LAYERS = (0, 3, 6, 9, 12)
 
 DTYPES = {name: getattr(torch, name) for name in DTYPE_NAMES}
+
+
+def whole_numbers(
+    name: str, value: Any, minimum: int, maximum: int | None = None, *, empty: bool = False
+) -> list[int]:
+    """One whole number, or a list, an array or a tensor (k,) of them, as a list within the bounds.
+
+    Raises ValueError for none at all, unless `empty` allows it, and for anything else.
+    """
+    single = int_or_none(value)
+    if single is not None and getattr(value, "ndim", 0) == 0:
+        return [validate_int(name, single, minimum, maximum)]
+    listed = value.tolist() if isinstance(value, (Tensor, np.ndarray)) else value
+    if isinstance(listed, (str, bytes, Mapping)) or not isinstance(listed, Iterable):
+        validate_int(name, listed, minimum, maximum)
+    numbers = [validate_int(name, number, minimum, maximum) for number in listed]
+    if not numbers and not empty:
+        raise ValueError(f"{name} is empty; pass a whole number, or a list of them")
+    return numbers
+
+
+def validate_number(name: str, value: Any, *, above: float | None = None) -> float:
+    """Return `value` as a finite float, larger than ``above``; ValueError for anything else."""
+    is_real = isinstance(value, (Real, Tensor)) and not isinstance(value, (bool, np.bool_))
+    if is_real and isinstance(value, Tensor):
+        is_real = value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool
+    try:
+        number = float(value) if is_real else math.nan
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or (above is not None and number <= above):
+        allowed = "a finite number" if above is None else f"a number above {above:g}"
+        raise ValueError(
+            f"{name} is {quoted(value)} ({type(value).__name__}); it must be {allowed}"
+        )
+    return number
+
+
+def numpy_rng(seed: int) -> np.random.Generator:
+    """numpy's generator of this seed; ValueError for a seed that is no whole number from 0 on.
+
+    None is refused: it would give another result each time.
+    """
+    return np.random.default_rng(validate_int("seed", seed, 0))
+
+
+def torch_rng(seed: int) -> torch.Generator:
+    """torch's generator of this seed, on the CPU; ValueError as :func:`numpy_rng`."""
+    return torch.Generator().manual_seed(validate_int("seed", seed, 0))
 
 
 def resolve_device(device: str | torch.device | None) -> torch.device:
@@ -39,11 +98,12 @@ def resolve_device(device: str | torch.device | None) -> torch.device:
         torch.empty(0, device=resolved)
         if resolved.type == "meta":
             raise RuntimeError("tensors there have no values")
-    except (RuntimeError, AssertionError, TypeError, NotImplementedError) as error:
+    except Exception as error:
         # Of torch's messages, some of them paragraphs, the first sentence.
-        reason = str(error).strip().splitlines()[0].split(". ")[0]
+        reason = shortened(reason_of(error).split(". ")[0], 120)
         raise ValueError(
-            f"device {device!r} cannot be used here ({reason}); pass 'cpu', or 'cuda' where torch "
+            f"device {quoted(device)} cannot be used here ({reason}); pass 'cpu', or 'cuda' where "
+            "torch "
             "sees a GPU"
         ) from error
     return resolved
@@ -79,13 +139,15 @@ def resolve_layer_indices(
         validate_choice("layer_indices", layer_indices, ["all"])
         return known
     if not isinstance(layer_indices, Iterable):
-        raise ValueError(f"layer_indices is {layer_indices!r}; pass a list, 'all' or None")
+        raise ValueError(f"layer_indices is {quoted(layer_indices)}; pass a list, 'all' or None")
     chosen = [_resolve_layer(entry, known, num_layers) for entry in layer_indices]
     if not chosen:
         raise ValueError("layer_indices is empty; name at least one layer, 'all' or None")
     for layer in chosen:
         if chosen.count(layer) > 1:
-            raise ValueError(f"layer {layer} is named twice in layer_indices {layer_indices!r}")
+            raise ValueError(
+                f"layer {layer} is named twice in layer_indices {quoted(layer_indices)}"
+            )
     return sorted(chosen)
 
 
@@ -99,7 +161,9 @@ def _default_layers(known: Sequence[int]) -> list[int]:
 def _resolve_layer(entry: Any, known: Sequence[int], num_layers: int) -> int:
     number = int_or_none(entry)
     if number is None:
-        raise ValueError(f"layer_indices holds {entry!r} ({type(entry).__name__}), not an integer")
+        raise ValueError(
+            f"layer_indices holds {quoted(entry)} ({type(entry).__name__}), not an integer"
+        )
     if not -num_layers <= number < num_layers:
         raise ValueError(
             f"layer {number} is out of range: the model has {num_layers} layers, 0 to "

@@ -5,38 +5,48 @@ Every refusal is a ValueError that names the argument, what came and what is all
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable
 from operator import index as as_int
 from typing import Any, TypeVar
 
+from suite_plumbing.messages import quoted
+
 T = TypeVar("T")
+
+LARGEST_INT = sys.maxsize
+"""What an integer may be at most where nothing else bounds it: 64 bits with their sign."""
 
 
 def validate_choice(name: str, value: T, allowed: Iterable[T]) -> T:
     """Return `value` if it is one of `allowed`; else raise ValueError that lists them."""
     known = list(allowed)
-    if value not in known:
-        raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(map(str, known))}")
+    # Compared one by one, and only with what can be equal: an array's == is an array.
+    if not any(value is one or (isinstance(value, type(one)) and value == one) for one in known):
+        listed = ", ".join(map(str, known))
+        raise ValueError(f"{name} is {quoted(value)}; it must be one of {listed}")
     return value
 
 
 def validate_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:
     """Return `value` as an int within the bounds; bool and float are refused with a ValueError."""
     number = int_or_none(value)
-    if number is None or number < minimum or (maximum is not None and number > maximum):
-        upper = "" if maximum is None else f" and at most {maximum}"
+    highest = LARGEST_INT if maximum is None else maximum
+    if number is None or not minimum <= number <= highest:
+        shown = maximum is not None or (number is not None and number > highest)
+        upper = f" and at most {highest}" if shown else ""
         raise ValueError(
-            f"{name} is {value!r} ({type(value).__name__}); it must be an integer of at least "
-            f"{minimum}{upper}"
+            f"{name} is {quoted(value)} ({type(value).__name__}); it must be an integer of at "
+            f"least {minimum}{upper}"
         )
     return number
 
 
 def int_or_none(value: Any) -> int | None:
     """`value` as an int if it is one of Python's, numpy's or torch's; None for bool and others."""
-    if isinstance(value, bool):
+    if isinstance(value, bool) or str(getattr(value, "dtype", "")) in ("bool", "torch.bool"):
         return None
     try:
-        return as_int(value)  # numpy's bool has no index
-    except TypeError:
+        return as_int(value)
+    except Exception:  # what an object's own __index__ raises
         return None

@@ -12,9 +12,10 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from suite_plumbing.checks import validate_choice, validate_int
+from suite_plumbing.messages import quoted, shortened
 from suite_plumbing.options import COMMON_OPTIONS, STEP_OPTIONS, add_common_options, refuse_both
 from suite_plumbing.signals import end_at_once_on_signals
 
@@ -64,12 +65,21 @@ def wait_passively() -> None:
 def _read(parser: argparse.ArgumentParser, argv: Argv) -> argparse.Namespace:
     args = parser.parse_args(argv)
     refuse_both(args, "text", "texts_file")
+    if getattr(args, "one_text", False) and args.texts_file is None:
+        raise ValueError("--one-text is given without a --texts-file, which it is about")
     refuse_both(args, "debug", "quiet")
     return args
 
 
+class _Parser(argparse.ArgumentParser):
+    """argparse, but a value of any length makes a message of one line."""
+
+    def error(self, message: str) -> NoReturn:
+        super().error(shortened(message, 400))
+
+
 def _parser(description: str, example: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(description=description, epilog=f"example: python {example}")
+    return _Parser(description=description, epilog=f"example: python {example}")
 
 
 def _add_number(parser: argparse.ArgumentParser, name: str, default: int, said: str) -> None:
@@ -155,6 +165,12 @@ def model_comparison_options(argv: Argv = None) -> argparse.Namespace:
         help="model folder or hub name; give two or more (one is compared with an untrained twin; "
         "default: the bundled demo model)",
     )
+    parser.add_argument(
+        "--tokenizer",
+        action="append",
+        metavar="NAME_OR_PATH",
+        help="tokenizer of all models, or one for each (default: those beside their weights)",
+    )
     _add_number(
         parser,
         "twins",
@@ -167,8 +183,8 @@ def model_comparison_options(argv: Argv = None) -> argparse.Namespace:
     }
     parser.add_argument("--layers", **layers)
     add_common_options(
-        parser, "text", "texts_file", "max_sequence_length", "device", "dtype", "output_dir",
-        "formats", "seed", "debug", "quiet",
+        parser, "text", "texts_file", "one_text", "max_sequence_length", "device", "dtype",
+        "output_dir", "formats", "seed", "debug", "quiet",
     )  # fmt: skip
     parser.set_defaults(output_dir="model_comparison")
     args = _read(parser, argv)
@@ -298,7 +314,7 @@ def attribution_faithfulness_options(argv: Argv = None) -> argparse.Namespace:
     args = _read(parser, argv)
     validate_int("min-tokens", args.min_tokens, 2)
     validate_int("num-texts", args.num_texts, 1)
-    args.methods = args.methods.split(",") if args.methods else None
+    args.methods = None if args.methods is None else args.methods.split(",")
     for name in args.methods or ():
         validate_choice("method", name, ATTRIBUTION_METHODS)
     return args
@@ -312,8 +328,8 @@ def long_memory_options(argv: Argv = None) -> argparse.Namespace:
     )
     parser.add_argument("book", help="a plain text file, read as one text")
     add_common_options(
-        parser, "model", "layers", "device", "dtype", "output_dir", "formats", "seed", "debug",
-        "quiet",
+        parser, "model", "tokenizer", "layers", "device", "dtype", "output_dir", "formats", "seed",
+        "debug", "quiet",
     )  # fmt: skip
     parser.add_argument("--max-tokens", type=int, metavar="N", help="read no more than these")
     parser.add_argument(
@@ -337,7 +353,9 @@ def parse_widths(listed: str) -> list[int]:
     try:
         return [int(part) for part in listed.split(",") if part.strip()]
     except ValueError:
-        raise ValueError(f"windows is {listed!r}; pass whole numbers, as in 128,512") from None
+        raise ValueError(
+            f"windows is {quoted(listed)}; pass whole numbers, as in 128,512"
+        ) from None
 
 
 # Readers of results
@@ -382,5 +400,8 @@ def recursive_analysis_report_options(argv: Argv = None) -> argparse.Namespace:
     add_common_options(parser, "output_dir", "formats", "debug", "quiet")
     parser.set_defaults(output_dir="recursive_analysis_reports")
     args = _read(parser, argv)
-    args.results = args.named or args.results or DEFAULT_RESULTS
+    if args.named is not None and args.results is not None:
+        raise ValueError("results are named twice, by their place and by --results; pass one")
+    given = args.results if args.named is None else args.named
+    args.results = DEFAULT_RESULTS if given is None else given
     return args

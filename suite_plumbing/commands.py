@@ -42,16 +42,18 @@ from suite_plumbing.texts import (
 def texts_from_options(args: argparse.Namespace) -> list[str]:
     """Return the texts of `--text` or `--texts-file`, else EXAMPLE_TEXTS; both is a ValueError."""
     refuse_both(args, "text", "texts_file")
-    if args.texts_file:
-        return check_texts(read_texts_file(args.texts_file))
-    return check_texts(args.text or list(EXAMPLE_TEXTS))
+    if args.texts_file is not None:
+        return check_texts(
+            read_texts_file(args.texts_file, one_text=getattr(args, "one_text", False))
+        )
+    return check_texts(list(EXAMPLE_TEXTS) if args.text is None else args.text)
 
 
 def announcement(args: argparse.Namespace) -> str:
     """What a command is about to analyse, in two lines: its model and its texts."""
     is_demo = Path(model_place(args.model)) == DEMO_MODEL_PATH
     model = "the bundled demo model (pass --model for another)" if is_demo else args.model
-    given = args.text or args.texts_file
+    given = args.text is not None or args.texts_file is not None
     texts = "the given texts" if given else "three built-in texts (pass --text or --texts-file)"
     return f"Model: {model}\nTexts: {texts}"
 
@@ -150,7 +152,7 @@ def job_from_options(
     texts = texts_from_options(args)
     output_dir = claim_output_dir(args.output_dir)
     model = load_model(args.model, device=args.device, dtype=args.dtype)
-    tokenizer = load_tokenizer(args.model)
+    tokenizer = load_tokenizer(args.model if args.tokenizer is None else args.tokenizer)
     encoded = encode_texts(
         tokenizer, texts, args.max_sequence_length, vocab_size=model.config.vocab_size
     )

@@ -1,11 +1,16 @@
-"""The one error that a pipeline records and goes on from, and which others count as such."""
+"""The one error that a pipeline records and goes on from, which others count as such, and what
+becomes of those that other libraries raise."""
 
 from __future__ import annotations
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+
+from suite_plumbing.messages import reason_of
 
 
 def is_recoverable(error: Exception) -> bool:
@@ -38,6 +43,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, (RuntimeError, ImportError)) and any(
         words in str(error) for words in _NO_MEMORY
     )
+
+
+@contextmanager
+def reading(what: str, advice: str = "") -> Iterator[None]:
+    """Within this context whatever a loader raises becomes one ValueError that begins with `what`
+    and ends with `advice`.
+
+    Which exceptions other libraries raise for a damaged file changes with their versions; those of
+    parsers written in Rust are not even of class Exception. Interrupts and running out of memory
+    go through.
+    """
+    try:
+        yield
+    except BaseException as error:
+        from_loader = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if not from_loader or is_out_of_memory(error):
+            raise
+        raise ValueError(f"{what}: {reason_of(error)}{advice and f'; {advice}'}") from error
 
 
 class AnalysisError(RuntimeError):

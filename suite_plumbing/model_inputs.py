@@ -6,10 +6,12 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from suite_plumbing.messages import quoted, reason_of
 from suite_plumbing.models import require_tokenizer
 from suite_plumbing.texts import EncodedText, check_texts, encode_texts, pad_batch, padding_id
 
@@ -44,20 +46,36 @@ def encode_inputs(
         return pad_batch(encoded, padding_id(tokenizer))
     if "input_ids" not in inputs:
         raise ValueError(
-            f"inputs has no input_ids, only {sorted(inputs)}; pass a tokenizer's output"
+            f"inputs has no input_ids, only {quoted(list(inputs))}; pass a tokenizer's output"
         )
-    ids = _whole_numbers("input_ids", inputs["input_ids"])
-    vocabulary = model.config.vocab_size
-    if ids.dim() != 2 or ids.numel() == 0 or ids.is_floating_point() or ids.dtype == torch.bool:
+    ids = token_ids("inputs", inputs["input_ids"], model.config.vocab_size)
+    return ids, _mask_of(ids, inputs.get("attention_mask"))
+
+
+def token_ids(name: str, values: Any, vocabulary: int) -> Tensor:
+    """Token ids (b, l), int64, of whatever holds whole numbers (l,) or (b, l).
+
+    A list, an array or a tensor, of any integer dtype: corpora are kept as uint16 or int32. Raises
+    ValueError, naming the argument, for no ids, other shapes, fractions, and an id that a model of
+    this vocabulary does not know.
+    """
+    ids = _whole_numbers(name, values)
+    if ids.dim() != 2 or ids.numel() == 0 or not _holds_integers(ids):
         raise ValueError(
-            f"inputs must be token ids (l,) or (b, l), got {tuple(ids.shape)} of {ids.dtype}"
+            f"{name} must be token ids (l,) or (b, l), got {tuple(ids.shape)} of {ids.dtype}"
         )
+    # Of few dtypes has torch a minimum, or an embedding.
+    ids = ids.to(torch.int64)
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise ValueError(
-            f"inputs holds token ids from {ids.min()} to {ids.max()}; the model knows 0 to "
+            f"{name} holds ids from {ids.min()} to {ids.max()}; the model knows 0 to "
             f"{vocabulary - 1}. Was it tokenized for another model?"
         )
-    return ids, _mask_of(ids, inputs.get("attention_mask"))
+    return ids
+
+
+def _holds_integers(tensor: Tensor) -> bool:
+    return not (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool)
 
 
 def _mask_of(ids: Tensor, mask: Tensor | None) -> Tensor:
@@ -68,6 +86,8 @@ def _mask_of(ids: Tensor, mask: Tensor | None) -> Tensor:
     if mask is None:
         return torch.ones_like(ids)
     mask = _whole_numbers("attention_mask", mask)
+    if not mask.is_floating_point():
+        mask = mask.to(torch.int64)
     if mask.shape != ids.shape:
         raise ValueError(
             f"attention_mask must have the shape of input_ids, {tuple(ids.shape)}, got "
@@ -89,10 +109,12 @@ def _mask_of(ids: Tensor, mask: Tensor | None) -> Tensor:
 def _whole_numbers(name: str, values: Any) -> Tensor:
     """A tensor (b, l) of what a user passed; ValueError for what has no such shape."""
     try:
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
+        # numpy first: a list of its integers, or of tensors, is no list of numbers to torch.
+        known = isinstance(values, (Tensor, np.ndarray))
+        tensor = torch.as_tensor(values if known else np.asarray(values))
+    except Exception as error:
         raise ValueError(
-            f"{name} cannot be taken as numbers of shape (l,) or (b, l) ({error}); pad texts of "
-            "unequal length, as tokenizer(texts, padding=True) does"
+            f"{name} cannot be taken as numbers of shape (l,) or (b, l) ({reason_of(error)}); pad "
+            "texts of unequal length, as tokenizer(texts, padding=True) does"
         ) from error
     return tensor.unsqueeze(0) if tensor.dim() == 1 else tensor

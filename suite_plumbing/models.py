@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -24,8 +23,16 @@ from transformers import (
 
 from suite_plumbing.arguments import resolve_device, resolve_dtype
 from suite_plumbing.bundled import model_place
+from suite_plumbing.errors import reading
 from suite_plumbing.loud_libraries import loading_bar_on_terminals, silence_kernel_advice
-from suite_plumbing.result_files import StrPath
+from suite_plumbing.messages import quoted, shortened
+from suite_plumbing.model_folders import (
+    check_model_folder,
+    check_sizes,
+    check_tokenizer_folder,
+    config_of,
+)
+from suite_plumbing.paths import StrPath, user_path
 
 logger = logging.getLogger(__name__)
 
@@ -41,72 +48,61 @@ def load_model(
     Reads safetensors only (never a pickle) and runs no code that comes with a model. "demo_model"
     is the bundled model where there is no folder of that name.
     dtype None is float32, whatever the weights are stored in.
-    Raises ValueError, saying what came and what to do, for a folder that is missing, is no model,
-    holds only pickled weights or a truncated file; for weights that lack parameters of the model
-    (they would be random) or hold NaN or infinity; and for a name that cannot be fetched.
+    Raises ValueError, naming the file and what to do, for a folder that is missing, is no model,
+    holds only pickled weights or a damaged file; for a configuration of a larger model than the
+    weights hold, before memory is taken for it; for weights that lack parameters of the model (they
+    would be random) or hold NaN or infinity; for a model that does not run on two tokens; and for
+    a name that cannot be fetched.
     """
     target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
     silence_kernel_advice()
-    name, bars = model_place(os.fspath(name_or_path)), nullcontext()
-    if _is_local(name):
-        name, bars = str(Path(name).expanduser()), loading_bar_on_terminals()
-        _check_model_folder(Path(name))
-    try:
-        with bars:
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name,
-                dtype=target_dtype,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ValueError(_loading_message("model", name, error)) from error
+    name, folder = _local_or_hub(name_or_path, "model")
+    what, advice = _unloadable("model", name, folder)
+    if folder is not None:
+        shapes = check_model_folder(folder)
+        check_sizes(folder, config_of(folder), shapes)
+    bars = nullcontext() if folder is None else loading_bar_on_terminals()
+    with reading(what, advice), bars:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=target_dtype,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
     model, loading = loaded
     if absent := sorted(loading["missing_keys"]) + sorted(map(str, loading["mismatched_keys"])):
         raise ValueError(
-            f"the weights of {name!r} lack {len(absent)} of the model's parameters "
-            f"({', '.join(absent[:3])}, ...), which would be random; get the complete weights"
+            f"the weights of {quoted(name)} lack {len(absent)} of the model's parameters "
+            f"({shortened(', '.join(absent[:3]), 120)}, ...), which would be random; get the "
+            "complete weights"
         )
     _check_weights(model, name)
-    return model.to(target_device).eval()
+    model = model.to(target_device).eval()
+    with reading(f"{what} runs on no text"):
+        _check_runs(model)
+    return model
 
 
-def _is_local(name: str) -> bool:
-    """Whether `name` means a folder: it exists, or cannot be a hub name ("model", "org/model")."""
+@torch.no_grad()
+def _check_runs(model: PreTrainedModel) -> None:
+    """Run two tokens: what a configuration says may be wrong in ways that only a run shows."""
+    ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
+    logits = model(input_ids=ids, use_cache=False).logits
+    size = getattr(model.config, "vocab_size", None)
+    if logits.shape != (1, 2, size):
+        raise ValueError(f"logits {tuple(logits.shape)} for a vocab_size of {quoted(size)}")
+
+
+def _local_or_hub(name_or_path: StrPath, kind: str) -> tuple[str, Path | None]:
+    """A model's or tokenizer's name for the loader, and its folder; None for a name on the hub."""
+    name = model_place(os.fspath(name_or_path))
     looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name
-    return looks_like_path or not name or Path(name).exists()
-
-
-def _check_model_folder(folder: Path) -> None:
-    advice = "pass a folder made by save_pretrained, or a name on the model hub"
-    if not folder.exists():
-        raise ValueError(f"model folder {str(folder)!r} does not exist; {advice}")
-    if not folder.is_dir():
-        raise ValueError(f"model path {str(folder)!r} is a file, not a folder; {advice}")
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"folder {str(folder)!r} holds no config.json, so no model; {advice}")
-    weights = sorted(folder.glob("*.safetensors"))
-    if not weights:
-        pickled = [p.name for p in sorted(folder.iterdir()) if p.suffix in (".bin", ".pt", ".pth")]
-        found = f"only pickled weights ({', '.join(pickled)})" if pickled else "no weights"
-        raise ValueError(
-            f"folder {str(folder)!r} holds {found}; weights are read from safetensors files alone, "
-            "since a pickle can run code: store them by save_pretrained(folder)"
-        )
-    for path in weights:
-        _check_safetensors_file(path)
-
-
-def _check_safetensors_file(path: Path) -> None:
-    try:
-        with safe_open(path, framework="pt") as file:
-            file.keys()
-    except (SafetensorError, OSError) as error:
-        raise ValueError(
-            f"weights file {str(path)!r} ({path.stat().st_size} bytes) is truncated or not "
-            f"safetensors ({error}); copy or download it again"
-        ) from error
+    folder = user_path(name, f"{kind} folder")
+    # What is no path may be a name on the hub: "model", "org/model".
+    if looks_like_path or not name or folder.exists():
+        return str(folder), folder
+    return name, None
 
 
 def _check_weights(model: nn.Module, name: str) -> None:
@@ -115,29 +111,31 @@ def _check_weights(model: nn.Module, name: str) -> None:
     offloaded = any(hasattr(module, "_hf_hook") for module in model.modules())
     if tensors and not known and not offloaded:
         raise ValueError(
-            f"all weights of {name!r} are on the meta device, without values; load the model by "
+            f"all weights of {quoted(name)} are on the meta device, without values; load the "
+            "model by "
             "from_pretrained, on a device that holds them"
         )
     if any(value.is_inference() for value in known.values()):
         raise ValueError(
-            f"the weights of {name!r} were made in torch.inference_mode, which allows no "
+            f"the weights of {quoted(name)} were made in torch.inference_mode, which allows no "
             "gradients; load the model outside of it"
         )
     bad = [key for key, value in known.items() if not bool(torch.isfinite(value.detach()).all())]
     if bad:
         raise ValueError(
-            f"{len(bad)} weight tensors of {name!r} hold NaN or infinity: {', '.join(bad[:3])}"
+            f"{len(bad)} weight tensors of {quoted(name)} hold NaN or infinity: "
+            f"{', '.join(bad[:3])}"
             f"{', ...' if len(bad) > 3 else ''}; get intact weights, or load them in float32"
         )
 
 
-def _loading_message(kind: str, name: str, error: Exception) -> str:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if Path(name).exists():
-        return f"{kind} in folder {name!r} cannot be loaded: {reason}"
+def _unloadable(kind: str, name: str, folder: Path | None) -> tuple[str, str]:
+    """What is said before and after the reason why a loader did not load this."""
+    if folder is not None:
+        return f"{kind} in folder {quoted(name)} cannot be loaded", ""
     return (
-        f"{kind} {name!r} is no folder here and could not be fetched from the model hub: {reason} "
-        "Check the name and the connection, or pass the folder of a downloaded model"
+        f"{kind} {quoted(name)} is no folder here and could not be fetched from the model hub",
+        "Check the name and the connection, or pass the folder of a downloaded model",
     )
 
 
@@ -146,24 +144,15 @@ def load_tokenizer(name_or_path: StrPath) -> PreTrainedTokenizerBase:
 
     Raises ValueError when there is none, or when it cannot be read.
     """
-    name = model_place(os.fspath(name_or_path))
-    if _is_local(name):
-        folder = Path(name).expanduser()
-        name = str(folder)
-        # Without these files transformers would make up an empty tokenizer for some models.
-        if not any((folder / file).is_file() for file in _TOKENIZER_FILES):
-            raise ValueError(
-                f"no tokenizer in folder {name!r}: it holds none of {', '.join(_TOKENIZER_FILES)}"
-            )
-    try:
+    name, folder = _local_or_hub(name_or_path, "tokenizer")
+    if folder is not None:
+        # Without its files transformers would make up an empty tokenizer for some models.
+        check_tokenizer_folder(folder)
+    with reading(*_unloadable("tokenizer", name, folder)):
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise ValueError(_loading_message("tokenizer", name, error)) from error
+        tokenizer("a", verbose=False)
     tokenizer.padding_side = "left"
     return tokenizer
-
-
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model")
 
 
 def resolve_model(

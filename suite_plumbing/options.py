@@ -12,14 +12,15 @@ from typing import Any, TypeVar
 
 from suite_plumbing.bundled import DEMO_MODEL_PATH
 from suite_plumbing.checks import validate_choice, validate_int
+from suite_plumbing.messages import quoted
 
 T = TypeVar("T")
 
 DTYPE_NAMES = ("float32", "bfloat16", "float16", "float64")
 
 STEP_OPTIONS = (
-    "model", "text", "texts_file", "layers", "max_sequence_length", "batch_size", "device",
-    "dtype", "output_dir", "seed", "debug", "quiet",
+    "model", "tokenizer", "text", "texts_file", "one_text", "layers", "max_sequence_length",
+    "batch_size", "device", "dtype", "output_dir", "seed", "debug", "quiet",
 )  # fmt: skip
 """The shared options that every step's command has."""
 
@@ -33,7 +34,7 @@ def parse_layers(value: str) -> list[int] | str:
     try:
         return [int(part) for part in value.split(",")]
     except ValueError as error:
-        raise ValueError(f"layers is {value!r}; write 'all' or indices like 0,3,6") from error
+        raise ValueError(f"layers is {quoted(value)}; write 'all' or indices like 0,3,6") from error
 
 
 def parse_formats(value: str) -> list[str]:
@@ -73,7 +74,13 @@ COMMON_OPTIONS: dict[str, dict[str, Any]] = {
     "text": {"action": "append", "help": "text to analyse; may be given several times"},
     "texts_file": {
         "metavar": "FILE",
-        "help": ".txt (one text a line), .jsonl (objects with a text field), or - for stdin",
+        "help": ".txt (one text a line), .jsonl (objects with a text field), either gzipped too, "
+        "or - for stdin",
+    },
+    "one_text": {"action": "store_true", "help": "read the --texts-file as one text"},
+    "tokenizer": {
+        "metavar": "NAME_OR_PATH",
+        "help": "folder or hub name of the tokenizer (default: the one beside the model's weights)",
     },
     "layers": {
         "type": _option_type(parse_layers),
@@ -125,6 +132,7 @@ def add_common_options(parser: argparse.ArgumentParser, *names: str) -> None:
 
 def refuse_both(args: argparse.Namespace, first: str, second: str) -> None:
     """Raise ValueError where two options that exclude each other are both given."""
-    if getattr(args, first, None) and getattr(args, second, None):
+    # An empty string was given too: it is what a script's empty variable leaves.
+    if not any(getattr(args, name, None) in (None, False) for name in (first, second)):
         names = [f"--{name.replace('_', '-')}" for name in (first, second)]
         raise ValueError(f"{' and '.join(names)} are both given; pass one of them")

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from suite_plumbing.messages import quoted
 from suite_plumbing.result_files import StrPath, check_output_dir, try_lock
 from suite_plumbing.runs import current_run
 
@@ -80,7 +81,7 @@ def _locked_file(path: Path, folder: Path) -> int:
             if not _locked(descriptor, folder):
                 owner = os.pread(descriptor, 100, 0).decode(errors="replace").strip()
                 raise ValueError(
-                    f"output folder {str(folder)!r} is being written by another run"
+                    f"output folder {quoted(str(folder))} is being written by another run"
                     f"{f' ({owner})' if owner else ''}; wait until it has ended, or name another "
                     "folder"
                 )

@@ -6,6 +6,7 @@ import datetime
 import hashlib
 import importlib.metadata
 import importlib.util
+import os
 import platform
 import shlex
 import subprocess
@@ -111,7 +112,7 @@ def _without_output_dir(arguments: Sequence[str]) -> list[str]:
 def _model_identity(model: nn.Module) -> dict[str, Any]:
     config = getattr(model, "config", None)
     name = str(getattr(config, "name_or_path", "") or "")
-    if name and Path(name).expanduser().resolve() == DEMO_MODEL_PATH:
+    if name and Path(os.path.realpath(name)) == DEMO_MODEL_PATH:
         name = DEMO_MODEL_PATH.name
     return {
         "id": name or None,

@@ -12,6 +12,7 @@ import errno
 import json
 import math
 import os
+import re
 import secrets
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -30,9 +31,12 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from suite_plumbing.messages import quoted, reason_of
+from suite_plumbing.paths import StrPath, user_path
 from suite_plumbing.runs import current_run
 
-StrPath = str | os.PathLike[str]
+# More than a double holds may stand behind these; a faster parser reads everything else.
+_MAYBE_TOO_LARGE = re.compile(rb"[eE]\+?\d{3}|\d{19}")
 
 RUN_KEY = "run"
 """Under which the metadata of tensors and pages hold the id of the run that wrote them."""
@@ -47,9 +51,9 @@ def check_output_dir(path: StrPath) -> Path:
     Raises ValueError when the folder cannot be made or written, with the system's own reason, and
     OSError for a disk that is full: that is no fault of the name.
     """
+    folder = user_path(path, "output folder")
     if not os.fspath(path):
         raise ValueError("the name of the output folder is empty; pass '.' for the current one")
-    folder = Path(path).expanduser()
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:
@@ -60,7 +64,7 @@ def check_output_dir(path: StrPath) -> Path:
             error.filename = error.filename or str(folder)
             raise
         raise ValueError(
-            f"output folder {str(path)!r} cannot be written ({error.strerror or error}); "
+            f"output folder {quoted(str(path))} cannot be written ({error.strerror or error}); "
             "name a folder, new or existing, in which you may create files"
         ) from error
     return folder
@@ -91,8 +95,8 @@ def write_atomically(path: StrPath, mode: str = "w") -> Iterator[IO[Any]]:
     removed; the earlier file at `path` is then still whole. A symbolic link is followed.
     """
     if mode not in ("w", "wb"):
-        raise ValueError(f"mode is {mode!r}; a file is written whole, in mode 'w' or 'wb'")
-    target = Path(os.path.realpath(Path(path).expanduser()))
+        raise ValueError(f"mode is {quoted(mode)}; a file is written whole, in mode 'w' or 'wb'")
+    target = Path(os.path.realpath(user_path(path, "file")))
     temporary = target.with_name(f".{target.name[:100]}.{secrets.token_hex(6)}.tmp")
     encoding, newline = (None, None) if mode == "wb" else ("utf-8", "")
     try:
@@ -225,10 +229,10 @@ def _jsonable_mapping(obj: Mapping[Any, Any], key_path: str) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for key, value in obj.items():
         if isinstance(key, bool) or not isinstance(key, (str, int, np.integer)):
-            raise ValueError(f"{_named(key_path)} has the key {key!r}; keys are str or int")
+            raise ValueError(f"{_named(key_path)} has the key {quoted(key)}; keys are str or int")
         name = str(key)
         if name in result:
-            raise ValueError(f"{_named(key_path)} has two keys that are written {name!r}")
+            raise ValueError(f"{_named(key_path)} has two keys that are written {quoted(name)}")
         result[name] = to_jsonable(value, f"{key_path}.{name}" if key_path else name)
     return result
 
@@ -292,18 +296,44 @@ def visible_controls(text: str) -> str:
 
 
 def read_json(path: StrPath) -> Any:
-    """Read a strict JSON file. Raises ValueError for a missing file, bad bytes, bad JSON or NaN."""
+    """Read a strict JSON file.
 
-    def refuse(constant: str) -> None:
-        raise ValueError(f"it holds {constant}, which is not JSON")
-
+    Raises ValueError for a missing file, bad bytes, bad JSON, NaN, and a number that is too large
+    for a double or for an integer of 64 bits.
+    """
+    file = user_path(path, "results file")
     try:
-        return json.loads(Path(path).expanduser().read_bytes(), parse_constant=refuse)
+        raw = file.read_bytes()
     except OSError as error:
         reason = error.strerror or error
-        raise ValueError(f"results file {str(path)!r} cannot be read: {reason}") from error
+        raise ValueError(f"results file {quoted(str(path))} cannot be read: {reason}") from error
+    large: dict[str, Any] = {"parse_float": _finite, "parse_int": _of_64_bits}
+    try:
+        return json.loads(
+            raw, parse_constant=_refused, **(large if _MAYBE_TOO_LARGE.search(raw) else {})
+        )
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"results file {str(path)!r} is not strict JSON: {error}") from error
+        raise ValueError(
+            f"results file {quoted(str(path))} is not strict JSON: {reason_of(error)}"
+        ) from error
+
+
+def _refused(constant: str) -> None:
+    raise ValueError(f"it holds {constant}, which is not JSON")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"it holds the number {quoted(digits)}, which is too large")
+    return number
+
+
+def _of_64_bits(digits: str) -> int:
+    # Python itself refuses to read more than 4300 digits.
+    if len(digits) > 20 or abs(int(digits)) >= 2**63:
+        raise ValueError(f"it holds the number {quoted(digits)}, which is too large")
+    return int(digits)
 
 
 def write_csv(
@@ -317,7 +347,9 @@ def write_csv(
     """
     names = list(columns) if columns else list(dict.fromkeys(key for row in rows for key in row))
     if not names:
-        raise ValueError(f"the table {str(path)!r} has no rows to take columns from; pass columns")
+        raise ValueError(
+            f"the table {quoted(str(path))} has no rows to take columns from; pass columns"
+        )
     table = [_csv_row(row, names, index) for index, row in enumerate(rows)]
     with write_atomically(path) as handle:
         writer = csv.writer(handle, lineterminator="\n")
@@ -330,10 +362,10 @@ def _csv_row(row: Mapping[str, Any], names: Sequence[str], index: int) -> list[A
     unknown = [key for key in row if key not in names]
     if unknown:
         raise ValueError(f"row {index} has the columns {unknown}, which are not among {names}")
-    cells = [to_jsonable(row.get(name), f"row {index}, column {name!r}") for name in names]
+    cells = [to_jsonable(row.get(name), f"row {index}, column {quoted(name)}") for name in names]
     for name, cell in zip(names, cells, strict=True):
         if isinstance(cell, (list, dict)):
-            raise ValueError(f"row {index}, column {name!r} holds a collection, not a scalar")
+            raise ValueError(f"row {index}, column {quoted(name)} holds a collection, not a scalar")
     return cells
 
 
@@ -364,7 +396,7 @@ def write_tensors(
     ``finite``, for NaN or infinity (named).
     """
     if not tensors:
-        raise ValueError(f"no tensors to write into {str(path)!r}")
+        raise ValueError(f"no tensors to write into {quoted(str(path))}")
     found = {name: _checked_entry(name, tensors[name], finite) for name in tensors}
     names = sorted(found, key=lambda name: -found[name].width)
     header = _tensor_header(names, found, run_id or _id_of_current_run())
@@ -397,11 +429,11 @@ class _TensorEntry(NamedTuple):
 
 def _checked_entry(name: str, tensor: Tensor, finite: bool) -> _TensorEntry:
     if not isinstance(tensor, Tensor):
-        raise ValueError(f"{name!r} is of type {type(tensor).__name__}, not a tensor")
+        raise ValueError(f"{quoted(name)} is of type {type(tensor).__name__}, not a tensor")
     if tensor.dtype not in _TENSOR_TYPES:
-        raise ValueError(f"tensor {name!r} is of dtype {tensor.dtype}, which is not written")
+        raise ValueError(f"tensor {quoted(name)} is of dtype {tensor.dtype}, which is not written")
     if finite and not is_finite(tensor):
-        raise ValueError(f"tensor {name!r} holds NaN or infinity and is not written")
+        raise ValueError(f"tensor {quoted(name)} holds NaN or infinity and is not written")
     return _TensorEntry(_TENSOR_TYPES[tensor.dtype], list(tensor.shape), tensor.element_size())
 
 

@@ -7,11 +7,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor
 
+from suite_plumbing.errors import is_recoverable
+from suite_plumbing.messages import quoted, reason_of
+from suite_plumbing.paths import StrPath, user_path
 from suite_plumbing.provenance import SCHEMA_VERSION
-from suite_plumbing.result_files import RUN_KEY, StrPath, beside, read_json
+from suite_plumbing.result_files import RUN_KEY, beside, read_json
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -118,18 +121,18 @@ def load_results(path: StrPath) -> tuple[dict[str, Any], Tensors]:
     Raises ValueError for a file that is missing, not strict JSON, or of another schema version, and
     for tensors that cannot be read or that another run wrote.
     """
-    path = Path(path).expanduser()
+    path = user_path(path, "results file")
     if not path.is_file():
         raise ValueError(
-            f"there is no results file {str(path)!r}; run the main analysis first: "
+            f"there is no results file {quoted(str(path))}; run the main analysis first: "
             "python corrected_recursive_ssm_attention_analyzer.py, or name another file"
         )
     results = read_json(path)
     version = results.get("schema_version") if isinstance(results, dict) else None
     if str(version).partition(".")[0] != SCHEMA_VERSION.partition(".")[0]:
         raise ValueError(
-            f"results file {str(path)!r} has schema_version {version!r}; this version draws "
-            f"{SCHEMA_VERSION!r}: run the analysis again"
+            f"results file {quoted(str(path))} has schema_version {quoted(version)}; this version "
+            f"draws {quoted(SCHEMA_VERSION)}: run the analysis again"
         )
     return results, _read_tensors(beside(path, ".safetensors"), entry_at(results, *RUN_ID))
 
@@ -143,10 +146,13 @@ def drawing_from(path: StrPath) -> Iterator[None]:
     """
     try:
         yield
-    except (LookupError, TypeError, AttributeError, StopIteration) as error:
+    except Exception as error:
+        # What is said of formats, folders and disks holds whatever the file is like.
+        if isinstance(error, (ValueError, OSError)) or is_recoverable(error):
+            raise
         raise ValueError(
-            f"results file {str(path)!r} lacks what is drawn from it ({type(error).__name__}: "
-            f"{error}): it was damaged, or edited by hand; run the analysis again"
+            f"results file {quoted(str(path))} lacks what is drawn from it "
+            f"({reason_of(error)}): it was damaged, or edited by hand; run the analysis again"
         ) from error
 
 
@@ -192,13 +198,14 @@ def _read_tensors(path: Path, run_id: str | None) -> Tensors:
     advice = "remove it to draw the figures without attention maps, or run the main analysis again"
     try:
         tensors = TensorFile(path)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:
         raise ValueError(
-            f"tensors file {str(path)!r} cannot be read ({error}); {advice}"
+            f"tensors file {quoted(str(path))} cannot be read ({reason_of(error)}); {advice}"
         ) from error
     if None not in (run_id, tensors.run_id) and run_id != tensors.run_id:
         raise ValueError(
-            f"tensors file {str(path)!r} is of run {tensors.run_id}, the results beside it are of "
+            f"tensors file {quoted(str(path))} is of run {tensors.run_id}, the results beside it "
+            "are of "
             f"run {run_id}; {advice}"
         )
     return tensors

@@ -6,10 +6,12 @@ what came and what is allowed.
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import re
 import sys
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from suite_plumbing.arguments import validate_int
+from suite_plumbing.errors import reading
+from suite_plumbing.messages import quoted, reason_of
+from suite_plumbing.paths import user_path
 from suite_plumbing.related_texts import Reading, readings
 
 logger = logging.getLogger(__name__)
@@ -81,7 +86,7 @@ def check_texts(texts: str | Sequence[str]) -> list[str]:
         if not isinstance(text, str):
             raise ValueError(f"text {index} is of type {type(text).__name__}, not a string")
         if not text.strip():
-            raise ValueError(f"text {index} is empty or white space ({text!r}); leave it out")
+            raise ValueError(f"text {index} is empty or white space ({quoted(text)}); leave it out")
     return list(texts)
 
 
@@ -115,19 +120,14 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase, text: str, index: int, max_length: int
 ) -> EncodedText:
     has_offsets = bool(getattr(tokenizer, "is_fast", False))
-    try:
-        # verbose=False: the tokenizer's own remark on its model_max_length; ours follows below.
+    shown = f"text {index} ({quoted(text, 40)})"
+    advice = "leave out what the tokenizer does not know, such as half of a surrogate pair"
+    # verbose=False: the tokenizer's own remark on its model_max_length; ours follows below.
+    with reading(f"{shown} cannot be tokenized", advice):
         encoding = tokenizer(text, return_offsets_mapping=has_offsets, verbose=False)
-    except Exception as error:  # the tokenizers package raises the bare class
-        raise ValueError(
-            f"text {index} ({text[:40]!r}) cannot be tokenized: {type(error).__name__}: {error}; "
-            "leave out what the tokenizer does not know, such as half of a surrogate pair"
-        ) from error
     ids: list[int] = list(encoding["input_ids"])
     if len(ids) < 2:
-        raise ValueError(
-            f"text {index} ({text[:40]!r}) has {len(ids)} token(s); an analysis needs at least 2"
-        )
+        raise ValueError(f"{shown} has {len(ids)} token(s); an analysis needs at least 2")
     if len(ids) > max_length:
         logger.warning("text %d has %d tokens; cut to the first %d", index, len(ids), max_length)
     kept = ids[:max_length]
@@ -234,55 +234,136 @@ def batches_by_length(encoded: Sequence[EncodedText], batch_size: int) -> list[l
     return [order[start : start + size] for start in range(0, len(order), size)]
 
 
-_NOT_LINES_OF_TEXT = (".json", ".csv", ".tsv")
+_JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")
+
+_NOT_TEXTS = {
+    **dict.fromkeys((".json", ".csv", ".tsv"), "whose lines are not texts"),
+    **dict.fromkeys((".md", ".markdown", ".rst", ".tex", ".html", ".htm"),
+                    "a document of many lines: pass --one-text to read it as one text"),
+    **dict.fromkeys((".zip", ".7z", ".tar", ".tgz", ".bz2", ".xz", ".zst"),
+                    "an archive: unpack it and name a file of it"),
+    **dict.fromkeys((".pdf", ".docx", ".epub", ".parquet", ".arrow", ".npy", ".bin"),
+                    "not plain text: save its text as UTF-8"),
+}  # fmt: skip
+"""By suffix, why a file is not taken for one text a line."""
+
+_DOCUMENTS = (".md", ".markdown", ".rst", ".tex", ".html", ".htm")
+
+_HOW_TO_WRITE = 'write one text a line as .txt, or objects like {"text": "..."} as .jsonl'
 
 
-def read_texts_file(path_or_dash: str | Path) -> list[str]:
-    """Read texts from a UTF-8 file, or from standard input for "-".
+def read_texts_file(path_or_dash: str | Path, *, one_text: bool = False) -> list[str]:
+    """Read texts from a UTF-8 file, or from standard input for "-"; what is gzipped is unpacked.
 
-    `.jsonl`: one object a line, with its text under "text". Any other name, and "-": one text a
-    line. Blank lines are skipped.
-    Raises ValueError for a file that is missing or cannot be read, one whose name says that its
-    lines are not texts (`.json`, `.csv`, ...), bytes that are not UTF-8 (with their position), a
-    `.jsonl` line that is wrong (with its number), and a file without texts.
+    JSON lines, by name (`.jsonl`, `.ndjson`, `.jsonlines`) or by a first line that is a JSON
+    object: one object a line, with its text under "text". Otherwise one text a line, or with
+    ``one_text`` the whole file as one text. Blank lines are skipped. A warning is logged where the
+    lines look like those of one text, wrapped.
+    Raises ValueError for a file that is missing or cannot be read, one whose name or beginning says
+    that its lines are not texts (`.json`, `.csv`, `.md`, `.zip`, ...), bytes that are not UTF-8
+    (with their position), a line of JSON that is wrong (with its number), and a file without texts.
     """
-    if (suffix := Path(path_or_dash).suffix.lower()) in _NOT_LINES_OF_TEXT:
-        raise ValueError(
-            f"texts file {str(path_or_dash)!r} is {suffix}, whose lines are not texts; write one "
-            'text a line as .txt, or objects like {"text": "..."} as .jsonl'
-        )
-    from_stdin = str(path_or_dash) == "-"
-    name = "standard input" if from_stdin else f"texts file {str(path_or_dash)!r}"
-    content = _decoded(sys.stdin.buffer.read if from_stdin else Path(path_or_dash).read_bytes, name)
+    from_stdin = isinstance(path_or_dash, str) and path_or_dash == "-"
+    path = Path("-") if from_stdin else _file(path_or_dash)
+    name = "standard input" if from_stdin else f"texts file {quoted(str(path_or_dash))}"
+    suffix = "" if from_stdin else _suffix(path)
+    if suffix in _NOT_TEXTS and not (one_text and suffix in _DOCUMENTS):
+        raise ValueError(f"{name} is {suffix}, {_NOT_TEXTS[suffix]}; {_HOW_TO_WRITE}")
+    content = _decoded(_stdin_bytes if from_stdin else path.read_bytes, name)
     # Not splitlines(): it also splits at characters that may stand inside a JSON string.
     lines = content.split("\n")
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    is_jsonl = str(path_or_dash).lower().endswith(".jsonl")
-    texts = [_jsonl_text(line, f"{name}, line {n}") if is_jsonl else line for n, line in numbered]
-    if not texts:
+    if not numbered:
         raise ValueError(f"{name} holds no text; write one text a line")
+    is_jsonl = suffix in _JSON_LINES or _holds_json(numbered[0][1])
+    if one_text and is_jsonl:
+        raise ValueError(f"{name} holds JSON lines, each with a text: leave out --one-text")
+    if is_jsonl:
+        return [_jsonl_text(line, f"{name}, line {n}") for n, line in numbered]
+    if content.lstrip()[:1] in ("{", "[") and _holds_json(content, list, dict):
+        raise ValueError(f"{name} is one JSON document, whose lines are not texts; {_HOW_TO_WRITE}")
+    if one_text:
+        return [content.strip()]
+    texts = [line for _, line in numbered]
+    if width := wrapped_at(texts):
+        logger.warning(
+            "the lines of %s look like prose wrapped at %d characters, and each is analysed as a "
+            "text of its own: --one-text reads the file as one text", name, width,
+        )  # fmt: skip
     return texts
 
 
+def wrapped_at(lines: Sequence[str]) -> int | None:
+    """The length of the longest line if lines look like prose wrapped at a width, else None.
+
+    They do where most of at least five break off in the middle of a sentence: they end without a
+    mark that ends one, and the next begins with a small letter.
+    """
+    ends = [line.rstrip() for line in lines]
+    width = max(map(len, ends), default=0)
+    if len(ends) < 5 or not 40 <= width <= 200:
+        return None
+    broken = sum(
+        end[-1] not in ".!?\"'”’:;)" and following.lstrip()[0].islower()
+        for end, following in zip(ends, lines[1:], strict=False)
+    )
+    return width if broken > (len(ends) - 1) / 2 else None
+
+
 def read_book(path: str | Path) -> str:
-    """A UTF-8 file as one text; ValueError, with the reason, if it cannot be read or is blank."""
-    text = _decoded(Path(path).read_bytes, f"book {str(path)!r}")
+    """A UTF-8 file as one text, gunzipped if need be; ValueError, with the reason, if it cannot be
+    read or is blank."""
+    file = _file(path)
+    name = f"book {quoted(str(path))}"
+    text = _decoded(file.read_bytes, name)
     if not text.strip():
-        raise ValueError(f"book {str(path)!r} is empty; give a file with text")
+        raise ValueError(f"{name} is empty; give a file with text")
     return text
+
+
+def _suffix(path: Path) -> str:
+    """Of "texts.jsonl.gz" it is that of "texts.jsonl"."""
+    return Path(path.stem if path.suffix.lower() == ".gz" else path.name).suffix.lower()
+
+
+def _file(path: str | Path) -> Path:
+    file = user_path(path, "file of texts")
+    if not str(path):
+        raise ValueError("the name of the file of texts is empty; pass a file, or - for stdin")
+    return file
+
+
+def _stdin_bytes() -> bytes:
+    if sys.stdin is None:
+        raise OSError("there is none")
+    buffer = getattr(sys.stdin, "buffer", None)
+    return sys.stdin.read().encode() if buffer is None else buffer.read()
 
 
 def _decoded(read: Callable[[], bytes], name: str) -> str:
     """UTF-8 text without byte order mark, its lines ended by "\\n" alone."""
     try:
-        return read().decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
+        raw = read()
+        raw = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
+        if raw.startswith(b"PK\x03\x04"):
+            raise ValueError(f"{name} is a zip archive: unpack it and name a file of it")
+        return raw.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{name} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; "
             "save it as UTF-8"
         ) from error
-    except OSError as error:
-        raise ValueError(f"{name} cannot be read: {error.strerror or error}") from error
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ValueError(f"{name} cannot be read: {reason}") from error
+
+
+def _holds_json(text: str, *types: type) -> bool:
+    """Whether this is JSON of one of these types, an object if none is given."""
+    try:
+        return isinstance(json.loads(text), types or dict)
+    except (ValueError, RecursionError):
+        return False
 
 
 def _jsonl_text(line: str, place: str) -> str:
@@ -290,8 +371,9 @@ def _jsonl_text(line: str, place: str) -> str:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise ValueError(f"{place}: not JSON ({error.msg} at column {error.colno})") from error
-    except RecursionError as error:
-        raise ValueError(f"{place}: brackets too deep to read; write an object a line") from error
+    except (ValueError, RecursionError) as error:
+        why = "brackets too deep to read" if isinstance(error, RecursionError) else reason_of(error)
+        raise ValueError(f"{place}: {why}; write an object a line") from error
     if not isinstance(record, dict) or "text" not in record:
         raise ValueError(f'{place}: no "text" field; each line is an object like {{"text": "..."}}')
     text = record["text"]

@@ -5,6 +5,7 @@ import json
 import xml.etree.ElementTree as ElementTree
 
 import matplotlib
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import safetensors.torch
@@ -360,3 +361,28 @@ def test_command_refuses_broken_tensors(saved, tmp_path, capsys):
     saved.with_suffix(".safetensors").write_bytes(b"broken")
     assert main([str(saved), "--output-dir", str(tmp_path / "out")]) == 2
     assert "tensors file" in capsys.readouterr().err
+
+
+def opened_and_drawn(path):
+    """What is said of a results file while all that it holds is shown; nothing if it can be."""
+    try:
+        opened = visualizer.Results.open(path)
+        for name in CORRECTED_FIGURES:
+            plt.close(opened.figure(name))
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("part", ["individual_texts", "self_check", "cross_text_analysis"])
+@pytest.mark.parametrize(
+    "damage", [None, 5, [], "x", {"text_0": None}, {"text_0": {"analysis": 5}}]
+)
+def test_a_damaged_file_is_named_on_opening_or_drawing(results, tmp_path, part, damage):
+    path = tmp_path / "analysis_results.json"
+    path.write_text(json.dumps({**results, part: damage}))
+    said = opened_and_drawn(path)
+    assert "\n" not in said
+    assert "analysis_results.json" in said or not said
+    if part == "individual_texts":
+        assert "was damaged, or edited by hand" in said

@@ -50,6 +50,7 @@ from typing import Any
 
 import numpy as np
 
+from suite_plumbing.messages import quoted
 from token_statistics.association import FALSE_DISCOVERY_RATE, benjamini_hochberg
 from token_statistics.twin_bounds import TWIN_KINDS, BesideTwins, beside_twins_of
 
@@ -133,7 +134,7 @@ class Finding:
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
-            raise ValueError(f"verdict is {self.verdict!r}; it must be one of {VERDICTS}")
+            raise ValueError(f"verdict is {quoted(self.verdict)}; it must be one of {VERDICTS}")
         without_reason = self.verdict in (SUPPORTED, ABOVE_CHANCE)
         with_reason = self.verdict in (TOO_LITTLE, TOO_FEW_TWINS)
         if (
@@ -142,14 +143,17 @@ class Finding:
             or (without_reason and self.reason is not None)
         ):
             raise ValueError(
-                f"verdict is {self.verdict!r} with value {self.value} and reason {self.reason!r}; "
-                f"a reason and no value go with {TOO_LITTLE!r}, a value with the others, and a "
-                f"reason with {TOO_FEW_TWINS!r} too"
+                f"verdict is {quoted(self.verdict)} with value {self.value} and reason "
+                f"{quoted(self.reason)}; "
+                f"a reason and no value go with {quoted(TOO_LITTLE)}, a value with the others, "
+                "and a "
+                f"reason with {quoted(TOO_FEW_TWINS)} too"
             )
         exceeded = {twin.kind for twin in self.twins if twin.exceeded}
         if self.verdict == SUPPORTED and self.learned and exceeded != set(TWIN_KINDS):
             raise ValueError(
-                f"a claim about training is {SUPPORTED!r} above twins of {' and '.join(TWIN_KINDS)}"
+                f"a claim about training is {quoted(SUPPORTED)} above twins of "
+                f"{' and '.join(TWIN_KINDS)}"
                 f"; this one is above {sorted(exceeded) or 'none'}"
             )
 
@@ -200,7 +204,9 @@ class Finding:
         """
         every = [twin for kind in twins.values() for twin in kind]
         if other := {twin.claim for twin in every} - {self.claim}:
-            raise ValueError(f"the twins' claims are {sorted(other)}; this one is {self.claim!r}")
+            raise ValueError(
+                f"the twins' claims are {sorted(other)}; this one is {quoted(self.claim)}"
+            )
         defined = [twin for twin in every if twin.value is not None]
         if not (defined and self.learned):
             return self

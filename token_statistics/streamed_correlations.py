@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from suite_plumbing.arguments import validate_int
+from suite_plumbing.messages import quoted
 from suite_plumbing.precision import in_full_precision
 from suite_plumbing.related_texts import SeenTexts
 from suite_plumbing.result_files import finite_or_none
@@ -151,7 +152,9 @@ class StreamedCorrelations:
         seed: int = 0,
     ) -> None:
         if not layer_pairs or len(set(layer_pairs)) < len(layer_pairs):
-            raise ValueError(f"layer_pairs is {layer_pairs!r}; name each pair once, at least one")
+            raise ValueError(
+                f"layer_pairs is {quoted(layer_pairs)}; name each pair once, at least one"
+            )
         self.pairs = [(int(a), int(b)) for a, b in layer_pairs]
         self.stream = stream
         self.num_shifts = validate_int("num_shifts", num_shifts, 20)

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy import special, stats
 
+from suite_plumbing.messages import quoted
 from token_statistics.description import FloatArray, Values, to_float64
 
 FRESH, PERMUTED = "fresh weights", "permuted weights"
@@ -167,7 +168,7 @@ def _spread(on_scale: FloatArray, scale: str, n: int) -> float:
 def _checked(scale: str, n: int, values: FloatArray) -> FloatArray:
     """The values, those that rounding put outside the range at its end."""
     if scale not in SCALES:
-        raise ValueError(f"scale is {scale!r}; it must be one of {', '.join(SCALES)}")
+        raise ValueError(f"scale is {quoted(scale)}; it must be one of {', '.join(SCALES)}")
     if n < 1:
         raise ValueError(f"n is {n}; it must be at least 1")
     low, high = SCALES[scale].least, SCALES[scale].largest

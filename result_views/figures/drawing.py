@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import ArrayLike
 
+from suite_plumbing.messages import quoted
 from suite_plumbing.texts import clean_token
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def token_ticks(ax: Axes, tokens: Sequence[str], axis: str = "x") -> Axes:
     "x" or "y".
     """
     if axis not in ("x", "y"):
-        raise ValueError(f"axis is {axis!r}; expected 'x' or 'y'")
+        raise ValueError(f"axis is {quoted(axis)}; expected 'x' or 'y'")
     extent = ax.get_window_extent()
     inches = (extent.width if axis == "x" else extent.height) / ax.figure.dpi
     step = _tick_step(len(tokens), max(1, int(inches / 0.16)))

@@ -30,6 +30,7 @@ from result_views.report.tables import (
     texts_table,
 )
 from result_views.report.token_view import analysed_text, view_notes
+from suite_plumbing.messages import quoted
 from suite_plumbing.result_reading import Section, entry_at, failure
 from token_statistics.findings import VERDICTS, Finding, caveat
 
@@ -135,7 +136,8 @@ def check_tensors(results: Section, tensors: Mapping[str, Tensor]) -> None:
         length = len(results["individual_texts"].get(text, {}).get("tokens", ()))
         if tuple(tensors[key].shape) != (length, length):
             raise ValueError(
-                f"tensor {key!r} has shape {tuple(tensors[key].shape)}, and {text} has {length} "
+                f"tensor {quoted(key)} has shape {tuple(tensors[key].shape)}, and {text} has "
+                f"{length} "
                 "tokens in the results: the two files are of different runs"
             )
 

@@ -27,8 +27,9 @@ MAX_TEXTS = 12
 MAX_TOKENS = 1024
 """Of a longer text, the first tokens are in the view: what they see is among them."""
 
-LAYER_BYTES = 90_000
-"""Packed size of the maps of one layer of one text that the number of levels is chosen for."""
+LAYER_BYTES = 54_000
+"""Packed size of the maps of one layer of one text that the number of levels is chosen for; the
+lists of their largest entries, which are not rounded, come to about half as much again."""
 
 TOP_TOKENS = 5
 """Tokens named for every neuron."""

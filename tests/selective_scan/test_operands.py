@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from scan_cases import make_mamba1_operands, make_operands, without
 
 from selective_scan.attention import attention_map, attention_row, implicit_attention
+from selective_scan.operands import check_parameters
 from selective_scan.scan import scan_hidden_states, selective_scan, selective_scan_chunk
 
 BAD_SCANS = [
@@ -92,3 +94,39 @@ def test_attention_checks_its_shapes_too(function):
         function(**parameters | {"A": torch.zeros(5, 5)})
     with pytest.raises(ValueError, match=r"B must be \(b, l, N\)"):
         function(**parameters | {"B": torch.zeros(1, 4, 3, 5)})
+
+
+# Operands that a cast would make into others
+
+
+@pytest.mark.parametrize("name", ["u", "delta", "A", "B", "C", "D", "initial_state", "carry"])
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int8, torch.bool, torch.int64])
+def test_operands_that_are_no_real_numbers_are_refused(name: str, dtype: torch.dtype) -> None:
+    operands: dict[str, Any] = {
+        "u": torch.randn(1, 3, 2, 1), "delta": torch.rand(1, 3, 2), "A": -torch.rand(2, 3),
+        "B": torch.randn(1, 3, 3), "C": torch.randn(1, 3, 3), "D": torch.rand(2),
+        "initial_state": torch.randn(1, 2, 1, 3), "carry": torch.ones(1, 3),
+    }  # fmt: skip
+    selective_scan_chunk(**operands)
+    words = rf"{name} is of dtype \w+; pass real floating-point numbers"
+    with pytest.raises(ValueError, match=words):
+        selective_scan_chunk(**{**operands, name: operands[name].to(dtype)})
+    if name in ("u", "delta", "A", "B", "C"):
+        with pytest.raises(ValueError, match=f"^{name} is None; pass a tensor$"):
+            selective_scan_chunk(**{**operands, name: None})
+    with pytest.raises(ValueError, match=f"^{name} is of type list; pass a tensor$"):
+        selective_scan_chunk(**{**operands, name: operands[name].tolist()})
+
+
+def test_groups_of_none_are_refused() -> None:
+    with pytest.raises(ValueError, match="2 heads in delta and 0 groups in B; need at least 1"):
+        check_parameters(torch.rand(1, 3, 2), -torch.rand(2, 3), torch.zeros(1, 3, 0, 3))
+
+
+@pytest.mark.parametrize("heads", [[1.5], [True], ["0"], [None], "01"])
+def test_heads_that_are_no_whole_numbers_are_refused(heads: Any) -> None:
+    operands = torch.rand(1, 3, 2), -torch.rand(2, 3), torch.rand(1, 3, 3), torch.rand(1, 3, 3)
+    with pytest.raises(ValueError, match=r"heads is .* it must be an integer of at least"):
+        implicit_attention(*operands, heads=heads)
+    taken = implicit_attention(*operands, heads=np.array([1], dtype=np.uint16))
+    assert torch.equal(taken, implicit_attention(*operands, heads=[1]))

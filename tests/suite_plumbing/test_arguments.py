@@ -8,11 +8,15 @@ import torch
 
 from suite_plumbing.arguments import (
     DTYPES,
+    numpy_rng,
     resolve_device,
     resolve_dtype,
     resolve_layer_indices,
+    torch_rng,
     validate_choice,
     validate_int,
+    validate_number,
+    whole_numbers,
 )
 
 
@@ -102,3 +106,59 @@ def test_resolve_layer_indices_refuses(asked: Any, message: str) -> None:
 def test_resolve_layer_indices_refuses_a_model_without_layers_to_analyse() -> None:
     with pytest.raises(ValueError, match="none of the model's 6 layers"):
         resolve_layer_indices(None, [], 6)
+
+
+# Numbers of every kind
+
+
+@pytest.mark.parametrize(
+    "value", [3, np.int64(3), np.uint16(3), torch.tensor(3), [3], (3,), np.array([3]), range(3, 4)]
+)
+def test_one_whole_number_or_a_list_of_them(value: Any) -> None:
+    assert whole_numbers("n", value, 0, 3) == [3]
+    assert all(type(number) is int for number in whole_numbers("n", value, 0))
+
+
+@pytest.mark.parametrize(
+    "value", [None, "3", 3.0, [3.0], [True], [None], {"a": 3}, np.array([3.5])]
+)
+def test_anything_else_is_no_list_of_whole_numbers(value: Any) -> None:
+    with pytest.raises(ValueError, match="n is .*it must be an integer of at least 0"):
+        whole_numbers("n", value, 0)
+
+
+def test_an_empty_list_is_allowed_where_it_means_something() -> None:
+    assert whole_numbers("n", [], 0, empty=True) == []
+    with pytest.raises(ValueError, match="n is empty"):
+        whole_numbers("n", [], 0)
+
+
+@pytest.mark.parametrize("value", [1, 1.0, np.float32(1), torch.tensor(1.0), np.int8(1)])
+def test_a_number_is_a_float(value: Any) -> None:
+    assert validate_number("x", value, above=0) == 1.0
+
+
+@pytest.mark.parametrize(
+    "value",
+    [None, "1", True, float("nan"), float("inf"), 10**400, 1j, -1.0, 0, torch.ones(2), [1.0],
+     torch.tensor(True), torch.tensor(1j)],
+)  # fmt: skip
+def test_what_is_no_number_above_zero_is_refused(value: Any) -> None:
+    with pytest.raises(ValueError, match="x is .*; it must be a number above 0"):
+        validate_number("x", value, above=0)
+
+
+def test_seeds_give_the_same_numbers_and_none_is_refused() -> None:
+    for make in (numpy_rng, torch_rng):
+        with pytest.raises(ValueError, match=r"seed is None \(NoneType\); it must be an integer"):
+            make(None)  # pyright: ignore[reportArgumentType]
+    assert numpy_rng(5).random() == np.random.default_rng(5).random()
+    assert torch_rng(np.int64(5)).initial_seed() == 5
+
+
+@pytest.mark.parametrize("device", ["hpu", "", "cuda:99", "nothing", "9" * 401, 1.5, [], "cpu:x"])
+def test_a_device_that_is_none_is_one_line(device: Any) -> None:
+    with pytest.raises(ValueError, match="cannot be used here") as caught:
+        resolve_device(device)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 320

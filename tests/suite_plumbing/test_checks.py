@@ -32,3 +32,21 @@ def test_bounds_are_allowed_themselves_and_named_when_passed() -> None:
     for n in (0, 3):
         with pytest.raises(ValueError, match=rf"n is {n} \(int\); .* at least 1 and at most 2$"):
             validate_int("n", n, 1, 2)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [torch.tensor(True), np.array([1, 2]), [1], object(), pytest.param(10**5000, id="huge")],
+)
+def test_values_that_compare_or_count_oddly_are_refused_in_a_short_line(value: Any) -> None:
+    with pytest.raises(ValueError, match="^kind is .* must be one of a, 1$") as caught:
+        validate_choice("kind", value, ("a", 1))
+    assert len(str(caught.value)) < 130
+    with pytest.raises(ValueError, match="^n is ") as caught:
+        validate_int("n", value, 0)
+    assert len(str(caught.value)) < 200
+
+
+def test_an_integer_of_more_than_64_bits_is_refused_with_the_bound() -> None:
+    with pytest.raises(ValueError, match="at least 0 and at most 9223372036854775807$"):
+        validate_int("n", 2**63, 0)

@@ -9,7 +9,15 @@ import pytest
 import torch
 
 import utils
-from suite_plumbing.commands import run_main, texts_from_options
+from mamba_mixers.sites import model_layers
+from suite_plumbing import command_lines
+from suite_plumbing.command_lines import (
+    attribution_faithfulness_options,
+    main_analysis_options,
+    recursive_analysis_report_options,
+    ssm_component_extractor_options,
+)
+from suite_plumbing.commands import job_from_options, run_main, texts_from_options
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.texts import EXAMPLE_TEXTS
 
@@ -84,3 +92,56 @@ def test_run_main_passes_arguments_status_and_programming_errors_through(
 
     with pytest.raises(KeyError):
         run_main(broken, [])
+
+
+@pytest.mark.parametrize("name", ["", "  "])
+def test_an_empty_name_of_a_file_is_no_missing_option(name: str) -> None:
+    """What a script's empty variable leaves: not the built-in texts."""
+    with pytest.raises(ValueError, match="is empty|cannot be read"):
+        texts_from_options(given(texts_file=name))
+    with pytest.raises(ValueError, match="--text and --texts-file are both given"):
+        main_analysis_options(["--text", "x", "--texts-file", name])
+    with pytest.raises(ValueError, match="text 0 is empty or white space"):
+        texts_from_options(given(text=[name]))
+
+
+def test_a_file_may_be_read_as_one_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("# A title\n\nand a line\n")
+    args = ssm_component_extractor_options(["--texts-file", str(path), "--one-text"])
+    assert texts_from_options(args) == ["# A title\n\nand a line"]
+    with pytest.raises(ValueError, match="--one-text is given without a --texts-file"):
+        ssm_component_extractor_options(["--one-text"])
+
+
+def test_no_methods_are_not_all_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    for methods in ("", ",", "mamba_lrp,"):
+        with pytest.raises(ValueError, match="method is ''; it must be one of gradient_x_input"):
+            attribution_faithfulness_options(["--methods", methods])
+    with pytest.raises(ValueError, match="results are named twice"):
+        recursive_analysis_report_options(["", "--results", "a.json"])
+    with pytest.raises(SystemExit):
+        ssm_component_extractor_options(["--dtype", "9" * 10_000])
+    assert len(capsys.readouterr().err.splitlines()[-1]) < 500
+
+
+def test_the_tokenizer_may_be_elsewhere(tiny_model_dir: Path, tmp_path: Path) -> None:
+    """A model whose folder has none: refused with what to pass, and taken with it."""
+    elsewhere = tmp_path / "tokenizer"
+    elsewhere.mkdir()
+    for path in tiny_model_dir.glob("*token*"):
+        path.rename(elsewhere / path.name)
+    argv = ["--model", str(tiny_model_dir), "--text", "a tide pool", "--output-dir", str(tmp_path)]
+    with pytest.raises(ValueError, match="holds none of .*; name one by --tokenizer"):
+        job_from_options(ssm_component_extractor_options(argv), model_layers)
+    argv += ["--tokenizer", str(elsewhere)]
+    job = job_from_options(ssm_component_extractor_options(argv), model_layers)
+    assert job.encoded[0].text == "a tide pool"
+
+
+def test_every_command_that_loads_a_model_takes_a_tokenizer() -> None:
+    for name, options in vars(command_lines).items():
+        if name.endswith("_options") and options.__module__ == command_lines.__name__:
+            book = ["book.txt"] if name == "long_memory_options" else []
+            args = options(book)
+            assert hasattr(args, "tokenizer") == hasattr(args, "model"), name

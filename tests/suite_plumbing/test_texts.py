@@ -1,6 +1,8 @@
 """Every refusal names what came and what is allowed; batching and padding lose no token."""
 
+import gzip
 import io
+import json
 import logging
 import sys
 from itertools import pairwise
@@ -25,6 +27,7 @@ from suite_plumbing.texts import (
     read_book,
     read_texts_file,
     repeated_texts,
+    wrapped_at,
 )
 
 
@@ -306,3 +309,113 @@ def test_all_256_bytes_are_decoded_as_the_byte_level_tokenizers_do():
     assert sorted(texts._BYTE_ALPHABET.values()) == list(range(256))
     encoded = ByteLevel(add_prefix_space=False, use_regex=False).pre_tokenize_str("Über – 中\n")
     assert texts._decode_bytes(encoded[0][0]) == "Über – 中\n"
+
+
+# Files that are not called what they are
+
+LINES = '{"text": "a tide pool"}\n{"text": "the sea"}\n'
+
+WRAPPED = [
+    "The harbour lamp was lit every evening by a woman who climbed the",
+    "narrow stair with a can of oil in one hand and the ledger in the",
+    "other. When the storm broke the window she sent for her grandson,",
+    "who held a blanket against the wind until the lamp was burning as",
+    "it had burned before, and the boats turned and came home to them.",
+    "Nobody spoke of it.",
+]
+
+
+@pytest.mark.parametrize("name", ["a.ndjson", "a.jsonlines", "a.JSONL", "a.txt", "a"])
+def test_json_lines_are_read_as_such_whatever_they_are_called(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text(LINES)
+    assert read_texts_file(tmp_path / name) == ["a tide pool", "the sea"]
+
+
+@pytest.mark.parametrize("name", ["a.jsonl.gz", "a.txt.gz", "a.gz", "a.jsonl"])
+def test_gzipped_texts_are_unpacked(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(LINES.encode()))
+    assert read_texts_file(tmp_path / name) == ["a tide pool", "the sea"]
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"a tide pool\nthe sea\n"))
+    assert read_texts_file(tmp_path / "b.txt.gz") == ["a tide pool", "the sea"]
+    assert read_book(tmp_path / "b.txt.gz") == "a tide pool\nthe sea\n"
+
+
+@pytest.mark.parametrize("kept", [3, 12, 40])
+def test_half_a_gzipped_file_is_refused(tmp_path: Path, kept: int) -> None:
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(gzip.compress(LINES.encode())[:kept])
+    with pytest.raises(ValueError, match="a.jsonl.gz' cannot be read: "):
+        read_texts_file(path)
+
+
+def test_standard_input_may_be_json_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    for data in (LINES.encode(), gzip.compress(LINES.encode())):
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(data)))
+        assert read_texts_file("-") == ["a tide pool", "the sea"]
+
+
+def test_a_json_document_is_not_taken_for_lines(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text(json.dumps({"text": "a tide pool"}, indent=1))
+    with pytest.raises(ValueError, match="is one JSON document, whose lines are not texts; write"):
+        read_texts_file(path)
+    path.write_text("[1] is a reference\n{and} this is no JSON\n")
+    assert len(read_texts_file(path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("a.md", "is .md, a document of many lines: pass --one-text"),
+        ("a.zip", "is .zip, an archive: unpack it"),
+        ("a.tar.gz", "is .tar, an archive: unpack it"),
+        ("a.pdf", "is .pdf, not plain text"),
+    ],
+)
+def test_other_files_are_refused_with_what_to_do(tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / name).write_text("# A title\n\nand a line\n")
+    with pytest.raises(ValueError, match=words):
+        read_texts_file(tmp_path / name)
+    (tmp_path / "a.txt").write_bytes(b"PK\x03\x04rest")
+    with pytest.raises(ValueError, match="a.txt' is a zip archive: unpack it"):
+        read_texts_file(tmp_path / "a.txt")
+
+
+def test_a_file_read_as_one_text_is_one(tmp_path: Path) -> None:
+    for name in ("a.txt", "a.md"):
+        (tmp_path / name).write_text("\n".join(WRAPPED) + "\n\n")
+        assert read_texts_file(tmp_path / name, one_text=True) == ["\n".join(WRAPPED)]
+    (tmp_path / "a.jsonl").write_text(LINES)
+    with pytest.raises(ValueError, match="holds JSON lines, each with a text: leave out --one-te"):
+        read_texts_file(tmp_path / "a.jsonl", one_text=True)
+
+
+def test_prose_wrapped_at_a_width_is_noticed(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.txt").write_text("\n".join(WRAPPED))
+    assert read_texts_file(tmp_path / "a.txt") == WRAPPED
+    assert "prose wrapped at 65 characters" in caplog.text
+    assert "--one-text reads the file as one text" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        WRAPPED[:4],
+        list(EXAMPLE_TEXTS) * 3,
+        ["a word and the next one"] * 9,
+        ["The lamp was lit in the evening by a woman who climbed the stair."] * 9,
+        ["the lamp was lit in the evening by a woman who climbed the stair."] * 9,
+        ["A title of a paper that is as long as a line of prose and no longer"] * 9,
+    ],
+)
+def test_one_text_a_line_is_not_taken_for_wrapped_prose(lines: list[str]) -> None:
+    assert wrapped_at(lines) is None
+
+
+def test_a_name_that_can_be_no_file_is_refused_in_one_sentence() -> None:
+    for name in ("~nosuchuser/x.txt", "a" * 300, "\ud800.txt", "a\0b", ""):
+        for read in (read_texts_file, read_book):
+            with pytest.raises(ValueError, match="is in the home of no user|can be no path|is emp"):
+                read(name)

@@ -1,11 +1,18 @@
 """Maps packed for the report: the error bound, the format, and what is refused."""
 
 import json
+import zlib
 
 import numpy as np
 import pytest
 
-from result_views.report.packed_maps import LEVELS, pack_maps, unpack_map
+from result_views.report.packed_maps import (
+    LEVELS,
+    STRONGEST,
+    decimals,
+    pack_maps,
+    unpack_map,
+)
 
 
 def maps_like_attention(size: int, seed: int = 0) -> dict[str, np.ndarray]:
@@ -87,3 +94,46 @@ def test_no_maps_are_no_maps():
 def test_bad_maps_are_named(values, message):
     with pytest.raises(ValueError, match=message):
         pack_maps({"bad": values}, 1000)
+
+
+def unpacked_lists(packed, size: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Lags and values of the rows and of the columns, as the page reads them."""
+    low, high = np.frombuffer(zlib.decompress(packed.lists), np.uint8).reshape(2, -1).astype(int)
+    words = (low + 256 * high).reshape(2, 2, STRONGEST, size)
+    return [(lags.astype(int), from_decimals(codes)) for lags, codes in words]
+
+
+def from_decimals(codes: np.ndarray) -> np.ndarray:
+    sign = np.where(codes & 32768, -1.0, 1.0)
+    return sign * (codes & 1023) * 10.0 ** (((codes >> 10) & 31).astype(int) - 25)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5, 8, 9, 90])
+def test_the_lists_are_chosen_before_rounding(size):
+    """At the coarsest levels a row of 90 has dozens of equal codes; its list is exact."""
+    rng = np.random.default_rng(size)
+    matrix = np.tril(rng.normal(size=(size, size)))
+    packed = pack_maps({"map": matrix}, 0)["map"]
+    (row_lags, row_values), (lags, values) = unpacked_lists(packed, size)
+    for t in range(size):
+        own = sorted(range(t + 1), key=lambda s: -abs(matrix[t, s]))[:STRONGEST]
+        assert [t - lag for lag in row_lags[: len(own), t]] == own
+        # Half of the third digit is at most 0.5 % of the number.
+        np.testing.assert_allclose(row_values[: len(own), t], matrix[t, own], rtol=0.005)
+        assert (row_values[len(own) :, t] == 0).all()
+        later = sorted(range(t + 1, size), key=lambda q: -abs(matrix[q, t]))[:STRONGEST]
+        assert [t + lag for lag in lags[: len(later), t]] == later
+        np.testing.assert_allclose(values[: len(later), t], matrix[later, t], rtol=0.005)
+        assert (values[len(later) :, t] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (0.0, 0.0), (0.507, 0.507), (-0.5074, -0.507), (0.9996, 1.0), (999.6, 1000.0), (1.0, 1.0),
+        (3e-30, 0.0), (1.234e-23, 1.23e-23), (-9.99e8, -9.99e8), (5e12, 9.99e8), (123456.0, 123000),
+    ],
+)  # fmt: skip
+def test_decimals_have_three_digits(value, shown):
+    # A product with a power of ten is off by a bit or two.
+    assert from_decimals(decimals(np.array([value])))[0] == pytest.approx(shown, rel=1e-12)
