@@ -296,8 +296,9 @@ def case_table(num_seeds: int) -> str:
 
 def _case_row(found: Sequence[Mapping[str, bool | None]]) -> list[str]:
     tested = [one for one in found if None not in one.values()]
-    shares = [_percent(float(np.mean([one[label] for one in tested]))) if tested else "refused"
-              for label in found[0]]  # fmt: skip
+    if not tested:
+        return [*("refused" for _ in found[0]), f"0 of {len(found)}"]
+    shares = [_percent(float(np.mean([bool(one[label]) for one in tested]))) for label in found[0]]
     return [*shares, f"{len(tested)} of {len(found)}"]
 
 

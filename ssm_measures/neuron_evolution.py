@@ -167,14 +167,16 @@ def _cka_with_null(a: NeuronSet, b: NeuronSet, num_shifts: int, seed: int) -> di
     tokens = course.tokens
     if len(tokens.rows) < 4:
         return {**undefined_fields, "reason": f"{sum(lengths)} tokens; a debiased CKA needs 4"}
-    left = [part * divisor for part, _, divisor in (without_course(course, s) for s in sides)]
-    observed = linear_cka(*left, freedom=course.freedom)
+    first, second = (
+        part * divisor for part, _, divisor in (without_course(course, side) for side in sides)
+    )
+    observed = linear_cka(first, second, freedom=course.freedom)
     if math.isnan(observed):
         reason = "the activations of a layer do not vary over tokens"
         return {**undefined_fields, "reason": reason}
     if reason := why_too_few(tokens.axis_lengths, tokens.num_distinct):
         return {**undefined_fields, "cka": observed, "reason": reason}
-    draws = _null_draws(torch.from_numpy(left[0]), b, course, num_shifts, seed)
+    draws = _null_draws(torch.from_numpy(first), b, course, num_shifts, seed)
     return {
         "cka": observed,
         "cka_null_mean": float(np.mean(draws)),

@@ -1,7 +1,14 @@
 """Sections of an overview by hand, for the tests of its answers and of its figure."""
 
+from typing import Any
 
-def shift_test(value, p=0.01, null=(-0.1, 0.1), **more):
+
+def shift_test(
+    value: float | None,
+    p: float | None = 0.01,
+    null: tuple[float, float] = (-0.1, 0.1),
+    **more: Any,
+) -> dict[str, Any]:
     return {"value": value, "p_value": p, "null_mean": 0.0, "null_low": null[0],
             "null_high": null[1], "n": 40, "unit": "predictions", "num_draws": 99,
             "interval": None, "reason": None, **more}  # fmt: skip
@@ -11,7 +18,7 @@ def untested(reason="too short"):
     return {**shift_test(None, None), "null_low": None, "null_high": None, "reason": reason}
 
 
-def layer_row(layer, half_life=8.0, **tests):
+def layer_row(layer: int, half_life: float = 8.0, **tests: Any) -> dict[str, Any]:
     nothing = {"copying": shift_test(1.1, 0.4, (0.8, 1.2)), "reset": shift_test(0.001, 0.5),
                "sink": shift_test(1.0, 0.5, heads=[]),
                "gate": {"space_leading": shift_test(0.05, 0.6), "digits": untested()}}  # fmt: skip

@@ -2,12 +2,12 @@
 
 import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from component_cases import components
+from defined import known
 
 import delta_extraction
 from delta_extraction import (
@@ -21,12 +21,6 @@ from delta_extraction import (
 from ssm_component_extractor import capture, capture_texts
 from ssm_measures.components import layer_components
 from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
-
-
-def known(value: Any) -> Any:
-    """The value of a statistic that must not be undefined here."""
-    assert value is not None
-    return value
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@
 import json
 import math
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from defined import known
 
 from layer_correlation_analyzer import (
     LayerCorrelationAnalyzer,
@@ -20,12 +20,6 @@ from layer_correlation_analyzer import (
 )
 from ssm_component_extractor import capture, capture_texts
 from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
-
-
-def known(value: Any) -> Any:
-    """The value of a statistic that must not be undefined here."""
-    assert value is not None
-    return value
 
 
 @pytest.fixture

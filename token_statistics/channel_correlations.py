@@ -393,8 +393,8 @@ def _against_shifts(
 def _cka(x: _Columns, y: _Columns, freedom: float) -> tuple[DebiasedCKA, list[FloatArray]]:
     """CKA of two layers, and the weights of their channels in it, of sum 1 each."""
     weights = [np.square(side.scale / np.linalg.norm(side.scale)) for side in (x, y)]
-    sides = (side.units * np.sqrt(w) for side, w in zip((x, y), weights, strict=True))
-    return DebiasedCKA(*sides, freedom), weights
+    left, right = (side.units * np.sqrt(w) for side, w in zip((x, y), weights, strict=True))
+    return DebiasedCKA(left, right, freedom), weights
 
 
 def _lagged(moved: _Moved) -> dict[str, Any]:

@@ -47,6 +47,10 @@ class TextSpread:
         return asdict(self)
 
 
+def _undefined_spread(means: tuple[float | None, ...], reason: str) -> TextSpread:
+    return TextSpread(len(means), means, None, None, None, None, None, None, reason)
+
+
 @dataclass(frozen=True, eq=False)
 class NeuronAgreement:
     """Whether the same neurons of a layer are important in every text."""
@@ -89,12 +93,12 @@ def text_spread(values: Sequence[ArrayLike]) -> TextSpread:
     means = tuple(float(x.mean()) if len(x) else None for x in series)
     if None in means:
         reason = f"the statistic is undefined at every token of text {means.index(None)}"
-        return TextSpread(len(series), means, *[None] * 6, reason)
+        return _undefined_spread(means, reason)
     if len(series) < 2:
-        return TextSpread(len(series), means, *[None] * 6, "needs at least two texts")
+        return _undefined_spread(means, "needs at least two texts")
     if min(map(len, series)) < 3:
         reason = "a text has fewer than three values"
-        return TextSpread(len(series), means, *[None] * 6, reason)
+        return _undefined_spread(means, reason)
     between = float(np.std([x.mean() for x in series], ddof=1))
     within = float(np.sqrt(np.mean([x.var(ddof=1) for x in series])))
     expected = float(np.sqrt(np.mean([_squared_standard_error(x) for x in series])))

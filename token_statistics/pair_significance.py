@@ -64,7 +64,7 @@ class ShiftedPairs:
 
     def share_by_chance(self) -> float:
         """Share of pairs that the whole test finds in the first shifts, mean over them."""
-        nowhere = (np.empty(0, np.int64),) * 2
+        nowhere = (np.empty(0, np.int64), np.empty(0, np.int64))
         shares = [rejected_and_adjusted(self.p_values(z), nowhere)[0] for z in self._kept]
         return float(np.mean(shares))
 

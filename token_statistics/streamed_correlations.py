@@ -371,8 +371,8 @@ def _statistics(
 ) -> dict[str, Any]:
     """The fields of `StreamedCorrelation` that the sums decide."""
     lags = min(AUTOCORRELATION_LAGS, counts.longest // 4)
-    rho = (side.autocorrelation(lags) for side in (a, b))
-    n_eff = effective_samples(*rho, counts.samples, pairs=True)
+    rho_a, rho_b = (side.autocorrelation(lags) for side in (a, b))
+    n_eff = effective_samples(rho_a, rho_b, counts.samples, pairs=True)
     if reason := why_too_slow(n_eff, axes, counts.num_distinct, counts.samples):
         return _undefined(reason, counts.num_used, a, b)
     rows, columns = np.flatnonzero(a.varies), np.flatnonzero(b.varies)

@@ -285,9 +285,13 @@ def test_an_effect_too_small_for_a_name_is_not_supported_whatever_its_null(plant
     ):
         assert found[claim].verdict == NOT_SUPPORTED
     rho = found["Tokens of larger delta receive more attention"]
+    assert rho.value is not None
+    assert rho.null is not None
     assert rho.value > rho.null[1]
     assert rho.rule.endswith("and at least 0.1 correlation")
     order = found["Memory modulation varies across layers"]
+    assert order.value is not None
+    assert order.null is not None
     assert order.value > order.null[1]
     assert "differs from the lowest to the highest layer by" in order.statistic
 

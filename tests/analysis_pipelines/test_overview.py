@@ -12,6 +12,7 @@ from hand_weighted import constant_half_life, induction
 from analysis_pipelines.overview import overview, text_facts
 from analysis_pipelines.overview_answers import answers
 from analysis_pipelines.overview_rows import joined
+from mamba_mixers.sites import find_mixers
 from mamba_mixers.untrained_twins import FRESH, PERMUTED, untrained_twin
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import load_model, load_tokenizer
@@ -121,6 +122,6 @@ def test_the_forward_pass_leaves_the_model_as_it_was():
 def test_a_model_that_overflows_is_an_analysis_error():
     model = make_tiny_model()
     with torch.no_grad():
-        model.backbone.layers[1].mixer.out_proj.weight.fill_(math.inf)
+        find_mixers(model)[1].mixer.out_proj.weight.fill_(math.inf)
     with pytest.raises(AnalysisError, match="output of layer 1 holds NaN or infinity"):
         found_on(model, random_ids(1, 40, VOCAB_SIZE))

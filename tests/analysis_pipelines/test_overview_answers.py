@@ -1,5 +1,7 @@
 """Sentences of the overview, by hand: what is said, of which layers, and why nothing is."""
 
+from typing import Any
+
 import pytest
 
 from analysis_pipelines.overview_answers import (
@@ -59,7 +61,8 @@ def test_a_layer_that_copies():
 @pytest.mark.parametrize(("factor", "p"), [(0.99, 0.01), (1.01, 0.06), (1.01, None)])
 def test_neither_a_small_effect_nor_one_that_chance_gives_is_said(key, least, factor, p):
     more = {"heads": []} if key == "sink" else {}
-    row = layer_row(4, **{key: shift_test(factor * least, p, **more)}, first_share=0.5)
+    tests: dict[str, Any] = {key: shift_test(factor * least, p, **more), "first_share": 0.5}
+    row = layer_row(4, **tests)
     assert not said(row)[key].said
 
 
@@ -117,7 +120,9 @@ def test_a_sink_needs_a_share_too():
 
 
 def test_what_could_not_be_measured_says_why():
-    nothing = {key: untested("12 tokens are too few") for key in ("copying", "reset")}
+    nothing: dict[str, Any] = {
+        key: untested("12 tokens are too few") for key in ("copying", "reset")
+    }
     row = layer_row(0, **nothing, gate={"digits": untested("no digits")},
                     sink={**untested("a short text"), "heads": []})  # fmt: skip
     found = said(row, all_states=untested("a short text"))

@@ -27,7 +27,7 @@ def test_joined_measures_are_means_and_medians_of_the_texts(ids):
     own = [text.layers[1].measures for text in texts]
     assert row["median_half_life"] == np.median([one.half_life for one in own])
     assert row["first_share"] == np.mean([one.first_share for one in own])
-    sums = sum(text.layers[1].copying[0] for text in texts)
+    sums = np.sum([text.layers[1].copying[0] for text in texts], axis=0)
     assert row["copying"]["value"] == pytest.approx(sums[0] / sums[1])
     assert (found["num_texts"], found["num_tokens"], found["longest"]) == (2, 160, 80)
 

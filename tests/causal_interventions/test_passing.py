@@ -18,6 +18,7 @@ def test_a_layer_that_reads_the_write_loses_it_and_no_other_direction_does_as_mu
     # All that layer 1 writes is what it reads there.
     assert found.cut == pytest.approx(1.0, abs=1e-6)
     assert len(found.directions) == 4
+    assert found.cut is not None
     assert max(found.directions) < found.cut
 
 

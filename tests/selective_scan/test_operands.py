@@ -128,5 +128,6 @@ def test_heads_that_are_no_whole_numbers_are_refused(heads: Any) -> None:
     operands = torch.rand(1, 3, 2), -torch.rand(2, 3), torch.rand(1, 3, 3), torch.rand(1, 3, 3)
     with pytest.raises(ValueError, match=r"heads is .* it must be an integer of at least"):
         implicit_attention(*operands, heads=heads)
-    taken = implicit_attention(*operands, heads=np.array([1], dtype=np.uint16))
+    numbers: Any = np.array([1], dtype=np.uint16)
+    taken = implicit_attention(*operands, heads=numbers)
     assert torch.equal(taken, implicit_attention(*operands, heads=[1]))

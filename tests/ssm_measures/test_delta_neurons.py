@@ -2,13 +2,13 @@
 
 import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import reference
 import torch
 from component_cases import components
+from defined import known
 from scipy.stats import rankdata
 from series import ar1
 
@@ -18,12 +18,6 @@ from ssm_component_extractor import capture, capture_texts
 from ssm_measures.components import layer_components
 from ssm_measures.delta_neurons import delta_neuron_correlation, delta_sensitivity
 from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
-
-
-def known(value: Any) -> Any:
-    """The value of a statistic that must not be undefined here."""
-    assert value is not None
-    return value
 
 
 def positive(x):

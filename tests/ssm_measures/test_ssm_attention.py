@@ -2,12 +2,12 @@
 
 import json
 import math
-from typing import Any
 
 import numpy as np
 import pytest
 import reference
 import torch
+from defined import known
 from reference import heads_form, implicit_attention
 from scipy.stats import rankdata, spearmanr
 
@@ -15,12 +15,6 @@ from selective_scan.attention import attention_map
 from ssm_measures.attention_maps import written_map
 from ssm_measures.components import SSMComponents
 from ssm_measures.ssm_attention import ssm_attention_correlations
-
-
-def known(value: Any) -> Any:
-    """The value of a statistic that must not be undefined here."""
-    assert value is not None
-    return value
 
 
 def components(length=80, d_inner=12, d_state=2, seed=0, **changes):

@@ -153,7 +153,8 @@ def test_seeds_give_the_same_numbers_and_none_is_refused() -> None:
         with pytest.raises(ValueError, match=r"seed is None \(NoneType\); it must be an integer"):
             make(None)  # pyright: ignore[reportArgumentType]
     assert numpy_rng(5).random() == np.random.default_rng(5).random()
-    assert torch_rng(np.int64(5)).initial_seed() == 5
+    number: Any = np.int64(5)
+    assert torch_rng(number).initial_seed() == 5
 
 
 @pytest.mark.parametrize("device", ["hpu", "", "cuda:99", "nothing", "9" * 401, 1.5, [], "cpu:x"])

@@ -49,7 +49,11 @@ def test_texts_drawn_alike_have_a_ratio_near_one(persistence):
 def test_the_null_of_a_ratio_holds_it_19_times_in_20_where_texts_are_alike(number):
     rng = np.random.default_rng(number)
     found = [text_spread(rng.standard_normal((number, 200))) for _ in range(400)]
-    inside = np.mean([one.null_low <= one.ratio <= one.null_high for one in found])
+    low, ratio, high = (
+        np.array([getattr(one, name) for one in found], dtype=np.float64)
+        for name in ("null_low", "ratio", "null_high")
+    )
+    inside = np.mean((low <= ratio) & (ratio <= high))
     # 95 % with a standard error of 1.1 %; three of them, and the estimated errors' own spread.
     assert inside == pytest.approx(0.95, abs=0.035)
     if number == 3:
@@ -60,6 +64,8 @@ def test_texts_that_differ_have_a_large_ratio():
     rng = np.random.default_rng(0)
     texts = [rng.standard_normal(200) + shift for shift in (0, 2, 4)]
     spread = text_spread(texts)
+    assert spread.ratio is not None
+    assert spread.null_high is not None
     assert spread.ratio > 10 > spread.null_high
 
 

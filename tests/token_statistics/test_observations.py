@@ -13,7 +13,7 @@ def ids(seed, length):
 
 def contents(tokens, texts):
     """Token at every row that was given."""
-    return np.array([token for text in texts for token in text])
+    return [int(token) for text in texts for token in text]
 
 
 def test_every_distinct_token_beyond_the_warm_up_is_an_observation():

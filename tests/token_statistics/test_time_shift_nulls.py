@@ -1,11 +1,11 @@
 """Time-shift nulls against naive loops, planted relations, and series that share nothing."""
 
 import json
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from defined import known
 from series import ar1
 
 from token_statistics.autocorrelation import (
@@ -26,12 +26,6 @@ from token_statistics.time_shift_nulls import (
     why_too_few,
     why_too_slow,
 )
-
-
-def known(value: Any) -> Any:
-    """The value of a statistic that must not be undefined here."""
-    assert value is not None
-    return value
 
 
 def test_rows_shift_within_each_text_as_roll_does():
@@ -166,11 +160,11 @@ def test_results_are_strict_json():
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda x: spearman_shift_test(x, x, [60], seed=None),
-        lambda x: spearman_permutation_test(x, x, seed=None),
-        lambda x: mean_autocorrelation(x[:, None], [60], 4, seed=None),
+        lambda x, seed: spearman_shift_test(x, x, [60], seed=seed),
+        lambda x, seed: spearman_permutation_test(x, x, seed=seed),
+        lambda x, seed: mean_autocorrelation(x[:, None], [60], 4, seed=seed),
     ],
 )
 def test_no_seed_is_refused(draw):
     with pytest.raises(ValueError, match="seed is None"):
-        draw(np.random.default_rng(15).standard_normal(60))
+        draw(np.random.default_rng(15).standard_normal(60), None)
