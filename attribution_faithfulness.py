@@ -65,7 +65,7 @@ from result_views.faithfulness_rows import (
     faithfulness_rows,
     format_rows,
 )
-from suite_plumbing.arguments import torch_rng, validate_choice, validate_int
+from suite_plumbing.arguments import numpy_rng, torch_rng, validate_choice, validate_int
 from suite_plumbing.commands import (
     Job,
     command_line,
@@ -390,7 +390,7 @@ def _sign_flip_p(gains: Sequence[float], seed: int) -> float | None:
         return None
     test = stats.permutation_test(
         (defined,), np.mean, permutation_type="samples", n_resamples=_NUM_FLIPS,
-        rng=np.random.default_rng(seed), vectorized=True,
+        rng=numpy_rng(seed), vectorized=True,
     )  # fmt: skip
     return float(test.pvalue)
 

@@ -87,7 +87,7 @@ BAD_TENSORS: tuple[Callable[[torch.Tensor], Any], ...] = (
 
 STRINGS = (
     "", " ", "x", "-1", "0", "1.5", "nan", "1e999", "9" * 401, "0,0", "0,99", "all", "ALL", ",",
-    "²", "~nosuchuser/x", "a" * 300, "\ud800", "\x1b[31m", "../..", "/dev/null", "None", "0x10",
+    "²", "~nosuchuser/x", "a" * 300, "\ud800", "\x1b[31m", "..", ".", "/dev/null", "None", "0x10",
     "--", "hpu", "cuda:99", "mps", "float99", "💥" * 50, "a" * 100_000, "\n", "png,exe",
 )  # fmt: skip
 
@@ -333,10 +333,7 @@ def _results_file(stand: Stand, rng: random.Random, folder: Path) -> Case:
         opened = recursive_visualizer.Results.open(path)
         opened.to_dataframe()
         if figure is not None:
-            import matplotlib.pyplot as plt
-
             opened.figure(figure)
-            plt.close("all")
         if report:
             with recursive_visualizer.drawing_from(path):
                 recursive_analysis_report.report_html(opened, tensors=opened.tensors)

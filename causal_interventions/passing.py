@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from mamba_mixers.replay import MixerReplay
 from mamba_mixers.running import fast_scan, forward_from
 from ssm_measures.components import Capture, extracted_layer
-from suite_plumbing.arguments import validate_int
+from suite_plumbing.arguments import torch_rng, validate_int
 from suite_plumbing.models import execution_device
 
 NUM_DIRECTIONS = 4
@@ -88,7 +88,7 @@ def passing(
 
 def _directions(written: Tensor, count: int, seed: int) -> list[Tensor]:
     """The write (l, d_model) with coordinates exchanged and signs drawn, ``count`` times."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch_rng(seed)
     found = []
     for _ in range(count):
         order = torch.randperm(written.shape[1], generator=generator)

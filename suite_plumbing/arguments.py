@@ -138,7 +138,7 @@ def resolve_layer_indices(
     if isinstance(layer_indices, str):
         validate_choice("layer_indices", layer_indices, ["all"])
         return known
-    if not isinstance(layer_indices, Iterable):
+    if not isinstance(layer_indices, Iterable) or getattr(layer_indices, "ndim", 1) != 1:
         raise ValueError(f"layer_indices is {quoted(layer_indices)}; pass a list, 'all' or None")
     chosen = [_resolve_layer(entry, known, num_layers) for entry in layer_indices]
     if not chosen:

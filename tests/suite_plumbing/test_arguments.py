@@ -96,6 +96,8 @@ def test_resolve_layer_indices(
         ([2], r"layer 2 cannot be analysed; those that can are \[0, 1, 3, 5\]"),
         ("every", "layer_indices is 'every'; it must be one of all"),
         (3, "layer_indices is 3; pass a list"),
+        (torch.tensor(True), r"layer_indices is tensor\(True\); pass a list"),
+        (np.zeros((2, 2), int), r"layer_indices is array\(.*; pass a list"),
     ],
 )
 def test_resolve_layer_indices_refuses(asked: Any, message: str) -> None:
