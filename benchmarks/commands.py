@@ -43,10 +43,13 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def keep(path: Path, report: str) -> None:
-    """Write a report under its title, with the command that says how to make it again."""
+def keep(path: Path, report: str, script: str | None = None) -> None:
+    """Write a report under its title, with the command that says how to make it again.
+
+    ``script``: the benchmark's name, where it is not that of the file.
+    """
     path.parent.mkdir(exist_ok=True)
     title = path.stem.replace("_", " ").capitalize()
-    how = f"`python benchmarks/{path.stem}.py --help` says how to make this again."
+    how = f"`python benchmarks/{script or path.stem}.py --help` says how to make this again."
     with write_atomically(path) as handle:
         handle.write(f"# {title}\n\n{how}\n\n{report.rstrip()}\n")

@@ -524,7 +524,7 @@ def _command(argv: list[str]) -> int:
     text = report(outcomes, args.seed)
     print(text)
     if args.save:
-        keep(RESULTS_FOLDER / "robustness.md", text)
+        keep(RESULTS_FOLDER / "robustness.md", text, "fuzz")
     return int(any(one.outcome not in RIGHT for one in outcomes))
 
 
