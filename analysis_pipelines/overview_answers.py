@@ -27,6 +27,10 @@ COPY_GAIN = 2.5
 model whose map shows no copying reach 2.0, for the source's key holds the token before it, which is
 the query's; those of its untrained twins 1.3."""
 
+COPY_SHARE = 0.01
+"""A copy is a hundredth of what its query takes: where a layer has forgotten all but the last few
+tokens, the gain is a ratio of two numbers near 0."""
+
 SINK_GAIN, SINK_SHARE = 3.0, 0.1
 """The first token takes three times what those after it take, and a tenth of all attention: with
 less it changes little of what is read from the rest."""
@@ -114,7 +118,7 @@ def half_life_groups(halves: Mapping[int, float]) -> list[list[int]]:
 def copying_answer(found: Section) -> Answer:
     """Which layers copy what followed a token's earlier occurrence."""
     rows = {row["layer"]: row["copying"] for row in found["layers"]}
-    holds = _exceeding(rows, COPY_GAIN)
+    holds = [layer for layer in _exceeding(rows, COPY_GAIN) if rows[layer]["share"] >= COPY_SHARE]
     if not holds:
         return _nothing("copying", rows, "copies what followed a token before",
                         lambda x: f"{x:.1f} times the lags around", f"{COPY_GAIN:g}")  # fmt: skip
@@ -306,6 +310,8 @@ def _nothing(
     test = known[most]
     layer = most if isinstance(most, int) else most[0]
     why = f"below {least}" if abs(test["value"]) < float(least) else "within chance"
+    if why == "within chance" and (test["p_value"] or 1.0) <= ALPHA:
+        why = f"of next to nothing: {test['share']:.1g} of what a query takes"
     sentence = f"No layer {claim}: at most {worded(test['value'])} (layer {layer}), {why}."
     return Answer(
         question, sentence, False, (layer,), (test["value"],), (test["null_low"],

@@ -11,7 +11,7 @@ def shift_test(
 ) -> dict[str, Any]:
     return {"value": value, "p_value": p, "null_mean": 0.0, "null_low": null[0],
             "null_high": null[1], "n": 40, "unit": "predictions", "num_draws": 99,
-            "interval": None, "reason": None, **more}  # fmt: skip
+            "interval": None, "reason": None, "share": 0.05, **more}  # fmt: skip
 
 
 def untested(reason="too short"):

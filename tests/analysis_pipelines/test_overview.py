@@ -12,7 +12,7 @@ from hand_weighted import constant_half_life, induction
 from analysis_pipelines.overview import overview, text_facts
 from analysis_pipelines.overview_answers import answers
 from analysis_pipelines.overview_rows import joined
-from mamba_mixers.sites import find_mixers
+from benchmarks.family_models import MODELS, family_of, make_model, ssm_layers
 from mamba_mixers.untrained_twins import FRESH, PERMUTED, untrained_twin
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import load_model, load_tokenizer
@@ -125,3 +125,13 @@ def test_a_model_that_overflows_is_an_analysis_error():
         find_mixers(model)[1].mixer.out_proj.weight.fill_(math.inf)
     with pytest.raises(AnalysisError, match="output of layer 1 holds NaN or infinity"):
         found_on(model, random_ids(1, 40, VOCAB_SIZE))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_family_untrained_copies_nothing(name):
+    """And where a model remembers outside its SSMs, no state is erased."""
+    found, said = found_on(make_model(name), random_ids(1, 80, 60))
+    assert not said["copying"].said
+    assert [row["layer"] for row in found["layers"]] == ssm_layers(name)
+    reset = found["layers"][0]["reset"]
+    assert (reset["value"] is None) == (family_of(name) not in ("mamba", "falcon_mamba", "mamba2"))

@@ -80,6 +80,13 @@ def test_why_the_largest_effect_is_not_said():
     )
 
 
+def test_a_ratio_of_two_numbers_near_zero_is_no_copy():
+    row = layer_row(4, copying=shift_test(90.0, 0.01, (0.5, 10.0), share=1e-9))
+    one = said(row)["copying"]
+    assert not one.said
+    assert one.sentence.endswith("(layer 4), of next to nothing: 1e-09 of what a query takes.")
+
+
 def test_states_that_the_next_tokens_need():
     one = said(layer_row(3, reset=shift_test(0.53)), layer_row(4, reset=shift_test(0.2)))["reset"]
     assert one.sentence == (
