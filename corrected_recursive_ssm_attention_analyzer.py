@@ -65,6 +65,7 @@ from recursive_visualizer import (
     write_figures,
 )
 from result_views.figures.faithfulness_figures import FAITHFULNESS_FIGURES
+from result_views.figures.overview_figures import OVERVIEW_FIGURES
 from result_views.summaries import run_summary
 from ssm_component_extractor import capture, capture_each
 from ssm_measures.components import Capture
@@ -399,7 +400,9 @@ def _configuration(job: Job, settings: Settings) -> dict[str, Any]:
 
 def _earlier_pages(folder: Path) -> list[Path]:
     """What an earlier run may have drawn and reported into the folder."""
-    figures = figure_files(folder, {**CORRECTED_FIGURES, **FAITHFULNESS_FIGURES})
+    figures = figure_files(
+        folder, {**CORRECTED_FIGURES, **FAITHFULNESS_FIGURES, **OVERVIEW_FIGURES}
+    )
     return [*figures, *(folder / name for name in REPORT_NAMES)]
 
 
