@@ -185,7 +185,7 @@ def cross_layer_correlations(
     }
 
 
-def stream_cross_layer_correlations(
+def corpus_cross_layer_correlations(
     batches: Iterable[Capture],
     layer_pairs: Sequence[tuple[int, int]],
     *,
@@ -416,11 +416,11 @@ def _command(argv: list[str]) -> int:
     args = layer_correlation_analyzer_options(argv)
     job = job_from_options(args, model_layers, command_line("layer_correlation_analyzer.py", argv))
     job = job.of_distinct_texts()
-    print(_write_streamed(job) if job.args.stream else _write_all(job))
+    print(_write_corpus(job) if job.args.stream else _write_all(job))
     return 0
 
 
-def _write_streamed(job: Job) -> str:
+def _write_corpus(job: Job) -> str:
     """Layers correlated over batches of texts that are let go one after the other."""
     captured = capture_each(
         job.model,
@@ -431,7 +431,7 @@ def _write_streamed(job: Job) -> str:
     )
     captures = (text for _, text in captures_or_raise(captured))
     pairs = _checked_pairs(None, job.layers)
-    found = stream_cross_layer_correlations(
+    found = corpus_cross_layer_correlations(
         captures, pairs, stream=job.args.stream, seed=job.args.seed
     )
     pairs_found = {name: pair.to_dict() for name, pair in found.items()}

@@ -1,4 +1,4 @@
-"""A long text read as one stream: exact memory from chunk to chunk, in bounded computer memory.
+"""A long text read through: exact memory from chunk to chunk, in bounded computer memory.
 
 The text goes through the model in chunks, each mixer starting from the memory that the chunk before
 left (``mamba_mixers.fast_scan``, ``memories``), so that the losses are those of the whole text read
@@ -7,8 +7,8 @@ losses and a few numbers a chunk, nothing grows with the text.
 
 How much that memory is worth: the same tokens predicted from windows that each start from an empty
 memory. With windows of w tokens, token t is predicted from the tokens of the window that holds
-t - 1, which are ((t - 1) mod w) + 1 tokens, and in the stream from all t tokens before it. So every
-reading predicts every token of the text but the first, once.
+t - 1, which are ((t - 1) mod w) + 1 tokens, and in the whole text from all t tokens before it. So
+every reading predicts every token of the text but the first, once.
 
 Letters: the glossary of ``selective_scan``. From a shell: ``python long_memory.py book.txt``.
 """
@@ -73,8 +73,8 @@ _STATES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False)
-class StreamedLayer:
-    """What one layer's memory did along a stream of ``num_chunks`` chunks."""
+class LayerReading:
+    """What one layer's memory did along a text of ``num_chunks`` chunks."""
 
     state_norm: Tensor
     """(chunks,) L2 norm of h_t over channels and states, mean over the chunk's tokens"""
@@ -105,27 +105,27 @@ class StreamedLayer:
 
 
 @dataclass(frozen=True, eq=False)
-class Stream:
-    """A text read as one stream."""
+class Reading:
+    """A text read through."""
 
     chunk_size: int
     loss: Tensor
     """(l - 1,) -ln p(token t | all before it) for t = 1 .. l - 1, nats, float32"""
-    layers: dict[int, StreamedLayer]
+    layers: dict[int, LayerReading]
     memories: dict[int, MixerMemory]
     """by layer, after the last token: the text can be read on from here"""
 
 
 @torch.no_grad()
-def read_stream(
+def read_through(
     model: PreTrainedModel,
     input_ids: Tensor | Sequence[int],
     *,
     chunk_size: int = CHUNK_SIZE,
     layers: Sequence[int] = (),
     kernel_every: int = KERNEL_EVERY,
-) -> Stream:
-    """Read token ids (l,) as one stream, and measure the memory of ``layers`` along the way.
+) -> Reading:
+    """Read token ids (l,) through, and measure the memory of ``layers`` along the way.
 
     Chunks change the result by rounding alone. Raises ValueError for fewer than 2 ids, ids that the
     model does not know, a layer without an SSM, and UnsupportedModelError for a model with
@@ -155,7 +155,7 @@ def read_stream(
             logits = model(input_ids=part, use_cache=False, return_dict=True).logits
             following = ids[None, start + 1 : start + 1 + len(chunk)]
             loss[start : start + following.shape[1]] = _losses(logits, following)[0]
-    return Stream(
+    return Reading(
         chunk_size,
         loss,
         {layer: part.result(chunk_size) for layer, part in sums.items()},
@@ -165,10 +165,10 @@ def read_stream(
 
 @torch.no_grad()
 def window_losses(model: PreTrainedModel, input_ids: Tensor | Sequence[int], width: int) -> Tensor:
-    """(l - 1,) losses as ``Stream.loss``, of the text read in windows of ``width`` tokens.
+    """(l - 1,) losses as ``Reading.loss``, of the text read in windows of ``width`` tokens.
 
     Each window starts from an empty memory; its last token predicts the first of the next. Raises
-    ValueError as :func:`read_stream`, and for a width below 1. Cost: the forward pass.
+    ValueError as :func:`read_through`, and for a width below 1. Cost: the forward pass.
     """
     ids = _checked_ids(model, input_ids)
     width = validate_int("width", width, 1)
@@ -188,25 +188,25 @@ def window_losses(model: PreTrainedModel, input_ids: Tensor | Sequence[int], wid
 
 
 def compare_readings(
-    stream: Tensor, windows: Mapping[int, Tensor], *, block: int = BLOCK, seed: int = 0
+    whole: Tensor, windows: Mapping[int, Tensor], *, block: int = BLOCK, seed: int = 0
 ) -> list[dict[str, Any]]:
-    """One row a reading: mean loss, perplexity, and what the reading loses against the stream.
+    """One row a reading: mean loss, perplexity, and what the reading loses against the whole text.
 
-    ``windows``: losses by width, of the same tokens as ``stream`` (l - 1,). ``difference``: mean
-    loss minus that of the stream, nats, > 0 where memory beyond the window helps; ``low``,
+    ``windows``: losses by width, of the same tokens as ``whole`` (l - 1,). ``difference``: mean
+    loss minus that of the whole text, nats, > 0 where memory beyond the window helps; ``low``,
     ``high``: its 95 % interval over blocks of ``block`` successive tokens, whose means are taken
     as independent; None with fewer than 5 whole blocks, with the ``reason``.
     """
-    rows = [_reading("stream", None, stream)]
-    whole = len(stream) // block * block
+    rows = [_reading("whole text", None, whole)]
+    blocked = len(whole) // block * block
     for width, losses in sorted(windows.items()):
-        if losses.shape != stream.shape:
+        if losses.shape != whole.shape:
             raise ValueError(
-                f"windows[{width}] has {len(losses)} losses, stream {len(stream)}; they must be of "
+                f"windows[{width}] has {len(losses)} losses, whole {len(whole)}; they must be of "
                 "the same tokens"
             )
-        change = losses.double() - stream.double()
-        means = change[:whole].view(-1, block).mean(1) if whole else change.new_empty(0)
+        change = losses.double() - whole.double()
+        means = change[:blocked].view(-1, block).mean(1) if blocked else change.new_empty(0)
         _, low, high, count, reason = mean_interval(means, seed=seed)
         reason = f"blocks of {block} tokens: {reason}" if reason else None
         row = _reading(f"windows of {width}", width, losses)
@@ -218,9 +218,9 @@ def compare_readings(
 def loss_by_context(losses: Tensor, width: int | None = None) -> list[dict[str, Any]]:
     """Mean loss by the number of tokens that a token is predicted from: 1, 2, 3 to 4, 5 to 8, ...
 
-    ``width`` of the windows, None for a stream. ``first``, ``last``: tokens of context, both in the
-    bin; ``loss`` nats; ``num_tokens``. In a stream each number of tokens occurs once, so that a bin
-    holds other tokens of the text than the bins of windows do: compare bins of the windows.
+    ``width`` of the windows, None for the whole text. ``first``, ``last``: tokens of context, both
+    in the bin; ``loss`` nats; ``num_tokens``. In the whole text each number of tokens occurs once,
+    so that a bin holds other tokens than the bins of windows do: compare bins of the windows.
     """
     context = torch.arange(len(losses)) + 1
     context = context if width is None else (context - 1) % width + 1
@@ -290,12 +290,12 @@ class _ChunkSums:
         self.kernel_sums[:length] += sums.cpu()
         self.kernel_counts[:length] += counts
 
-    def result(self, chunk_size: int) -> StreamedLayer:
+    def result(self, chunk_size: int) -> LayerReading:
         means = self.kernel_sums / self.kernel_counts
         apart = self.count * (self.mean - self.mean.mean()).square().sum()
         within = self.squares.sum()
         spread = float(within + apart)
-        return StreamedLayer(
+        return LayerReading(
             torch.tensor(self.norms, dtype=torch.float32),
             torch.tensor(self.survival, dtype=torch.float32),
             self.mean.float().cpu(),
@@ -336,34 +336,34 @@ def long_memory(
     chunk_size: int = CHUNK_SIZE,
     seed: int = 0,
 ) -> dict[str, Any]:
-    """JSON of one text read as a stream and in windows: readings, losses, memory by layer.
+    """JSON of one text read through and in windows: readings, losses, memory by layer.
 
     ``readings``: :func:`compare_readings`. ``by_context`` and ``along``, by reading: mean loss by
-    tokens of context and by block of ``BLOCK`` tokens. ``layers``: ``StreamedLayer`` by layer.
-    Windows as long as the text are left out. Raises and costs as :func:`read_stream` and
+    tokens of context and by block of ``BLOCK`` tokens. ``layers``: ``LayerReading`` by layer.
+    Windows as long as the text are left out. Raises and costs as :func:`read_through` and
     :func:`window_losses`.
     """
     ids = _checked_ids(model, input_ids)
     widths = whole_numbers("windows", windows, 1)
     seed = validate_int("seed", seed, 0)
-    stream = read_stream(model, ids, chunk_size=chunk_size, layers=layers)
+    whole = read_through(model, ids, chunk_size=chunk_size, layers=layers)
     losses = {width: window_losses(model, ids, width) for width in widths if width < len(ids)}
-    named = {"stream": (stream.loss, None)}
+    named = {"whole text": (whole.loss, None)}
     named |= {f"windows of {width}": (loss, width) for width, loss in losses.items()}
     return {
         "num_tokens": len(ids),
         "chunk_size": chunk_size,
         "block": BLOCK,
-        "readings": compare_readings(stream.loss, losses, seed=seed),
+        "readings": compare_readings(whole.loss, losses, seed=seed),
         "by_context": {name: loss_by_context(loss, width) for name, (loss, width) in named.items()},
         "along": {name: loss_along(loss) for name, (loss, _) in named.items()},
-        "layers": {f"layer_{layer}": part.to_dict() for layer, part in stream.layers.items()},
+        "layers": {f"layer_{layer}": part.to_dict() for layer, part in whole.layers.items()},
     }
 
 
 def readings_table(readings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The readings as lines of a Markdown table."""
-    head = ["reading", "loss (nats)", "perplexity", "minus the stream (nats)", "95 % interval"]
+    head = ["reading", "loss (nats)", "perplexity", "minus the whole text (nats)", "95 % interval"]
     return markdown_table(head, [_reading_cells(row) for row in readings])[:-1]
 
 
@@ -377,7 +377,7 @@ def _reading_cells(row: Mapping[str, Any]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Read a book as a stream and in windows; print the table, write JSON and CSV."""
+    """Read a book through and in windows; print the table, write JSON and CSV."""
     return run_main(_command, argv)
 
 

@@ -65,7 +65,7 @@ def small_neox(vocab_size: int) -> GPTNeoXForCausalLM:
 
 
 def train(model: GPTNeoXForCausalLM, ids: np.ndarray, steps: int, seed: int) -> list[float]:
-    """Train on random rows of a stream of ids; the loss of each step, nats per token."""
+    """Train on random rows of a text's ids; the loss of each step, nats per token."""
     if len(ids) <= ROW:
         raise ValueError(f"the training texts have {len(ids)} tokens; a row has {ROW}")
     rng = np.random.default_rng(seed)
@@ -88,7 +88,7 @@ def train(model: GPTNeoXForCausalLM, ids: np.ndarray, steps: int, seed: int) -> 
     return losses
 
 
-def stream_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> np.ndarray:
+def ids_of(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> np.ndarray:
     """Token ids of the texts, one after the other."""
     ids = [i for text in texts for i in tokenizer(text, verbose=False)["input_ids"]]
     return np.array(ids, dtype=np.int64)
@@ -120,7 +120,7 @@ def _command(argv: list[str]) -> int:
     chosen = passages(held_out, validate_int("passages", args.passages, 1))
     mamba, tokenizer = load_model(args.model, device="cpu"), load_tokenizer(args.model)
     neox = small_neox(mamba.config.vocab_size)
-    losses = train(neox, stream_of(tokenizer, texts), steps, args.seed)
+    losses = train(neox, ids_of(tokenizer, texts), steps, args.seed)
     results = compare_models(
         [mamba, neox],
         chosen,

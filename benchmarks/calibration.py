@@ -75,7 +75,7 @@ RESULTS = RESULTS_FOLDER / "calibration.md"
 ALPHA = 0.05
 CHANNELS = 16  # of each layer
 NOISE_TOKENS = 1000
-STREAM_TEXTS = 5  # of as many tokens
+CORPUS_TEXTS = 5  # of as many tokens
 RHYTHM_LAGS = 32
 NOISE = {"white noise": 0.0, "AR(1) noise, 0.95": 0.95}
 PLANTED = (0.3, 0.5, 0.8)
@@ -127,7 +127,7 @@ def false_on_noise(phi: float, seed: int) -> dict[str, tuple[bool, bool]]:
         _above(single.to_dict()),
         plain <= ALPHA,
     )
-    shown |= false_over_stream(phi, seed)
+    shown |= false_over_corpus(phi, seed)
     swing = mean_autocorrelation(
         x, [NOISE_TOKENS], RHYTHM_LAGS, num_shuffles=NUM_SHIFTS, seed=seed
     ).rhythm
@@ -138,18 +138,18 @@ def false_on_noise(phi: float, seed: int) -> dict[str, tuple[bool, bool]]:
     return shown
 
 
-def false_over_stream(phi: float, seed: int) -> dict[str, tuple[bool, bool]]:
-    """The same of statistics over a stream of STREAM_TEXTS texts that come one by one."""
-    rng = np.random.default_rng([seed, 1])  # apart from the stream's own draws
+def false_over_corpus(phi: float, seed: int) -> dict[str, tuple[bool, bool]]:
+    """The same of statistics over a corpus of CORPUS_TEXTS texts that come one by one."""
+    rng = np.random.default_rng([seed, 1])  # apart from the sums' own draws
     sums, uncorrected = StreamedCorrelations([(0, 1)], batch_tokens=1, seed=seed), []
-    for _ in range(STREAM_TEXTS):
+    for _ in range(CORPUS_TEXTS):
         x, y = (ar1(phi, NOISE_TOKENS, CHANNELS, rng) for _ in range(2))
         sums.update({0: torch.from_numpy(x), 1: torch.from_numpy(y)}, [NOISE_TOKENS])
         uncorrected.append(_uncorrected(x, y))
     tests = sums.results()["layer_0_to_1"].tests
     many = bool(np.mean(uncorrected) > ALPHA)
     return {
-        f"{LABELS[name]}, over a stream": (_above(tests[name].to_dict()), many) for name in TESTS
+        f"{LABELS[name]}, over a corpus": (_above(tests[name].to_dict()), many) for name in TESTS
     }
 
 
@@ -409,8 +409,8 @@ def report(num_seeds: int, num_power_seeds: int) -> str:
             "the seeds is within chance.",
             f"**Noise**: two layers of {CHANNELS} independent series, {NOISE_TOKENS:,} tokens. "
             "Uncorrected, for statistics of all pairs: more than 5 % of the pairs have p <= 0.05; "
-            "for a pair: any has; for one pair: it has. Over a stream: "
-            f"{STREAM_TEXTS} such texts, uncorrected text by text. For a period: a frequency has "
+            "for a pair: any has; for one pair: it has. Over a corpus: "
+            f"{CORPUS_TEXTS} such texts, uncorrected text by text. For a period: a frequency has "
             "more power than shuffled tokens have at any.",
             noise_table(num_seeds),
             f"**Cases**: the same with two layers of {CASE_CHANNELS} channels, one seed as "

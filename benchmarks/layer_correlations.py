@@ -1,8 +1,8 @@
-"""Correlations of all neighbouring layers over a stream of tokens, beside numpy.corrcoef a pair.
+"""Correlations of all neighbouring layers over a corpus, beside numpy.corrcoef a pair.
 
 Made-up activations of mamba-130m's shape: what all layers share plus something of each one's own,
 drawn batch by batch from a seed, so that neither way keeps the tokens for the other. Ours: one pass
-over the stream with `token_statistics.streamed_correlations`, which gives r of every pair of
+over the corpus with `token_statistics.streamed_correlations`, which gives r of every pair of
 channels, nulls by time-shifts, effective sample sizes, false-discovery rate, lags and CKA. The
 other way: all tokens of two layers at hand, numpy.corrcoef of them, for each pair: r alone. Each
 way runs in a process of its own, and its peak memory is the most that process held above its
@@ -69,7 +69,7 @@ def batches(sizes: Sizes, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
 
 
 def streamed(sizes: Sizes) -> dict[str, Any]:
-    """Our way over the whole stream: seconds, and mean |r| of every pair."""
+    """Our way over the whole corpus: seconds, and mean |r| of every pair."""
     layers = list(range(sizes.layers))
     sums = StreamedCorrelations(list(itertools.pairwise(layers)))
     seconds = 0.0
@@ -126,7 +126,7 @@ def report(sizes: Sizes, ours: dict[str, Any], theirs: dict[str, Any]) -> str:
             "",
             "| way | seconds | peak memory | gives |",
             "|---|---|---|---|",
-            f"| one pass over the stream | {ours['seconds']:.0f} | {ours['peak_gb']:.2f} GB | r of "
+            f"| one pass over the corpus | {ours['seconds']:.0f} | {ours['peak_gb']:.2f} GB | r of "
             "every pair of channels, 39 time-shifts, 17 lags, effective samples, false-discovery "
             "rate, debiased CKA |",
             f"| numpy.corrcoef a pair | {theirs['seconds']:.0f} ({ratio:.2f} x) | "

@@ -1,8 +1,8 @@
-"""What memory is worth: the perplexity of a book as one stream, beside windows of it.
+"""What memory is worth: the perplexity of a book read through, beside windows of it.
 
-Every reading predicts the same tokens, all but the first: the stream from everything before them,
+Every reading predicts the same tokens, all but the first: the whole text from everything before,
 windows of w tokens from 1 to w tokens, each window starting from an empty memory. Beside that the
-peak memory of reading the stream, at two lengths: it should not depend on the length.
+peak memory of reading it, at two lengths: it should not depend on the length.
 
 How to run (any plain text; the demo model is the default)::
 
@@ -27,7 +27,7 @@ if __name__ == "__main__":
 
 
 from benchmarks.commands import RESULTS_FOLDER, add_book_options, benchmark_parser, keep
-from long_memory import BLOCK, WINDOWS, long_memory, read_stream
+from long_memory import BLOCK, WINDOWS, long_memory, read_through
 from long_memory import readings_table as table
 from mamba_mixers.sites import model_layers
 from recursive_visualizer import write_figures
@@ -48,9 +48,9 @@ def report(results: Mapping[str, Any], peaks: Mapping[int, float], model: str) -
     """The whole result as Markdown."""
     lines = [
         f"Loss and perplexity of {results['num_tokens'] - 1} tokens of a book, model {model}, read "
-        "as one stream and in windows that each start from an empty memory; every reading predicts "
-        f"the same tokens. Difference: loss minus that of the stream, above 0 where memory beyond "
-        f"the window helps; intervals by resampling blocks of {results['block']} tokens.",
+        "through and in windows that each start from an empty memory; every reading predicts "
+        "the same tokens. Difference: loss minus that of the whole text, above 0 where memory "
+        f"beyond the window helps; intervals by resampling blocks of {results['block']} tokens.",
         "",
         *table(results["readings"]),
         "",
@@ -62,7 +62,7 @@ def report(results: Mapping[str, Any], peaks: Mapping[int, float], model: str) -
         "",
         *_along_table(results["along"]),
         "",
-        "State of each layer along the stream: mean norm in the first chunk and in the last eighth "
+        "State of each layer along the text: mean norm in the first chunk and in the last eighth "
         f"of the chunks of {results['chunk_size']} tokens; share of it left after a chunk (mean "
         "over channels and states); lags of the memory kernel below the chunk size.",
         "",
@@ -70,12 +70,12 @@ def report(results: Mapping[str, Any], peaks: Mapping[int, float], model: str) -
     ]
     if peaks:
         measured = ", ".join(f"{mb:.0f} MB at {length} tokens" for length, mb in peaks.items())
-        lines += ["", f"Peak memory of a process that reads the stream: {measured}."]
+        lines += ["", f"Peak memory of a process that reads it through: {measured}."]
     return "\n".join(lines) + "\n"
 
 
 def _context_table(by_context: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
-    bins = [(row["first"], row["last"]) for row in by_context["stream"]]
+    bins = [(row["first"], row["last"]) for row in by_context["whole text"]]
     by_first = {name: {row["first"]: row["loss"] for row in rows}
                 for name, rows in by_context.items()}  # fmt: skip
     lines = [
@@ -91,7 +91,7 @@ def _context_table(by_context: Mapping[str, Sequence[Mapping[str, Any]]]) -> lis
 def _along_table(along: Mapping[str, Sequence[float]]) -> list[str]:
     names = list(along)
     lines = [f"| tokens | {' | '.join(names)} |", _rule(len(names) + 1)]
-    count = len(along["stream"])
+    count = len(along["whole text"])
     step = max(1, count // 8)
     for first in range(0, count, step):
         parts = (along[name][first : first + step] for name in names)
@@ -121,7 +121,7 @@ def _layer_table(layers: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def peak_megabytes(model_name: str, length: int) -> float:
-    """Peak memory of a process that reads so many tokens as a stream, in MB."""
+    """Peak memory of a process that reads so many tokens through, in MB."""
     command = [sys.executable, __file__, "-", "--model", model_name, "--measure", str(length)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -135,7 +135,7 @@ def measured_peak(model_name: str, length: int) -> float:
     ids = [token % model.config.vocab_size for token in range(length)]
     layers = model_layers(model, None)
     tracker = MemoryTracker()
-    read_stream(model, ids, layers=layers)
+    read_through(model, ids, layers=layers)
     stats = tracker.stats()
     if stats["reason"] or not tracker.peak_is_since_reset:
         raise OSError(f"the peak memory cannot be measured here: {stats['reason'] or 'no reset'}")

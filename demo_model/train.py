@@ -201,7 +201,7 @@ def train_step(
 def train(
     model: MambaForCausalLM,
     optimizer: torch.optim.AdamW,
-    stream: np.ndarray,
+    tokens: np.ndarray,
     progress: Progress,
     args: argparse.Namespace,
     save: Callable[[], None],
@@ -210,7 +210,7 @@ def train(
     started = time.monotonic() - progress.seconds
     saved = reported = time.monotonic()
     tokens_reported = progress.tokens
-    counts = np.bincount(stream, minlength=model.config.vocab_size)
+    counts = np.bincount(tokens, minlength=model.config.vocab_size)
     parallel = gradient_workers(model, args.workers - 1, args.compile)
     with parallel as workers, training_scan(model, args.compile):
         while (done := share_done(progress, args.tokens, args.minutes)) < 1.0:
@@ -218,7 +218,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             rows = training_rows(
-                stream, counts, progress.step, args.batch_tokens,
+                tokens, counts, progress.step, args.batch_tokens,
                 seed=args.seed, repeat_share=args.repeat_share,
             )  # fmt: skip
             losses = train_step(model, optimizer, rows.tokens, rows.weights, workers)
@@ -246,16 +246,16 @@ def run(args: argparse.Namespace) -> None:
         torch.set_num_threads(1)  # a core for each process
     tokenizer = train_tokenizer(texts, args.vocab_size)
     pieces = [encode_text(tokenizer, text) for text in texts]
-    stream = np.concatenate(pieces)
-    logger.info("%d texts, %d tokens", len(texts), len(stream))
+    tokens = np.concatenate(pieces)
+    logger.info("%d texts, %d tokens", len(texts), len(tokens))
     model = build_model(len(tokenizer), args.hidden_size, args.layers, args.seed)
     optimizer = build_optimizer(model, args.lr, args.weight_decay)
-    progress, path, run_id = Progress(), folder / "checkpoint.safetensors", _run_id(stream, args)
+    progress, path, run_id = Progress(), folder / "checkpoint.safetensors", _run_id(tokens, args)
     if path.exists():
         progress = load_checkpoint(path, model, optimizer, run_id)
         logger.info("going on from %s", progress)
     train(
-        model, optimizer, stream, progress, args,
+        model, optimizer, tokens, progress, args,
         lambda: save_checkpoint(path, model, optimizer, progress, run_id),
     )  # fmt: skip
     scores = evaluate(model, tokenizer, held_out)
@@ -291,11 +291,11 @@ def _options(args: argparse.Namespace) -> dict[str, float | int | None]:
     return {name: getattr(args, name) for name in LIMITS if name not in _OF_THE_MACHINE}
 
 
-def _run_id(stream: np.ndarray, args: argparse.Namespace) -> str:
+def _run_id(tokens: np.ndarray, args: argparse.Namespace) -> str:
     """Digest of the data and of the options that a resumed run has to share: all but its length."""
     fixed = {k: v for k, v in _options(args).items() if k not in ("tokens", "minutes")}
     digest = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode())
-    digest.update(np.ascontiguousarray(stream).tobytes())
+    digest.update(np.ascontiguousarray(tokens).tobytes())
     return digest.hexdigest()
 
 

@@ -100,7 +100,7 @@ class TrainingRows(NamedTuple):
 
 
 def training_rows(
-    stream: np.ndarray,
+    tokens: np.ndarray,
     counts: np.ndarray,
     step: int,
     batch_tokens: int,
@@ -110,19 +110,19 @@ def training_rows(
 ) -> TrainingRows:
     """Rows of one step, their kinds, and weights of 1 but for tokens that are read again.
 
-    ``stream`` (n,) are the tokens of the training texts, ``counts`` (vocabulary,) how often each
+    ``tokens`` (n,) are the tokens of the training texts, ``counts`` (vocabulary,) how often each
     occurs there.
 
-    An epoch reads all windows of 512 tokens of ``stream`` once, in a random order and from a
+    An epoch reads all windows of 512 tokens of ``tokens`` once, in a random order and from a
     random phase. A step's rows are windows, or halves of windows in three steps of four; labels
     are the rows shifted by one. ``repeat_share`` of the rows are put through
     :func:`repeat_passages` or replaced by :func:`made_up_row`, more of them at the start.
-    Raises ValueError for a stream shorter than two windows.
+    Raises ValueError for fewer tokens than two windows.
     """
-    windows = (len(stream) - 1) // LONG_ROW - 1
+    windows = (len(tokens) - 1) // LONG_ROW - 1
     if windows < 1:
         raise ValueError(
-            f"the training texts have {len(stream)} tokens; at least {2 * LONG_ROW + 1} are needed"
+            f"the training texts have {len(tokens)} tokens; at least {2 * LONG_ROW + 1} are needed"
         )
     count = batch_tokens // LONG_ROW
     starts = []
@@ -133,7 +133,7 @@ def training_rows(
     rng = np.random.default_rng([seed, 2, step])
     length = LONG_ROW if rng.random() < LONG_SHARE else LONG_ROW // 2
     starts = [start + offset for start in starts for offset in range(0, LONG_ROW, length)]
-    rows = np.stack([stream[start : start + length + 1] for start in starts])
+    rows = np.stack([tokens[start : start + length + 1] for start in starts])
     tokens_read = step * batch_tokens
     ramp = min(1.0, tokens_read / RAMP_TOKENS)
     weights = np.ones((len(rows), length), dtype=np.float32)

@@ -227,7 +227,7 @@ def layer_correlation_analyzer_options(argv: Argv = None) -> argparse.Namespace:
     parser.add_argument(
         "--stream",
         choices=["residual", "mixer"],
-        help="correlate layers over the texts as a stream of which nothing is kept: for corpora; "
+        help="correlate layers over the texts, read batch by batch with nothing kept: for corpora; "
         "of the residual stream or of the mixers' outputs",
     )
     parser.set_defaults(output_dir="layer_correlations")
@@ -323,7 +323,7 @@ def attribution_faithfulness_options(argv: Argv = None) -> argparse.Namespace:
 def long_memory_options(argv: Argv = None) -> argparse.Namespace:
     """Of the command of that name; `windows` as a list of widths."""
     parser = _parser(
-        "A long text as one stream: what memory is worth, and what the states do.",
+        "A long text read through: what memory is worth, and what the states do.",
         "long_memory.py book.txt --max-tokens 65536",
     )
     parser.add_argument("book", help="a plain text file, read as one text")

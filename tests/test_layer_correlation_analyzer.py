@@ -11,11 +11,11 @@ from defined import known
 
 from layer_correlation_analyzer import (
     LayerCorrelationAnalyzer,
+    corpus_cross_layer_correlations,
     cross_layer_correlations,
     main,
     pooled_activations,
     recursive_patterns,
-    stream_cross_layer_correlations,
     summarise_activations,
 )
 from ssm_component_extractor import capture, capture_texts
@@ -119,7 +119,7 @@ def test_other_bad_input_is_named(captures, analyzer):
 
 def test_a_stream_of_captures_gives_what_they_give_together(captures):
     together = cross_layer_correlations(captures, [(0, 2)], stream="mixer")["layer_0_to_2"]
-    streamed = stream_cross_layer_correlations(iter(captures), [(0, 2)], stream="mixer")
+    streamed = corpus_cross_layer_correlations(iter(captures), [(0, 2)], stream="mixer")
     found = streamed["layer_0_to_2"]
     assert (found.num_tokens, found.num_segments, found.stream) == (180, 3, "mixer")
     assert found.shares_residual is False
@@ -127,9 +127,9 @@ def test_a_stream_of_captures_gives_what_they_give_together(captures):
     assert found.values["mean_abs"] == pytest.approx(together.mean_abs.value, abs=1e-5)
     assert found.values["cka"] == pytest.approx(together.cka.value, abs=1e-4)
     with pytest.raises(ValueError, match="batches is empty"):
-        stream_cross_layer_correlations([], [(0, 2)])
+        corpus_cross_layer_correlations([], [(0, 2)])
     with pytest.raises(ValueError, match=r"names \[1\]"):
-        stream_cross_layer_correlations(captures, [(0, 1)])
+        corpus_cross_layer_correlations(captures, [(0, 1)])
 
 
 def naive_changes(x):

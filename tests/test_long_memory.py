@@ -21,7 +21,7 @@ from long_memory import (
     loss_along,
     loss_by_context,
     main,
-    read_stream,
+    read_through,
     readings_table,
     window_losses,
 )
@@ -52,17 +52,17 @@ def whole(model: MambaForCausalLM, ids: Tensor) -> Capture:
 
 
 @pytest.mark.parametrize("chunk_size", [2, 3, 16, 50, 101, 200])
-def test_a_stream_is_the_whole_text(chunk_size):
+def test_a_text_read_through_in_chunks_is_the_whole_text(chunk_size):
     model, ids = make_tiny_model(), make_ids(101)
-    stream = read_stream(model, ids, chunk_size=chunk_size, layers=[0, 2])
+    whole = read_through(model, ids, chunk_size=chunk_size, layers=[0, 2])
     # float32, through every layer of the model.
-    torch.testing.assert_close(stream.loss.double(), stock_losses(model, ids), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(whole.loss.double(), stock_losses(model, ids), rtol=1e-5, atol=1e-5)
     for layer, parts in whole(model, ids).components.items():
         h = parts.hidden_states[:, -1]
-        assert relative_error(stream.memories[layer].state, h) <= 1e-5
+        assert relative_error(whole.memories[layer].state, h) <= 1e-5
 
 
-def test_a_stream_of_float64_is_the_whole_text_to_its_precision():
+def test_a_reading_in_float64_is_the_whole_text_to_its_precision():
     model: Any = make_tiny_model()
     model.double()
     ids = make_ids(61)
@@ -74,11 +74,11 @@ def test_a_stream_of_float64_is_the_whole_text_to_its_precision():
     assert relative_error(torch.cat(parts, 1), logits) <= 1e-10
 
 
-def test_statistics_along_a_stream_are_those_of_the_whole_text():
+def test_statistics_along_a_reading_are_those_of_the_whole_text():
     model, ids = make_tiny_model(), make_ids(96)
-    stream = read_stream(model, ids, chunk_size=32, layers=[0, 2])
+    whole = read_through(model, ids, chunk_size=32, layers=[0, 2])
     for layer, parts in whole(model, ids).components.items():
-        found, memory = stream.layers[layer], delta_memory([parts], layer)
+        found, memory = whole.layers[layer], delta_memory([parts], layer)
         norms = recursive_dynamics(parts).state_norm[0]
         # Sums of float32 numbers in another order.
         assert relative_error(found.state_norm, norms.view(3, 32).mean(1)) <= 1e-5
@@ -92,9 +92,9 @@ def test_statistics_along_a_stream_are_those_of_the_whole_text():
         assert found.survival.tolist() == pytest.approx(kept, rel=1e-5)
 
 
-def test_the_kernel_of_a_stream_is_the_mean_over_pairs_of_the_same_chunk():
+def test_the_kernel_of_a_reading_is_the_mean_over_pairs_of_the_same_chunk():
     model, ids = make_tiny_model(), make_ids(72)
-    found = read_stream(model, ids, chunk_size=32, layers=[2], kernel_every=1).layers[2].kernel
+    found = read_through(model, ids, chunk_size=32, layers=[2], kernel_every=1).layers[2].kernel
     absolute = mean_map(whole(model, ids).components[2], absolute=True)[0].double()
     means = []
     for lag in range(32):
@@ -107,7 +107,7 @@ def test_the_kernel_of_a_stream_is_the_mean_over_pairs_of_the_same_chunk():
 
 def test_a_kernel_of_one_chunk_is_that_of_the_text():
     model, ids = make_tiny_model(), make_ids(40)
-    found = read_stream(model, ids, chunk_size=64, layers=[0]).layers[0].kernel
+    found = read_through(model, ids, chunk_size=64, layers=[0]).layers[0].kernel
     parts = whole(model, ids).components[0]
     expected = memory_kernel(mean_map(parts, absolute=True), parts.attention_mask)
     assert relative_error(found.kernel, expected.kernel) <= 1e-6  # float32
@@ -116,7 +116,7 @@ def test_a_kernel_of_one_chunk_is_that_of_the_text():
 
 def test_a_planted_half_life_survives_the_chunks():
     # delta is 0.1 everywhere and a state halves in 300 tokens: 2^(-64 / 300) is left after 64.
-    found = read_stream(constant_half_life(300.0), [1, 2] * 128, chunk_size=64, layers=[0])
+    found = read_through(constant_half_life(300.0), [1, 2] * 128, chunk_size=64, layers=[0])
     assert found.layers[0].half_life[0, 0] == pytest.approx(300, rel=1e-3)
     assert found.layers[0].survival.tolist() == pytest.approx([2 ** (-64 / 300)] * 4, rel=1e-3)
 
@@ -126,10 +126,10 @@ def test_memory_is_worth_what_was_planted():
     # never hold the earlier occurrence.
     ids = [1, 2, 3, 4, 5, 0, 2, 5] * 24
     model = induction(rate=0.01)
-    stream = read_stream(model, ids, chunk_size=10)
+    whole = read_through(model, ids, chunk_size=10)
     windows = window_losses(model, ids, 4)
-    rows = compare_readings(stream.loss, {4: windows}, block=16)
-    assert rows[1]["difference"] == pytest.approx(float((windows - stream.loss).mean()), rel=1e-6)
+    rows = compare_readings(whole.loss, {4: windows}, block=16)
+    assert rows[1]["difference"] == pytest.approx(float((windows - whole.loss).mean()), rel=1e-6)
     assert rows[1]["low"] > 0
     assert rows[1]["num_blocks"] == 11
 
@@ -161,12 +161,12 @@ def test_loss_by_context_and_along_are_means_of_the_tokens_meant():
 
 
 def test_too_short_a_text_has_a_difference_and_no_interval():
-    stream, other = torch.zeros(30), torch.ones(30)
-    row = compare_readings(stream, {8: other}, block=20)[1]
+    whole, other = torch.zeros(30), torch.ones(30)
+    row = compare_readings(whole, {8: other}, block=20)[1]
     assert (row["difference"], row["low"]) == (1.0, None)
     assert row["reason"] == "blocks of 20 tokens: n = 1; an interval needs 5"
-    with pytest.raises(ValueError, match=r"windows\[8\] has 29 losses, stream 30"):
-        compare_readings(stream, {8: other[1:]})
+    with pytest.raises(ValueError, match=r"windows\[8\] has 29 losses, whole 30"):
+        compare_readings(whole, {8: other[1:]})
     assert "an interval needs 5" in readings_table([row])[-1]
 
 
@@ -193,7 +193,7 @@ def test_nothing_but_losses_grows_with_the_text(monkeypatch):
     length, chunk = 65536, 512
     model: Any = make_tiny_model()
     model.backbone.layers = model.backbone.layers[:1]
-    read_stream(model, make_ids(length), chunk_size=chunk, layers=[0], kernel_every=64)
+    read_through(model, make_ids(length), chunk_size=chunk, layers=[0], kernel_every=64)
     grown = [later - held[0] for later in held[1:]]
     assert len(grown) == 3
     for quarter, growth in enumerate(grown, 1):
@@ -204,13 +204,13 @@ def test_nothing_but_losses_grows_with_the_text(monkeypatch):
 def test_bad_input_is_refused():
     model = make_tiny_model()
     with pytest.raises(ValueError, match=r"input_ids has shape \(1, 1\).*at least 2"):
-        read_stream(model, [3])
+        read_through(model, [3])
     with pytest.raises(ValueError, match=r"input_ids has shape \(2, 4\)"):
-        read_stream(model, torch.ones(2, 4, dtype=torch.long))
+        read_through(model, torch.ones(2, 4, dtype=torch.long))
     with pytest.raises(ValueError, match=f"the model knows 0 to {VOCAB_SIZE - 1}"):
-        read_stream(model, [1, VOCAB_SIZE])
+        read_through(model, [1, VOCAB_SIZE])
     with pytest.raises(ValueError, match="chunk_size"):
-        read_stream(model, [1, 2], chunk_size=1)
+        read_through(model, [1, 2], chunk_size=1)
     with pytest.raises(ValueError, match="width"):
         window_losses(model, [1, 2], 0)
 
@@ -225,7 +225,7 @@ def test_the_command_reads_a_book(tmp_path: Path, tiny_model_dir: Path, capsys):
     assert status == 0
     results = read_json(folder / "long_memory.json")
     assert results["num_tokens"] == 300
-    # A window longer than the text is the stream.
+    # A window longer than the text is the whole text.
     assert [row["width"] for row in results["readings"]] == [None, 16, 64]
     for row in results["readings"]:
         assert row["num_tokens"] == 299
@@ -234,7 +234,7 @@ def test_the_command_reads_a_book(tmp_path: Path, tiny_model_dir: Path, capsys):
     json.dumps(results, allow_nan=False)
     assert (folder / "readings.csv").read_text().startswith("reading,")
     assert (folder / "long_memory.png").exists()
-    assert "| stream |" in capsys.readouterr().out
+    assert "| whole text |" in capsys.readouterr().out
     assert main([str(tmp_path / "none.txt"), "--output-dir", str(folder)]) == 2
 
 

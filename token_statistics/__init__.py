@@ -10,8 +10,8 @@ channel_correlations    Correlation of every channel of one layer with every cha
                         beside its null
 cka                     Linear CKA of two sets of channels, debiased, also at time shifts of one
                         side
-correlation_sums        Sums over a stream of tokens from which the correlations of two layers
-                        follow
+correlation_sums        Sums over the tokens of a corpus from which the correlations of two
+                        layers follow
 cross_text_consistency  How far texts agree: spread between texts against spread within, and
                         shared important neurons
 description             Numbers that describe one set of samples: entropy, rank, kurtosis,
@@ -31,8 +31,8 @@ rhythms                 Rhythm of a series: a period at which its spectrum rises
                         of slow change
 smallest_effects        Effects worth a name: the smallest of each kind that a claim may rest on,
                         with unit and reason
-streamed_correlations   Correlation of layers over a stream of tokens: sums a batch, memory that
-                        no token adds to
+streamed_correlations   Correlation of layers over a corpus read batch by batch: sums, memory
+                        that no token adds to
 several_tests           Several statistics tried at once, each beside the largest that chance
                         gives any of them
 time_shift_nulls        Statistics of series in time, each beside what it is when the two sides

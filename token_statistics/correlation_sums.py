@@ -1,4 +1,4 @@
-"""Sums over a stream of tokens from which the correlations of two layers follow.
+"""Sums over the tokens of a corpus from which the correlations of two layers follow.
 
 Of each layer: the products of its channels with each other, and of each with itself some tokens
 later. Of each pair of layers: the products of their channels, and of a sample of them those with

@@ -1,4 +1,4 @@
-"""Correlation of layers over a stream of tokens: sums a batch, memory that no token adds to.
+"""Correlation of layers over a corpus read batch by batch: sums, memory that no token adds to.
 
 For every pair of layers the sums X^T Y of its channels are kept (`correlation_sums`), from which
 Pearson's r of every pair of channels and debiased linear CKA follow at the end: memory depends on
@@ -81,7 +81,7 @@ _MOVES_AT_ONCE = 8
 
 @dataclass(frozen=True, eq=False)
 class StreamedCorrelation:
-    """Correlation of two layers over all tokens of a stream; None where undefined."""
+    """Correlation of two layers over all tokens of a corpus; None where undefined."""
 
     layers: tuple[int, int]
     """(a, b)"""
@@ -269,7 +269,7 @@ class StreamedCorrelations:
         if self._gathered:
             self._add_gathered()
         if not self.lengths:
-            raise RuntimeError("nothing has been streamed yet: call update(...) first")
+            raise RuntimeError("nothing has been added yet: call update(...) first")
         return {f"layer_{a}_to_{b}": self._result((a, b), self._sums[a, b]) for a, b in self.pairs}
 
     def _result(self, pair: tuple[int, int], sums: PairSums) -> StreamedCorrelation:

@@ -9,7 +9,7 @@ faithfulness_figures  Figure of attribution faithfulness: each method with its i
                       random orders
 finding_figures       Figure of the findings: each claim with its value beside its null or
                       interval, and the verdict
-long_memory_figures   Figure of a long text read as one stream: what memory beyond a window is
+long_memory_figures   Figure of a long text read through: what memory beyond a window is
                       worth, and the state
 memory_figures        Figures of the memory analysis, drawn from its results alone: five of
                       memory, one of causes

@@ -1,4 +1,4 @@
-"""Figure of a long text read as one stream: what memory beyond a window is worth, and the state.
+"""Figure of a long text read through: what memory beyond a window is worth, and the state.
 
 Reads what ``long_memory`` writes; computes no statistic.
 """
@@ -21,21 +21,21 @@ from result_views.figures.panel_primitives import (
 )
 from suite_plumbing.result_reading import Section, layers_of
 
-STREAM = "stream"
+WHOLE = "whole text"
 """The reading that the others are compared with."""
 
 
 @styled
 def figure_long_memory(results: Section) -> Figure:
-    """Readings beside the stream, loss by context and along the text, norm of the state."""
+    """Readings beside the whole text, loss by context and along the text, norm of the state."""
     figure, axes = page(
         results,
-        "A long text as one stream",
+        "A long text read through",
         f"{results['num_tokens'] - 1} tokens, each predicted once in every reading: from all of "
-        "the text before it (stream), or from a window that starts from an empty memory. "
-        "Differences: loss minus that of the stream, above 0 where memory beyond the window "
+        "the text before it (whole text), or from a window that starts from an empty memory. "
+        "Differences: loss minus that of the whole text, above 0 where memory beyond the window "
         f"helps; bars: 95 % interval by resampling blocks of {results['block']} tokens. By "
-        "context: each point of the stream holds tokens of its own, few of them at the left. "
+        "context: each point of the whole text holds tokens of its own, few of them at the left. "
         "Along the text: means of the same blocks.",
         [(2, 1.3)] * 2,
         {},
@@ -48,9 +48,9 @@ def figure_long_memory(results: Section) -> Figure:
 
 
 def plot_differences(results: Section, ax: Axes | None = None) -> Axes:
-    """Loss of each reading minus that of the stream, with its interval."""
-    ax = begin(ax, "Loss minus that of the stream", "nats a token", "")
-    rows = [row for row in results["readings"] if row["reading"] != STREAM]
+    """Loss of each reading minus that of the whole text, with its interval."""
+    ax = begin(ax, "Loss minus that of the whole text", "nats a token", "")
+    rows = [row for row in results["readings"] if row["reading"] != WHOLE]
     if not any(row["difference"] is not None for row in rows):
         return write_reason(ax, rows[0]["reason"] if rows else "no windows shorter than the text")
     value, low, high = (
@@ -105,7 +105,7 @@ def plot_state_norm(results: Section, ax: Axes | None = None) -> Axes:
 def _style(results: Section, name: str) -> tuple[str, str]:
     """Colour and marker of a reading, the same in every panel."""
     i = list(results["by_context"]).index(name)
-    return ("black" if name == STREAM else PALETTE[i - 1]), MARKERS[i % len(MARKERS)]
+    return ("black" if name == WHOLE else PALETTE[i - 1]), MARKERS[i % len(MARKERS)]
 
 
 LONG_MEMORY_FIGURES = {"long_memory": figure_long_memory}

@@ -14,7 +14,7 @@ def test_the_report_holds_every_reading_context_and_layer():
     ids = [1 + (7 * i) % 60 for i in range(300)]
     results = long_memory(make_tiny_model(), ids, layers=[0, 3], windows=[16, 64], chunk_size=50)
     text = benchmark.report(results, {100: 150.4}, "tiny")
-    assert f"| stream | {results['readings'][0]['loss']:.4f} |" in text
+    assert f"| whole text | {results['readings'][0]['loss']:.4f} |" in text
     row = next(line for line in text.splitlines() if line.startswith("| 9 to 16 |"))
     losses = [results["by_context"][name][4]["loss"] for name in results["by_context"]]
     assert row == "| 9 to 16 | " + " | ".join(f"{loss:.3f}" for loss in losses) + " |"

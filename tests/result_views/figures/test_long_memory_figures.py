@@ -19,9 +19,9 @@ def results():
     rows = [{"first": 1, "last": 1, "loss": 5.0}, {"first": 3, "last": 12, "loss": 4.0}]
     return {
         "num_tokens": 41, "block": 20, "chunk_size": 10,
-        "readings": [reading("stream"), reading("windows of 8", 0.5, 0.25)],
-        "by_context": {"stream": rows, "windows of 8": rows[:1]},
-        "along": {"stream": [4.0, 3.0], "windows of 8": [4.5, 3.5]},
+        "readings": [reading("whole text"), reading("windows of 8", 0.5, 0.25)],
+        "by_context": {"whole text": rows, "windows of 8": rows[:1]},
+        "along": {"whole text": [4.0, 3.0], "windows of 8": [4.5, 3.5]},
         "layers": {"layer_2": {"state_norm": [1.0, 2.0, 3.0, 3.0]}},
     }  # fmt: skip
 
@@ -65,4 +65,4 @@ def test_no_layers_are_said_to_be_none(results, ax):
 
 def test_the_results_of_the_command_draw_it(results):
     (draw,) = figures_of(results).values()
-    assert draw(results).get_suptitle() == "A long text as one stream"
+    assert draw(results).get_suptitle() == "A long text read through"
