@@ -54,12 +54,12 @@ def whole(model: MambaForCausalLM, ids: Tensor) -> Capture:
 @pytest.mark.parametrize("chunk_size", [2, 3, 16, 50, 101, 200])
 def test_a_text_read_through_in_chunks_is_the_whole_text(chunk_size):
     model, ids = make_tiny_model(), make_ids(101)
-    whole = read_through(model, ids, chunk_size=chunk_size, layers=[0, 2])
+    reading = read_through(model, ids, chunk_size=chunk_size, layers=[0, 2])
     # float32, through every layer of the model.
-    torch.testing.assert_close(whole.loss.double(), stock_losses(model, ids), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(reading.loss.double(), stock_losses(model, ids), rtol=1e-5, atol=1e-5)
     for layer, parts in whole(model, ids).components.items():
         h = parts.hidden_states[:, -1]
-        assert relative_error(whole.memories[layer].state, h) <= 1e-5
+        assert relative_error(reading.memories[layer].state, h) <= 1e-5
 
 
 def test_a_reading_in_float64_is_the_whole_text_to_its_precision():
@@ -76,9 +76,9 @@ def test_a_reading_in_float64_is_the_whole_text_to_its_precision():
 
 def test_statistics_along_a_reading_are_those_of_the_whole_text():
     model, ids = make_tiny_model(), make_ids(96)
-    whole = read_through(model, ids, chunk_size=32, layers=[0, 2])
+    reading = read_through(model, ids, chunk_size=32, layers=[0, 2])
     for layer, parts in whole(model, ids).components.items():
-        found, memory = whole.layers[layer], delta_memory([parts], layer)
+        found, memory = reading.layers[layer], delta_memory([parts], layer)
         norms = recursive_dynamics(parts).state_norm[0]
         # Sums of float32 numbers in another order.
         assert relative_error(found.state_norm, norms.view(3, 32).mean(1)) <= 1e-5
@@ -126,10 +126,10 @@ def test_memory_is_worth_what_was_planted():
     # never hold the earlier occurrence.
     ids = [1, 2, 3, 4, 5, 0, 2, 5] * 24
     model = induction(rate=0.01)
-    whole = read_through(model, ids, chunk_size=10)
+    reading = read_through(model, ids, chunk_size=10)
     windows = window_losses(model, ids, 4)
-    rows = compare_readings(whole.loss, {4: windows}, block=16)
-    assert rows[1]["difference"] == pytest.approx(float((windows - whole.loss).mean()), rel=1e-6)
+    rows = compare_readings(reading.loss, {4: windows}, block=16)
+    assert rows[1]["difference"] == pytest.approx(float((windows - reading.loss).mean()), rel=1e-6)
     assert rows[1]["low"] > 0
     assert rows[1]["num_blocks"] == 11
 
