@@ -375,7 +375,7 @@ def _uniform(counts: Sequence[int]) -> dict[str, Any]:
     mean, _ = over_texts([np.array([values]) for values, _ in found])
     return {
         **{name: finite_or_none(x) for name, x in zip(MAP_MEASURES, mean[0], strict=True)},
-        "kernel": np.mean([kernel[:lags] for _, kernel in found], axis=0)[:64].tolist(),
+        "kernel": np.mean([kernel[:lags] for _, kernel in found], axis=0).tolist(),
     }
 
 

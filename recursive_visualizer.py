@@ -24,12 +24,12 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from result_views.answers import overview_rows
 from result_views.figures import analysis_panels as panels
+from result_views.figures import neuron_panels
 from result_views.figures.comparison_figures import COMPARISON_FIGURES
 from result_views.figures.faithfulness_figures import FAITHFULNESS_FIGURES
 from result_views.figures.finding_figures import finding_figures
@@ -37,6 +37,15 @@ from result_views.figures.long_memory_figures import LONG_MEMORY_FIGURES
 from result_views.figures.memory_figures import CAUSAL_FIGURES, MEMORY_FIGURES
 from result_views.figures.overview_figures import OVERVIEW_FIGURES
 from result_views.figures.pages import page, styled
+from result_views.figures.single_panels import draw_panel, panels_of
+from result_views.figures.titles import (
+    attention_title,
+    change_title,
+    consistency_title,
+    correlation_title,
+    neuron_title,
+    ssm_title,
+)
 from result_views.summaries import Row, check_lines, finding_frame, layer_rows, run_summary
 from suite_plumbing.arguments import validate_choice
 from suite_plumbing.commands import run_main
@@ -67,61 +76,64 @@ _METADATA = {"png": {}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
 
 @styled
 def figure_ssm_analysis(results: Section) -> Figure:
-    """Figure 1: spectral radius, half-lives, and the distributions of Δ, A, B, C and D by layer."""
+    """Figure 1: half-lives, what survives, spectral radius, Δ, A, and what is written and kept."""
     sections = text_sections(results, "ssm_components")
     figure, axes = page(
         results,
-        "SSM components by layer",
-        "Line: median; band: smallest to largest, over channels and states, and over tokens where "
-        "the quantity has them (spectral radius, Δ). B, C, written and kept: mean, band of one "
-        "standard deviation. Half-lives at the channel's mean Δ. A and D are of the model, not of "
-        "the text.",
-        [(2, 1.0)] * 4,
+        ssm_title(results),
+        "Line: median; band: the middle half of the values, over channels and states, and over "
+        "tokens where the quantity has them (spectral radius, Δ). A single dark line: the texts "
+        "lie upon each other. Written and kept: mean, band of one standard deviation over tokens. "
+        "Half-lives at the channel's mean Δ. A is of the model, not of the text.",
+        [(2, 1.1)] * 3,
         sections,
     )
-    panels.plot_spectral_radius(sections, axes[0][0])
-    panels.plot_half_life(sections, axes[0][1])
+    panels.plot_half_life(sections, axes[0][0])
+    panels.plot_survival(sections, axes[0][1])
     panels.plot_delta(sections, axes[1][0])
     panels.plot_decay_rate(sections, axes[1][1])
-    panels.plot_projections(sections, axes[2][0])
-    panels.plot_skip(sections, axes[2][1])
-    panels.plot_state_energy(sections, axes[3][0])
-    panels.plot_survival(sections, axes[3][1])
+    panels.plot_spectral_radius(sections, axes[2][0])
+    panels.plot_state_energy(sections, axes[2][1])
     return figure
 
 
 @styled
 def figure_attention_analysis(results: Section, tensors: Tensors | None = None) -> Figure:
-    """Figure 2: entropy against strength of attention, its reach, and with tensors its maps."""
+    """Figure 2: how far attention reaches back, where it goes, and with tensors its maps."""
     sections = text_sections(results, "attention_data")
     maps = _attention_maps(results, tensors or {})
     figure, axes = page(
         results,
-        "Implicit attention",
+        attention_title(results),
         "α: implicit attention of the selective scan, exact; measures are of the mean of |α| over "
-        "heads, per query. Means over queries, bands of one standard deviation. Synthetic "
-        "attention: causal softmax of the cosine of states. "
-        + (_MAP_CAPTION if maps else "Maps are drawn where the tensors are given."),
-        [(2, 1.25), (2, 1.0), (2, 1.0), *([(len(maps), 1.5)] if maps else [])],
+        "heads, per query. Kernel: a line a layer and text. Distance of each query: share of the "
+        "queries of all texts whose mean distance is so large or smaller. Shares of |α|: on a "
+        "query's last four tokens, on itself, on the text's first token. Entropy: median, band of "
+        "the middle half of the queries. Synthetic attention: causal softmax of the cosine of "
+        "states. " + (_MAP_CAPTION if maps else "Maps are drawn where the tensors are given."),
+        [(2, 1.25), (3, 1.0), *([(len(maps), 1.5)] if maps else [])],
         sections,
     )
-    panels.plot_entropy_strength(sections, axes[0][0])
-    panels.plot_memory_kernel(sections, axes[0][1])
-    panels.plot_entropy_share(sections, axes[1][0])
-    panels.plot_mean_distance(sections, axes[1][1])
-    panels.plot_attention_shares(sections, axes[2][0])
-    panels.plot_synthetic_agreement(sections, axes[2][1])
+    panels.plot_memory_kernel(sections, axes[0][0], legend=False)
+    panels.plot_reach(sections, axes[0][1])
+    panels.plot_attention_shares(sections, axes[1][0])
+    panels.plot_entropy_share(sections, axes[1][1])
+    panels.plot_synthetic_agreement(sections, axes[1][2])
     for i, (title, tokens, matrix) in enumerate(maps):
-        ax = panels.plot_attention_map(matrix, tokens, axes[3][i], title)
+        span = (0, min(MAP_TOKENS, len(tokens)))
+        ax = panels.plot_attention_map(matrix, tokens, axes[2][i], title, span=span)
         if i > 0:  # the same tokens as in the first map
             ax.set_ylabel("")
             ax.tick_params(labelleft=False)
     return figure
 
 
+MAP_TOKENS = 64
+"""Tokens of a map on a page; more cannot be told apart. `Results.figure` draws any others."""
+
 _MAP_CAPTION = (
-    "Maps: query by source, first, middle and last layer of the first text; the colours end at the "
-    "99th percentile of |α|."
+    f"Maps: query by source, the first {MAP_TOKENS} tokens of the first text in the first, middle "
+    "and last layer; the colours end at the 99th percentile of |α|."
 )
 
 
@@ -148,37 +160,21 @@ def _attention_maps(results: Section, tensors: Tensors) -> list[tuple[str, list[
 
 @styled
 def figure_neuron_evolution(results: Section) -> Figure:
-    """Figure 3: how each method's neurons change from layer to layer."""
+    """Figure 3: how far neurons of successive layers go together, by method, beside the null."""
     sections = text_sections(results, "neuron_evolution")
-    methods = list(next(iter(usable(sections).values()), {"": None}))
     figure, axes = page(
         results,
-        "Neurons across layers, by method",
-        "CKA of the neurons of successive layers over the same tokens (a neuron's number has no "
-        "counterpart in another layer); grey: null of time shifts, mean to largest draw; filled "
-        "points lie above it. Agreement: Spearman over queries of the attention paid to a lag, "
-        "mean over lags; grey: 95 % interval of time shifts; filled points lie outside it. RMS "
-        "over tokens and neurons, in the unit of the method: activation, or for gradient-guided "
-        "activation times gradient. Dashed: all neurons alike.",
-        [(len(methods), 1.0)] * 4,
+        neuron_title(results),
+        "Agreement: Spearman over queries of the attention paid to a lag, mean over lags; grey: "
+        "95 % interval of time shifts; filled points lie outside it. CKA of the neurons over the "
+        "same tokens (a neuron's number has no counterpart in another layer); grey: null of time "
+        "shifts, mean to largest draw; filled points lie above it. A method whose values stand on "
+        "single tokens has no such null and is left out.",
+        [(1, 1.9)],
         sections,
     )
-    for column, method in enumerate(methods):
-        panels.plot_neuron_cka(sections, method, axes[0][column])
-        panels.plot_attention_agreement(sections, method, axes[1][column])
-        panels.plot_neuron_magnitude(sections, method, axes[2][column])
-        panels.plot_neuron_concentration(sections, method, axes[3][column])
-    for row in (axes[0], axes[1], axes[3]):
-        _share_limits(row)
+    neuron_panels.plot_neuron_transitions(sections, axes[0][0])
     return figure
-
-
-def _share_limits(row: Sequence[Axes]) -> None:
-    """Give the panels of a row that show something the same range of values."""
-    drawn = [ax for ax in row if ax.lines]
-    limits = [limit for ax in drawn for limit in ax.get_ylim()]
-    for ax in drawn:
-        ax.set_ylim(min(limits), max(limits))
 
 
 @styled
@@ -189,22 +185,19 @@ def figure_correlation_analysis(results: Section) -> Figure:
     longest = _longest(results, patterns)
     figure, axes = page(
         results,
-        "Correlations across layers, over time, and with attention",
+        correlation_title(results),
         "Pearson r of every pair of channels of successive layers. Grey and crosses: within the "
         "95 % interval of the null (circular time shifts; for the autocorrelation, shuffled "
-        "tokens); filled points lie outside it. The residual stream of a later layer contains that "
-        "of an earlier one: compare the mixers' outputs. By lag: all texts together. "
-        f"Autocorrelation: {longest.replace('_', ' ')}, the longest. SSM and attention: Spearman, "
-        "one column a text, in their order.",
+        "tokens); filled points lie outside it; hatched: missing. The residual stream of a later "
+        "layer contains that of an earlier one: compare the mixers' outputs, above. By lag: all "
+        f"texts together. Autocorrelation: {longest.replace('_', ' ')}, the longest. SSM and "
+        "attention: Spearman, one column a text, in their order.",
         [(3, 1.0), (3, 1.0), (2, 1.15), (1, 1.25)],
         sections,
     )
-    statistics = {"mean_abs": "mean |r|", "max_abs": "largest |r|", "cka": "CKA (debiased)"}
-    for row, (stream, name) in enumerate((("residual", "residual stream"), ("mixer", "mixers"))):
-        for column, (statistic, label) in enumerate(statistics.items()):
-            ax = panels.plot_pair_statistic(sections, stream, statistic, axes[row][column])
-            ax.set_title(f"{label}, {name}")
-            ax.set_ylabel(label)
+    for row, stream in enumerate(("mixer", "residual")):
+        for ax, statistic in zip(axes[row], panels.PAIR_STATISTICS, strict=True):
+            panels.plot_pair_statistic(sections, stream, statistic, ax)
     patterns_of_all = cross_text_section(results, "correlation_patterns")
     pooled = patterns_of_all.get("residual", patterns_of_all)
     panels.plot_lagged_correlation(pooled, axes[2][0])
@@ -224,13 +217,13 @@ def figure_consistency(results: Section) -> Figure:
     """Figure 5: how far the texts agree, beside what chance gives."""
     figure, axes = page(
         results,
-        "Consistency across texts",
+        consistency_title(results),
         "Spread: standard deviation of the texts' means over that expected if all had one mean "
-        "(autocorrelation within the texts accounted for); near 1, the texts do not differ beyond "
-        "chance. Shared neurons: on the lists of the most important of two texts, mean over pairs "
-        "of texts, outlined where for some pair p > 0.05 (hypergeometric, Bonferroni over pairs). "
-        "Agreement: rank correlation of importance over all neurons, mean over pairs. Dashed: by "
-        "chance.",
+        "(autocorrelation within the texts accounted for); grey: the central 95 % of what chance "
+        "gives for so many texts. Shared neurons: on the lists of the most important of two texts, "
+        "mean over pairs of texts, hollow where for some pair p > 0.05 (hypergeometric, Bonferroni "
+        "over pairs). Agreement: rank correlation of importance over all neurons, mean over pairs. "
+        "Grey lines: by chance.",
         [(2, 1.2)] * 2,
         {},
     )
@@ -240,28 +233,31 @@ def figure_consistency(results: Section) -> Figure:
     )
     panels.plot_text_spread(ssm, axes[0][0], "Spread between texts, SSM")
     panels.plot_text_spread(attention, axes[0][1], "Spread between texts, attention")
-    panels.plot_neuron_overlap(neurons, axes[1][0])
-    panels.plot_neuron_rank_agreement(neurons, axes[1][1])
+    neuron_panels.plot_neuron_overlap(neurons, axes[1][0])
+    neuron_panels.plot_neuron_rank_agreement(neurons, axes[1][1])
     return figure
 
 
 @styled
-def figure_state_vs_activation_change(results: Section) -> Figure:
-    """Figure 6: change of state against change of activation, layer by layer."""
+def figure_state_vs_activation_change(results: Section, *, scatters: bool = False) -> Figure:
+    """Figure 6: change of state against change of activation, layer by layer.
+
+    With ``scatters`` a panel a layer below it, a point a token.
+    """
     sections = text_sections(results, "recursive_patterns")
-    every = all_layers(sections)
+    every = all_layers(sections) if scatters else []
     shown = every[:: -(-len(every) // _MAX_CHANGE_PANELS)] if every else []
     columns = next((n for most, n in ((3, len(shown)), (9, 3), (16, 4)) if len(shown) <= most), 6)
     rows = -(-len(shown) // max(columns, 1))
     figure, axes = page(
         results,
-        "Change of state against change of activation",
-        "Per layer: ‖hₜ − hₜ₋₁‖ over the mean ‖h‖ (across) and the same of the residual stream "
-        "(up), L2 norms, a point a token. Correlation: Spearman over tokens; grey: 95 % interval "
-        "of circular time shifts; filled points lie outside it. Norms: mean over tokens, a "
-        "line a text."
+        change_title(results),
+        "‖hₜ − hₜ₋₁‖ over the mean ‖h‖ and the same of the residual stream, L2 norms: Spearman "
+        "over tokens; grey: 95 % interval of circular time shifts; filled points lie outside it. "
+        "Norms: mean over tokens, a line a text where the texts differ."
+        + (" Per layer: change of state (across) and of activation (up)." if shown else "")
         + (f" {len(shown)} of {len(every)} layers are shown." if len(shown) < len(every) else ""),
-        [(2, 1.1), *[(columns, 1.15 if columns <= 3 else 0.8)] * rows],
+        [(2, 1.3), *[(columns, 1.15 if columns <= 3 else 0.8)] * rows],
         sections,
     )
     panels.plot_change_correlation(sections, axes[0][0])
@@ -272,12 +268,8 @@ def figure_state_vs_activation_change(results: Section) -> Figure:
     cells = [ax for row in axes[1:] for ax in row]
     for ax in cells[len(shown) :]:
         ax.remove()
-    for i, (layer, ax) in enumerate(zip(shown, cells, strict=False)):
+    for layer, ax in zip(shown, cells, strict=False):
         panels.plot_changes(sections, layer, ax)
-        if i % columns == 0:
-            ax.set_ylabel("change of activation")
-        if i + columns >= len(shown):
-            ax.set_xlabel("change of state")
     return figure
 
 
@@ -312,6 +304,8 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
     if "cross_text_analysis" in results:
         figures = OVERVIEW_FIGURES if overview_rows(results) else {}
         figures = {**figures, **CORRECTED_FIGURES}
+        if len(results["individual_texts"]) < 2:  # there is nothing to be consistent with
+            figures.pop("consistency_analysis", None)
         if "attribution_faithfulness" in results["cross_text_analysis"]:
             figures |= FAITHFULNESS_FIGURES
     else:
@@ -372,10 +366,23 @@ def figure_files(folder: Path, figures: Iterable[str]) -> list[Path]:
     ]
 
 
-def draw_figure(results: Section, name: str, tensors: Tensors | None = None) -> Figure:
-    """One of the figures of `figures_of`, by name; ValueError that lists the names for another."""
-    figures = figures_of(results)
-    return _drawn(figures[validate_choice("figure", name, figures)], results, tensors)
+def draw_figure(
+    results: Section, name: str, tensors: Tensors | None = None, **choices: Any
+) -> Figure:
+    """One of the figures of `figures_of`, or of the panels of `panels_of`, by name.
+
+    Raises ValueError, listing the names, for an unknown one, and for choices of a whole figure.
+    """
+    figures, panels = figures_of(results), panels_of(results)
+    if name in panels:
+        return draw_panel(results, name, tensors, **choices)
+    draw = figures[validate_choice("figure", name, [*figures, *panels])]
+    if choices:
+        raise ValueError(
+            f"figure {name!r} takes no choices, {sorted(choices)} were given; panels do: "
+            f"{', '.join(panels)}"
+        )
+    return _drawn(draw, results, tensors)
 
 
 def _drawn(draw: Callable[..., Figure], results: Section, tensors: Tensors | None) -> Figure:
@@ -434,12 +441,22 @@ class Results(dict[str, Any]):
         """What `figure` can draw of these results."""
         return list(figures_of(self))
 
-    def figure(self, name: str) -> Figure:
-        """One of the figures by name; raises ValueError, listing the names, for an unknown one."""
+    @property
+    def panel_names(self) -> list[str]:
+        """The single panels that `figure` can draw of these results."""
+        return list(panels_of(self))
+
+    def figure(self, name: str, **choices: Any) -> Figure:
+        """One of the figures, or a single panel, by name.
+
+        ``choices`` are a panel's: ``text`` and ``layer`` for every one, and its own, as in
+        ``figure("attention_map", layer=11, text=0, tokens=(0, 40))``. Raises ValueError, listing
+        what there is, for an unknown name or choice.
+        """
         if self._path is None:
-            return draw_figure(self, name, self.tensors)
+            return draw_figure(self, name, self.tensors, **choices)
         with drawing_from(self._path):
-            return draw_figure(self, name, self.tensors)
+            return draw_figure(self, name, self.tensors, **choices)
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a layer (main analysis: a text and layer); None where a step gave no result."""

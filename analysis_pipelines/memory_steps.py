@@ -54,7 +54,6 @@ from token_statistics.time_shift_nulls import NullTest
 NUM_CAUSAL_NEURONS = 8
 """Most important neurons of a layer that are set to their mean one by one."""
 
-_KERNEL_LAGS = 64
 
 _LAGS = ("mean_lag", "median_lag", "lag_90")
 
@@ -423,7 +422,7 @@ def _kernels(texts: Sequence[AttentionData], layer: int) -> dict[str, Any]:
             }
             for i, part in enumerate(parts)
         },
-        "kernel": [finite_or_none(x) for x in mean[:_KERNEL_LAGS].tolist()],
+        "kernel": [finite_or_none(x) for x in mean.tolist()],
     }
 
 

@@ -157,11 +157,11 @@ class MemoryKernel:
     """tokens, smallest k by which 90 % of the kernel has passed"""
 
     def to_dict(self) -> dict:
-        """Lags for JSON, one entry a text, and the kernel's first 64 lags; None where undefined."""
+        """Lags for JSON, one entry a text, and the kernel; None where undefined."""
         lags = ("mean_lag", "median_lag", "lag_90")
         return {
             **{name: [finite_or_none(x) for x in getattr(self, name)] for name in lags},
-            "kernel": [[finite_or_none(x) for x in row[:64]] for row in self.kernel.tolist()],
+            "kernel": [[finite_or_none(x) for x in row] for row in self.kernel.tolist()],
         }
 
 

@@ -56,7 +56,9 @@ def test_a_text_read_through_in_chunks_is_the_whole_text(chunk_size):
     model, ids = make_tiny_model(), make_ids(101)
     reading = read_through(model, ids, chunk_size=chunk_size, layers=[0, 2])
     # float32, through every layer of the model.
-    torch.testing.assert_close(reading.loss.double(), stock_losses(model, ids), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        reading.loss.double(), stock_losses(model, ids), rtol=1e-5, atol=1e-5
+    )
     for layer, parts in whole(model, ids).components.items():
         h = parts.hidden_states[:, -1]
         assert relative_error(reading.memories[layer].state, h) <= 1e-5

@@ -64,9 +64,7 @@ def test_each_figure_fits_its_page_and_says_n(analysis, results, name):
     assert_fits(figure)
     counts = [len(text["tokens"]) for text in results["individual_texts"].values()]
     assert f"n = {sum(counts)} tokens of 2 texts." in words_of(figure)
-    # The values of one target have no null, and both panels say so; nothing else is missing.
-    missing = words_of(figure).count("not available")
-    assert missing == (2 if name == "neuron_evolution" else 0)
+    assert "not available" not in words_of(figure)
     assert all(ax.get_title() or ax.get_label() == "<colorbar>" for ax in figure.axes)
 
 
@@ -102,7 +100,7 @@ def test_a_figure_that_fails_costs_itself_alone(results, tmp_path):
 
 
 def test_more_layers_than_panels_are_thinned_and_it_is_said(results):
-    figure = drawn("recursive_state_vs_activation", stretched(results, 50, 1))
+    figure = visualizer.figure_state_vs_activation_change(stretched(results, 50, 1), scatters=True)
     assert sum(ax.get_title().startswith("layer ") for ax in figure.axes) == 17
     assert "17 of 50 layers are shown." in words_of(figure)
 
@@ -131,13 +129,15 @@ def test_what_a_short_text_leaves_undefined_is_said(short_analysis):
     assert "needs at least two texts" in words_of(
         drawn("consistency_analysis", short_analysis.results)
     )
+    # Nothing to write where there is nothing to be consistent with.
+    assert "consistency_analysis" not in visualizer.figures_of(short_analysis.results)
 
 
 def test_the_numbers_are_those_of_the_results(results):
     figure = drawn("ssm_analysis", results)
     text = results["individual_texts"]["text_1"]["analysis"]["ssm_components"]
-    medians = [layer["dynamics"]["half_life"]["median"] for layer in text.values()]
-    line = panel(figure, "Half-life of states").lines[1]
+    medians = [layer["delta"]["median"] for layer in text.values()]
+    line = panel(figure, "Step size Δ").lines[1]
     np.testing.assert_array_equal(line.get_xydata(), list(zip([0, 1, 3], medians, strict=True)))
 
     figure = drawn("correlation_analysis", results)
@@ -159,9 +159,15 @@ def test_maps_are_those_of_the_tensors(analysis, results):
     assert not any(ax.images for ax in without.axes)
 
 
+def test_many_texts_are_named_as_far_as_there_is_room(results):
+    figure = drawn("ssm_analysis", stretched(results, 3, 30))
+    assert len(figure.legends[0].get_texts()) == 24
+    assert "Of the 30 texts the first 24 are named." in words_of(figure)
+
+
 def test_a_result_loaded_from_json_gives_the_same_figure(analysis, results):
     live, loaded = (
-        panel(drawn("neuron_evolution", source), "Magnitude,\nrollout").lines
+        panel(drawn("neuron_evolution", source), "Neurons of successive layers").lines
         for source in (analysis.results, results)
     )
     for a, b in zip(live, loaded, strict=True):
@@ -247,7 +253,7 @@ def test_each_format_holds_text_that_can_be_edited(files):
     assert width == 7.2 * 200
     assert b"/FontFile2" in pdf.read_bytes()  # an embedded TrueType font
     assert b"/Type3" not in pdf.read_bytes()
-    assert ">Consistency across texts</text>" in svg.read_text()
+    assert ">Spread between texts, SSM</text>" in svg.read_text()
 
 
 def test_files_are_the_same_whatever_the_users_style_which_stays(files, results, tmp_path):

@@ -115,7 +115,7 @@ def relative_error(actual: Values, expected: Values) -> float:
 
 
 def summarise(values: Values) -> dict[str, float | int | None]:
-    """Mean, std, min, median and max of the finite entries of values, with their number `n`.
+    """Mean, std, min, quartiles and max of the finite entries of values, with their number `n`.
 
     Every entry is strict JSON: None where undefined (all but the counts at n = 0; `std`, the sample
     standard deviation with n - 1, also at n = 1). `num_undefined` counts the nan, infinite or None
@@ -123,11 +123,14 @@ def summarise(values: Values) -> dict[str, float | int | None]:
     """
     entries = to_float64(values).reshape(-1)
     finite = entries[np.isfinite(entries)]
+    lower, upper = np.quantile(finite, (0.25, 0.75)).tolist() if finite.size else (None, None)
     return {
         "mean": float(finite.mean()) if finite.size else None,
         "std": float(finite.std(ddof=1)) if finite.size > 1 else None,
         "min": float(finite.min()) if finite.size else None,
+        "lower_quartile": lower,
         "median": float(np.median(finite)) if finite.size else None,
+        "upper_quartile": upper,
         "max": float(finite.max()) if finite.size else None,
         "n": finite.size,
         "num_undefined": entries.size - finite.size,

@@ -7,8 +7,8 @@ drawing               Primitives that draw on an ``ax``, and tokens as labels; `
                       passes them on
 faithfulness_figures  Figure of attribution faithfulness: each method with its interval, beside
                       random orders
-finding_figures       Figure of the findings: each claim with its value beside its null or
-                      interval, and the verdict
+finding_figures       Figure of the findings: the claims tried on the data, each on the scale of
+                      its own null
 long_memory_figures   Figure of a long text read through: what memory beyond a window is
                       worth, and the state
 memory_figures        Figures of the memory analysis, drawn from its results alone: five of
@@ -17,10 +17,16 @@ memory_panels         Panels of the memory figures: each draws one quantity of t
                       on an ``ax``
 neuron_figures        Figure of one set of neurons: how importance is spread, and when the first
                       ones are active
+neuron_panels         Panels of neurons: across layers by method, and what texts share; each draws
+                      on an ``ax``
 overview_figures      Figure of the overview: how long each layer keeps a token, copies, and is
                       needed
 pages                 Pages of the figures: style, title, legend of texts, caption with model and
                       n, rows of panels
 panel_primitives      What the panels of `analysis_panels` are drawn with: sections, texts, layers
                       and nulls on an ax
+single_panels         Single panels by name: any panel of the pages, of one layer, text or stretch
+                      of tokens
+titles                Titles of the figures: what each shows of these results, as a sentence with
+                      its numbers
 """

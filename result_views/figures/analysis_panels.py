@@ -3,8 +3,9 @@
 A panel is given one step's sections by text (``text_sections(results, "ssm_components")`` of
 ``panel_primitives``), or one section of the cross-text analysis, live or loaded from JSON. It
 computes no statistic: what it shows stands in the results. Where these hold a null for a value it
-is drawn in grey beside it. Colours are texts, methods or quantities; layers, where they are
-colours, run from dark (first) to light (last).
+is drawn in grey beside it. A colour with a marker is a text (on pages without texts, a method or a
+quantity), dark dashes are quantities; layers, where they are colours, run from dark (first) to
+light (last).
 """
 
 from __future__ import annotations
@@ -13,21 +14,23 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import seaborn
 from matplotlib.axes import Axes
 
-from result_views.figures.drawing import draw_heatmap
+from result_views.figures.drawing import draw_heatmap, drawable_text, token_ticks
 from result_views.figures.panel_primitives import (
     as_array,
     begin,
-    draw_bars,
     draw_lines_by_layer,
     draw_mean_std,
+    draw_points,
     draw_summary,
     draw_tests,
     draw_text_line,
-    drawn_layers,
     end,
+    lag_axis,
     layer_colours,
+    legend_above,
     log_axis,
     mark_cells,
     name_layers,
@@ -37,7 +40,7 @@ from result_views.figures.panel_primitives import (
     thin_ticks,
     write_reason,
 )
-from result_views.glossary import STATISTIC_NAMES, method_name
+from result_views.glossary import STATISTIC_NAMES
 from suite_plumbing.result_reading import (
     Section,
     Sections,
@@ -48,9 +51,16 @@ from suite_plumbing.result_reading import (
     why_none,
 )
 
+PAIR_STATISTICS = {"mean_abs": "mean |r|", "max_abs": "largest |r|", "cka": "CKA (debiased)"}
+"""Statistics of a pair of layers, and how they are written."""
+
+_STREAMS = {"residual": "residual stream", "mixer": "mixers"}
+
 PAIR_NAMES = {
     "delta_received": "Δ, attention\nreceived",
     "delta_paid": "Δ, attention\npaid",
+    "delta_given": "Δ, attention\ngiven later",
+    "B_norm_given": "|B|, attention\ngiven later",
     "delta_distance": "Δ, distance\nof attention",
     "B_norm_received": "|B|, attention\nreceived",
     "C_norm_paid": "|C|, attention\npaid",
@@ -73,7 +83,7 @@ def plot_half_life(sections: Sections, ax: Axes | None = None) -> Axes:
     lengths = [layers_of(section)[0][1]["num_tokens"] for section in usable(sections).values()]
     if lengths:
         line = ax.axhline(max(lengths), color="0.4", linestyle=":", label="longest text")
-        ax.legend(handles=[line], loc="best")
+        legend_above(ax, 1, [line])
     return ax
 
 
@@ -142,8 +152,8 @@ def plot_entropy_strength(sections: Sections, ax: Axes | None = None) -> Axes:
     return name_layers(ax, layers)
 
 
-def plot_memory_kernel(sections: Sections, ax: Axes | None = None) -> Axes:
-    """Share of the attention that reaches back by each lag, by layer."""
+def plot_memory_kernel(sections: Sections, ax: Axes | None = None, *, legend: bool = True) -> Axes:
+    """Share of the attention that reaches back by each lag, by layer; both axes logarithmic."""
     ax = begin(ax, "Memory kernel", "lag (tokens)", "share of attention")
 
     def kernel(layer: Section) -> tuple[Sequence[float], Sequence[float | None]]:
@@ -151,32 +161,48 @@ def plot_memory_kernel(sections: Sections, ax: Axes | None = None) -> Axes:
         shares = [share or None for share in layer["memory_kernel"]["kernel"][0]]
         return range(len(shares)), shares
 
-    ax = draw_lines_by_layer(sections, ax, kernel, legend=False)
-    return log_axis(ax, "y") if ax.lines else ax
+    ax = draw_lines_by_layer(sections, ax, kernel, legend=legend)
+    return lag_axis(log_axis(ax, "y")) if ax.lines else ax
+
+
+def plot_reach(sections: Sections, ax: Axes | None = None) -> Axes:
+    """Share of the queries whose attention reaches back so far on average or less, by layer.
+
+    The queries of all texts together; those at the start of a text have little to reach back to.
+    """
+    ax = begin(ax, "Mean distance of each query", "tokens", "share of queries")
+    layers = all_layers(sections)
+    colours = layer_colours(layers)
+    by_text = [dict(layers_of(section)) for section in usable(sections).values()]
+    for layer in layers:
+        parts = [text[layer]["by_query"]["mean_distance"][0] for text in by_text if layer in text]
+        distances = np.concatenate([as_array(part) for part in parts])
+        seaborn.ecdfplot(x=distances[np.isfinite(distances)], color=colours[layer], ax=ax)
+    if not ax.lines:
+        return write_reason(ax, why_none(sections) or "no queries")
+    ax.set_xlabel("tokens")
+    ax.set_ylabel("share of queries")
+    return name_layers(lag_axis(ax), layers)
 
 
 def plot_entropy_share(sections: Sections, ax: Axes | None = None) -> Axes:
     """Entropy of attention over its largest possible value, ln(t + 1), over queries."""
-    return draw_summary(
-        sections, "statistics.entropy_share", ax, "Entropy over its maximum ln(t + 1)", "share",
-        spread=True,
-    )  # fmt: skip
+    return draw_summary(sections, "statistics.entropy_share", ax, "Entropy over ln(t + 1)", "share")
 
 
 def plot_mean_distance(sections: Sections, ax: Axes | None = None) -> Axes:
     """Mean distance of attention over queries."""
     return draw_summary(
-        sections, "statistics.mean_distance", ax, "Mean distance of attention", "tokens",
-        spread=True,
-    )  # fmt: skip
+        sections, "statistics.mean_distance", ax, "Mean distance of attention", "tokens"
+    )
 
 
 def plot_attention_shares(sections: Sections, ax: Axes | None = None) -> Axes:
     """Shares of attention on the query itself, its last four tokens, the text's first token."""
     names = {
-        "statistics.recent_share": "last four tokens",
-        "statistics.self_share": "the token itself",
-        "statistics.first_share": "the first token",
+        "statistics.recent_share": "last four",
+        "statistics.self_share": "itself",
+        "statistics.first_share": "first",
     }
     ax = draw_mean_std(sections, names, ax, "Where attention goes", "share of |α|", band=False)
     ax.set_ylim(-0.02, 1.02)
@@ -185,7 +211,7 @@ def plot_attention_shares(sections: Sections, ax: Axes | None = None) -> Axes:
 
 def plot_synthetic_agreement(sections: Sections, ax: Axes | None = None) -> Axes:
     """Spearman correlation of implicit attention and the cosine attention of states."""
-    ax = begin(ax, "Implicit and synthetic attention", "layer", "Spearman correlation")
+    ax = begin(ax, "Agreement with synthetic", "layer", "Spearman")
     for text, section in usable(sections).items():
         layers = layers_of(section)
         values = [part["agreement_with_synthetic"][0] for _, part in layers]
@@ -197,99 +223,51 @@ def plot_synthetic_agreement(sections: Sections, ax: Axes | None = None) -> Axes
 
 
 def plot_attention_map(
-    matrix: Any, tokens: Sequence[str], ax: Axes | None = None, title: str = "Mean α over heads"
+    matrix: Any,
+    tokens: Sequence[str],
+    ax: Axes | None = None,
+    title: str = "Mean α over heads",
+    *,
+    span: tuple[int, int] | None = None,
 ) -> Axes:
-    """A causal map (l, l), query by source, signed; sources after the query are grey.
+    """A causal map (l, l), query by source, signed; sources after the query are left white.
 
-    The colour scale ends at the 99th percentile of the magnitudes, so that a few strong entries do
-    not leave the rest white.
+    `span`: first token shown, and the one after the last; all where None. The colour scale ends at
+    the 99th percentile of the magnitudes, so that a few strong entries do not leave the rest white.
     """
     ax = begin(ax, title, "source", "query")
-    values = np.array(matrix, dtype=float)
+    first, stop = span or (0, len(tokens))
+    values = np.array(matrix, dtype=float)[first:stop, first:stop]
     causal = np.abs(values[np.tril_indices(len(values))])
     limit = float(np.quantile(causal, 0.99)) or None
     values[np.triu_indices(len(values), 1)] = np.nan
-    draw_heatmap(
-        ax, values, diverging=True, xlabels=tokens, ylabels=tokens, limit=limit, title=title,
-        cbar_label="α",
-    )  # fmt: skip
+    draw_heatmap(ax, values, diverging=True, limit=limit, title=title, cbar_label="α", hatch=False)
+    for axis in ("x", "y"):
+        token_ticks(ax, tokens[first:stop], axis, first=first)
     ax.tick_params(labelsize=5.5)
     return ax
-
-
-def plot_neuron_cka(sections: Sections, method: str, ax: Axes | None = None) -> Axes:
-    """CKA of a method's neurons in successive layers, beside its null by time shifts."""
-    ax = begin(ax, _of("CKA of successive layers", method), "layers", "CKA (debiased)")
-    parts = {text: section[method]["transitions"] for text, section in usable(sections).items()}
-    first = next(iter(parts.values()), [])
-    labels = [f"{step['from_layer']}→{step['to_layer']}" for step in first]
-    tests = {
-        text: [
-            {"value": step["cka"], "null_low": step["cka_null_mean"],
-             "null_high": step["cka_null_max"], "reason": step["reason"]}
-            for step in steps
-        ]
-        for text, steps in parts.items()
-    }  # fmt: skip
-    return draw_tests(ax, sections, labels, tests, one_sided=True)
-
-
-def plot_attention_agreement(sections: Sections, method: str, ax: Axes | None = None) -> Axes:
-    """Rank agreement of a method's maps in successive layers at equal lag, beside its null."""
-    ax = begin(ax, _of("Agreement of attention", method), "layers", "Spearman by lag")
-    parts = {text: section[method]["transitions"] for text, section in usable(sections).items()}
-    first = next(iter(parts.values()), [])
-    labels = [f"{step['from_layer']}→{step['to_layer']}" for step in first]
-    tests = {text: [step["attention_agreement"] for step in steps] for text, steps in parts.items()}
-    return draw_tests(ax, sections, labels, tests)
-
-
-def plot_neuron_magnitude(sections: Sections, method: str, ax: Axes | None = None) -> Axes:
-    """Root mean square activation of a method's neurons over tokens and neurons."""
-    ax = begin(ax, _of("Magnitude", method), "layer", "RMS activation")
-    for text, section in usable(sections).items():
-        layers = layers_of(section[method]["rms"])
-        draw_text_line(ax, [layer for layer, _ in layers], [rms for _, rms in layers], text)
-    layers = drawn_layers(ax)
-    if any((as_array(line.get_ydata()) > 0).any() for line in ax.lines):
-        log_axis(ax, "y")
-    return end(ax, sections, layers, "no activations")
-
-
-def _of(quantity: str, method: str) -> str:
-    return f"{quantity},\n{method_name(method)}"
-
-
-def plot_neuron_concentration(sections: Sections, method: str, ax: Axes | None = None) -> Axes:
-    """Share of the importance in the top 5 % of the neurons; a line where all count alike."""
-    ax = begin(ax, _of("Share of the top 5 % of neurons", method), "layer", "share of importance")
-    for text, section in usable(sections).items():
-        layers = layers_of(section[method]["concentration"])
-        shares = [part["top_5_percent_share"] for _, part in layers]
-        draw_text_line(ax, [layer for layer, _ in layers], shares, text)
-    layers = drawn_layers(ax)
-    ax.axhline(0.05, color="0.4", linestyle="--", linewidth=0.8)
-    ax.set_ylim(0, 1.02)
-    return end(ax, sections, layers, "all importance is zero")
 
 
 def plot_pair_statistic(
     sections: Sections, stream: str, statistic: str, ax: Axes | None = None
 ) -> Axes:
     """A statistic of the correlations of successive layers, beside its null, by pair of layers."""
-    ax = begin(ax, "", "layers", "")
+    label = PAIR_STATISTICS[statistic]
+    ax = begin(ax, f"{label}, {_STREAMS[stream]}", "layers", label)
     parts = {text: part[stream] for text, part in usable(sections).items()}
     labels = pair_labels(next(iter(parts.values()), {}))
     tests = {text: [pair[statistic] for pair in part.values()] for text, part in parts.items()}
     return draw_tests(ax, sections, labels, tests)
 
 
-def plot_lagged_correlation(section: Section, ax: Axes | None = None) -> Axes:
+def plot_lagged_correlation(
+    section: Section, ax: Axes | None = None, *, stream: str = "residual"
+) -> Axes:
     """Mean |r| of successive layers when the later is taken some tokens later; rows are pairs.
 
     A cross marks what lies within the null of time shifts.
     """
-    title = "Mean |r| by lag, residual stream"
+    title = f"Mean |r| by lag, {_STREAMS[stream]}"
     ax = begin(ax, title, "lag of the later layer (tokens)", "layers")
     if (reason := failure(section)) is not None:
         return write_reason(ax, reason)
@@ -307,12 +285,15 @@ def plot_lagged_correlation(section: Section, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def plot_autocorrelation(section: Section, ax: Axes | None = None) -> Axes:
-    """Autocorrelation of the residual stream of one text by layer and lag.
+def plot_autocorrelation(
+    section: Section, ax: Axes | None = None, *, stream: str = "residual"
+) -> Axes:
+    """Autocorrelation of a stream by layer and lag.
 
-    A cross marks what lies within the null of shuffled tokens.
+    A cross marks what lies within the null of shuffled tokens; a layer without any, such as one
+    that is silent, is hatched, with the reason.
     """
-    title = "Autocorrelation, residual stream"
+    title = f"Autocorrelation, {_STREAMS[stream]}"
     ax = begin(ax, title, "lag (tokens)", "layer")
     if (reason := failure(section)) is not None:
         return write_reason(ax, reason)
@@ -326,6 +307,10 @@ def plot_autocorrelation(section: Section, ax: Axes | None = None) -> Axes:
     )
     draw_heatmap(ax, matrix, diverging=True, cbar_label="correlation", title=title)
     mark_cells(ax, (low <= matrix) & (matrix <= high))
+    for row, (_, found) in enumerate(series):
+        if not found["lags"]:
+            ax.text(0, row, drawable_text(found["reason"], 60), va="center", fontsize=5.5,
+                    parse_math=False)  # fmt: skip
     thin_ticks(ax, "x", [str(lag) for lag in lags])
     thin_ticks(ax, "y", [str(layer) for layer, _ in series])
     return ax
@@ -369,54 +354,23 @@ def plot_ssm_attention(sections: Sections, ax: Axes | None = None) -> Axes:
 
 
 def plot_text_spread(section: Section, ax: Axes | None = None, title: str = "") -> Axes:
-    """Spread of statistics between texts over that expected by chance, by layer; 1 is chance."""
+    """Spread of statistics between texts over that expected by chance, by layer; 1 is chance.
+
+    Grey: the central 95 % interval where all texts have one mean.
+    """
     ax = begin(ax, title, "layer", "spread / expected by chance")
     if (reason := failure(section)) is not None:
         return write_reason(ax, reason)
-    bars = {
-        STATISTIC_NAMES.get(name) or str(name): [
-            part[name]["ratio"] for _, part in layers_of(section)
-        ]
-        for name in layers_of(section)[0][1]
-    }
-    first = next(iter(layers_of(section)[0][1].values()))
-    return draw_bars(ax, section, bars, 1.0, first["reason"])
-
-
-def plot_neuron_overlap(section: Section, ax: Axes | None = None) -> Axes:
-    """Number of important neurons that two texts share; a dashed line at that of random lists.
-
-    An outline, where some pair of texts shares no more than random lists do (p > 0.05).
-    """
-    ax = begin(ax, "Shared important neurons", "layer", "neurons on both lists")
-    if (reason := failure(section)) is not None:
-        return write_reason(ax, reason)
-    first = next(iter(layers_of(section)[0][1].values()))
-    ax.set_ylabel(f"neurons on both lists, of {first['top_n']}")
-    bars = _by_method(section, "mean_overlap")
-    by_chance = {
-        name: [p_value is None or p_value > 0.05 for p_value in p_values]
-        for name, p_values in _by_method(section, "largest_p_value").items()
-    }
-    return draw_bars(ax, section, bars, first["expected_overlap"], first["reason"], by_chance)
-
-
-def plot_neuron_rank_agreement(section: Section, ax: Axes | None = None) -> Axes:
-    """Rank correlation of the neurons' importance between texts; 0 is chance."""
-    ax = begin(ax, "Agreement on importance", "layer", "Spearman correlation")
-    if (reason := failure(section)) is not None:
-        return write_reason(ax, reason)
-    first = next(iter(layers_of(section)[0][1].values()))
-    bars = _by_method(section, "mean_spearman")
-    return draw_bars(ax, section, bars, 0.0, first["reason"])
-
-
-def _by_method(section: Section, name: str) -> dict[str, list[float | None]]:
-    methods = layers_of(section)[0][1]
-    return {
-        method_name(method): [part[method][name] for _, part in layers_of(section)]
-        for method in methods
-    }
+    layers = [part for _, part in layers_of(section)]
+    names = {name: STATISTIC_NAMES.get(name) or str(name) for name in layers[0]}
+    points = {label: [part[name]["ratio"] for part in layers] for name, label in names.items()}
+    null = {
+        label: ([part[name].get("null_low") for part in layers],
+                [part[name].get("null_high") for part in layers])
+        for name, label in names.items()
+    }  # fmt: skip
+    reason = next(iter(layers[0].values()))["reason"]
+    return draw_points(ax, section, points, 1.0, reason, null=null)
 
 
 def plot_change_correlation(sections: Sections, ax: Axes | None = None) -> Axes:
@@ -436,7 +390,7 @@ def plot_change_correlation(sections: Sections, ax: Axes | None = None) -> Axes:
 
 def plot_changes(sections: Sections, layer: int, ax: Axes | None = None) -> Axes:
     """Change of activation against change of state in one layer, a point a token."""
-    ax = begin(ax, f"layer {layer}", "", "")
+    ax = begin(ax, f"layer {layer}", "change of state", "change of activation")
     for text, section in usable(sections).items():
         part = dict(layers_of(section))[layer]
         x, y = as_array(part["state_change"]), as_array(part["activation_change"])
@@ -473,4 +427,4 @@ def plot_norms(
     )
     for i, (sections, path, label) in enumerate(series):
         draw_mean_std(sections, {path: label}, ax, band=False, first_colour=i)
-    return log_axis(ax, "y") if ax.lines else ax
+    return log_axis(legend_above(ax, 3), "y") if ax.lines else ax

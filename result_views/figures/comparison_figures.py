@@ -14,7 +14,9 @@ from result_views.figures.pages import page, styled
 from result_views.figures.panel_primitives import (
     as_array,
     begin,
+    lag_axis,
     layer_colours,
+    legend_above,
     log_axis,
     mark_cells,
     name_layers,
@@ -23,11 +25,12 @@ from result_views.figures.panel_primitives import (
 )
 from suite_plumbing.result_reading import Section
 
-_MEASURES = {
+MEASURES = {
     "entropy_share": ("Entropy", "share of ln(t + 1)"),
     "first_share": ("Attention on the first token", "share"),
     "mean_distance": ("Mean distance", "{unit}"),
 }
+"""Title and unit of what is drawn by depth, by the name it has in the results."""
 
 _LINESTYLES = {"implicit": "-", "softmax": "--"}
 
@@ -46,13 +49,13 @@ def figure_comparison(results: Section) -> Figure:
         "Spearman over the lags of a window, mean over queries; CKA: debiased, of the residual "
         "stream. Crosses: not above the null of time shifts, 95 % interval of a single pair."
         + ("" if unit == "tokens" else " Tokens are here the pieces that all tokenizers share."),
-        [(len(names), 1.2), (len(_MEASURES), 1.2), *[(2, 1.6)] * len(pairs)],
+        [(len(names), 1.2), (len(MEASURES), 1.2), *[(2, 1.6)] * len(pairs)],
         {},
     )
     for name, ax in zip(names, axes[0], strict=True):
         plot_kernels(results, name, ax)
-    for measure, ax in zip(_MEASURES, axes[1], strict=True):
-        plot_by_depth(results, measure, ax, legend=measure == next(iter(_MEASURES)))
+    for measure, ax in zip(MEASURES, axes[1], strict=True):
+        plot_by_depth(results, measure, ax, legend=measure == next(iter(MEASURES)))
     for pair, row in zip(pairs, axes[2:], strict=True):
         plot_agreement(pair, row[0])
         plot_cka(pair, row[1])
@@ -73,14 +76,14 @@ def plot_kernels(results: Section, name: str, ax: Axes | None = None) -> Axes:
         return write_reason(ax, "no layer attends to anything in these texts")
     even = results["uniform"]["kernel"]
     ax.plot(range(len(even)), even, color="black", linewidth=0.8)
-    return name_layers(log_axis(ax, "y"), layers)
+    return name_layers(lag_axis(log_axis(ax, "y")), layers)
 
 
 def plot_by_depth(
     results: Section, measure: str, ax: Axes | None = None, *, legend: bool = True
 ) -> Axes:
     """A measure of every model's attention by depth, layer / (layers - 1), a colour a model."""
-    title, unit = _MEASURES[measure]
+    title, unit = MEASURES[measure]
     ax = begin(ax, title, "depth (share of layers)", unit.format(unit=results["unit"]))
     for i, (name, sites) in enumerate(results["attention"].items()):
         last = max(1, results["models"][name]["num_layers"] - 1)
@@ -102,7 +105,7 @@ def plot_by_depth(
     if even is not None:
         ax.axhline(even, color="black", linewidth=0.8)
     if legend:
-        ax.legend(loc="best")
+        legend_above(ax, 2)
     return ax
 
 

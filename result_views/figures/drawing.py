@@ -31,9 +31,23 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 SEQUENTIAL_CMAP = "viridis"
 
+LAYER_CMAP = "magma"
+"""Of layers where they are colours; none of the palette's, which are texts, methods or models."""
+
+QUANTITY_STYLES = (("#332288", "-"), ("#882255", "--"), ("#661100", ":"), ("#999933", "-."))
+"""Colour and dashes of quantities that share a panel with texts elsewhere on the page."""
+
+NULL_COLOUR = "0.6"
+
+NULL_ALPHA = 0.5
+"""The one grey of nulls, in every panel."""
+
+HATCH = "////"
+"""Of what is missing; grey alone is a null."""
+
 DIVERGING_CMAP = "RdBu_r"
 
-UNDEFINED_COLOUR = "0.8"
+UNDEFINED_COLOUR = "white"
 
 
 def draw_heatmap(
@@ -46,13 +60,14 @@ def draw_heatmap(
     cbar_label: str = "",
     title: str = "",
     limit: float | None = None,
+    hatch: bool = True,
 ) -> Axes:
     """Draw a matrix (rows, columns) as a heat map with its colour bar.
 
     `diverging` takes limits symmetric about 0, at `limit` or at the largest magnitude; otherwise
     the scale runs from the smallest value (or 0, with `limit` as its top). Undefined entries (nan)
-    are grey. Labels are thinned and cleaned as tokens. Raises ValueError unless matrix has two axes
-    and the labels their lengths.
+    are hatched, or white without `hatch`. Labels are thinned and cleaned as tokens. Raises
+    ValueError unless matrix has two axes and the labels their lengths.
     """
     values = np.ma.masked_invalid(_array(matrix))
     if values.ndim != 2 or values.size == 0:
@@ -63,7 +78,8 @@ def draw_heatmap(
     image = ax.imshow(
         values, cmap=cmap, vmin=low, vmax=high, aspect="auto", interpolation="nearest"
     )
-    ax.set_facecolor(UNDEFINED_COLOUR)  # masked entries are transparent
+    if hatch and np.ma.is_masked(values):
+        hatch_missing(ax, values.shape)  # masked entries are transparent
     ax.figure.colorbar(image, ax=ax, label=cbar_label)
     ax.set_title(title)
     for axis, labels, size in (("x", xlabels, values.shape[1]), ("y", ylabels, values.shape[0])):
@@ -72,6 +88,20 @@ def draw_heatmap(
         if labels is not None:
             token_ticks(ax, labels, axis)
     return ax
+
+
+def hatch_missing(ax: Axes, shape: tuple[int, int]) -> None:
+    """Hatch the cells (rows, columns) of a heat map, under it: what is undefined shows through."""
+    from matplotlib.patches import Rectangle
+
+    rows, columns = shape
+    ax.set_facecolor(UNDEFINED_COLOUR)
+    ax.add_patch(
+        Rectangle(
+            (-0.5, -0.5), columns, rows, fill=False, hatch=HATCH, edgecolor="0.75", linewidth=0,
+            zorder=-1, label="missing",
+        )
+    )  # fmt: skip
 
 
 def draw_lines_with_band(
@@ -100,18 +130,18 @@ def draw_null_band(
 ) -> Axes:
     """Draw a null's interval (k,) as a grey band behind the data, its mean as a dashed line."""
     band = (_array(x), _array(low), _array(high))
-    ax.fill_between(*band, color="0.75", alpha=0.6, linewidth=0, label=label, zorder=0)
+    ax.fill_between(*band, color=NULL_COLOUR, alpha=NULL_ALPHA, linewidth=0, label=label, zorder=0)
     if mean is not None:
         ax.plot(_array(x), _array(mean), color="0.4", linestyle="--", linewidth=1, zorder=1)
     return ax
 
 
-def token_ticks(ax: Axes, tokens: Sequence[str], axis: str = "x") -> Axes:
+def token_ticks(ax: Axes, tokens: Sequence[str], axis: str = "x", *, first: int = 0) -> Axes:
     """Label positions 0..len(tokens) - 1 of an axis with cleaned tokens, as many as are readable.
 
     All tokens if the axis has 0.16 inch for each, else every 2nd, 5th, 10th, 20th, ..., each label
-    then with its position. Labels of the x axis stand upright. Raises ValueError unless axis is
-    "x" or "y".
+    then with its position, counted from ``first``. Labels of the x axis stand upright. Raises
+    ValueError unless axis is "x" or "y".
     """
     if axis not in ("x", "y"):
         raise ValueError(f"axis is {quoted(axis)}; expected 'x' or 'y'")
@@ -123,7 +153,7 @@ def token_ticks(ax: Axes, tokens: Sequence[str], axis: str = "x") -> Axes:
     labels = (
         cleaned
         if step == 1
-        else [f"{i} {name}" for i, name in zip(positions, cleaned, strict=True)]
+        else [f"{first + i} {name}" for i, name in zip(positions, cleaned, strict=True)]
     )
     if axis == "x":
         ax.set_xticks(list(positions), labels, rotation=90, fontsize=8)

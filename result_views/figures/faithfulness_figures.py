@@ -13,13 +13,13 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from result_views.faithfulness_rows import OTHER_TEXT
-from result_views.figures.drawing import MARKERS, PALETTE
+from result_views.figures.drawing import MARKERS, NULL_ALPHA, NULL_COLOUR, PALETTE
 from result_views.figures.pages import page, styled
 from result_views.figures.panel_primitives import (
-    NULL_COLOUR,
     as_array,
     begin,
     layer_ticks,
+    legend_above,
     write_reason,
 )
 from suite_plumbing.result_reading import Section, cross_text_section, failure
@@ -132,7 +132,7 @@ def plot_curves(section: Section, ax: Axes | None = None) -> Axes:
                 as_array(section["fractions"]), as_array(method[order]), style, color=colour,
                 marker=marker, markersize=2, label=_written(name) if style == "-" else None,
             )  # fmt: skip
-    return _legend_above(ax, 4)
+    return legend_above(ax, 4)
 
 
 def plot_randomisation(section: Section, ax: Axes | None = None) -> Axes:
@@ -153,7 +153,7 @@ def plot_randomisation(section: Section, ax: Axes | None = None) -> Axes:
     ax.axhline(0, color="0.4", linewidth=0.6, zorder=0)
     ax.set_ylim(-1.05, 1.05)
     layer_ticks(ax, range(1, 1 + max(map(len, drawn.values()))))
-    return _legend_above(ax, 3)
+    return legend_above(ax, 3)
 
 
 def plot_agreement(section: Section, ax: Axes | None = None) -> Axes:
@@ -210,7 +210,9 @@ def _intervals(
     """Means with intervals, a row a method and a colour a group; a null's interval as a band."""
     names = list(next(iter(groups.values())))
     if null is not None and null["low"] is not None:
-        ax.axvspan(null["low"], null["high"], color=NULL_COLOUR, alpha=0.35, linewidth=0, zorder=0)
+        ax.axvspan(
+            null["low"], null["high"], color=NULL_COLOUR, alpha=NULL_ALPHA, linewidth=0, zorder=0
+        )
     ax.axvline(0, color="0.4", linewidth=0.6, zorder=0)
     offsets = np.linspace(-0.22, 0.22, len(groups)) if len(groups) > 1 else [0.0]
     for i, (label, rows) in enumerate(groups.items()):
@@ -220,18 +222,7 @@ def _intervals(
         ax.plot(mean, y, MARKERS[i], color=PALETTE[i], label=label or None)
     ax.set_yticks(range(len(names)), [_written(name) for name in names])
     ax.set_ylim(len(names) - 0.5, -0.5)
-    return _legend_above(ax, len(groups)) if len(groups) > 1 else ax
-
-
-def _legend_above(ax: Axes, columns: int) -> Axes:
-    """A legend between title and axes, so that it hides nothing."""
-    rows = -(-len(ax.get_legend_handles_labels()[0]) // columns)
-    ax.set_title(ax.get_title(), pad=5 + 9 * rows)
-    ax.legend(
-        loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns, borderaxespad=0.1,
-        handlelength=1.6, columnspacing=1.2,
-    )  # fmt: skip
-    return ax
+    return legend_above(ax, len(groups)) if len(groups) > 1 else ax
 
 
 def _style(section: Section, name: str) -> tuple[str, str]:

@@ -1,20 +1,22 @@
-"""Figure of the findings: each claim with its value beside its null or interval, and the verdict.
+"""Figure of the findings: the claims tried on the data, each on the scale of its own null.
 
-Reads the rows that ``findings`` writes into the results; computes no statistic.
+Reads the rows that ``findings`` writes into the results; computes no statistic but the division by
+the null's half-width, which puts claims of different units on one axis.
 """
 
 from __future__ import annotations
 
-import functools
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from result_views.figures.drawing import PALETTE, drawable_text
+from result_views.figures.drawing import NULL_ALPHA, NULL_COLOUR, PALETTE, drawable_text
 from result_views.figures.pages import page, styled
-from result_views.figures.panel_primitives import NULL_COLOUR, as_array, write_reason
+from result_views.figures.panel_primitives import begin, write_reason
+from result_views.figures.titles import finding_title
 from suite_plumbing.result_reading import Section
 
 VERDICT_COLOURS = {
@@ -26,125 +28,108 @@ VERDICT_COLOURS = {
 }
 """By verdict; the verdict is written beside the colour."""
 
-TWIN_MARKS = ((-0.72, "D"), (-0.9, "s"))
-"""Height and marker of the twins of each kind: fresh, then permuted weights."""
+TWIN_MARKS = ((0.22, "D"), (0.38, "s"))
+"""Place below the row and marker of the twins of each kind: fresh, then permuted weights."""
 
-ROWS_PER_PAGE = 17
-"""Findings of a page."""
+MAX_ROWS = 12
+"""Claims that are drawn: those furthest from their null; all stand in the report."""
 
-_CLAIM_WIDTH = 62
+_CLAIM_WIDTH = 46
 
-_TEXT_WIDTH = 72
-
-_LINE_POINTS = 8.2
+# Beyond so many half-widths the axis is logarithmic, so that the near ones stay apart.
+_LINEAR_TO = 3.0
 
 
 @styled
-def figure_findings(results: Section, *, first: int = 0) -> Figure:
-    """Claims tried on the data: value, null or interval, the untrained twins, verdict.
-
-    As many as a page holds, from number ``first`` on.
-    """
+def figure_findings(results: Section) -> Figure:
+    """The claims furthest from their null, a row each, with untrained twins and verdict."""
     rows = results.get("findings", [])
-    shown = rows[first : first + ROWS_PER_PAGE]
-    part = f"{first + 1} to {first + len(shown)} of {len(rows)}" if len(shown) < len(rows) else ""
+    shown = placed_findings(rows)[:MAX_ROWS]
     figure, axes = page(
         results,
-        f"Findings {part}".rstrip(),
-        "Point: what was measured, filled where the claim is supported. Grey: 95 % interval of the "
-        "null, the value where nothing ties the two sides. Line: 95 % interval of the value. From "
-        "the smallest to the largest of untrained models: diamonds with fresh, squares with "
-        "permuted weights. Each row has a scale of its own. n is what the value rests on.",
-        [(2, 0.34)] * len(shown) or [(1, 0.6)],
+        finding_title(rows),
+        "Across: value minus the middle of its null, in half-widths of the null's 95 % interval "
+        "(grey), so that claims of different units share an axis; for a claim with an interval in "
+        "place of a null, the value in half-widths of that interval (line), where 0 lies outside "
+        "it beyond 1. Filled: supported. From the smallest to the largest of untrained models: "
+        f"diamonds with fresh, squares with permuted weights. {len(shown)} of {len(rows)} claims: those with the largest "
+        "effects; the report has all, with what they rest on.",
+        [(1, 0.6 + 0.27 * len(shown))],
         {},
     )
-    if not shown:
-        write_reason(axes[0][0], "no findings in these results")
-    for row, (left, right) in zip(shown, axes if shown else [], strict=True):
-        write_claim(row, left)
-        plot_finding(row, right)
+    plot_findings(rows, axes[0][0])
     return figure
 
 
-def finding_figures(results: Section) -> dict[str, Callable[..., Figure]]:
-    """The pages of findings by file name, functions of the results; none without findings."""
-    starts = range(0, len(results.get("findings", ())), ROWS_PER_PAGE)
-    return {
-        f"findings_{i + 1}" if i else "findings": functools.partial(figure_findings, first=start)
-        for i, start in enumerate(starts)
-    }
+def placed_findings(rows: Sequence[Section]) -> list[tuple[Section, float, list[list[float]]]]:
+    """Each finding that has a scale with its effect and twins on it, the largest effect first."""
+    placed = []
+    for row in rows:
+        scale = _scale(row)
+        if row["value"] is not None and scale is not None:
+            middle, half = scale
+            twins = [[(end - middle) / half for end in ends] for ends in twin_ranges(row)]
+            placed.append((row, (row["value"] - middle) / half, twins))
+    return sorted(placed, key=lambda one: -abs(one[1]))
 
 
-def write_claim(row: Section, ax: Axes) -> Axes:
-    """Claim, statistic, verdict and n of a finding as text in a panel without axes."""
-    ax.set_axis_off()
-    claim = _wrapped(row["claim"], _CLAIM_WIDTH)
-    statistic = _wrapped(row["statistic"], _TEXT_WIDTH)
-    verdict = f"{row['verdict']}, n = {row['n']} {row['unit']}"
-    down = 6.0
-    for lines, weight, colour in (
-        (claim, "bold", "black"),
-        (statistic, "normal", "0.35"),
-        ([verdict], "normal", VERDICT_COLOURS[row["verdict"]]),
-    ):
-        ax.annotate(
-            "\n".join(lines), (0, 1), (0, down), "axes fraction", "offset points", va="top",
-            fontsize=6.5, in_layout=False, parse_math=False, annotation_clip=False,
-            fontweight=weight, color=colour,
-        )  # fmt: skip
-        down -= _LINE_POINTS * len(lines)
-    return ax
-
-
-def _wrapped(text: str, width: int) -> list[str]:
-    return textwrap.wrap(drawable_text(text), width, max_lines=2, placeholder=" …")
-
-
-def plot_finding(row: Section, ax: Axes) -> Axes:
-    """Value of a finding beside its null, its interval and those of untrained twins."""
-    ax.set_ylim(-1, 1)
-    ax.set_yticks([])
-    ax.spines["left"].set_visible(False)
-    if row["value"] is None:
-        return _write_why(ax, row["reason"])
+def _scale(row: Section) -> tuple[float, float] | None:
+    """The place that counts as no effect, and the half-width that counts as 1; None without any."""
     if row["null"] is not None:
         low, high = row["null"]
-        ax.barh(0, high - low, 1.1, low, color=NULL_COLOUR, alpha=0.5, linewidth=0)
-        # A null of no width still has a place.
-        ax.vlines([low, high], -0.55, 0.55, color=NULL_COLOUR, linewidth=1.0)
+        return ((low + high) / 2, (high - low) / 2) if high > low else None
     if row["interval"] is not None:
-        ax.hlines(0, *row["interval"], color="0.2", linewidth=1.4)
-        ax.axvline(0, color="0.4", linewidth=0.6, linestyle=":")
-    for twin, (height, marker) in zip(row["twins"], TWIN_MARKS, strict=False):
-        ax.plot(
-            [twin["low"], twin["high"]], [height] * 2, marker=marker, linestyle="-", color="0.3",
-            markerfacecolor="white", markersize=3, linewidth=0.8,
+        low, high = row["interval"]
+        return (0.0, (high - low) / 2) if high > low else None
+    return None
+
+
+def twin_ranges(row: Section) -> list[list[float]]:
+    """Smallest and largest value of the untrained twins of each kind that has values."""
+    return [[one["low"], one["high"]] for one in row["twins"] if one["low"] is not None]
+
+
+def plot_findings(rows: Sequence[Section], ax: Axes | None = None) -> Axes:
+    """Effects of the claims over the half-width of their null, the largest on top."""
+    ax = begin(ax, "Effect over the null", "half-widths of the null", "")
+    shown = placed_findings(rows)[:MAX_ROWS]
+    if not shown:
+        reason = next((row["reason"] for row in rows if row["reason"]), None)
+        return write_reason(ax, reason or "no findings with a null or an interval")
+    ax.axvspan(-1, 1, color=NULL_COLOUR, alpha=NULL_ALPHA, linewidth=0, zorder=0)
+    for y, (row, effect, twins) in enumerate(shown):
+        if row["null"] is None:
+            ax.hlines(y, effect - 1, effect + 1, color="0.2", linewidth=1.2)
+        for (down, marker), ends in zip(TWIN_MARKS, twins, strict=False):
+            ax.plot(ends, [y + down] * 2, marker=marker, color="0.3", markerfacecolor="white",
+                    markersize=2.5, linewidth=0.7)  # fmt: skip
+        colour = VERDICT_COLOURS.get(row["verdict"], "0.45")
+        filled = row["verdict"] == "supported"
+        ax.plot([effect], [y], "o", color=colour, markersize=5,
+                markerfacecolor=colour if filled else "white")  # fmt: skip
+        ax.text(
+            1.01, y, f"{row['value']:.3g}, {row['verdict']}".replace("chance, ", "chance,\n"),
+            transform=ax.get_yaxis_transform(),
+            va="center", fontsize=6, color=colour, parse_math=False,
         )  # fmt: skip
-    colour = VERDICT_COLOURS[row["verdict"]]
-    face = colour if row["verdict"] == "supported" else "white"
-    ax.plot(row["value"], 0, "o", color=colour, markerfacecolor=face, markersize=5)
-    if row["null"] is row["interval"] is None and not row["twins"]:
-        ax.set_xticks([row["value"]], [f"{row['value']:.3g}"])
-        return ax
-    _widen(ax, row)
-    ax.locator_params(axis="x", nbins=6)
+    effects = [effect for _, effect, _ in shown]
+    ends = np.array(effects + [x for _, _, twins in shown for pair in twins for x in pair])
+    if np.abs(ends).max() > 4 * _LINEAR_TO:
+        ax.set_xscale("symlog", linthresh=_LINEAR_TO)
+        ax.xaxis.set_major_formatter("{x:g}")
+    ax.set_xlim(min(ends.min(), -1) - 0.5, max(ends.max(), 1) * 1.15)
+    ax.set_yticks(range(len(shown)), [_written(row["claim"]) for row, _, _ in shown], fontsize=6)
+    for label in ax.get_yticklabels():
+        label.set_parse_math(False)
+    ax.set_ylim(len(shown) - 0.5, -0.5)
     return ax
 
 
-def _widen(ax: Axes, row: Section) -> None:
-    """Room beside the outermost mark, so that none lies on the edge."""
-    interval = [0.0, *row["interval"]] if row["interval"] else []
-    given = [row["value"], *(row["null"] or ()), *interval]
-    given += [twin[end] for twin in row["twins"] for end in ("low", "high")]
-    ends = as_array([end for end in given if end is not None])
-    room = 0.12 * (ends.max() - ends.min()) or 0.5
-    ax.set_xlim(ends.min() - room, ends.max() + room)
+def _written(claim: str) -> str:
+    lines = textwrap.wrap(drawable_text(claim), _CLAIM_WIDTH, max_lines=2, placeholder=" …")
+    return "\n".join(lines)
 
 
-def _write_why(ax: Axes, reason: str) -> Axes:
-    ax.set_xticks([])
-    ax.spines["bottom"].set_visible(False)
-    lines = "\n".join(_wrapped(reason, _TEXT_WIDTH))
-    ax.text(0, 0.5, lines, transform=ax.transAxes, va="center", color="0.35", fontsize=6.5,
-            in_layout=False, parse_math=False)  # fmt: skip
-    return ax
+def finding_figures(results: Section) -> dict[str, Callable[..., Figure]]:
+    """The figure of findings by file name, a function of the results; none without findings."""
+    return {"findings": figure_findings} if results.get("findings") else {}

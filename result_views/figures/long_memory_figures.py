@@ -15,6 +15,7 @@ from result_views.figures.panel_primitives import (
     as_array,
     begin,
     layer_colours,
+    legend_above,
     log_axis,
     name_layers,
     write_reason,
@@ -23,6 +24,9 @@ from suite_plumbing.result_reading import Section, layers_of
 
 WHOLE = "whole text"
 """The reading that the others are compared with."""
+
+FIRST_CONTEXT = 128
+"""Tokens of context from which on losses are drawn; those of less dwarf the differences."""
 
 
 @styled
@@ -68,15 +72,20 @@ def plot_differences(results: Section, ax: Axes | None = None) -> Axes:
 
 
 def plot_by_context(results: Section, ax: Axes | None = None) -> Axes:
-    """Mean loss by the number of tokens that a token is predicted from."""
+    """Mean loss by the number of tokens that a token is predicted from, from FIRST_CONTEXT on.
+
+    Less context is what every reading has at the start of the text or of a window; it is drawn
+    where the text is too short for more.
+    """
     ax = begin(ax, "Loss by context", "tokens of context", "nats a token")
-    for name, rows in results["by_context"].items():
+    long = any(row["first"] >= FIRST_CONTEXT for row in results["by_context"][WHOLE])
+    for name, every in results["by_context"].items():
+        rows = [row for row in every if not long or row["first"] >= FIRST_CONTEXT]
         colour, marker = _style(results, name)
         x = [np.sqrt(row["first"] * row["last"]) for row in rows]
         y = as_array([row["loss"] for row in rows])
         ax.plot(x, y, color=colour, marker=marker, label=name)
-    ax.legend(loc="best")
-    return log_axis(ax, "x")
+    return log_axis(legend_above(ax, 2), "x")
 
 
 def plot_along(results: Section, ax: Axes | None = None) -> Axes:

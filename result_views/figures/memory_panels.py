@@ -12,21 +12,29 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from result_views.figures.analysis_panels import PAIR_STATISTICS
+from result_views.figures.analysis_panels import (
+    plot_autocorrelation as autocorrelation_of_layers,
+)
 from result_views.figures.drawing import (
     MARKERS,
+    NULL_ALPHA,
+    NULL_COLOUR,
     PALETTE,
     draw_heatmap,
-    draw_lines_with_band,
     draw_null_band,
 )
 from result_views.figures.panel_primitives import (
     as_array,
     begin,
+    lag_axis,
     layer_colours,
     layer_ticks,
+    legend_above,
     log_axis,
     mark_cells,
     name_layers,
+    pair_labels,
     thin_ticks,
     write_reason,
 )
@@ -41,8 +49,6 @@ _CORRELATES = {
 }  # fmt: skip
 
 _STREAMS = {"residual": "residual stream", "mixer": "mixer output"}
-
-_STATISTICS = {"mean_abs": "Mean |r|", "max_abs": "Largest |r|", "cka": "CKA"}
 
 
 def plot_by_layer(
@@ -63,24 +69,60 @@ def plot_by_layer(
     if not any(np.isfinite(as_array(line.get_ydata())).any() for line in ax.lines):
         return write_reason(ax, "the steps that measure it gave no result")
     if len(names) > 1:
-        ax.legend(loc="best")
+        legend_above(ax, len(names))
     if log:
         log_axis(ax, "y")
     return layer_ticks(ax, layers)
 
 
-def plot_activation(section: Section, method: str, ax: Axes | None = None) -> Axes:
-    """RMS of a method's neurons by layer: mean over neurons and texts, band of the texts' range."""
-    ax = begin(ax, method_name(method), "layer", "RMS per neuron")
+def plot_activation(section: Section, methods: Sequence[str], ax: Axes | None = None) -> Axes:
+    """RMS of the neurons of some methods by layer: median over neurons, a bar of the middle half.
+
+    A point a text and method, the methods side by side, on an axis that starts at 0.
+    """
+    ax = begin(ax, "RMS of a neuron's value over tokens", "layer", "RMS")
     if reason := failure(section):
         return write_reason(ax, reason)
     layers = layers_of(section)
-    means = [[t["activation_rms"]["mean"] for t in part[method].values()] for _, part in layers]
-    values = as_array(means)
+    width = 0.8 / len(methods)
+    for i, method in enumerate(methods):
+        texts = list(layers[0][1][method])
+        for j, text in enumerate(texts):
+            offset = (i - (len(methods) - 1) / 2) * width + (j + 1) * width / (len(texts) + 1)
+            x = np.arange(len(layers)) + offset - width / 2
+            summaries = [part[method][text]["activation_rms"] for _, part in layers]
+            names = ("median", "lower_quartile", "upper_quartile")
+            middle, low, high = (as_array([one.get(name) for one in summaries]) for name in names)
+            ax.vlines(x, low, high, color=PALETTE[i], linewidth=1.0, alpha=0.6)
+            label = method_name(method) if j == 0 else None
+            ax.plot(x, middle, MARKERS[i], color=PALETTE[i], label=label)
+    thin_ticks(ax, "x", [str(layer) for layer, _ in layers])
+    ax.set_ylim(0, None)
+    return legend_above(ax, len(methods))
+
+
+def plot_by_text(
+    section: Section, names: Mapping[str, str], title: str, ylabel: str, ax: Axes | None = None
+) -> Axes:
+    """Quantities of each text by layer (``names``: label by key), thin, and their mean over texts.
+
+    ``section``: by layer, by text, by key.
+    """
+    ax = begin(ax, title, "layer", ylabel)
+    if reason := failure(section):
+        return write_reason(ax, reason)
+    layers = layers_of(section)
     numbers = [layer for layer, _ in layers]
-    low, high = values.min(1), values.max(1)
-    draw_lines_with_band(ax, numbers, values.mean(1), low, high, method, PALETTE[0])
-    ax.plot(numbers, values.mean(1), "o", color=PALETTE[0])
+    for i, (name, label) in enumerate(names.items()):
+        values = as_array([[text[name] for text in part.values()] for _, part in layers])
+        for line in values.T if values.shape[1] > 1 else ():
+            ax.plot(numbers, line, color=PALETTE[i], linewidth=0.5, alpha=0.5)
+        mean = np.where(np.isfinite(values).all(axis=1), values.mean(axis=1), np.nan)
+        ax.plot(numbers, mean, color=PALETTE[i], marker=MARKERS[i], label=label)
+    if not any(np.isfinite(as_array(line.get_ydata())).any() for line in ax.lines):
+        return write_reason(ax, "undefined in these texts")
+    if len(names) > 1:
+        legend_above(ax, len(names))
     return layer_ticks(ax, numbers)
 
 
@@ -90,8 +132,13 @@ def plot_tests_by_layer(
     title: str,
     ylabel: str,
     ax: Axes | None = None,
+    *,
+    twins: Sequence[Sequence[float]] = (),
 ) -> Axes:
-    """A tested value by layer on the band of its null; hollow points lie inside the band."""
+    """A tested value by layer on the band of its null; hollow points lie inside the band.
+
+    ``twins``: smallest and largest value of untrained models, mean over layers, as dashed lines.
+    """
     ax = begin(ax, title, "layer", ylabel)
     if reason := failure(section):
         return write_reason(ax, reason)
@@ -104,29 +151,25 @@ def plot_tests_by_layer(
         as_array([test[name] for _, test in shown]) for name in ("value", "null_low", "null_high")
     )
     draw_null_band(ax, layers, low, high)
-    ax.vlines(layers, low, high, color="0.75", linewidth=3)  # a single layer has no band
+    if len(layers) == 1:  # which has no band
+        ax.vlines(layers, low, high, color=NULL_COLOUR, alpha=NULL_ALPHA, linewidth=3)
     inside = (low <= value) & (value <= high)
     colours = ["white" if one else PALETTE[0] for one in inside]
     ax.plot(layers, value, color=PALETTE[0], linewidth=0.6)
     ax.scatter(layers, value, c=colours, edgecolors=PALETTE[0], zorder=3, s=14)
+    for i, end in enumerate(sorted({end for ends in twins for end in ends})):
+        label = None if i else "untrained models, mean over layers"
+        ax.axhline(end, color=PALETTE[3], linestyle="--", linewidth=0.8, label=label)
+    if twins:
+        legend_above(ax, 2)
     return layer_ticks(ax, layers)
 
 
 def plot_autocorrelation(section: Section, stream: str, ax: Axes | None = None) -> Axes:
-    """Autocorrelation by lag, a line a layer, on a band around the nulls of all layers."""
-    ax = _lines(
-        section,
-        lambda part: (part[stream]["autocorrelation"]["lags"],
-                      part[stream]["autocorrelation"]["mean"]),
-        begin(ax, f"Autocorrelation, {_STREAMS[stream]}", "lag (tokens)", "mean over channels"),
-    )  # fmt: skip
+    """Autocorrelation of a stream by layer and lag, mean over channels, beside its null."""
     if failure(section) is None:
-        given = [part[stream]["autocorrelation"] for _, part in layers_of(section)]
-        found = [series for series in given if series["lags"]]  # a silent layer has none
-        low, high = (as_array([one[end] for one in found]) for end in ("null_low", "null_high"))
-        if found:
-            draw_null_band(ax, found[0]["lags"], low.min(0), high.max(0))
-    return ax
+        section = {f"layer_{layer}": part[stream] for layer, part in layers_of(section)}
+    return autocorrelation_of_layers(section, ax, stream=stream)
 
 
 def plot_survival(section: Section, ax: Axes | None = None) -> Axes:
@@ -136,45 +179,38 @@ def plot_survival(section: Section, ax: Axes | None = None) -> Axes:
 
 
 def plot_kernel(section: Section, ax: Axes | None = None) -> Axes:
-    """Memory kernel by lag, mean over texts, a line a layer."""
+    """Memory kernel by lag, mean over texts, a line a layer; both axes logarithmic."""
     ax = begin(ax, "Memory kernel", "lag (tokens)", "share of attention")
     ax = _lines(
         section,
         lambda part: (range(len(part["kernel"])), [share or None for share in part["kernel"]]),
         ax,
     )
-    return log_axis(ax, "y") if not ax.texts else ax
+    return lag_axis(log_axis(ax, "y")) if not ax.texts else ax
 
 
-def plot_pair_heatmap(
-    section: Section, stream: str, statistic: str, ax: Axes | None = None
-) -> Axes:
-    """A statistic of pairs of layers below the diagonal, the top of its null above it.
+def plot_pairs(section: Section, stream: str, statistic: str, ax: Axes | None = None) -> Axes:
+    """A statistic of the pairs of layers that were compared, each beside its null.
 
-    A cross marks a value that does not exceed its null.
+    Grey bar: the null's 95 % interval; a point within it is hollow.
     """
-    ax = begin(ax, f"{_STATISTICS[statistic]}, {_STREAMS[stream]}", "layer", "layer")
+    label = PAIR_STATISTICS[statistic]
+    ax = begin(ax, f"{label}, {_STREAMS[stream]}", "layers", label)
     if reason := failure(section):
         return write_reason(ax, reason)
-    pairs = list(section[stream].values())
-    layers = sorted({layer for pair in pairs for layer in pair["layers"]})
-    matrix = np.full((len(layers), len(layers)), np.nan)
-    for pair in pairs:
-        earlier, later = sorted(layers.index(layer) for layer in pair["layers"])
-        test = pair[statistic]
-        matrix[later, earlier], matrix[earlier, later] = as_array(
-            [test["value"], test["null_high"]]
-        )
-    if not np.isfinite(matrix).any():
-        return write_reason(ax, pairs[0]["reason"])
-    # |r| and CKA start at 0; a debiased CKA a little below it counts as 0.
-    draw_heatmap(
-        ax, matrix, diverging=False, limit=float(np.nanmax(matrix)) or None, title=ax.get_title()
+    tests = [pair[statistic] for pair in section[stream].values()]
+    value, low, high = (
+        as_array([test[name] for test in tests]) for name in ("value", "null_low", "null_high")
     )
-    mark_cells(ax, np.tril(matrix <= matrix.T), "white")
-    labels = [str(layer) for layer in layers]
-    thin_ticks(ax, "x", labels)
-    return thin_ticks(ax, "y", labels)
+    if not np.isfinite(value).any():
+        return write_reason(ax, next(iter(section[stream].values()))["reason"])
+    x = np.arange(len(tests))
+    ax.bar(x, high - low, 0.5, low, color=NULL_COLOUR, alpha=NULL_ALPHA, linewidth=0)
+    ax.plot(x, value, color=PALETTE[0], linewidth=0.6, alpha=0.6)
+    inside = (low <= value) & (value <= high)
+    for chosen, face in ((~inside, PALETTE[0]), (inside, "white")):
+        ax.plot(x[chosen], value[chosen], "o", color=PALETTE[0], markerfacecolor=face)
+    return thin_ticks(ax, "x", pair_labels(section[stream]))
 
 
 def plot_rank_correlations(section: Section, ax: Axes | None = None) -> Axes:
@@ -217,14 +253,27 @@ def plot_causal(section: Section, kind: str, ax: Axes | None = None) -> Axes:
         kl = as_array([value or None for value in curve["mean_kl"]])
         ax.plot(range(len(kl)), kl, color=colours[layer])
     together = as_array([value or None for value in section[kind]["together"]["mean_kl"]])
-    ax.plot(range(len(together)), together, color="black", label="all together")
+    ax.plot(range(len(together)), together, color="black", linewidth=1.6, label="all together")
+    _draw_positions(ax, section[kind]["together"].get("kl", ()))
     if not any(np.isfinite(as_array(line.get_ydata())).any() for line in ax.lines):
         return write_reason(ax, "no effect at any lag")
-    log_axis(ax, "y")
+    lag_axis(log_axis(ax, "y"))
     ax = name_layers(ax, list(colours))
     if ax.get_legend() is None:  # layers have a colour bar, and the black line no name yet
-        ax.legend(loc="best")
+        legend_above(ax, 1)
     return ax
+
+
+def _draw_positions(ax: Axes, kl: Sequence[Sequence[float | None]]) -> None:
+    """The band of the middle half of the positions (positions, lags); none for a single one."""
+    if len(kl) < 2:
+        return
+    values = as_array(kl)
+    known = np.isfinite(values).all(axis=0)
+    low, high = np.quantile(values[:, known], (0.25, 0.75), axis=0)
+    drawable = low > 0  # on a logarithmic axis
+    lags = np.flatnonzero(known)[drawable]
+    ax.fill_between(lags, low[drawable], high[drawable], color="black", alpha=0.12, linewidth=0)
 
 
 def plot_causal_bins(section: Section, kind: str, ax: Axes | None = None) -> Axes:
@@ -240,19 +289,18 @@ def plot_causal_bins(section: Section, kind: str, ax: Axes | None = None) -> Axe
         return write_reason(ax, "no effect at any lag")
     x = np.arange(len(bins))
     ax.vlines(x, low, high, color="black", linewidth=1.2)
-    ax.plot(
-        x, kl, "o", color="black", label=f"{len(section[kind]['together']['positions'])} positions"
-    )
+    count = len(section[kind]["together"]["positions"])
+    label = "1 position, no mean" if count == 1 else f"{count} positions"
+    ax.plot(x, kl, "o", color="black", label=label)
     random = section[kind].get("random_positions", {})
     if "bins" in random:
         others = as_array([entry["baseline_kl"] or None for entry in random["bins"]])
         label = f"{random['num_positions']} random others"
-        ax.plot(x + 0.2, others, "o", color="0.45", markerfacecolor="white", label=label)
+        ax.plot(x + 0.2, others, "o", color=NULL_COLOUR, markerfacecolor="white", label=label)
     log_axis(ax, "y")
     labels = [_range(entry["first_lag"], entry["last_lag"]) for entry in bins]
     ax.set_xticks(x, labels)
-    ax.legend(loc="best")
-    return ax
+    return legend_above(ax, 2)
 
 
 def _range(first: int, last: int) -> str:
@@ -282,14 +330,17 @@ def plot_kernel_agreement(section: Section, ax: Axes | None = None) -> Axes:
     for i, (kind, label) in enumerate(CAUSAL_KINDS.items()):
         found = layers_of(section.get(kind, {}).get("kernel_agreement", {}))
         values = as_array([part["spearman"] for _, part in found])
-        layers = [layer for layer, _ in found]
-        ax.plot(layers, values, color=PALETTE[i], marker=MARKERS[i], label=label)
+        layers = np.array([layer for layer, _ in found]) + (i - 0.5) * 0.2
+        low, high = (as_array([part.get(end) for _, part in found]) for end in ("low", "high"))
+        ax.vlines(layers, low, high, color=PALETTE[i], alpha=0.6)
+        ax.plot(layers, values, MARKERS[i], color=PALETTE[i], label=label)
     if not any(np.isfinite(as_array(line.get_ydata())).any() for line in ax.lines):
         return write_reason(ax, "undefined: too few lags, or no effect")
     ax.axhline(0, color="0.4", linewidth=0.6, zorder=0)
     ax.set_ylim(-1.05, 1.05)
-    ax.legend(loc="best")
-    return layer_ticks(ax, layers)
+    kinds = [layers_of(section.get(kind, {}).get("kernel_agreement", {})) for kind in CAUSAL_KINDS]
+    layer_ticks(ax, sorted({layer for found in kinds for layer, _ in found}))
+    return legend_above(ax, len(CAUSAL_KINDS))
 
 
 def _without(section: Section, kind: str) -> str | None:

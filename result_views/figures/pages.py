@@ -58,6 +58,8 @@ _MAX_LEGEND = 24  # texts in the legend: more would be higher than the page
 
 _LABEL_LENGTH = 36  # characters of a text in the legend
 
+_TITLE_WIDTH = 88  # characters of a title's line
+
 
 def styled(draw: Callable[..., Any]) -> Callable[..., Any]:
     """Draw in STYLE, and leave the user's settings as they were."""
@@ -76,7 +78,18 @@ class PageFigure(Figure):
     def savefig(self, fname: Any, **options: Any) -> None:
         """Save as `Figure.savefig` does, in STYLE: 200 dpi, text that can be edited."""
         with matplotlib.style.context(["default", STYLE]):
-            super().savefig(fname, **options)
+            engine, dpi = self.get_layout_engine(), self.dpi
+            try:
+                if engine is not None:
+                    # Widths of text depend on the resolution that it is drawn at.
+                    self.dpi = options.get("dpi") or matplotlib.rcParams["savefig.dpi"]
+                    engine.execute(self)
+                # With an engine matplotlib draws all once more, for the layout that stands.
+                self.set_layout_engine(None)
+                super().savefig(fname, **options)
+            finally:
+                self.dpi = dpi
+                self.set_layout_engine(engine)
 
     def _repr_png_(self) -> bytes:
         """What a notebook shows, also where no backend of pyplot was chosen."""
@@ -97,29 +110,31 @@ def page(
     `rows`: number of panels, and height in units of 1.75 inches. `sections`: the texts that the
     figure shows; the legend is left out for a single text or none, and names the first 24.
     """
+    heading = textwrap.wrap(title, _TITLE_WIDTH)
     lines = textwrap.wrap(f"{caption} {_origin(results, sections)}", _CHARACTERS_PER_LINE)
-    every = list(results.get("individual_texts", {})) if len(sections) > 1 else []
-    names = every[:_MAX_LEGEND]
-    if len(every) > len(names):
-        lines.append(f"Of the {len(every)} texts the first {len(names)} are named.")
-    legend_lines = -(-len(names) // 2)
+    handles = text_handles(results) if len(sections) > 1 else []
+    if len(results.get("individual_texts", {})) > len(handles) > 0:
+        count = len(results["individual_texts"])
+        lines.append(f"Of the {count} texts the first {len(handles)} are named.")
+    legend_lines = -(-len(handles) // 2)
     content = 1.75 * sum(height for _, height in rows)
     foot = _LINE * (len(lines) + 1.2 * legend_lines + 1)
-    height = content + foot + 0.3
+    height = content + foot + 0.14 + 0.16 * len(heading)
     figure = PageFigure(figsize=(_WIDTH, height))
     figure.set_layout_engine(
         ConstrainedLayoutEngine(rect=(0, foot / height, 1, content / height), h_pad=0.06)
     )
-    figure.suptitle(title, fontsize=10, fontweight="bold", y=1 - 0.08 / height, va="top")
+    figure.suptitle(
+        "\n".join(heading), fontsize=9.5, fontweight="bold", y=1 - 0.08 / height, va="top"
+    )
     figure.text(
         0.01, 0.06 / height, "\n".join(lines), fontsize=6, va="bottom", parse_math=False,
         linespacing=1.25,
     )  # fmt: skip
-    if names:
+    if handles:
         figure.legend(
-            handles=[_text_handle(results, name) for name in names],
-            loc="lower center", ncols=2, bbox_to_anchor=(0.5, _LINE * (len(lines) + 0.7) / height),
-            borderaxespad=0,
+            handles=handles, loc="lower center", ncols=2,
+            bbox_to_anchor=(0.5, _LINE * (len(lines) + 0.7) / height), borderaxespad=0,
         )  # fmt: skip
     grid = figure.add_gridspec(len(rows), 1, height_ratios=[height for _, height in rows])
     axes = [
@@ -129,11 +144,21 @@ def page(
     return figure, axes
 
 
-def _text_handle(results: Section, name: str) -> Line2D:
+def text_handles(results: Section, *, start: bool = True) -> list[Line2D]:
+    """Entries of the legend for the first texts, no more of them than fit on a page.
+
+    ``start``: with the number of tokens, and how each begins.
+    """
+    names = list(results.get("individual_texts", {}))[:_MAX_LEGEND]
+    return [_text_handle(results, name, start) for name in names]
+
+
+def _text_handle(results: Section, name: str, start: bool) -> Line2D:
     """Entry of a text in the legend: its colour, number of tokens, and how it begins."""
     part = results["individual_texts"][name]
-    start = _beginning(part["text"])
-    label = f"{name.replace('_', ' ')} (n = {len(part['tokens'])} tokens): {start}"
+    label = name.replace("_", " ")
+    if start:
+        label += f" (n = {len(part['tokens'])} tokens): {_beginning(part['text'])}"
     colour, marker = text_style(name)
     return Line2D([], [], color=colour, marker=marker, label=label)
 

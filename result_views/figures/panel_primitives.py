@@ -16,14 +16,19 @@ from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterSciNotation, LogLocator, NullFormatter
 from numpy.typing import NDArray
 
-from result_views.figures.drawing import MARKERS, PALETTE, SEQUENTIAL_CMAP, drawable_text
+from result_views.figures.drawing import (
+    LAYER_CMAP,
+    MARKERS,
+    NULL_ALPHA,
+    NULL_COLOUR,
+    PALETTE,
+    QUANTITY_STYLES,
+    drawable_text,
+)
 from suite_plumbing.result_reading import Section, Sections, all_layers, layers_of, usable, why_none
-
-NULL_COLOUR = "0.6"
 
 MAX_TICKS = 13
 """More layers or pairs than this, and only every second, third, ... is labelled."""
@@ -31,8 +36,13 @@ MAX_TICKS = 13
 MAX_LEGEND_LAYERS = 3
 """More layers than this in colours are named by a colour bar."""
 
-# The last tenth of the colour map, pale yellow, is hard to see on white.
-_LAYER_CMAP_END = 0.9
+# Black is a text's, and the last quarter of the colour map, pale yellow, hard to see on white.
+_LAYER_CMAP_ENDS = (0.12, 0.76)
+
+# Lines of texts that differ by less than this share of the panel's range are drawn as one.
+_SAME_LINE = 0.05
+
+_ALL_TEXTS_COLOUR = QUANTITY_STYLES[0][0]
 
 # More marks than this in a panel of tests, and those of different texts lie upon each other.
 _MAX_MARKS_ASIDE = 45
@@ -108,23 +118,27 @@ def draw_summary(
     *,
     log: bool = False,
     sign: int = 1,
-    spread: bool = False,
     once: bool = False,
 ) -> Axes:
-    """A summary by layer, a line a text: the median within the range from smallest to largest.
+    """A summary by layer, a line a text: the median, and the band of the middle half of the values.
 
-    `path` leads from a layer's section to the summary: "dynamics.half_life". With `spread`, the
-    mean within one standard deviation either side. `sign` -1 shows the values negated. `once`: the
-    quantity is the same for every text and drawn once, in grey.
+    `path` leads from a layer's section to the summary: "dynamics.half_life". Where the texts'
+    medians lie upon each other, the first is drawn for all, dark. `sign` -1 shows the values
+    negated. `once`: the quantity is the same for every text.
     """
     ax = begin(ax, title, "layer", ylabel)
-    found = dict(list(usable(sections).items())[: 1 if once else None])
-    for text, section in found.items():
-        layers, summaries = _summaries(section, path)
-        centre, low, high = sign * (_mean_std if spread else _median_range)(summaries)
-        colour, marker = ("0.25", "o") if once else text_style(text)
-        ax.plot(layers, centre, color=colour, marker=marker, alpha=0.8, label=text)
-        _draw_band(ax, layers, low, high, colour, len(found))
+    found = usable(sections)
+    layers = all_layers(sections)
+    drawn = {
+        text: sign * _median_quartiles(_summaries(section, path)[1])
+        for text, section in found.items()
+    }
+    alike = once or _coincide([centre for centre, _, _ in drawn.values()], log)
+    for text, (centre, low, high) in list(drawn.items())[: 1 if alike else None]:
+        colour, marker = (_ALL_TEXTS_COLOUR, "") if alike else text_style(text)
+        label = "all texts" if alike else text
+        ax.plot(layers, centre, color=colour, marker=marker, alpha=0.8, label=label)
+        _draw_band(ax, layers, low, high, colour, 1 if alike else len(found))
     if log and ax.lines:
         log_axis(ax, "y")
     return end(ax, sections, all_layers(sections), "undefined in these texts")
@@ -140,24 +154,24 @@ def draw_mean_std(
     band: bool = True,
     first_colour: int = 0,
 ) -> Axes:
-    """Means by layer of several summaries, a colour each (`names`: label by path), a line a text.
+    """Means by layer of several summaries, a style each (`names`: label by path), a line a text.
 
-    `band`: one standard deviation either side.
+    Where the texts' means lie upon each other, the first is drawn for all. `band`: one standard
+    deviation either side.
     """
     ax = begin(ax, title, "layer", ylabel) if title or ax is None else ax
-    found = usable(sections)
+    found, layers = usable(sections), all_layers(sections)
     for i, (path, label) in enumerate(names.items(), first_colour):
-        for j, section in enumerate(found.values()):
-            layers, summaries = _summaries(section, path)
-            mean, low, high = _mean_std(summaries)
+        colour, style = QUANTITY_STYLES[i]
+        drawn = [_mean_std(_summaries(section, path)[1]) for section in found.values()]
+        shown = drawn[:1] if _coincide([mean for mean, _, _ in drawn]) else drawn
+        for j, (mean, low, high) in enumerate(shown):
             name = label if j == 0 else None
-            ax.plot(layers, mean, color=PALETTE[i], marker=MARKERS[i], label=name)
+            ax.plot(layers, mean, color=colour, linestyle=style, label=name)
             if band:
-                _draw_band(ax, layers, low, high, PALETTE[i], len(found))
-    end(ax, sections, all_layers(sections), "undefined in these texts")
-    if found:
-        ax.legend(loc="best")
-    return ax
+                _draw_band(ax, layers, low, high, colour, len(shown))
+    end(ax, sections, layers, "undefined in these texts")
+    return legend_above(ax, len(ax.get_legend_handles_labels()[0])) if found else ax
 
 
 def draw_lines_by_layer(
@@ -186,17 +200,19 @@ def draw_tests(
     tests: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     one_sided: bool = False,
+    wide: bool = False,
 ) -> Axes:
     """Values beside the interval of their null, by text: tests of the categories in `labels`.
 
     A grey bar spans null_low to null_high. A point outside is filled, one inside is hollow, one
-    without a null is hollow too. `one_sided`: only values above null_high count as outside.
+    without a null is hollow too. `one_sided`, or that key of a test: only values above null_high
+    count as outside. `wide`: the panel is as wide as the page.
     """
     given = [test for row in tests.values() for test in row]
     if all(test["value"] is None for test in given):
         reason = next((test["reason"] for test in given if test["reason"]), "undefined")
         return write_reason(ax, why_none(sections) or reason)
-    offsets, width, alpha = _beside_each_other(len(tests), len(labels))
+    offsets, width, alpha = _beside_each_other(len(tests), len(labels) // (3 if wide else 1))
     for (text, row), offset in zip(tests.items(), offsets, strict=True):
         x = np.arange(len(labels)) + offset
         names = ("value", "null_low", "null_high")
@@ -204,14 +220,14 @@ def draw_tests(
         ax.bar(x, high - low, width, low, color=NULL_COLOUR, alpha=alpha, linewidth=0, label="null")
         colour, marker = text_style(text)
         ax.plot(x, value, color=colour, linewidth=0.6, alpha=0.6)
-        outside = (value > high) | ((value < low) & (not one_sided))
+        below_counts = [not test.get("one_sided", one_sided) for test in row]
+        outside = (value > high) | ((value < low) & below_counts)
         for chosen, face in ((outside, colour), (~outside, "white")):
             ax.plot(
                 x[chosen], value[chosen], marker, color=colour, markerfacecolor=face,
                 markeredgewidth=0.8, label=text,
             )  # fmt: skip
-    thin_ticks(ax, "x", labels)
-    return ax
+    return upright_ticks(ax, labels) if wide else thin_ticks(ax, "x", labels)
 
 
 def _beside_each_other(num_texts: int, num_labels: int) -> tuple[NDArray, float, float]:
@@ -220,49 +236,63 @@ def _beside_each_other(num_texts: int, num_labels: int) -> tuple[NDArray, float,
     if num_texts * num_labels > _MAX_MARKS_ASIDE:
         return np.zeros(num_texts), 0.8, 0.7 / num_texts**0.7
     step = 0.8 / num_texts
-    return (np.arange(num_texts) - (num_texts - 1) / 2) * step, 0.85 * step, 0.55
+    return (np.arange(num_texts) - (num_texts - 1) / 2) * step, 0.85 * step, NULL_ALPHA
 
 
-def draw_bars(
+def draw_points(
     ax: Axes,
     section: Section,
-    bars: Mapping[str, Sequence[float | None]],
+    points: Mapping[str, Sequence[float | None]],
     chance: float,
     reason: str | None,
+    *,
     hollow: Mapping[str, Sequence[bool]] | None = None,
+    null: Mapping[str, tuple[Sequence[Any], Sequence[Any]]] | None = None,
 ) -> Axes:
-    """Groups of bars, one group a layer, and a dashed line at what chance gives.
+    """Groups of points, one group a layer, and a grey line at what chance gives.
 
-    `hollow`: by name of the bars, those that are drawn as outlines.
+    `hollow`: by name of the points, those that are drawn as outlines. `null`: by name, the lower
+    and upper ends of the interval of chance, as grey bars in place of the line.
     """
-    if all(value is None for values in bars.values() for value in values):
+    if all(value is None for values in points.values() for value in values):
         return write_reason(ax, reason or "undefined")
-    width = 0.8 / len(bars)
-    for i, (name, values) in enumerate(bars.items()):
-        x = np.arange(len(values)) + (i - (len(bars) - 1) / 2) * width
-        colour = PALETTE[i % len(PALETTE)]
-        drawn = ax.bar(
-            x, as_array(values), width * 0.88, color=colour, edgecolor=colour, linewidth=0.7
-        )
-        drawn.set_label(name)
-        for bar, empty in zip(drawn, hollow[name] if hollow else (), strict=False):
-            bar.set_facecolor("white" if empty else colour)
-    handles = [Patch(color=PALETTE[i % len(PALETTE)], label=name) for i, name in enumerate(bars)]
-    ax.axhline(chance, color="0.25", linestyle="--", linewidth=0.9)
+    width = 0.7 / len(points)
+    for i, (name, values) in enumerate(points.items()):
+        x, y = np.arange(len(values)) + (i - (len(points) - 1) / 2) * width, as_array(values)
+        if null is not None:
+            low, high = map(as_array, null[name])
+            ax.bar(
+                x, high - low, 0.8 * width, low, color=NULL_COLOUR, alpha=NULL_ALPHA, linewidth=0
+            )
+        colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
+        empty = np.array(hollow[name] if hollow else [False] * len(values))
+        for chosen, face, label in ((~empty, colour, name), (empty, "white", None)):
+            ax.plot(
+                x[chosen], y[chosen], marker, color=colour, markerfacecolor=face, markersize=4,
+                label=label,
+            )  # fmt: skip
+    if null is None:
+        ax.axhline(chance, color=NULL_COLOUR, linewidth=1.5, zorder=0)
     thin_ticks(ax, "x", [str(layer) for layer, _ in layers_of(section)])
-    ax.set_title(ax.get_title(), pad=16)
-    # Above the axes, so that it hides no bar.
+    return legend_above(ax, len(points))
+
+
+def legend_above(ax: Axes, columns: int, handles: Sequence[Any] | None = None) -> Axes:
+    """A legend between title and axes, so that it hides nothing."""
+    shown = ax.get_legend_handles_labels()[0] if handles is None else list(handles)
+    rows = -(-len(shown) // max(columns, 1))
+    ax.set_title(ax.get_title(), pad=5 + 9 * rows)
     ax.legend(
-        handles=handles, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=len(bars),
-        borderaxespad=0.1, handlelength=1.2, columnspacing=1.2,
+        handles=shown, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=columns,
+        borderaxespad=0.1, handlelength=1.8, columnspacing=1.2,
     )  # fmt: skip
     return ax
 
 
 def layer_colours(layers: Sequence[int]) -> dict[int, tuple[float, ...]]:
     """A colour for each layer, from dark (first) to light (last)."""
-    cmap = matplotlib.colormaps[SEQUENTIAL_CMAP]
-    shares = np.linspace(0, _LAYER_CMAP_END, max(2, len(layers)))
+    cmap = matplotlib.colormaps[LAYER_CMAP]
+    shares = np.linspace(*_LAYER_CMAP_ENDS, max(2, len(layers)))
     return {layer: cmap(share) for layer, share in zip(layers, shares, strict=False)}
 
 
@@ -272,8 +302,7 @@ def name_layers(ax: Axes, layers: Sequence[int]) -> Axes:
     if len(layers) <= MAX_LEGEND_LAYERS:
         for layer in layers:
             ax.plot([], [], color=colours[layer], label=f"layer {layer}")
-        ax.legend(loc="best")
-        return ax
+        return legend_above(ax, len(layers))
     cmap = ListedColormap([colours[layer] for layer in layers])
     bar = ax.figure.colorbar(
         ScalarMappable(Normalize(-0.5, len(layers) - 0.5), cmap), ax=ax, label="layer"
@@ -301,6 +330,17 @@ def log_axis(ax: Axes, name: str) -> Axes:
     return ax
 
 
+def lag_axis(ax: Axes) -> Axes:
+    """Make the x axis of lags logarithmic, with a place for lag 0."""
+    ax.set_xscale("symlog", linthresh=1, linscale=0.3)
+    longest = max((as_array(line.get_xdata()).max(initial=0) for line in ax.lines), default=0)
+    ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 50, 100, 200, 500) if tick <= longest]
+    ticks += [10**power for power in range(3, 10) if 10**power <= longest]
+    ax.set_xlim(-0.3, max(longest, 1) * 1.1)
+    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    return ax
+
+
 def point_size(count: int) -> float:
     """Marker size, points, of a scatter of so many points a group."""
     return 5.0 if count < 20 else 3.0 if count < 200 else 2.0
@@ -313,11 +353,22 @@ def layer_ticks(ax: Axes, layers: Sequence[int]) -> Axes:
 
 
 def thin_ticks(ax: Axes, axis: str, labels: Sequence[str]) -> Axes:
-    """Label positions 0, 1, ... of an axis, at most MAX_TICKS of them."""
+    """Ticks at positions 0, 1, ... of an axis, at most MAX_TICKS of them long and labelled."""
     longest = max(map(len, labels), default=1)
     step = _step(len(labels), MAX_TICKS if longest < 4 or axis == "y" else 24 // longest)
     set_ticks = ax.set_xticks if axis == "x" else ax.set_yticks
     set_ticks(range(0, len(labels), step), list(labels)[::step])
+    if step > 1:
+        set_ticks(range(len(labels)), minor=True)
+    return ax
+
+
+def upright_ticks(ax: Axes, labels: Sequence[str]) -> Axes:
+    """Ticks at the labels of the x axis of a wide panel; at most 16 of them long, and upright."""
+    given = [i for i, label in enumerate(labels) if label]
+    shown = given[:: _step(len(given), 16)]
+    ax.set_xticks(shown, [labels[i] for i in shown], rotation=90)
+    ax.set_xticks(given, minor=True)
     return ax
 
 
@@ -346,9 +397,23 @@ def _summaries(section: Section, path: str) -> tuple[list[int], list[Mapping[str
     return list(layers), list(parts)
 
 
-def _median_range(summaries: Iterable[Mapping[str, Any]]) -> NDArray[np.float64]:
-    """(3, k): median, smallest, largest."""
-    return as_array([[part[name] for name in ("median", "min", "max")] for part in summaries]).T
+def _median_quartiles(summaries: Iterable[Mapping[str, Any]]) -> NDArray[np.float64]:
+    """(3, k): median, lower and upper quartile; no quartiles in results that do not hold them."""
+    names = ("median", "lower_quartile", "upper_quartile")
+    return as_array([[part.get(name) for name in names] for part in summaries]).T
+
+
+def _coincide(lines: Sequence[NDArray[np.float64]], log: bool = False) -> bool:
+    """Whether lines (k,) of two texts or more cannot be told apart in a panel of their range."""
+    if len(lines) < 2 or len({len(line) for line in lines}) > 1:
+        return False
+    values = np.stack(lines)
+    if log:
+        values = np.log(np.where(values > 0, values, np.nan))
+    values = values[:, ~np.isnan(values).all(axis=0)]
+    if values.size == 0 or np.isnan(values).any():
+        return False
+    return bool(np.ptp(values, axis=0).max() <= _SAME_LINE * np.ptp(values))
 
 
 def _mean_std(summaries: Iterable[Mapping[str, Any]]) -> NDArray[np.float64]:

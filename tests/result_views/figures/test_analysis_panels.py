@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from result_views.figures import analysis_panels as panels
@@ -110,6 +109,15 @@ def test_memory_kernel_ends_where_the_text_does(ax):
     np.testing.assert_array_equal(ax.lines[0].get_ydata(), [0.75, 0.25, np.nan])
 
 
+def test_queries_reach_back_in_steps_of_their_share_all_texts_together(ax):
+    one, other = ([0.0, 2.0], [1.0, None])
+    sections = {f"text_{i}": {"layer_0": {"by_query": {"mean_distance": [distances]}}}
+                for i, distances in enumerate((one, other))}  # fmt: skip
+    panels.plot_reach(sections, ax)
+    steps = ax.lines[0].get_xydata()[1:]  # after the step up from 0
+    np.testing.assert_allclose(steps, [[0, 1 / 3], [1, 2 / 3], [2, 1]])
+
+
 def test_agreement_with_synthetic_attention_on_the_whole_range(ax):
     section = {"layer_0": attention_layer(0.5), "layer_1": attention_layer(None)}
     panels.plot_synthetic_agreement({"text_0": section}, ax)
@@ -137,60 +145,6 @@ def test_attention_map_is_causal_and_symmetric_about_zero(ax):
 def test_attention_map_of_zeros_has_a_scale(ax):
     panels.plot_attention_map(np.zeros((2, 2)), ["a", "b"], ax)
     assert ax.images[0].get_clim() == (-1.0, 1.0)
-
-
-def evolution():
-    step = {"rms_ratio": 2.0, "cka_p_value": 0.05, "reason": None,
-            "attention_agreement": null_test(0.5, -0.25, 0.25)}  # fmt: skip
-    return {
-        "rollout": {
-            "rms": {"layer_0": 0.5, "layer_2": 1.0},
-            "concentration": {
-                "layer_0": {"top_5_percent_share": 0.25},
-                "layer_2": {"top_5_percent_share": None},
-            },
-            "transitions": [
-                {"from_layer": 0, "to_layer": 2, "cka": 0.75, "cka_null_mean": 0.125,
-                 "cka_null_max": 0.25, **step},
-            ],
-        }
-    }  # fmt: skip
-
-
-def test_neurons_across_layers(ax):
-    panels.plot_neuron_cka({"text_0": evolution()}, "rollout", ax)
-    assert rectangles(ax) == [(0.125, 0.25)]
-    np.testing.assert_array_equal(ax.lines[1].get_xydata(), [[0, 0.75]])
-    assert [label.get_text() for label in ax.get_xticklabels()] == ["0→2"]
-    assert ax.get_title() == "CKA of successive layers,\nrollout"
-
-
-def test_agreement_of_attention_beside_its_null(ax):
-    panels.plot_attention_agreement({"text_0": evolution()}, "rollout", ax)
-    assert rectangles(ax) == [(-0.25, 0.25)]
-    np.testing.assert_array_equal(ax.lines[1].get_xydata(), [[0, 0.5]])
-    assert ax.get_title() == "Agreement of attention,\nrollout"
-
-
-def test_a_neuron_cka_below_the_mean_of_its_null_is_no_finding(ax):
-    section = evolution()
-    section["rollout"]["transitions"][0]["cka"] = 0.0
-    panels.plot_neuron_cka({"text_0": section}, "rollout", ax)
-    _, outside, inside = ax.lines
-    assert len(outside.get_xdata()) == 0
-    np.testing.assert_array_equal(inside.get_xydata(), [[0, 0.0]])
-
-
-def test_magnitude_and_concentration_of_neurons(ax):
-    panels.plot_neuron_magnitude({"text_0": evolution()}, "rollout", ax)
-    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[0, 0.5], [2, 1.0]])
-    other = Figure().subplots()
-    panels.plot_neuron_concentration({"text_0": evolution()}, "rollout", other)
-    np.testing.assert_array_equal(other.lines[0].get_ydata(), [0.25, np.nan])
-    assert np.asarray(other.lines[1].get_ydata()).tolist() == [
-        0.05,
-        0.05,
-    ]  # what equal importance would give
 
 
 def pair(a, b, value, lagged):
@@ -262,30 +216,18 @@ def test_ssm_attention_has_a_group_of_columns_a_pair_and_a_column_a_text(ax):
 
 
 def test_spread_between_texts_beside_chance(ax):
-    section = {f"layer_{i}": {"mean_delta": {"ratio": 0.5 + i, "reason": None}} for i in (0, 1)}
+    null = {"null_low": 0.25, "null_high": 1.5, "reason": None}
+    section = {f"layer_{i}": {"mean_delta": {"ratio": 0.5 + i, **null}} for i in (0, 1)}
     panels.plot_text_spread(section, ax, "Spread")
-    assert [high - low for low, high in rectangles(ax)] == [0.5, 1.5]
-    assert np.asarray(ax.lines[0].get_ydata()).tolist() == [1, 1]
+    assert rectangles(ax) == [(0.25, 1.5)] * 2
+    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [0.5, 1.5])
 
 
 def test_one_text_has_no_consistency_and_says_so(ax):
-    none = {"ratio": None, "reason": "needs at least two texts"}
+    none = {"ratio": None, "null_low": None, "null_high": None,
+            "reason": "needs at least two texts"}  # fmt: skip
     panels.plot_text_spread({"layer_0": {"mean_delta": none}}, ax)
     assert "needs at least two texts" in texts_of(ax)
-
-
-def test_shared_neurons_are_outlined_where_chance_is_not_excluded(ax):
-    found = {"top_n": 20, "mean_overlap": 9.0, "expected_overlap": 1.5, "largest_p_value": 0.001,
-             "mean_spearman": 0.5, "reason": None}  # fmt: skip
-    section = {"layer_0": {"rollout": found, "gradient_guided": {**found, "largest_p_value": 0.5}}}
-    panels.plot_neuron_overlap(section, ax)
-    first, second = (to_hex(bar.get_facecolor()) for bar in ax.patches)
-    assert second == "#ffffff" != first
-    assert np.asarray(ax.lines[0].get_ydata()).tolist() == [1.5, 1.5]
-    assert ax.get_ylabel() == "neurons on both lists, of 20"
-    other = Figure().subplots()
-    panels.plot_neuron_rank_agreement(section, other)
-    assert [high - low for low, high in rectangles(other)] == [0.5, 0.5]
 
 
 def patterns(value):

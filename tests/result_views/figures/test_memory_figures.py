@@ -16,7 +16,7 @@ FAILED = {
     "analysis_metadata": {"layer_indices": [0], "neuron_methods": ["rollout"]},
     "individual_texts": {"text_0": {"text": "a b", "tokens": ["a", "b"]}},
     "memory_by_layer": [],
-    "memory": {"delta": {"error": {"type": "AnalysisError", "message": "too flat"}}},
+    "memory": {"state": {"error": {"type": "AnalysisError", "message": "too flat"}}},
 }
 
 

@@ -49,50 +49,91 @@ def test_curves_by_lag_with_all_layers_together(ax):
     np.testing.assert_array_equal(ax.lines[1].get_ydata(), [0.5, 0.4, 0.3])
 
 
-def test_pairs_stand_below_the_diagonal_and_their_nulls_above_it(ax):
+def test_pairs_that_were_compared_stand_beside_their_nulls(ax):
     pairs = {
         "layer_0_to_3": {"layers": [0, 3], "max_abs": null_test(0.7), "reason": None},
         "layer_3_to_6": {"layers": [3, 6], "max_abs": null_test(0.4), "reason": None},
     }
-    panels.plot_pair_heatmap({"mixer": pairs}, "mixer", "max_abs", ax)
-    shown = ax.images[0].get_array()
-    assert (shown[1, 0], shown[2, 1]) == (0.7, 0.4)
-    assert shown[0, 1] == shown[1, 2] == 0.5
-    assert shown.mask[0, 0]
-    assert shown.mask[2, 0]
-    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[1, 2]])  # within its null
+    panels.plot_pairs({"mixer": pairs}, "mixer", "max_abs", ax)
+    assert [(bar.get_y(), bar.get_height()) for bar in ax.patches] == [(-0.5, 1.0)] * 2
+    _, filled, hollow = ax.lines
+    np.testing.assert_array_equal(filled.get_xydata(), [[0, 0.7]])
+    np.testing.assert_array_equal(hollow.get_xydata(), [[1, 0.4]])  # within its null
+    assert hollow.get_markerfacecolor() == "white"
+    assert [label.get_text() for label in ax.get_xticklabels()] == ["0→3", "3→6"]
 
 
-def test_autocorrelation_lies_on_the_nulls_of_all_layers(ax):
-    def layer(mean, edge):
-        series = {"lags": [1, 2], "mean": mean, "null_low": [-edge] * 2, "null_high": [edge] * 2}
-        return {"mixer": {"autocorrelation": series}}
+def series_of(mean):
+    edges = {"null_low": [-0.1] * len(mean), "null_high": [0.1] * len(mean)}
+    lags = list(range(1, len(mean) + 1))
+    reason = None if mean else "every channel is silent"
+    return {"mixer": {"autocorrelation": {"lags": lags, "mean": mean, "reason": reason, **edges}}}
 
-    section = {"layer_0": layer([0.5, 0.2], 0.1), "layer_3": layer([0.4, 0.1], 0.3)}
+
+def test_autocorrelation_of_all_layers_marks_what_lies_within_the_null(ax):
+    section = {"layer_0": series_of([0.5, 0.05]), "layer_3": series_of([-0.4, 0.2])}
     panels.plot_autocorrelation(section, "mixer", ax)
-    np.testing.assert_array_equal(ax.lines[1].get_xydata(), [[1, 0.4], [2, 0.1]])
-    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
-    assert (heights.min(), heights.max()) == (-0.3, 0.3)
+    np.testing.assert_array_equal(ax.images[0].get_array(), [[0.5, 0.05], [-0.4, 0.2]])
+    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[1, 0]])
+    assert not ax.texts
 
 
-def test_autocorrelation_leaves_out_a_silent_layer(ax):
-    series = {"lags": [1, 2], "mean": [0.5, 0.2], "null_low": [-0.1, -0.2], "null_high": [0.1, 0.2]}
-    none = {"lags": [], "mean": [], "null_low": [], "null_high": []}
-    section = {
-        f"layer_{i}": {"mixer": {"autocorrelation": one}} for i, one in enumerate((none, series))
-    }
-    panels.plot_autocorrelation(section, "mixer", ax)
+def test_autocorrelation_hatches_a_silent_layer_and_says_why(ax):
+    panels.plot_autocorrelation(
+        {"layer_0": series_of([]), "layer_3": series_of([0.5, 0.2])}, "mixer", ax
+    )
+    assert ax.images[0].get_array().mask[0].all()
+    assert said(ax) == "every channel is silent"
+    assert [patch.get_hatch() for patch in ax.patches] == ["////"]
+
+
+def test_activation_of_methods_side_by_side_from_zero(ax):
+    rms = {"median": 2.0, "lower_quartile": 1.0, "upper_quartile": 4.0}
+    part = {m: {"text_0": {"activation_rms": rms}} for m in ("rollout", "attention_weighted")}
+    panels.plot_activation({"layer_0": part, "layer_5": part}, list(part), ax)
+    first, second = (np.asarray(line.get_xydata()) for line in ax.lines)
+    assert first[:, 1].tolist() == second[:, 1].tolist() == [2.0, 2.0]
+    assert (first[:, 0] < second[:, 0]).all()
+    np.testing.assert_array_equal(ax.collections[0].get_segments()[0][:, 1], [1, 4])
+    assert ax.get_ylim()[0] == 0
+
+
+def test_texts_are_thin_beside_their_mean(ax):
+    section = {"layer_0": {"text_0": {"r": 1.0}, "text_1": {"r": 3.0}},
+               "layer_2": {"text_0": {"r": 2.0}, "text_1": {"r": None}}}  # fmt: skip
+    panels.plot_by_text(section, {"r": "rank"}, "Rank", "r", ax)
+    *texts, mean = ax.lines
+    np.testing.assert_array_equal(texts[0].get_xydata(), [[0, 1], [2, 2]])
+    np.testing.assert_array_equal(mean.get_ydata(), [2, np.nan])
+
+
+def test_untrained_models_are_dashed_beside_a_tested_value(ax):
+    section = {"layer_0": {"x": null_test(0.9)}}
+    panels.plot_tests_by_layer(section, ("x",), "t", "ρ", ax, twins=[[0.2, 0.7]])
+    dashed = [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == "--"]
+    assert dashed == [0.2, 0.7]
+
+
+def test_the_middle_half_of_positions_is_a_band_and_one_position_has_none(ax):
+    def section(kl):
+        together = {"mean_kl": np.mean(kl, axis=0).tolist(), "kl": kl}
+        return {"reset": {"layers": {}, "together": together}}
+
+    panels.plot_causal(section([[1.0, 2.0], [3.0, 2.0], [5.0, 2.0]]), "reset", ax)
     heights = ax.collections[0].get_paths()[0].vertices[:, 1]
-    assert (heights.min(), heights.max()) == (-0.2, 0.2)
+    assert (heights.min(), heights.max()) == (2.0, 4.0)
+    other = Figure().subplots()
+    panels.plot_causal(section([[1.0, 2.0]]), "reset", other)
+    assert not other.collections
 
 
 DRAWN = [
-    lambda section, ax: panels.plot_activation(section, "rollout", ax),
+    lambda section, ax: panels.plot_activation(section, ["rollout"], ax),
     lambda section, ax: panels.plot_tests_by_layer(section, ("x",), "t", "y", ax),
     lambda section, ax: panels.plot_autocorrelation(section, "mixer", ax),
     panels.plot_survival,
     panels.plot_kernel,
-    lambda section, ax: panels.plot_pair_heatmap(section, "mixer", "cka", ax),
+    lambda section, ax: panels.plot_pairs(section, "mixer", "cka", ax),
     panels.plot_rank_correlations,
     lambda section, ax: panels.plot_causal(section, "reset", ax),
     lambda section, ax: panels.plot_causal_map(section, "knockout", ax),

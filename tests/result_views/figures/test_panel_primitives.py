@@ -20,7 +20,8 @@ def ax():
 
 
 def summary(mean, std=1.0, low=-1.0, median=0.5, high=2.0):
-    return {"mean": mean, "std": std, "min": low, "median": median, "max": high}
+    return {"mean": mean, "std": std, "lower_quartile": low, "median": median,
+            "upper_quartile": high}  # fmt: skip
 
 
 def texts_of(ax):
@@ -37,7 +38,7 @@ def test_texts_are_told_apart_by_colour_and_marker():
     assert len({colour for colour, _ in styles[:7]}) == 7
 
 
-def test_summary_draws_median_and_range(ax):
+def test_summary_draws_median_and_quartiles(ax):
     sections = {"text_1": {f"layer_{i}": {"delta": summary(0, median=i, low=i - 1, high=i + 2)}
                            for i in (0, 3, 12)}}  # fmt: skip
     primitives.draw_summary(sections, "delta", ax, "Step size", "tokens")
@@ -49,13 +50,23 @@ def test_summary_draws_median_and_range(ax):
     assert list(ax.get_xticks()) == [0, 3, 12]
 
 
-def test_summary_of_spread_draws_mean_and_standard_deviation(ax):
-    sections = {"text_0": {"layer_0": {"x": {"y": summary(2.0, std=0.5)}},
-                           "layer_1": {"x": {"y": summary(4.0, std=0.25)}}}}  # fmt: skip
-    primitives.draw_summary(sections, "x.y", ax, "", "", spread=True)
-    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [2, 4])
-    band = ax.collections[0].get_paths()[0].get_extents()
-    assert (band.y0, band.y1) == (1.5, 4.25)
+def of_texts(*medians):
+    return {f"text_{i}": {f"layer_{k}": {"x": summary(median, median=median)}
+                          for k, median in enumerate(line)}
+            for i, line in enumerate(medians)}  # fmt: skip
+
+
+def test_texts_that_lie_upon_each_other_are_one_line_and_others_are_not(ax):
+    primitives.draw_summary(of_texts([1.0, 9.0], [1.01, 9.0]), "x", ax, "", "")
+    (line,) = ax.lines
+    assert line.get_label() == "all texts"
+    other = Figure().subplots()
+    primitives.draw_summary(of_texts([1.0, 9.0], [2.0, 9.0]), "x", other, "", "")
+    assert [line.get_label() for line in other.lines] == ["text_0", "text_1"]
+    # On a logarithmic axis 1 and 1.2 of a range from 1 to 9 are apart.
+    apart = Figure().subplots()
+    primitives.draw_summary(of_texts([1.0, 9.0], [1.2, 9.0]), "x", apart, "", "", log=True)
+    assert len(apart.lines) == 2
 
 
 def test_a_single_layer_shows_its_range_as_a_bar(ax):
@@ -112,17 +123,35 @@ def test_tests_without_any_value_give_the_reason(ax):
     assert texts_of(ax) == "not available 5 tokens; a claim needs at least 40"
 
 
-def test_bars_beside_chance_in_outline_where_it_is_not_excluded(ax):
+def test_points_beside_chance_in_outline_where_it_is_not_excluded(ax):
     section = {"layer_0": {}, "layer_3": {}}
-    bars = {"rollout": [4.0, 2.0], "gradient": [1.0, None]}
+    points = {"rollout": [4.0, 2.0], "gradient": [1.0, None]}
     hollow = {"rollout": [False, True], "gradient": [True, True]}
-    primitives.draw_bars(ax, section, bars, 1.5, None, hollow)
-    heights = [bar.get_height() for bar in ax.patches]
-    np.testing.assert_array_equal(heights, [4, 2, 1, np.nan])
-    faces = [to_hex(bar.get_facecolor()) for bar in ax.patches[:2]]
-    assert faces[1] == "#ffffff" != faces[0]
-    assert list(ax.lines[0].get_ydata()) == [1.5, 1.5]
+    primitives.draw_points(ax, section, points, 1.5, None, hollow=hollow)
+    drawn = [np.asarray(line.get_ydata()).tolist() for line in ax.lines]
+    assert drawn[:3] == [[4], [2], []]
+    np.testing.assert_array_equal(drawn[3], [1, np.nan])
+    assert drawn[4] == [1.5, 1.5]
+    assert to_hex(ax.lines[1].get_markerfacecolor()) == "#ffffff"
     assert [text.get_text() for text in ax.get_legend().get_texts()] == ["rollout", "gradient"]
+
+
+def test_a_legend_stands_above_the_data(ax):
+    ax.plot([0, 1], [0, 1], label="a")
+    primitives.legend_above(ax, 1)
+    ax.figure.draw_without_rendering()
+    assert ax.get_legend().get_window_extent().y0 >= ax.get_window_extent().y1
+
+
+def test_lags_are_logarithmic_with_a_place_for_0_and_end_where_the_data_do(ax):
+    ax.plot(range(130), range(130))
+    primitives.lag_axis(ax)
+    assert [text.get_text() for text in ax.get_xticklabels()] == [
+        "0", "1", "2", "5", "10", "20", "50", "100",
+    ]  # fmt: skip
+    low, high = ax.get_xlim()
+    assert low < 0
+    assert 129 < high < 150
 
 
 @pytest.mark.parametrize(("count", "names"), [(3, "legend"), (24, "colour bar")])

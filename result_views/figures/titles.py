@@ -1,0 +1,203 @@
+"""Titles of the figures: what each shows of these results, as a sentence with its numbers.
+
+A title says what stands in the results and no more; where the numbers are missing it is the plain
+name of what is drawn. Over texts a number is the middle one of the texts.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from result_views.glossary import method_name
+from suite_plumbing.result_reading import (
+    Section,
+    entry_at,
+    failure,
+    layers_of,
+    text_sections,
+    usable,
+)
+
+
+def ssm_title(results: Section) -> str:
+    """Which layer's states keep a token longest, and which shortest."""
+    by_layer = _middle_by_layer(results, "ssm_components", "dynamics", "half_life", "median")
+    return _longest_and_shortest(
+        by_layer, "SSM components by layer", "Layer {} keeps a token longest: median half-life {}"
+    )
+
+
+def attention_title(results: Section) -> str:
+    """Which layer reads back furthest, and which least."""
+    path = ("attention_data", "statistics", "mean_distance", "mean")
+    return _longest_and_shortest(
+        _middle_by_layer(results, *path), "Implicit attention", "Layer {} reads back {} on average"
+    )
+
+
+def neuron_title(results: Section) -> str:
+    """How often neurons of successive layers go together beyond their null."""
+    steps = [
+        step
+        for section in usable(text_sections(results, "neuron_evolution")).values()
+        for part in section.values()
+        for step in part["transitions"]
+    ]
+    tests = [step["attention_agreement"] for step in steps]
+    return _above(
+        tests, "Neurons across layers",
+        "Neurons of successive layers attend alike above their null in {} pairs"
+    )  # fmt: skip
+
+
+def correlation_title(results: Section) -> str:
+    """How often mixers of successive layers are correlated beyond their null."""
+    sections = usable(text_sections(results, "layer_correlations")).values()
+    tests = [pair["mean_abs"] for section in sections for pair in section["mixer"].values()]
+    return _above(
+        tests, "Correlations across layers, over time, and with attention",
+        "Mixers of successive layers are correlated above their null in {} pairs"
+    )  # fmt: skip
+
+
+def consistency_title(results: Section) -> str:
+    """In how many layers every two texts share more important neurons than chance gives."""
+    section = results.get("cross_text_analysis", {}).get("neuron_consistency", {})
+    found = [] if failure(section) else [part for _, part in layers_of(section)]
+    p_values = [method["largest_p_value"] for part in found for method in part.values()]
+    known = [p_value for p_value in p_values if p_value is not None]
+    if not known:
+        return "Consistency across texts"
+    shared = f"{sum(p <= 0.05 for p in known)} of {len(known)}"
+    return f"Texts share important neurons beyond chance in {shared} layers by methods"
+
+
+def change_title(results: Section) -> str:
+    """How often state and activation change together beyond their null."""
+    sections = usable(text_sections(results, "recursive_patterns")).values()
+    tests = [part["change_correlation"] for section in sections for _, part in layers_of(section)]
+    return _above(
+        tests, "Change of state against change of activation",
+        "State and activation change together above the null in {} layers of texts"
+    )  # fmt: skip
+
+
+def activation_title(section: Section, methods: Sequence[str]) -> str:
+    """In which layer the first method's neurons are most active."""
+    plain = "Neuron activation patterns"
+    if failure(section) or not methods:
+        return plain
+    values = {
+        layer: [text["activation_rms"]["median"] for text in part[methods[0]].values()]
+        for layer, part in layers_of(section)
+    }
+    middle = _middle(values)
+    if len(middle) < 2:
+        return plain
+    most, least = max(middle, key=middle.__getitem__), min(middle, key=middle.__getitem__)
+    return (
+        f"Neurons ({method_name(methods[0])}) are most active in layer {most} (RMS "
+        f"{middle[most]:.2g}), least in {least} ({middle[least]:.2g})"
+    )
+
+
+def memory_title(rows: Sequence[Section]) -> str:
+    """Which layer reads back furthest, and which least, by the memory kernel."""
+    lags = {row["layer"]: row["kernel_lag_90"] for row in rows}
+    known = {layer: lag for layer, lag in lags.items() if lag is not None}
+    return _longest_and_shortest(
+        known, "Memory effects", "Layer {}: 90 % of attention lies within {}"
+    )
+
+
+def recursion_title(section: Section) -> str:
+    """In how many layers the state and the mixer's output change together beyond the null."""
+    tests = [] if failure(section) else [part["mixer"]["change_correlation"]
+                                         for _, part in layers_of(section)]  # fmt: skip
+    return _above(
+        tests, "Recursive patterns",
+        "State and mixer output change together above the null in {} layers"
+    )  # fmt: skip
+
+
+def cross_layer_title(section: Section) -> str:
+    """How many pairs of successive layers have mixers correlated beyond their null."""
+    pairs = [] if failure(section) else section["mixer"].values()
+    return _above(
+        [pair["mean_abs"] for pair in pairs], "Cross-layer correlations",
+        "Mixers are correlated above their null in {} pairs of successive layers"
+    )  # fmt: skip
+
+
+def ssm_neuron_title(section: Section) -> str:
+    """In how many layers delta goes with the neurons' activity beyond its null."""
+    tests = [] if failure(section) else [part["observed"]["mean_abs"]
+                                         for _, part in layers_of(section)]  # fmt: skip
+    return _above(
+        tests, "SSM and neurons", "Δ goes with the activity of neurons above its null in {} layers"
+    )
+
+
+def causal_title(section: Section) -> str:
+    """What the erased state of all layers costs at the next token, and later."""
+    bins = entry_at(section, "reset", "together", "bins") or []
+    known = [one for one in bins if one["kl"] is not None]
+    if not known:
+        return "Causal memory"
+    first, last = known[0], known[-1]
+    return (
+        f"With every state erased, KL is {first['kl']:.2g} nats at lag {first['first_lag']}, "
+        f"{last['kl']:.2g} at lags {last['first_lag']} to {last['last_lag']}"
+    )
+
+
+def finding_title(rows: Sequence[Section]) -> str:
+    """How many claims there are, and how many have which verdict."""
+    if not rows:
+        return "Findings"
+    counts = Counter(row["verdict"] for row in rows)
+    return f"{len(rows)} claims: " + "; ".join(f"{n} {verdict}" for verdict, n in counts.items())
+
+
+def _middle_by_layer(results: Section, step: str, *path: str) -> dict[int, float]:
+    """The middle one of the texts' values, by layer."""
+    values: dict[int, list[Any]] = {}
+    for section in usable(text_sections(results, step)).values():
+        for layer, part in layers_of(section):
+            values.setdefault(layer, []).append(entry_at(part, *path))
+    return _middle(values)
+
+
+def _middle(values: dict[int, list[Any]]) -> dict[int, float]:
+    known = {k: [x for x in found if x is not None] for k, found in values.items()}
+    return {layer: statistics.median(found) for layer, found in known.items() if found}
+
+
+def _longest_and_shortest(by_layer: dict[int, float], plain: str, sentence: str) -> str:
+    """The sentence with the layer of the largest value, and that of the smallest in brackets."""
+    if len(by_layer) < 2:
+        return plain
+    most = max(by_layer, key=by_layer.__getitem__)
+    least = min(by_layer, key=by_layer.__getitem__)
+    return (
+        sentence.format(most, f"{_two_digits(by_layer[most])} tokens")
+        + f" (layer {least}: {_two_digits(by_layer[least])})"
+    )
+
+
+def _two_digits(count: float) -> str:
+    """1,300 for 1312: no more digits than another text would leave."""
+    rounded = float(f"{count:.2g}")
+    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
+
+
+def _above(tests: Iterable[Section], plain: str, sentence: str) -> str:
+    """The sentence with how many of the tests lie above their null; `plain` without any."""
+    known = [test for test in tests if test["value"] is not None and test["null_high"] is not None]
+    if not known:
+        return plain
+    above = sum(test["value"] > test["null_high"] for test in known)
+    return sentence.format(f"{above} of {len(known)}")
