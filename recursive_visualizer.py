@@ -304,7 +304,7 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
     if "cross_text_analysis" in results:
         figures = OVERVIEW_FIGURES if overview_rows(results) else {}
         figures = {**figures, **CORRECTED_FIGURES}
-        if len(results["individual_texts"]) < 2:  # there is nothing to be consistent with
+        if len(results.get("individual_texts", {})) < 2:  # there is nothing to be consistent with
             figures.pop("consistency_analysis", None)
         if "attribution_faithfulness" in results["cross_text_analysis"]:
             figures |= FAITHFULNESS_FIGURES

@@ -43,7 +43,7 @@ GALLERY = {
     "memory": ("neuron_activation_patterns", "memory_effects", "recursive_patterns",
                "cross_layer_correlations", "ssm_neuron_correlations", "causal_memory"),
 }  # fmt: skip
-"""Figures of the gallery by analysis; of the findings the first page."""
+"""Figures of the gallery by analysis."""
 
 _DPI = 80
 _COLOURS = 192

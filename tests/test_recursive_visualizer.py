@@ -315,6 +315,7 @@ def test_command_draws_the_default_results(saved, tmp_path, monkeypatch, capsys)
         path.rename(folder / path.name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(visualizer, "CORRECTED_FIGURES", ONE_FIGURE)
+    monkeypatch.setattr(visualizer, "OVERVIEW_FIGURES", {})
     monkeypatch.setattr(visualizer, "finding_figures", lambda results: {})
     assert main(["--formats", "svg,png"]) == 0
     written = tmp_path / "recursive_analysis_plots"

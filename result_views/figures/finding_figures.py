@@ -52,8 +52,9 @@ def figure_findings(results: Section) -> Figure:
         "(grey), so that claims of different units share an axis; for a claim with an interval in "
         "place of a null, the value in half-widths of that interval (line), where 0 lies outside "
         "it beyond 1. Filled: supported. From the smallest to the largest of untrained models: "
-        f"diamonds with fresh, squares with permuted weights. {len(shown)} of {len(rows)} claims: those with the largest "
-        "effects; the report has all, with what they rest on.",
+        "diamonds with fresh, squares with permuted weights. "
+        f"{len(shown)} of {len(rows)} claims: those with the largest effects; the report has all, "
+        "with what they rest on.",
         [(1, 0.6 + 0.27 * len(shown))],
         {},
     )

@@ -15,12 +15,14 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from result_views.answers import overview_rows
 from result_views.figures import analysis_panels as panels
 from result_views.figures import comparison_figures as comparison
 from result_views.figures import faithfulness_figures as faithfulness
 from result_views.figures import long_memory_figures as long_text
 from result_views.figures import memory_figures as memory
 from result_views.figures import memory_panels, neuron_panels
+from result_views.figures import overview_figures as overview
 from result_views.figures.finding_figures import plot_findings
 from result_views.figures.pages import PageFigure, styled, text_handles
 from suite_plumbing.arguments import validate_choice
@@ -205,6 +207,31 @@ MAIN_PANELS: dict[str, Callable[..., Axes]] = {
 """Panels of the main analysis by name: functions of (view, ax) and their own choices."""
 
 
+def _overview(plot: Callable[..., Axes], *described: Any) -> Callable[..., Axes]:
+    """A panel of the rows of the overview, all layers or the chosen one."""
+
+    def draw(view: View, ax: Axes) -> Axes:
+        rows = overview_rows(view.results)
+        if view.layer is not None:
+            validate_choice("layer", view.layer, [row["layer"] for row in rows])
+            rows = [row for row in rows if row["layer"] == view.layer]
+        if not described:
+            return plot(rows, ax)
+        key, title, label, reference = described
+        return plot(rows, key, ax, title, label, reference)
+
+    return draw
+
+
+OVERVIEW_PANELS: dict[str, Callable[..., Axes]] = {
+    "kept": _overview(overview.plot_half_life),
+    "copying": _overview(overview.plot_tested, "copying", "Copying", "times the lags around", 1.0),
+    "reset_cost": _overview(overview.plot_tested, "reset", "State erased", "nats a token", 0.0),
+    "gate": _overview(overview.plot_tested, "gate", "Gate at words' beginnings", "SD of ln Δ", 0.0),
+}
+"""Panels of the overview of all layers, where results hold one."""
+
+
 def _activation(view: View, ax: Axes, method: str = "attention_weighted") -> Axes:
     known = view.results["analysis_metadata"]["neuron_methods"]
     methods = [validate_choice("method", method, known)]
@@ -359,6 +386,8 @@ _SIZES = {"claims": _TALL} | dict.fromkeys(
 def panels_of(results: Section) -> dict[str, Callable[..., Axes]]:
     """The panels that results hold the numbers for, by name."""
     found = dict(next((table for key, table in _BY_KEY if key in results), {}))
+    if "cross_text_analysis" in results and overview_rows(results):
+        found |= OVERVIEW_PANELS
     if "attribution_faithfulness" in results.get("cross_text_analysis", {}):
         found |= FAITHFULNESS_PANELS
     return found | (FINDING_PANELS if results.get("findings") else {})

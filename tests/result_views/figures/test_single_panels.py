@@ -36,7 +36,9 @@ def memory(tiny_tokenizer):
     return Results(json.loads(json.dumps(found)))
 
 
-@pytest.mark.parametrize("name", [*single_panels.MAIN_PANELS, "claims"])
+@pytest.mark.parametrize(
+    "name", [*single_panels.MAIN_PANELS, *single_panels.OVERVIEW_PANELS, "claims"]
+)
 def test_each_panel_of_the_main_analysis_is_drawn_alone_and_fits(main, name):
     figure = main.figure(name)
     assert_fits(figure)
@@ -92,7 +94,7 @@ def test_a_chosen_kind_and_layer_of_causal_memory(memory):
         ("neuron_cka", {"method": "mean"}, "method is 'mean'"),
         ("pair_statistic", {"stream": "both"}, "stream is 'both'"),
         ("ssm_analysis", {"layer": 0}, "figure 'ssm_analysis' takes no choices"),
-        ("heads", {}, "figure is 'heads'; it must be one of ssm_analysis"),
+        ("heads", {}, "figure is 'heads'; it must be one of .*ssm_analysis, .*attention_map"),
     ],
 )
 def test_wrong_names_and_choices_are_answered(main, name, choices, message):
