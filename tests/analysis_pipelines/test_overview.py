@@ -13,6 +13,7 @@ from analysis_pipelines.overview import overview, text_facts
 from analysis_pipelines.overview_answers import answers
 from analysis_pipelines.overview_rows import joined
 from benchmarks.family_models import MODELS, family_of, make_model, ssm_layers
+from mamba_mixers.sites import find_mixers
 from mamba_mixers.untrained_twins import FRESH, PERMUTED, untrained_twin
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import load_model, load_tokenizer
