@@ -190,12 +190,12 @@ def test_estimates_are_means_with_intervals_over_texts(small_table):
 def test_agreement_is_spearman_with_what_is_measured(small_table):
     model = make_tiny_model()
     expected = []
-    for text in encoded(9, 14, 11):
+    for text in encoded(9, 14, 11, 8, 10):
         explained = explain(model, text.input_ids, LOGIT)
         scores = [attribute(explained, name).scores for name in ("mamba_lrp", "occlusion")]
         expected.append(spearman(*scores))
     found = small_table.methods["mamba_lrp"].agreement["occlusion"]
-    assert found.mean == pytest.approx(sum(expected) / 3, rel=1e-12)
+    assert found.mean == pytest.approx(sum(expected) / 5, rel=1e-12)
     assert set(small_table.methods["occlusion"].agreement) == {"knockout"}
 
 
@@ -208,10 +208,11 @@ def test_conservation_is_reported_where_it_is_promised(small_table):
 
 
 def test_curves_begin_at_f_and_end_at_the_baseline_text(small_table):
-    texts = [explain(make_tiny_model(), text.input_ids, LOGIT) for text in encoded(9, 14, 11)]
-    start = sum(text.f for text in texts) / 3
+    given = encoded(9, 14, 11, 8, 10)
+    texts = [explain(make_tiny_model(), text.input_ids, LOGIT) for text in given]
+    start = sum(text.f for text in texts) / 5
     nothing = [torch.zeros_like(text.input_ids, dtype=torch.bool) for text in texts]
-    end = sum(float(t.values(keep)) for t, keep in zip(texts, nothing, strict=True)) / 3
+    end = sum(float(t.values(keep)) for t, keep in zip(texts, nothing, strict=True)) / 5
     for method in small_table.methods.values():
         for curve in (method.most_first, method.least_first):
             assert len(curve) == len(small_table.fractions) == 11
