@@ -6,9 +6,9 @@ bootstrap and normal data in brackets):
 
 | n | normal | exponential | lognormal |
 |---|---|---|---|
-| 5 | 95 % (82 %) | 92 % | 90 % |
+| 5 | 95 % (82 %) | 93 % | 89 % |
 | 10 | 95 % (89 %) | 94 % | 91 % |
-| 20 | 95 % (93 %) | 94 % | 92 % |
+| 20 | 95 % (93 %) | 95 % | 92 % |
 | 100 | 95 % (94 %) | 95 % | 94 % |
 
 Fewer than MIN_VALUES samples have no interval. Samples are taken as independent: of texts that
