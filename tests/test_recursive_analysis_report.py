@@ -195,7 +195,7 @@ def test_the_command_reads_files_and_writes_both_reports(analysis, tmp_path, cap
     assert "open it in a browser" in capsys.readouterr().out
     page = (out / "report.html").read_text(encoding="utf-8")
     text = (out / "report.md").read_text(encoding="utf-8")
-    assert page.count("data:image/webp") == 6
+    assert page.count("data:image/webp") == 7  # six figures and the overview
     for target in re.findall(r"!\[[^\]]*\]\(<([^>]+)>\)", text):
         assert (out / target).is_file()
     assert json.loads(Page(page).data("maps"))["text_0"]

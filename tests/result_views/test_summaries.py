@@ -163,7 +163,9 @@ def test_findings_stand_in_a_table_with_what_they_are_compared_with():
 
 
 def test_an_unknown_figure_names_the_known_ones(runs):
-    with pytest.raises(ValueError, match="figure is 'pie'; it must be one of ssm_analysis"):
+    with pytest.raises(
+        ValueError, match="figure is 'pie'; it must be one of overview, ssm_analysis"
+    ):
         runs["main"][0].figure("pie")
     with pytest.raises(ValueError, match="results hold the keys"):
         Results({"x": 1}).figure("ssm_analysis")
