@@ -87,7 +87,7 @@ def _scale(row: Section) -> tuple[float, float] | None:
 
 def twin_ranges(row: Section) -> list[list[float]]:
     """Smallest and largest value of the untrained twins of each kind that has values."""
-    return [[one["low"], one["high"]] for one in row["twins"] if one["low"] is not None]
+    return [[one["low"], one["high"]] for one in row["twins"] or () if one["low"] is not None]
 
 
 def plot_findings(rows: Sequence[Section], ax: Axes | None = None) -> Axes:

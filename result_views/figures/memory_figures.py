@@ -150,8 +150,8 @@ def figure_causal_memory(results: Section) -> Figure:
         results, causal_title(section),
         "KL of the next-token distribution as it is and without the memory, mean over positions. "
         "Reset: the state is erased before a token. Hidden: what one source gives through the "
-        "state is taken out. By lag: a layer alone, or (black, with the band of the middle half of "
-        "the positions) all analysed layers together. By bin of lags: all together, bars 95 % "
+        "state is taken out. By lag: a layer alone, or (black, with the band of the 95 % "
+        "intervals by bin) all analysed layers together. By bin of lags: all together, bars 95 % "
         "bootstrap intervals over positions; grey: the same at random other positions. Agreement: "
         "Spearman over lags of a layer's own curve with its memory kernel, the mean of |α| by lag, "
         "with its interval.",

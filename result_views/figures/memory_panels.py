@@ -21,6 +21,7 @@ from result_views.figures.drawing import (
     NULL_ALPHA,
     NULL_COLOUR,
     PALETTE,
+    QUANTITY_STYLES,
     draw_heatmap,
     draw_null_band,
 )
@@ -254,7 +255,7 @@ def plot_causal(section: Section, kind: str, ax: Axes | None = None) -> Axes:
         ax.plot(range(len(kl)), kl, color=colours[layer])
     together = as_array([value or None for value in section[kind]["together"]["mean_kl"]])
     ax.plot(range(len(together)), together, color="black", linewidth=1.6, label="all together")
-    _draw_positions(ax, section[kind]["together"].get("kl", ()))
+    _draw_intervals(ax, section[kind]["together"].get("bins", ()))
     if not any(np.isfinite(as_array(line.get_ydata())).any() for line in ax.lines):
         return write_reason(ax, "no effect at any lag")
     lag_axis(log_axis(ax, "y"))
@@ -264,16 +265,13 @@ def plot_causal(section: Section, kind: str, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _draw_positions(ax: Axes, kl: Sequence[Sequence[float | None]]) -> None:
-    """The band of the middle half of the positions (positions, lags); none for a single one."""
-    if len(kl) < 2:
-        return
-    values = as_array(kl)
-    known = np.isfinite(values).all(axis=0)
-    low, high = np.quantile(values[:, known], (0.25, 0.75), axis=0)
-    drawable = low > 0  # on a logarithmic axis
-    lags = np.flatnonzero(known)[drawable]
-    ax.fill_between(lags, low[drawable], high[drawable], color="black", alpha=0.12, linewidth=0)
+def _draw_intervals(ax: Axes, bins: Sequence[Section]) -> None:
+    """The band of the intervals over positions, from bin to bin of lags, where they are above 0."""
+    known = [one for one in bins if one["kl_low"] is not None and one["kl_low"] > 0]
+    lags = [(one["first_lag"] + one["last_lag"]) / 2 for one in known]
+    low, high = (as_array([one[end] for one in known]) for end in ("kl_low", "kl_high"))
+    if known:
+        ax.fill_between(lags, low, high, color=QUANTITY_STYLES[0][0], alpha=0.18, linewidth=0)
 
 
 def plot_causal_bins(section: Section, kind: str, ax: Axes | None = None) -> Axes:

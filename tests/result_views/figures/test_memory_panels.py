@@ -114,16 +114,19 @@ def test_untrained_models_are_dashed_beside_a_tested_value(ax):
     assert dashed == [0.2, 0.7]
 
 
-def test_the_middle_half_of_positions_is_a_band_and_one_position_has_none(ax):
-    def section(kl):
-        together = {"mean_kl": np.mean(kl, axis=0).tolist(), "kl": kl}
+def test_intervals_over_positions_are_a_band_and_one_position_has_none(ax):
+    def section(low, high):
+        bins = [{"first_lag": lag, "last_lag": lag + 2, "kl_low": low, "kl_high": high}
+                for lag in (0, 3)]  # fmt: skip
+        together = {"mean_kl": [2.0] * 6, "bins": bins}
         return {"reset": {"layers": {}, "together": together}}
 
-    panels.plot_causal(section([[1.0, 2.0], [3.0, 2.0], [5.0, 2.0]]), "reset", ax)
-    heights = ax.collections[0].get_paths()[0].vertices[:, 1]
-    assert (heights.min(), heights.max()) == (2.0, 4.0)
+    panels.plot_causal(section(1.0, 4.0), "reset", ax)
+    corners = ax.collections[0].get_paths()[0].vertices
+    assert (corners[:, 0].min(), corners[:, 0].max()) == (1, 4)
+    assert (corners[:, 1].min(), corners[:, 1].max()) == (1.0, 4.0)
     other = Figure().subplots()
-    panels.plot_causal(section([[1.0, 2.0]]), "reset", other)
+    panels.plot_causal(section(None, None), "reset", other)
     assert not other.collections
 
 
