@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssm_measures.components import SSMComponents
 from suite_plumbing.precision import in_full_precision
-from suite_plumbing.result_files import finite_or_none
+from suite_plumbing.result_files import finite_or_none, five_digits
 from token_statistics.association import causal_spearman
 from token_statistics.description import entropy, summarise
 
@@ -142,6 +142,10 @@ def query_statistics(absolute_map: Tensor, mask: Tensor) -> QueryStatistics:
     return QueryStatistics(strength=strength.masked_fill(mask == 0, math.nan), **values)
 
 
+_KERNEL_SHOWN = 0.999
+"""Share of a memory kernel that its JSON holds: lags beyond would only make it long."""
+
+
 @dataclass(frozen=True, eq=False)
 class MemoryKernel:
     """How a layer's attention falls off with the lag k = t - s, for each text."""
@@ -157,12 +161,18 @@ class MemoryKernel:
     """tokens, smallest k by which 90 % of the kernel has passed"""
 
     def to_dict(self) -> dict:
-        """Lags for JSON, one entry a text, and the kernel; None where undefined."""
+        """Lags for JSON, one entry a text, and the kernel up to the lag by which 99.9 % of it has
+        passed; None where undefined."""
         lags = ("mean_lag", "median_lag", "lag_90")
         return {
             **{name: [finite_or_none(x) for x in getattr(self, name)] for name in lags},
-            "kernel": [[finite_or_none(x) for x in row] for row in self.kernel.tolist()],
+            "kernel": [_without_tail(row) for row in self.kernel],
         }
+
+
+def _without_tail(kernel: Tensor) -> list[float | None]:
+    end = int((kernel.double().cumsum(0) < _KERNEL_SHOWN).sum()) + 1
+    return [five_digits(share) for share in kernel[:end].tolist()]
 
 
 def memory_kernel(absolute_map: Tensor, mask: Tensor) -> MemoryKernel:
