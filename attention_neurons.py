@@ -65,7 +65,7 @@ from suite_plumbing.commands import (
 from suite_plumbing.models import ModelAnalyzer, require_tokenizer
 from suite_plumbing.precision import in_full_precision
 from suite_plumbing.result_files import (
-    five_digits,
+    three_digits,
     write_csv,
     write_tensors,
     written_together,
@@ -104,7 +104,8 @@ class LayerAttention:
             "statistics": self.statistics.to_dict(),
             "by_query": {
                 name: [
-                    [five_digits(x) for x in row] for row in getattr(self.statistics, name).tolist()
+                    [three_digits(x) for x in row]
+                    for row in getattr(self.statistics, name).tolist()
                 ]
                 for name in by_query
             },

@@ -33,6 +33,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis_pipelines.comparison_readings import (
+    KERNEL_LAGS,
     MAP_MEASURES,
     MapReadings,
     PairValues,
@@ -371,7 +372,7 @@ def _uniform(counts: Sequence[int]) -> dict[str, Any]:
     ones = [torch.ones(n, n, dtype=torch.float32) for n in counts]
     shares = [one.tril() / torch.arange(1, len(one) + 1)[:, None] for one in ones]
     found = [map_measures(one) for one in shares]
-    lags = min(len(kernel) for _, kernel in found)
+    lags = min(KERNEL_LAGS, *(len(kernel) for _, kernel in found))
     mean, _ = over_texts([np.array([values]) for values, _ in found])
     return {
         **{name: finite_or_none(x) for name, x in zip(MAP_MEASURES, mean[0], strict=True)},

@@ -96,7 +96,8 @@ def attribution_table(table: FaithfulnessTable) -> str:
             row["spearman_all_layers_randomised"], ".2f"
         ),
     }
-    cells = [{name: cell(row) for name, cell in columns.items()} for row in table.rows()]
+    rows = [row | {"num_texts": table.num_texts} for row in table.rows()]
+    cells = [{name: cell(row) for name, cell in columns.items()} for row in rows]
     return _markdown(pd.DataFrame(cells))
 
 

@@ -262,8 +262,8 @@ def _calls(model_folder: Path) -> dict[str, _Call]:
              "seed": 0},
             ("num_steps", "batch_size", "seed"),
         ),
-        "read_stream": _Call(
-            long_memory.read_stream,
+        "read_through": _Call(
+            long_memory.read_through,
             {"model": model, "input_ids": ids[0], "chunk_size": 8, "kernel_every": 1},
             ("chunk_size", "kernel_every"),
         ),

@@ -38,7 +38,8 @@ from suite_plumbing.result_reading import text_sections
 from suite_plumbing.texts import EXAMPLE_TEXTS
 
 GALLERY = {
-    "main": ("ssm_analysis", "attention_analysis", "neuron_evolution", "correlation_analysis",
+    "main": ("overview", "ssm_analysis", "attention_analysis", "neuron_evolution",
+             "correlation_analysis",
              "consistency_analysis", "recursive_state_vs_activation", "findings"),
     "memory": ("neuron_activation_patterns", "memory_effects", "recursive_patterns",
                "cross_layer_correlations", "ssm_neuron_correlations", "causal_memory"),

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ssm_measures.components import SSMComponents
 from suite_plumbing.precision import in_full_precision
-from suite_plumbing.result_files import finite_or_none, five_digits
+from suite_plumbing.result_files import finite_or_none, three_digits
 from token_statistics.association import causal_spearman
 from token_statistics.description import entropy, summarise
 
@@ -171,8 +171,10 @@ class MemoryKernel:
 
 
 def _without_tail(kernel: Tensor) -> list[float | None]:
+    if kernel.isnan().any():
+        return [None] * len(kernel)
     end = int((kernel.double().cumsum(0) < _KERNEL_SHOWN).sum()) + 1
-    return [five_digits(share) for share in kernel[:end].tolist()]
+    return [three_digits(share) for share in kernel[:end].tolist()]
 
 
 def memory_kernel(absolute_map: Tensor, mask: Tensor) -> MemoryKernel:

@@ -178,8 +178,20 @@ def five_digits(value: Any) -> float | None:
 
     For series that would fill the JSON with digits of rounding error.
     """
+    return _significant(value, 5)
+
+
+def three_digits(value: Any) -> float | None:
+    """`value` to three significant digits, as a curve shows them; None as above.
+
+    For curves that are drawn and never compared: by query, by lag.
+    """
+    return _significant(value, 3)
+
+
+def _significant(value: Any, digits: int) -> float | None:
     number = finite_or_none(value)
-    return None if number is None else float(f"{number:.5g}")
+    return None if number is None else float(f"{number:.{digits}g}")
 
 
 def six_digits(obj: Any) -> Any:

@@ -153,7 +153,7 @@ def test_faithfulness_tables(tiny_model_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(faithfulness, "faithfulness_table", few)
     path = tmp_path / "text.txt"
     path.write_text("the state forgets what it has read before. " * 20, encoding="utf-8")
-    options = ["--model", str(tiny_model_dir), "--texts", "2", "--tokens", "8"]
+    options = ["--model", str(tiny_model_dir), "--texts", "5", "--tokens", "8"]
     assert faithfulness.main([str(path), *options, "--neuron-texts", "2", "--neurons", "4"]) == 0
     out = capsys.readouterr().out
     for method in ("mamba_lrp", "occlusion", "random"):

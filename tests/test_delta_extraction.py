@@ -2,12 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from component_cases import components
 from defined import known
+from safetensors.torch import load_file
 
 import delta_extraction
 from delta_extraction import (
@@ -181,8 +183,16 @@ def test_the_command_counts_a_text_given_again_once(tiny_model_dir, tmp_path):
     given = ["--text", EXAMPLE_TEXTS[0][:150]]
     assert main([*options, *given, "--output-dir", str(tmp_path / "once")]) == 0
     assert main([*options, *given, *given, "--output-dir", str(tmp_path / "twice")]) == 0
-    for name in ("delta_by_token.csv", "delta.safetensors"):
-        assert (tmp_path / "once" / name).read_bytes() == (tmp_path / "twice" / name).read_bytes()
+    tables, tensors = (
+        [read(tmp_path / run / name) for run in ("once", "twice")]
+        for name, read in (
+            ("delta_by_token.csv", Path.read_bytes),
+            ("delta.safetensors", load_file),
+        )
+    )
+    assert tables[0] == tables[1]
+    assert tensors[0].keys() == tensors[1].keys()  # the files also hold their run's id
+    assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
     once, twice = (
         json.loads((tmp_path / name / "delta_analysis.json").read_text())
         for name in ("once", "twice")

@@ -281,7 +281,7 @@ def test_bad_input_is_named():
     for arguments, message in (
         ((LAYER, [40], 5), "positions is 40 .*at most 39"),
         ((LAYER, [3], 40), "max_lag is 40 .*at most 39"),
-        ((LAYER, [], 5), "choices is empty"),
+        ((LAYER, [], 5), "positions is empty"),
         ((2, [3], 5), "layer_idx is 2; the layers extracted are .0, 1."),
         (([], [3], 5), "layers is empty"),
     ):
@@ -289,7 +289,7 @@ def test_bad_input_is_named():
             causal_memory_curve(model, captured, *arguments)
     with pytest.raises(ValueError, match="kind is 'ablate'; it must be one of reset, knockout"):
         causal_memory_curve(model, captured, LAYER, [3], 5, kind="ablate")
-    with pytest.raises(ValueError, match="captures or layers is empty"):
+    with pytest.raises(ValueError, match="captures is empty"):
         layer_lag_map(model, [], [0], 5)
     with pytest.raises(ValueError, match="curves must be at least one"):
         pooled_curve([])

@@ -252,7 +252,7 @@ def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):
               "memory_by_layer.csv", "findings.csv", "memory_recursion_report.md"}  # fmt: skip
     assert names == tables | {f"{name}.png" for name in (*MEMORY_FIGURES, "findings")}
     printed = capsys.readouterr().out
-    error = float(printed.split("Largest replay error: ")[1].split()[0])
+    error = float(printed.split("Largest replay error: ")[1].split(",")[0])
     assert math.isfinite(error)
     assert error < 1e-5
 

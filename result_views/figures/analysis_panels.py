@@ -298,11 +298,12 @@ def plot_autocorrelation(
     if (reason := failure(section)) is not None:
         return write_reason(ax, reason)
     series = [(layer, part["autocorrelation"]) for layer, part in layers_of(section)]
-    lags = next((found["lags"] for _, found in series if found["lags"]), [])
+    # Layers that warm up later have fewer tokens left, and with a short text fewer lags.
+    lags = max((found["lags"] for _, found in series), key=len, default=[])
     if not lags or all(found["reason"] for _, found in series):
         return write_reason(ax, next(found["reason"] for _, found in series) or "no lags")
     matrix, low, high = (
-        as_array([found[name] or [None] * len(lags) for _, found in series])
+        as_array([(found[name] + [None] * len(lags))[: len(lags)] for _, found in series])
         for name in ("mean", "null_low", "null_high")
     )
     draw_heatmap(ax, matrix, diverging=True, cbar_label="correlation", title=title)

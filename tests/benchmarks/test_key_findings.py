@@ -2,7 +2,7 @@
 
 from analysis_pipelines.key_findings import key_findings as claims_on
 from benchmarks import key_findings
-from token_statistics.findings import Finding, undecided
+from token_statistics.findings import ABOVE_CHANCE, Finding, undecided
 
 
 def words(count):
@@ -11,9 +11,10 @@ def words(count):
 
 
 def test_every_finding_has_a_row():
-    found = Finding("c", "mean |r|", 0.5, None, (-0.1, 0.1), 3, "texts", "supported", None, "p")
+    found = Finding("c", "mean |r|", 0.5, None, (-0.1, 0.1), 3, "texts", ABOVE_CHANCE, None, "p")
     rows = key_findings.table([found, undecided("d", "s", "texts", "2 texts", "p")]).splitlines()
-    assert rows[2] == "| c | mean \\|r\\| | 0.5 | null -0.1 to 0.1; n = 3 texts | supported |"
+    against = "null -0.1 to 0.1; n = 3 texts"
+    assert rows[2] == f"| c | mean \\|r\\| | 0.5 | {against} | {ABOVE_CHANCE} |"
     assert rows[3] == "| d | s |  | 2 texts | too little data |"
 
 

@@ -14,8 +14,9 @@ SIZES = module.Sizes(3, 6, 120)
 def test_both_ways_give_the_same_correlations():
     ours, theirs = module.streamed(SIZES), module.with_corrcoef(SIZES)
     assert len(ours["mean_abs"]) == 2
-    # Sums of 120 float32 products.
-    np.testing.assert_allclose(ours["mean_abs"], theirs["mean_abs"], atol=1e-6)
+    # Ours leaves out the first four tokens of a text, and its course over position: of 120 tokens
+    # of noise a change of r of about 0.03 in a pair, a tenth of that in the mean over 36.
+    np.testing.assert_allclose(ours["mean_abs"], theirs["mean_abs"], atol=0.006)
 
 
 def test_layers_are_the_same_whichever_are_asked_for(monkeypatch):
