@@ -209,7 +209,8 @@ def test_layer_attention_is_strict_json_with_values_by_query():
     section = json.loads(json.dumps(found.to_dict(), allow_nan=False))
     assert len(section["by_query"]["entropy"][0]) == 30
     assert section["by_query"]["strength"][0][7] == pytest.approx(
-        float(found.absolute[0, 7].sum()), rel=1e-4
+        float(found.absolute[0, 7].sum()),
+        rel=5e-3,  # written to three digits
     )
     assert -1 <= section["agreement_with_synthetic"][0] <= 1
 

@@ -5,6 +5,7 @@ Reads ``overview`` of the main analysis's results; computes no statistic.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable, Sequence
 
 from matplotlib.axes import Axes
@@ -51,7 +52,7 @@ def figure_overview(results: Section) -> Figure:
     return figure
 
 
-_TITLE_WIDTH = 60  # characters over half a page
+_TITLE_WIDTH = 40  # characters over half a page; a title has two lines at most
 
 
 def _entitle(axes: Sequence[Sequence[Axes]], sentence: str) -> None:
@@ -60,8 +61,9 @@ def _entitle(axes: Sequence[Sequence[Axes]], sentence: str) -> None:
     words = {" copies ": axes[0][1], " copy ": axes[0][1], " holds ": axes[1][0],
              " hold ": axes[1][0]}  # fmt: skip
     for word, ax in words.items():
-        if word in beginning and len(beginning) <= _TITLE_WIDTH:
-            ax.set_title(beginning)
+        lines = textwrap.wrap(beginning, _TITLE_WIDTH)
+        if word in beginning and len(lines) <= 2:
+            ax.set_title("\n".join(lines))
 
 
 def plot_half_life(rows: Sequence[Section], ax: Axes | None = None) -> Axes:

@@ -298,7 +298,7 @@ def test_a_collection_of_scalars_is_one_line(tmp_path: Path) -> None:
     value = {"a": [1, 2.5, None], "b": [[1], [2]], "c": {}, "d": [], "e": [{"f": "x"}], "g": "é\n"}
     path = write_json(tmp_path / "x.json", value)
     text = path.read_text(encoding="utf-8")
-    assert '\n "a": [1, 2.5, null],\n' in text
+    assert '\n "a": [1,2.5,null],\n' in text
     assert '\n "b": [\n  [1],\n  [2]\n ],\n' in text
     assert '\n "e": [\n  {"f": "x"}\n ],\n' in text
     assert read_json(path) == value
