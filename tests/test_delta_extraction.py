@@ -2,7 +2,6 @@
 
 import json
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -183,15 +182,12 @@ def test_the_command_counts_a_text_given_again_once(tiny_model_dir, tmp_path):
     given = ["--text", EXAMPLE_TEXTS[0][:150]]
     assert main([*options, *given, "--output-dir", str(tmp_path / "once")]) == 0
     assert main([*options, *given, *given, "--output-dir", str(tmp_path / "twice")]) == 0
-    tables, tensors = (
-        [read(tmp_path / run / name) for run in ("once", "twice")]
-        for name, read in (
-            ("delta_by_token.csv", Path.read_bytes),
-            ("delta.safetensors", load_file),
-        )
-    )
+    folders = [tmp_path / run for run in ("once", "twice")]
+    tables = [(folder / "delta_by_token.csv").read_bytes() for folder in folders]
     assert tables[0] == tables[1]
-    assert tensors[0].keys() == tensors[1].keys()  # the files also hold their run's id
+    # The files of tensors also hold their run's id.
+    tensors = [load_file(folder / "delta.safetensors") for folder in folders]
+    assert tensors[0].keys() == tensors[1].keys()
     assert all(torch.equal(tensors[0][name], tensors[1][name]) for name in tensors[0])
     once, twice = (
         json.loads((tmp_path / name / "delta_analysis.json").read_text())

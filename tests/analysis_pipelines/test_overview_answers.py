@@ -60,7 +60,7 @@ def test_a_layer_that_copies():
 )
 @pytest.mark.parametrize(("factor", "p"), [(0.99, 0.01), (1.01, 0.06), (1.01, None)])
 def test_neither_a_small_effect_nor_one_that_chance_gives_is_said(key, least, factor, p):
-    more = {"heads": []} if key == "sink" else {}
+    more: dict[str, Any] = {"heads": []} if key == "sink" else {}
     tests: dict[str, Any] = {key: shift_test(factor * least, p, **more), "first_share": 0.5}
     row = layer_row(4, **tests)
     assert not said(row)[key].said

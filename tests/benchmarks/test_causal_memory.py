@@ -84,9 +84,9 @@ def test_windows_are_of_equal_width_around_the_lag():
     curves[:, 0] = math.nan
     effect = lag_effect(curves)
     assert effect.kl[:3] == (6.0, 6.0, 6.0)
-    assert effect.gain[:3] == (3.0, 3.0, 3.0)
+    assert known(effect.gain)[:3] == (3.0, 3.0, 3.0)
     assert effect.peak == 124
-    assert effect.gain.text() == "3 [3, 3]"
+    assert known(effect.gain).text() == "3 [3, 3]"
 
 
 def test_sources_are_spread_over_the_first_reading():
