@@ -14,6 +14,12 @@ GOOD = {"text_0": {"layer_0": 1e-7, "layer_1": 2e-7}}
 BAD = {"text_0": {"layer_0": 1e-7, "layer_1": 0.2}, "text_1": {"layer_0": 1e-7, "layer_1": 0.1}}
 
 
+def ours(caplog):
+    """Messages of the check itself; versions of transformers say things of their own."""
+    name = "mamba_mixers.replay_check"
+    return [record.getMessage() for record in caplog.records if record.name == name]
+
+
 def test_errors_within_rounding_agree(caplog):
     with caplog.at_level(logging.WARNING):
         check = replay_check(make_tiny_model(), GOOD)
@@ -24,7 +30,7 @@ def test_errors_within_rounding_agree(caplog):
         "replay_agrees": True,
         "replay_mismatch": None,
     }
-    assert not caplog.records
+    assert not ours(caplog)
 
 
 def test_an_error_beyond_rounding_is_named_and_logged(caplog):
@@ -38,7 +44,7 @@ def test_an_error_beyond_rounding_is_named_and_logged(caplog):
     assert mismatch["layers"] == {"layer_1": 0.2}
     for part in ("zamba2", mismatch["transformers"], mismatch["path"], "2.0e-01", "attention"):
         assert part in mismatch["message"]
-    assert caplog.messages == [mismatch["message"]]
+    assert ours(caplog) == [mismatch["message"]]
 
 
 def test_an_error_that_is_no_number_does_not_agree():
