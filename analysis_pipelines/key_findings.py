@@ -44,8 +44,6 @@ from token_statistics.verdict_rules import (
     share_of_hits,
 )
 
-Results = Mapping[str, Any]
-
 STRONG = 0.99
 """A correlation as strong as earlier analyses of this kind report."""
 
@@ -174,7 +172,7 @@ _NOT_MEASURABLE = (
 )
 
 
-def key_findings(results: Results, seed: int = 0) -> list[Finding]:
+def key_findings(results: Mapping[str, Any], seed: int = 0) -> list[Finding]:
     """Every claim, tried on the results of the main analysis, live or loaded from JSON; seeded.
 
     Cost: 999 permutations for each claim about differences between layers.
@@ -200,7 +198,7 @@ def key_findings(results: Results, seed: int = 0) -> list[Finding]:
     ]
 
 
-def _structure(results: Results) -> list[Finding]:
+def _structure(results: Mapping[str, Any]) -> list[Finding]:
     """Claims about shapes, which hold or do not whatever the weights are."""
     path = f"{_TEXT}.ssm_components.*.shapes"
     width = read(results, f"{_TEXT}.layer_activations.*.num_channels")
@@ -239,7 +237,9 @@ def _structure(results: Results) -> list[Finding]:
     ]
 
 
-def _together(results: Results, claim: str, statistic: str, name: str, kind: str) -> Finding:
+def _together(
+    results: Mapping[str, Any], claim: str, statistic: str, name: str, kind: str
+) -> Finding:
     path = f"{_PAIRS}.*.{name}"
     tests = {
         place: beyond_chance(apart_from_position(pair, name))
@@ -248,7 +248,7 @@ def _together(results: Results, claim: str, statistic: str, name: str, kind: str
     return worth_a_name(above_null(claim, statistic, tests, path, _PAIRS_UNIT), kind)
 
 
-def _delta_and_activity(results: Results) -> Finding:
+def _delta_and_activity(results: Mapping[str, Any]) -> Finding:
     path = f"{_TEXT}.ssm_components.*.delta_activation.mean_abs"
     found = above_null(
         "Delta goes with the activity of neurons within a text",
@@ -260,12 +260,12 @@ def _delta_and_activity(results: Results) -> Finding:
     return worth_a_name(found, "correlation")
 
 
-def _rho_above_null(results: Results, claim: str, statistic: str, path: str) -> Finding:
+def _rho_above_null(results: Mapping[str, Any], claim: str, statistic: str, path: str) -> Finding:
     found = above_null(claim, statistic, read(results, path), path, _TEXT_LAYERS)
     return worth_a_name(found, "correlation")
 
 
-def _sparse_but_strong(results: Results) -> list[Finding]:
+def _sparse_but_strong(results: Mapping[str, Any]) -> list[Finding]:
     """Claims about few pairs of channels that carry the correlation, and about the largest."""
     given = _parts(results, f"{_PAIRS}.*")
     strongest = {name: apart_from_position(pair, "max_abs") for name, pair in given.items()}
@@ -314,7 +314,7 @@ def _sparse_but_strong(results: Results) -> list[Finding]:
     ]
 
 
-def _recursion(results: Results) -> Finding:
+def _recursion(results: Mapping[str, Any]) -> Finding:
     path = f"{_TEXT}.recursive_patterns.*.autocorrelation"
     found = above_null(
         "Neighbouring tokens are alike in the residual stream",
@@ -334,7 +334,9 @@ def _first_lag(series: Mapping[str, Any]) -> dict[str, Any]:
     return {key: series[name][0] for key, name in names.items()}
 
 
-def _differs(results: Results, claim: str, quantity: str, path: str, seed: int) -> Finding:
+def _differs(
+    results: Mapping[str, Any], claim: str, quantity: str, path: str, seed: int
+) -> Finding:
     values = _by_layer(results, path)
     if path.endswith("persistence"):
         # What is kept is close to 1 in every layer: what is lost tells them apart.
@@ -351,7 +353,7 @@ def _differs(results: Results, claim: str, quantity: str, path: str, seed: int) 
     return worth_a_name(found, "relative", spread)
 
 
-def _layer_groups(results: Results, seed: int) -> list[Finding]:
+def _layer_groups(results: Mapping[str, Any], seed: int) -> list[Finding]:
     """The claims about early, middle and late layers, from how far back attention reaches."""
     path = f"{_TEXT}.attention_data.*.statistics.mean_distance.mean"
     values = _by_layer(results, path)
@@ -389,7 +391,7 @@ def _layer_groups(results: Results, seed: int) -> list[Finding]:
     return [worth_a_name(one, "distance") for one in found]
 
 
-def _selectivity(results: Results, seed: int) -> Finding:
+def _selectivity(results: Mapping[str, Any], seed: int) -> Finding:
     path = f"{_TEXT}.ssm_components.*.delta_memory.selectivity"
     values = _by_layer(results, path)
     texts = np.mean(list(values.values()), axis=0) if values else np.empty(0)
@@ -404,7 +406,7 @@ def _selectivity(results: Results, seed: int) -> Finding:
     return worth_a_name(found, "share")
 
 
-def _consistent_neurons(results: Results) -> Finding:
+def _consistent_neurons(results: Mapping[str, Any]) -> Finding:
     path = "cross_text_analysis.neuron_consistency.*.attention_weighted"
     given = _parts(results, path)
     layers = {name: part for name, part in given.items() if part["shared_p_value"] is not None}
@@ -425,7 +427,7 @@ def _consistent_neurons(results: Results) -> Finding:
     )
 
 
-def _most_consistent_method(results: Results, seed: int) -> Finding:
+def _most_consistent_method(results: Mapping[str, Any], seed: int) -> Finding:
     path = "cross_text_analysis.neuron_consistency.*.*.mean_spearman"
     cells = read(results, path)
     methods = sorted({place.split(".")[1] for place in cells})
@@ -446,7 +448,7 @@ def _most_consistent_method(results: Results, seed: int) -> Finding:
     )
 
 
-def _deeper_is_larger(results: Results, seed: int) -> Finding:
+def _deeper_is_larger(results: Mapping[str, Any], seed: int) -> Finding:
     path = f"{_TEXT}.neuron_evolution.attention_weighted.rms.*"
     return rises_with_depth(
         "Activation increases in deeper layers",
@@ -458,7 +460,7 @@ def _deeper_is_larger(results: Results, seed: int) -> Finding:
     )
 
 
-def _important_neurons_matter(results: Results) -> Finding:
+def _important_neurons_matter(results: Mapping[str, Any]) -> Finding:
     path = f"{_TEXT}.neuron_ablation.*.agreement.attention_weighted"
     found = above_null(
         "Neurons of high importance matter more to the prediction",
@@ -483,13 +485,13 @@ def _with_null(agreement: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _parts(results: Results, path: str) -> dict[str, Mapping[str, Any]]:
+def _parts(results: Mapping[str, Any], path: str) -> dict[str, Mapping[str, Any]]:
     """What stands at the path, without the reasons that stand where parts would be."""
     found = read(results, path)
     return {name: part for name, part in found.items() if isinstance(part, Mapping)}
 
 
-def _by_layer(results: Results, path: str) -> dict[str, list[float]]:
+def _by_layer(results: Mapping[str, Any], path: str) -> dict[str, list[float]]:
     """By layer, one value a text, of the texts in which every layer has one."""
     cells = read(results, path)
     texts = list(dict.fromkeys(place.split(".")[0] for place in cells))
