@@ -161,12 +161,12 @@ def test_what_follows_by_two_tokens_peaks_at_lag_two_and_is_found():
 def test_slow_noise_gives_no_finding():
     found = [
         streamed(ar1(0.9, 1200, 20, 2 * s), ar1(0.9, 1200, 20, 2 * s + 1), [[600], [600]])
-        for s in range(30, 40)
+        for s in range(10, 50)
     ]
-    # 10 tests at 5 %: 3 or more outside happen for 1 % of seed sets; this is not one.
+    # 40 tests at 5 %: 7 or more outside happen for 0.3 % of seed sets.
     for name in TESTED:
-        assert sum(result.tests[name].outside_null for result in found) <= 2, name
-    assert sum(result.significant_share > 0 for result in found) <= 2
+        assert sum(result.tests[name].outside_null for result in found) <= 6, name
+    assert sum(result.significant_share > 0 for result in found) <= 6
 
 
 def test_series_too_slow_for_their_texts_claim_nothing():
