@@ -1,5 +1,6 @@
 """The benchmark of layer correlations compares ways that give the same numbers."""
 
+import itertools
 import json
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from benchmarks import layer_correlations as module
+from token_statistics.channel_correlations import PooledActivations, cross_layer_correlation
 
 SIZES = module.Sizes(3, 6, 120)
 
@@ -14,8 +16,13 @@ SIZES = module.Sizes(3, 6, 120)
 def test_both_ways_give_the_same_correlations():
     ours, theirs = module.streamed(SIZES), module.with_corrcoef(SIZES)
     assert len(ours["mean_abs"]) == 2
-    # Ours leaves out the first four tokens of a text, and its course over position: of 120 tokens
-    # of noise a change of r of about 0.03 in a pair, a tenth of that in the mean over 36.
+    (batch,) = module.batches(SIZES, [0, 1, 2])
+    layers = [PooledActivations(batch[i].double().numpy(), (SIZES.tokens,)) for i in range(3)]
+    at_hand = [cross_layer_correlation(a, b).mean_abs for a, b in itertools.pairwise(layers)]
+    # Sums of 120 float32 products.
+    np.testing.assert_allclose(ours["mean_abs"], [one.value for one in at_hand], atol=1e-6)
+    # corrcoef has the first tokens and the course over position in it: of 120 tokens of noise a
+    # change of r of about 0.03 in a pair, a tenth of that in the mean over 36.
     np.testing.assert_allclose(ours["mean_abs"], theirs["mean_abs"], atol=0.006)
 
 
