@@ -20,7 +20,8 @@ def test_both_ways_give_the_same_correlations():
     layers = [PooledActivations(batch[i].double().numpy(), (SIZES.tokens,)) for i in range(3)]
     at_hand = [cross_layer_correlation(a, b).mean_abs for a, b in itertools.pairwise(layers)]
     # Sums of 120 float32 products.
-    np.testing.assert_allclose(ours["mean_abs"], [one.value for one in at_hand], atol=1e-6)
+    values = np.array([one.value for one in at_hand], float)
+    np.testing.assert_allclose(ours["mean_abs"], values, atol=1e-6)
     # corrcoef has the first tokens and the course over position in it: of 120 tokens of noise a
     # change of r of about 0.03 in a pair, a tenth of that in the mean over 36.
     np.testing.assert_allclose(ours["mean_abs"], theirs["mean_abs"], atol=0.006)
