@@ -66,7 +66,7 @@ class LayerEdit:
         self.num_rows = _common_rows(self.changes)
         # The scan's operands must have a row each; the neurons can branch after it.
         late = all(change.stage == "gated" for change in changes if change.num_rows > 1)
-        self._branches_at = "gated" if late else EDITABLE[0]
+        self._branches_at = "gated" if late else "u"
         # By thread: models of several threads may be run under one intervention.
         self._seen: dict[int, dict[str, Tensor]] = {}
 

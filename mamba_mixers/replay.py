@@ -29,10 +29,14 @@ from selective_scan.scan import selective_scan_chunk
 
 Edit = Callable[[str, Tensor], Tensor]
 
-EDITABLE = ("u", "A", "B", "C", "delta", "carry", "y", "gated")
-"""Stages, in the order in which an edit is called on them. ``carry`` (b, l) is 1 everywhere
-and scales the state that a token takes over from the one before: 0 resets the memory there. In
-Mamba-1, dt, B and C are made of u and follow an edit of it; in Mamba-2 they stand beside it."""
+EDITABLE = (
+    "conv_input", "convolved", "u", "A", "B", "C", "delta", "carry", "y", "gate", "gated",
+)  # fmt: skip
+"""Stages, in the order in which an edit is called on them. ``conv_input`` and ``convolved``
+(b, l, channels) are what the convolution takes and gives, before SiLU; in Mamba-2 B and C pass it
+too, behind u. ``carry`` (b, l) is 1 everywhere and scales the state that a token takes over from
+the one before: 0 resets the memory there. In Mamba-1, dt, B and C are made of u and follow an edit
+of it; in Mamba-2 they stand beside it. ``gate`` is z before SiLU."""
 
 
 class Rules(NamedTuple):
@@ -134,7 +138,9 @@ def compute_replay(
     """
     carry_edit, edit = edit, edit or _no_edit
     conv_input, gate, dt = _project(mixer, family, hidden_states, mask)
+    conv_input = edit("conv_input", conv_input)
     p, conv_memory = _convolve(mixer.conv1d, conv_input, memory)
+    p = edit("convolved", p.mT).mT
     convolved = masked(rules.elementwise(mixer.act, p).mT, mask)
     d_inner = gate.shape[-1]
     u = edit("u", convolved[..., :d_inner])
@@ -151,6 +157,7 @@ def compute_replay(
     before = None if memory is None else memory.state
     scanned, state = selective_scan_chunk(u.float(), delta, A, B, C, None, before, carry=carry)
     y = edit("y", scanned + u * D.repeat_interleave(d_inner // len(D)))
+    gate = edit("gate", gate)
     gated, scale = _gate(gated_norm(mixer), y, gate, rules)
     gated = edit("gated", gated)
     output = mixer.out_proj(gated.to(hidden_states.dtype))

@@ -93,14 +93,20 @@ def fast_scan(
 
 
 def forward_from(
-    model: nn.Module, layer: int, hidden_states: Tensor, input_ids: Tensor | None = None
+    model: nn.Module,
+    layer: int,
+    hidden_states: Tensor,
+    input_ids: Tensor | None = None,
+    *,
+    last_logits: int = 0,
 ) -> Tensor:
     """Logits (b, l, V) of the model when ``hidden_states`` (b, l, d_model) enter block ``layer``.
 
     The residual stream before that block is the given one, without padding; the blocks before it
     are not run, and everything after it is the model's own code. Works inside ``fast_scan``.
     ``input_ids`` (b, l) are the text's tokens: Zamba and Zamba2 read their embeddings again in
-    later layers, the others do without.
+    later layers, the others do without. With ``last_logits`` k > 0 only those of the last k tokens
+    are computed, (b, k, V), where the model can do that.
     Raises ValueError for a layer that the model does not have and for tokens that are missing, and
     UnsupportedModelError for a model without a selective SSM or without logits. Cost: a forward
     pass of the remaining blocks.
@@ -123,7 +129,10 @@ def forward_from(
             stack.enter_context(_skipped(model, block))
         entered = _entered_by(blocks[layer], hidden_states)
         stack.enter_context(replaced_forward(blocks[layer], entered))
-        return model(inputs_embeds=inputs, use_cache=False, return_dict=True).logits
+        kept = model(
+            inputs_embeds=inputs, use_cache=False, return_dict=True, logits_to_keep=last_logits
+        ).logits
+        return kept[:, -last_logits:]
 
 
 def _rms_norms(model: nn.Module) -> list[nn.Module]:

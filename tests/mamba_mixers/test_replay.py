@@ -36,13 +36,16 @@ def test_a_mask_of_another_shape_is_no_padding_mask():
     assert not torch.equal(replay_mixer(site, x, torch.zeros(2, 37)).output, plain)
 
 
-@pytest.mark.parametrize("stage", [stage for stage in EDITABLE if stage != "carry"])
+AFTER_CONVOLUTION = [stage for stage in EDITABLE[2:] if stage != "carry"]
+
+
+@pytest.mark.parametrize("stage", AFTER_CONVOLUTION)
 def test_an_edit_of_any_stage_reaches_what_follows_it_exactly(stage):
     model, ids = make_odd_model(), make_ids()
     site = find_mixers(model)[0]
     x = model.get_input_embeddings()(ids).detach()
     plain, edited = replay_mixer(site, x), replay_mixer(site, x, edit=doubled(stage))
-    values = {name: getattr(plain, name) for name in EDITABLE if name != "carry"}
+    values = {name: getattr(plain, name) for name in AFTER_CONVOLUTION}
     values[stage] = 2 * values[stage]
     if stage == "u":
         # delta, B and C are read off u: take those that the edited replay read.
@@ -51,13 +54,30 @@ def test_an_edit_of_any_stage_reaches_what_follows_it_exactly(stage):
     heads = reference.heads_form(**{k: values[k] for k in ("u", "delta", "A", "B", "C")})
     y = reference.scan(**heads, D=plain.D)[0].squeeze(-1)
     y = 2 * y if stage == "y" else y
-    gated = y * reference.silu(plain.gate.double()) * (2 if stage == "gated" else 1)
+    gated = y * reference.silu(values["gate"].double()) * (2 if stage == "gated" else 1)
     weights = mixer_parameters(site)
     assert weights.out_bias is not None
     output = reference.linear(gated, weights.out_weight.double(), weights.out_bias.double())
     assert relative_error(edited.y, y) <= 1e-5
     assert relative_error(edited.gated, gated) <= 1e-5
     assert relative_error(edited.output, output) <= 1e-5
+
+
+def test_edits_around_the_convolution_reach_what_it_makes():
+    model, ids = make_odd_model(), make_ids()
+    site = find_mixers(model)[0]
+    x = model.get_input_embeddings()(ids).detach()
+    plain = replay_mixer(site, x)
+    conv = mixer_parameters(site)
+    assert conv.conv_bias is not None
+    without_bias = reference.causal_convolution(
+        plain.conv_input.double(), conv.conv_weight.double(), torch.zeros_like(conv.conv_bias)
+    )
+    twice = replay_mixer(site, x, edit=doubled("conv_input"))
+    assert torch.equal(twice.conv_input, 2 * plain.conv_input)
+    assert relative_error(twice.u, reference.silu(2 * without_bias + conv.conv_bias)) <= 1e-5
+    after = replay_mixer(site, x, edit=doubled("convolved"))
+    assert relative_error(after.u, reference.silu(2 * (without_bias + conv.conv_bias))) <= 1e-5
 
 
 def test_carrying_nothing_over_is_a_reset_of_the_memory():
