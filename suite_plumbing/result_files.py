@@ -207,6 +207,9 @@ def six_digits(obj: Any) -> Any:
     return [six_digits(item) for item in obj] if isinstance(obj, (list, tuple)) else obj
 
 
+_PLAIN = frozenset({str, int, bool, type(None)})
+
+
 def to_jsonable(obj: Any, key_path: str = "") -> Any:
     """Return `obj` made of dict, list, str, int, float, bool and None alone.
 
@@ -215,7 +218,11 @@ def to_jsonable(obj: Any, key_path: str = "") -> Any:
     Raises ValueError, naming the key path, for NaN and infinity, for tensors and arrays (they
     belong into safetensors), for other types and for two keys that are one key in JSON.
     """
-    if (isinstance(obj, Tensor) and obj.ndim == 0) or isinstance(obj, np.generic):
+    if type(obj) in _PLAIN:  # nearly every entry: the checks below cost ten times as much
+        return obj
+    if type(obj) is not float and (
+        (isinstance(obj, Tensor) and obj.ndim == 0) or isinstance(obj, np.generic)
+    ):
         obj = obj.item()
     if obj is None or isinstance(obj, (str, bool, int)):
         return obj
@@ -226,6 +233,8 @@ def to_jsonable(obj: Any, key_path: str = "") -> Any:
     if isinstance(obj, Mapping):
         return _jsonable_mapping(obj, key_path)
     if isinstance(obj, (list, tuple)):
+        if all(type(item) is float for item in obj) and all(map(math.isfinite, obj)):
+            return list(obj)
         return [to_jsonable(item, f"{key_path}[{i}]") for i, item in enumerate(obj)]
     if isinstance(obj, os.PathLike):
         return os.fspath(obj)

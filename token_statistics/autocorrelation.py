@@ -145,8 +145,19 @@ def _gram_matrices(values: FloatArray, lengths: Sequence[int]) -> list[FloatArra
 
 def _lag_sums(grams: list[FloatArray], lags: range, orders: list[IntArray]) -> FloatArray:
     """Sum of each Gram matrix along its k-th diagonals once its tokens are put in that order."""
-    pairs = list(zip(grams, orders, strict=True))
-    return np.array([sum(gram[order[:-k], order[k:]].sum() for gram, order in pairs) for k in lags])
+    return sum(
+        (_diagonal_sums(gram, order, lags) for gram, order in zip(grams, orders, strict=True)),
+        np.zeros(len(lags)),
+    )
+
+
+def _diagonal_sums(gram: FloatArray, order: IntArray, lags: range) -> FloatArray:
+    """The sums of one matrix, each diagonal a column of one reading: what lies beyond the text is
+    read from a column of zeros."""
+    n = len(gram)
+    padded = np.concatenate([order, np.full(lags.stop, n)])
+    columns = np.lib.stride_tricks.sliding_window_view(padded, lags.stop)[:n, lags.start :]
+    return np.pad(gram, ((0, 0), (0, 1)))[order[:, None], columns].sum(axis=0)
 
 
 def _first(lags: range, condition: NDArray[np.bool_]) -> int | None:

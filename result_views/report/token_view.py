@@ -254,4 +254,5 @@ def top_tokens(activations: np.ndarray | None, neuron: int) -> list[list[float]]
         return []
     values = activations[:MAX_TOKENS, neuron]
     order = np.argsort(-np.abs(values), kind="stable")[:TOP_TOKENS]
-    return [[int(token), float(f"{values[token]:.3g}")] for token in order]
+    largest = zip(order.tolist(), values[order].tolist(), strict=True)
+    return [[token, float(f"{value:.3g}")] for token, value in largest]
