@@ -192,7 +192,7 @@ def test_nothing_but_losses_grows_with_the_text(monkeypatch):
             yield start
 
     monkeypatch.setattr(long, "progress", watched)
-    length, chunk = 65536, 512
+    length, chunk = 16384, 128
     model: Any = make_tiny_model()
     model.backbone.layers = model.backbone.layers[:1]
     read_through(model, make_ids(length), chunk_size=chunk, layers=[0], kernel_every=64)

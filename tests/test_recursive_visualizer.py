@@ -76,14 +76,14 @@ def test_each_figure_of_many_layers_and_texts_fits_its_page(results, name):
         assert len(ax.get_xticks()) <= 16, ax.get_title()
 
 
-def test_a_figure_of_1350_texts_fits_its_page_and_says_how_many_are_named(results):
-    many = stretched(results, 3, 1350)
+def test_a_figure_of_400_texts_fits_its_page_and_says_how_many_are_named(results):
+    many = stretched(results, 3, 400)
     for step in ("layer_correlations", "recursive_patterns"):
         many["individual_texts"]["text_7"]["analysis"][step] = ERROR
     figure = drawn("neuron_evolution", many)
-    assert figure.get_figheight() < 16  # inches; 80 for a legend of all of them
+    assert figure.get_figheight() < 16  # inches; 32 for a legend of all of them
     assert len(figure.legends[0].get_texts()) == 24
-    assert "Of the 1350 texts the first 24 are named." in words_of(figure)
+    assert "Of the 400 texts the first 24 are named." in words_of(figure)
 
 
 def test_a_figure_that_fails_costs_itself_alone(results, tmp_path):
