@@ -110,8 +110,6 @@ def _section(result: Any, place: str, lost: list[str]) -> Any:
 
 def _finite(value: Any, place: str, lost: list[str]) -> Any:
     """A value with None for the numbers that are not finite, whose places are added to `lost`."""
-    if type(value) is float and math.isfinite(value):
-        return value
     if isinstance(value, (list, tuple)):
         return [_finite(item, f"{place}[{i}]", lost) for i, item in enumerate(value)]
     if isinstance(value, Mapping):
