@@ -28,6 +28,9 @@ model_folders   What a model folder holds, checked before memory is taken for it
 model_inputs    What a model is called with: token ids and their mask, however a user passes them
 models          Models and tokenizers: loaded from a folder or the hub, checked before anything
                 runs on them
+native_checkpoints  Checkpoints as mamba_ssm and mambapy leave them: recognised, read, checked
+native_models   Models of native checkpoints: the sizes read off the weights, the model made in
+                memory
 options         The options that all commands share, spelled once
 output_folders  Output folders: each one run's own until it ends, and cleared of what a killed run
                 left

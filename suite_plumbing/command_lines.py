@@ -29,6 +29,8 @@ ATTRIBUTION_METHODS = (
     "gradient_rollout", "mamba_attribution", "occlusion", "knockout", "recency", "random",
 )  # fmt: skip
 
+A_ACTIVATIONS = ("softplus", "heavy_tail")
+
 MAIN_OUTPUT_DIR = "corrected_mamba_analysis"
 
 MEMORY_OUTPUT_DIR = "memory_recursion_analysis"
@@ -405,3 +407,21 @@ def recursive_analysis_report_options(argv: Argv = None) -> argparse.Namespace:
     given = args.results if args.named is None else args.named
     args.results = DEFAULT_RESULTS if given is None else given
     return args
+
+
+def convert_checkpoint_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name."""
+    parser = _parser(
+        "A checkpoint of mamba_ssm's or mambapy's as a folder that transformers reads.",
+        "convert_checkpoint.py path/to/mamba-130m path/to/mamba-130m-hf --dtype float16",
+    )
+    parser.add_argument("folder", help="holds config.json and the weights")
+    parser.add_argument("out", help="a new folder")
+    parser.add_argument(
+        "--a-activation",
+        choices=A_ACTIVATIONS,
+        help="of a Mamba-3: what its decay rates pass, which its configuration does not say",
+    )
+    add_common_options(parser, "dtype", "debug", "quiet")
+    parser.set_defaults(dtype="float32")
+    return _read(parser, argv)

@@ -1,7 +1,8 @@
 """Models and tokenizers: loaded from a folder or the hub, checked before anything runs on them.
 
-Weights are read from safetensors alone, and no code that comes with a model is run. Bad input
-raises ValueError.
+Weights are read from safetensors, or, of a checkpoint of mamba_ssm's or mambapy's, from a file of
+tensors in which nothing else is unpickled; no code that comes with a model is run. Bad input raises
+ValueError.
 """
 
 from __future__ import annotations
@@ -27,10 +28,19 @@ from suite_plumbing.errors import reading
 from suite_plumbing.loud_libraries import loading_bar_on_terminals, silence_kernel_advice
 from suite_plumbing.messages import quoted, shortened
 from suite_plumbing.model_folders import (
+    TOKENIZER_FILES,
     check_model_folder,
     check_sizes,
     check_tokenizer_folder,
     config_of,
+    read_object,
+)
+from suite_plumbing.native_checkpoints import is_native, native_tokenizer
+from suite_plumbing.native_models import (
+    native_model,
+    native_snapshot,
+    other_name,
+    register_own_model,
 )
 from suite_plumbing.paths import StrPath, user_path
 
@@ -42,12 +52,17 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
+    a_activation: str | None = None,
 ) -> PreTrainedModel:
     """Load a causal language model for analysis, in eval mode, from a folder or the model hub.
 
-    Reads safetensors only (never a pickle) and runs no code that comes with a model. "demo_model"
-    is the bundled model where there is no folder of that name.
+    Runs no code that comes with a model. Weights of a folder that ``transformers`` wrote are read
+    from safetensors; a checkpoint of mamba_ssm's or mambapy's is converted in memory, from
+    safetensors or from a file of ``torch.save`` of which tensors alone are unpickled.
+    "demo_model" is the bundled model where there is no folder of that name.
     dtype None is float32, whatever the weights are stored in.
+    ``a_activation``: what the decay rates of a native Mamba-3 pass, "softplus" or "heavy_tail";
+    its own configuration does not say. No other model asks for it.
     Raises ValueError, naming the file and what to do, for a folder that is missing, is no model,
     holds only pickled weights or a damaged file; for a configuration of a larger model than the
     weights hold, before memory is taken for it; for weights that lack parameters of the model (they
@@ -57,15 +72,30 @@ def load_model(
     target_device, target_dtype = resolve_device(device), resolve_dtype(dtype)
     silence_kernel_advice()
     name, folder = _local_or_hub(name_or_path, "model")
+    native = native_snapshot(name) if folder is None else folder
+    if native is not None and is_native(native):
+        model: Any = native_model(native, target_dtype, a_activation)
+        model.config._name_or_path = name
+    else:
+        model = _transformers_model(name, folder, target_dtype)
+    _check_weights(model, name)
+    model = model.to(target_device).eval()
+    with reading(f"{_unloadable('model', name, folder)[0]} runs on no text"):
+        _check_runs(model)
+    return model
+
+
+def _transformers_model(name: str, folder: Path | None, dtype: torch.dtype) -> PreTrainedModel:
     what, advice = _unloadable("model", name, folder)
     if folder is not None:
         shapes = check_model_folder(folder)
+        register_own_model(str(read_object(folder / "config.json").get("model_type")))
         check_sizes(folder, config_of(folder), shapes)
     bars = nullcontext() if folder is None else loading_bar_on_terminals()
     with reading(what, advice), bars:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
-            dtype=target_dtype,
+            dtype=dtype,
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
@@ -77,10 +107,6 @@ def load_model(
             f"({shortened(', '.join(absent[:3]), 120)}, ...), which would be random; get the "
             "complete weights"
         )
-    _check_weights(model, name)
-    model = model.to(target_device).eval()
-    with reading(f"{what} runs on no text"):
-        _check_runs(model)
     return model
 
 
@@ -135,16 +161,22 @@ def _unloadable(kind: str, name: str, folder: Path | None) -> tuple[str, str]:
         return f"{kind} in folder {quoted(name)} cannot be loaded", ""
     return (
         f"{kind} {quoted(name)} is no folder here and could not be fetched from the model hub",
-        "Check the name and the connection, or pass the folder of a downloaded model",
+        "Check the name and the connection, or pass the folder of a downloaded model"
+        f"{other_name(name)}",
     )
 
 
 def load_tokenizer(name_or_path: StrPath) -> PreTrainedTokenizerBase:
     """Load the tokenizer saved in a folder or on the hub; it pads on the left from then on.
 
-    Raises ValueError when there is none, or when it cannot be read.
+    A native checkpoint without one, whose vocabulary is GPT-NeoX's, has that. Raises ValueError
+    when there is none, or when it cannot be read.
     """
     name, folder = _local_or_hub(name_or_path, "tokenizer")
+    native = native_snapshot(name) if folder is None else folder
+    if native is not None and not any((native / file).is_file() for file in TOKENIZER_FILES):
+        name = native_tokenizer(native) or name
+        folder = None if native_tokenizer(native) else folder
     if folder is not None:
         # Without its files transformers would make up an empty tokenizer for some models.
         check_tokenizer_folder(folder)

@@ -114,7 +114,8 @@ def _model_identity(model: nn.Module) -> dict[str, Any]:
     name = str(getattr(config, "name_or_path", "") or "")
     if name and Path(os.path.realpath(name)) == DEMO_MODEL_PATH:
         name = DEMO_MODEL_PATH.name
-    return {
+    native = getattr(model, "native_checkpoint", None)
+    return ({} if native is None else {"native_checkpoint": native}) | {
         "id": name or None,
         "class": type(model).__name__,
         "revision": getattr(config, "_commit_hash", None),

@@ -19,7 +19,7 @@ ORDER = (
     {"mamba_mixers", "result_views"},
     {"ssm_measures"},
     {"causal_interventions", "recursive_visualizer"},
-    {"ssm_component_extractor", "recursive_analysis_report"},
+    {"ssm_component_extractor", "recursive_analysis_report", "convert_checkpoint"},
     {
         "delta_extraction", "layer_correlation_analyzer", "attention_neurons",
         "intervention_study", "input_attribution", "long_memory",
@@ -242,7 +242,10 @@ def test_nothing_that_runs_code_from_files_or_hides_errors(path):
         assert not (isinstance(node, ast.ExceptHandler) and node.type is None), place
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
-            assert called not in {"torch.load", "eval", "exec", "os.system"}, place
+            assert called not in {"eval", "exec", "os.system"}, place
+            # Of a file of torch.save, tensors and nothing that runs.
+            safe = {word.arg for word in node.keywords if _is_true(word.value)}
+            assert called != "torch.load" or "weights_only" in safe, place
             unsafe = {word.arg for word in node.keywords if _is_true(word.value)}
             assert not unsafe & {"trust_remote_code", "allow_pickle", "shell"}, place
 
