@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from suite_plumbing.commands import run_main
+from suite_plumbing.loud_libraries import loading_bar_on_terminals
 from suite_plumbing.messages import quoted
 from suite_plumbing.model_folders import TOKENIZER_FILES
 from suite_plumbing.models import load_model, load_tokenizer
@@ -49,7 +50,8 @@ def convert_checkpoint(
         raise ValueError(f"out {quoted(str(target))} is there already; name a new folder")
     model = load_model(source, device="cpu", dtype=dtype, a_activation=a_activation)
     unfinished = target.with_name(f".{target.name}.unfinished")
-    model.save_pretrained(unfinished)
+    with loading_bar_on_terminals():
+        model.save_pretrained(unfinished)
     if any((source / file).is_file() for file in TOKENIZER_FILES):
         load_tokenizer(source).save_pretrained(unfinished)
     unfinished.replace(target)

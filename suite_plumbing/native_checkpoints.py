@@ -106,11 +106,16 @@ class NativeCheckpoint(NamedTuple):
 
 def is_native(folder: Path) -> bool:
     """Whether the folder's config.json is mamba_ssm's or mambapy's: `d_model`, no `model_type`."""
+    return _native_config(folder) is not None
+
+
+def _native_config(folder: Path) -> dict[str, Any] | None:
     try:
         config = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError):
-        return False
-    return isinstance(config, dict) and "model_type" not in config and "d_model" in config
+    except (OSError, ValueError, RecursionError):
+        return None
+    is_one = isinstance(config, dict) and "model_type" not in config and "d_model" in config
+    return config if is_one else None
 
 
 def native_tokenizer(folder: Path) -> str | None:
@@ -118,9 +123,9 @@ def native_tokenizer(folder: Path) -> str | None:
 
     By `vocab_size` in config.json, padded as it says.
     """
-    if not is_native(folder):
+    config = _native_config(folder)
+    if config is None:
         return None
-    config = json.loads((folder / "config.json").read_bytes())
     size, multiple = config.get("vocab_size"), config.get("pad_vocab_size_multiple", 8)
     if not (isinstance(size, int) and isinstance(multiple, int)):
         return None
@@ -134,8 +139,9 @@ def read_native(folder: Path) -> NativeCheckpoint:
     another architecture (LayerNorm, MLPs or attention beside Mamba-1 or Mamba-2), weights that are
     damaged, hold more than tensors, do not fit the configuration, or are of mixed kinds.
     """
-    with reading(f"{_cannot(folder)}: config.json is not JSON"):
-        config = json.loads((folder / "config.json").read_bytes())
+    config = _native_config(folder)
+    if config is None:
+        raise ValueError(f"{_cannot(folder)}: its config.json has no d_model, or a model_type")
     layers, ssm_cfg = _checked_config(folder, config)
     writer, tensors = _named_as_mamba_ssm(_tensors_in(folder))
     kind = _kind_of(folder, config, ssm_cfg, tensors, layers)

@@ -213,7 +213,7 @@ def _renamed(checkpoint: NativeCheckpoint) -> dict[str, Tensor]:
 
 
 def _description(checkpoint: NativeCheckpoint, config: PretrainedConfig) -> dict[str, Any]:
-    found = {
+    found: dict[str, Any] = {
         "format": checkpoint.writer,
         "layers": checkpoint.kind,
         "converted": f"in memory, to {config.model_type} of "

@@ -23,7 +23,7 @@ def trained_like(model: Any) -> Any:
 
 def odd_mamba1(**options: Any) -> MambaForCausalLM:
     """Mamba-1 with sizes that are no powers of two, and dt_rank 1."""
-    sizes = {
+    sizes: dict[str, Any] = {
         "vocab_size": 29, "hidden_size": 7, "state_size": 5, "num_hidden_layers": 3,
         "expand": 3, "conv_kernel": 3, "time_step_rank": 1,
     }  # fmt: skip

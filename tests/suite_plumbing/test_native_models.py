@@ -1,6 +1,7 @@
 """Models of native checkpoints are those that the weights came from, by every route."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -56,7 +57,7 @@ def test_components_are_those_of_the_transformers_folder(case, tmp_path):
     config["vocab_size"] -= 3  # the other rows are padding
     if names is mambapy_names:
         config = {"n_layers": config["n_layer"], "d_model": config["d_model"], "d_state": 5}
-    loaded = load_model(write_native(tmp_path / "native", config, names(model), file))
+    loaded: Any = load_model(write_native(tmp_path / "native", config, names(model), file))
     model.save_pretrained(tmp_path / "transformers")
     beside = load_model(tmp_path / "transformers")
     ids = torch.tensor([[5, 9, 2, 17, 9, 2, 11]])
@@ -78,7 +79,7 @@ def test_a_model_of_a_name_is_made_in_the_dtype_asked_for(layer, tmp_path):
     model = odd_mamba1() if layer == "Mamba1" else odd_mamba2(n_groups=1)
     config = native_config(model, layer=layer, d_state=5)
     folder = write_native(tmp_path, config, native_names(model), "model.safetensors")
-    loaded = load_model(folder, dtype="float64")
+    loaded: Any = load_model(folder, dtype="float64")
     assert loaded.dtype is torch.float64
     assert loaded.get_input_embeddings().weight is loaded.get_output_embeddings().weight
 
