@@ -7,8 +7,12 @@ mixer computes everything that follows from the changed quantity by its own code
         logits = model(input_ids, use_cache=False).logits
 
 Rows. Where a piece takes a token (or neurons) for each row, one text branches into that many rows
-at the first edited layer; the layers before it run once. A single token holds for every row. Texts
-have no padding. Letters: the glossary of ``selective_scan``.
+at the first edited layer; the layers before it run once. A single token holds for every row. Tokens
+are counted from the first real one of each row. Letters: the glossary of ``selective_scan``.
+
+``model.generate`` works with pieces that read one token at a time: ``reset_state``,
+``scale_delta`` and ``set_neuron`` to zero. The others need the whole text at once and refuse
+(ValueError) a call with a cache; in one, a token that never comes changes nothing.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import torch
 from torch import Tensor
 
 from mamba_mixers.replay import EDITABLE
+from mamba_mixers.token_positions import reads_in_parts, token_positions
 from selective_scan.scan import selective_scan, selective_scan_chunk
 from ssm_measures.components import SSMComponents
 from suite_plumbing.arguments import validate_choice, validate_int, validate_number, whole_numbers
@@ -143,7 +148,7 @@ def scale_delta(
     def change(delta: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
         if chosen is None:
             return delta * factor
-        marked = _marked(chosen, delta.shape[1], "tokens", delta.device)
+        marked = _marked_tokens(chosen, "tokens", delta)
         return torch.where(_like(marked, delta), delta * factor, delta)
 
     return _in_layers(layers, Change("delta", change, 1 if chosen is None else len(chosen)))
@@ -153,6 +158,7 @@ def freeze_delta(layers: Layers) -> Intervention:
     """Set delta of each channel to its mean over the text: a fixed step, no longer selective."""
 
     def change(delta: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
+        _check_whole("freeze_delta")
         return delta.mean(1, keepdim=True).expand_as(delta)
 
     return _in_layers(layers, Change("delta", change, 1))
@@ -177,9 +183,9 @@ def hide_source(source: Rows, layers: Layers, query: Rows | None = None) -> Inte
 
     def change(y: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
         u, delta, A, B, C = _scan_operands(seen)
+        _check_whole("hide_source")
         writes = _at(sources, "source", y)
-        place = torch.arange(y.shape[1], device=y.device)
-        reads = place > sources.to(y.device)[:, None]
+        reads = token_positions(y) > sources.to(y.device)[:, None]
         reads = reads if queries is None else _at(queries, "query", y)
         written = u * _like(writes, u)
         alone = selective_scan(written, delta, A, B, C, carry=seen["carry"])
@@ -207,6 +213,8 @@ def set_neuron(
 
     def change(gated: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
         marked = _marked(chosen, gated.shape[2], "neurons", gated.device)
+        if isinstance(value, Tensor) or value == "mean":
+            _check_whole("set_neuron to other values than zero")
         if isinstance(value, Tensor):
             new = _values_like(value, gated)
         else:
@@ -248,13 +256,13 @@ def patch_state(layer: int, token: Rows, state: Tensor) -> Intervention:
     states = state if state.dim() == 3 else state[None]
 
     def cut(carry: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
-        patched = _at(tokens, "token", carry)
-        return carry.masked_fill(patched.roll(1, 1) & ~_first(carry), 0.0)
+        _check_whole("patch_state")
+        _at(tokens, "token", carry)
+        return carry.masked_fill(_since(tokens, carry) == 1, 0.0)
 
     def add(y: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
         u, delta, A, B, C = _scan_operands(seen)
-        place = torch.arange(y.shape[1], device=y.device)
-        since = place - tokens.to(y.device)[:, None]
+        since = _since(tokens, y)
         # Without a step nothing decays: the state reaches its token as it is.
         step = delta * _like(since > 0, delta)
         kept = torch.where(since > 1, seen["carry"], 1.0)
@@ -336,20 +344,38 @@ def _number_table(name: str, value: Rows | Sequence[Sequence[int]]) -> Tensor:
 
 
 def _at(numbers: Tensor, name: str, x: Tensor) -> Tensor:
-    """(rows or 1, l) whether a token is the row's number; ValueError for one past the text."""
-    return _marked(numbers[:, None], x.shape[1], name, x.device)
+    """(rows, l) whether a token is the row's number; ValueError for one past the text."""
+    return _marked_tokens(numbers[:, None], name, x)
+
+
+def _marked_tokens(table: Tensor, name: str, x: Tensor) -> Tensor:
+    """(rows, l) whether a token is one of the numbers of its row (rows or 1, k)."""
+    positions = token_positions(x)
+    if not reads_in_parts():
+        _check_below(table, int(positions.max()) + 1, name)
+    return (positions[:, :, None] == table.to(x.device)[:, None]).any(-1)
+
+
+def _since(numbers: Tensor, x: Tensor) -> Tensor:
+    """(rows, l) tokens from the row's number to each token; below 0 before it."""
+    return token_positions(x) - numbers.to(x.device)[:, None]
 
 
 def _marked(table: Tensor, size: int, name: str, device: torch.device) -> Tensor:
     """(rows, size) True at the numbers of each row."""
-    if int(table.max()) >= size:
-        raise ValueError(f"{name} names {int(table.max())}; there are 0 to {size - 1}")
+    _check_below(table, size, name)
     marked = torch.zeros(len(table), size, dtype=torch.bool)
     return marked.scatter_(1, table, True).to(device)
 
 
-def _first(x: Tensor) -> Tensor:
-    return torch.arange(x.shape[1], device=x.device) == 0
+def _check_below(table: Tensor, size: int, name: str) -> None:
+    if int(table.max()) >= size:
+        raise ValueError(f"{name} names {int(table.max())}; there are 0 to {size - 1}")
+
+
+def _check_whole(piece: str) -> None:
+    if reads_in_parts():
+        raise ValueError(f"{piece} needs the whole text at once; call with use_cache=False")
 
 
 def _like(mask: Tensor, x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ May import `suite_plumbing`, `selective_scan`, `token_statistics`.
 
 attention_layers  Softmax attention and the residual stream of any causal language model, layer by
                   layer
+caches            A mixer's memory in the cache that ``generate`` passes from call to call
 calls             What a mixer or a block was called with, whatever a version of
                   ``transformers`` calls it
 exclusive_use     Changes of a model that threads share: one thread at a time makes them, and it
@@ -21,6 +22,8 @@ replay_check      Whether the replayed mixers are the model's own, and what a di
 running           Models run by the suite's own scan: faster, differentiable, edited, or entered
                   at a layer
 sites             Where the selective SSM mixers of a model sit, and which models have none
+token_positions   Which tokens of their texts an edit has before it: all of them, or the next of a
+                  generation
 untrained_twins   Untrained twins of a model: what a measure gives on them needs no training
 weights           Weights that analyses read: of mixers, of the embedding, of what turns a stream
                   into logits
@@ -60,6 +63,7 @@ if TYPE_CHECKING:
         find_mixers,
         num_layers,
     )
+    from mamba_mixers.token_positions import token_positions
     from mamba_mixers.weights import (
         MixerParameters,
         bias_parameters,
@@ -87,6 +91,7 @@ __getattr__, __dir__, __all__ = lazy_names(
         ],
         "mamba_mixers.running": ["fast_scan", "forward_from"],
         "mamba_mixers.sites": ["MixerSite", "UnsupportedModelError", "find_mixers", "num_layers"],
+        "mamba_mixers.token_positions": ["token_positions"],
         "mamba_mixers.weights": [
             "MixerParameters",
             "bias_parameters",

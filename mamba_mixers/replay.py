@@ -25,6 +25,7 @@ from mamba_mixers.families import (
 )
 from mamba_mixers.placement import parameters_at_hand
 from mamba_mixers.sites import MixerSite
+from mamba_mixers.token_positions import TokensRead, reading
 from selective_scan.scan import selective_scan_chunk
 
 Edit = Callable[[str, Tensor], Tensor]
@@ -222,6 +223,7 @@ def replay_mixer(
     edit: Edit | None = None,
     rules: Rules = GRADIENT,
     memory: MixerMemory | None = None,
+    tokens: TokensRead | None = None,
 ) -> MixerReplay:
     """Compute the mixer's quantities from its input (b, l, d_model), differentiably.
 
@@ -229,7 +231,8 @@ def replay_mixer(
     left out, as the mixers do. ``edit(stage, tensor)`` may return another tensor for any stage of
     ``EDITABLE``; what follows is computed from it, so that an intervention is exact. ``rules``
     says how gradients pass the non-linear operations. ``memory`` is the replay's of the chunk
-    before this one; None starts a text. Raises ValueError for a memory of another batch size.
+    before this one; None starts a text. ``tokens`` is what ``token_positions`` tells an edit of; by
+    default the whole text is at hand. Raises ValueError for a memory of another batch size.
     Cost: the mixer's own matrix products and one scan.
     """
     if attention_mask is not None and attention_mask.shape != hidden_states.shape[:2]:
@@ -239,7 +242,8 @@ def replay_mixer(
             f"memory is that of {len(memory.state)} texts, the chunk has {len(hidden_states)}; "
             "go on with the same texts, in the same order"
         )
-    with parameters_at_hand(site.mixer, gated_norm(site.mixer)):
+    tokens = tokens or TokensRead(attention_mask, None, False)
+    with parameters_at_hand(site.mixer, gated_norm(site.mixer)), reading(tokens):
         return compute_replay(
             site.mixer, site.family, hidden_states, attention_mask, edit, rules, memory
         )

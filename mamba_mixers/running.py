@@ -10,7 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from mamba_mixers.calls import STREAMS, bound_by_name, mixer_call
+from mamba_mixers.caches import (
+    count_tokens,
+    no_lost_beams,
+    read_memory,
+    tokens_before,
+    write_memory,
+)
+from mamba_mixers.calls import STREAMS, MixerCall, bound_by_name, mixer_call
 from mamba_mixers.exclusive_use import (
     acting_for,
     acting_thread,
@@ -25,6 +32,7 @@ from mamba_mixers.sites import (
     find_mixers,
     model_family,
 )
+from mamba_mixers.token_positions import TokensRead, real_tokens
 from mamba_mixers.weights import check_has_logits, input_embeddings, is_rms_norm
 
 Observer = Callable[[int, MixerReplay], None]
@@ -45,9 +53,15 @@ def fast_scan(
     That makes the forward pass of Mamba-1 on a CPU faster than the stock token loop and its
     backward pass feasible. ``edits`` changes quantities of chosen layers (see
     :func:`replay_mixer`); ``observe(layer, replay)`` sees each mixer's quantities, inside the
-    autograd graph. A call with a cache goes to the mixer's own code, or is refused (RuntimeError)
-    when there is an edit for that layer. ``rules`` other than ``GRADIENT`` apply to the mixers and
+    autograd graph. ``rules`` other than ``GRADIENT`` apply to the mixers and
     to the model's RMS norms. Both are restored on leaving, whatever happened.
+
+    ``model.generate`` works inside: a call with the model's cache goes on from what the cache
+    holds, to the numbers of the whole text read at once, and leaves its own memory there,
+    detached. An edit is then called on the tokens that a call brings, one in a step of generation;
+    ``token_positions`` tells it which they are. Raises RuntimeError beside a cache for an edit
+    that makes several rows of one, for ``memories`` or ``recompute``, and for a beam search whose
+    cache ``transformers`` does not reorder.
 
     All of that is so for the thread that entered. Another one that enters, or records, waits until
     this one has left; one that calls the model directly runs it as it is.
@@ -76,12 +90,15 @@ def fast_scan(
     with ExitStack() as stack:
         stack.enter_context(exclusive_use(model))
         for site in sites.values():
-            forward = _replaying_forward(site, edits.get(site.layer), observe, rules, memories)
+            edit = edits.get(site.layer)
+            forward = _replaying_forward(site, edit, observe, rules, memories, recompute)
             stack.enter_context(replaced_forward(site.mixer, forward))
         for block in (
             blocks_of(model) if edits and model_family(model).reads_embeddings_again else ()
         ):
             stack.enter_context(replaced_forward(block, _with_rows_alike(block)))
+        if edits and hasattr(model, "generate"):
+            stack.enter_context(no_lost_beams(model))
         for norm in _rms_norms(model) if rules is not GRADIENT else ():
             forward = partial(rules.elementwise, norm.forward)
             stack.enter_context(replaced_forward(norm, forward))
@@ -157,19 +174,21 @@ def _replaying_forward(
     observe: Observer | None,
     rules: Rules,
     memories: MutableMapping[int, MixerMemory] | None,
+    recompute: Collection[int],
 ) -> Callable[..., Any]:
-    """A ``forward`` for this mixer that replays it; a call with a cache is left to its own code."""
+    """A ``forward`` for this mixer that replays it."""
     mixer = site.mixer
-    stock_forward = mixer.forward
 
     def forward(*args, **kwargs):
-        hidden_states, mask, cache = mixer_call(mixer, args, kwargs)
-        if cache is not None:
-            if edit is not None:
-                raise RuntimeError("an edited mixer cannot use a cache: call with use_cache=False")
-            return stock_forward(*args, **kwargs)
-        memory = None if memories is None else memories.get(site.layer)
-        replay = replay_mixer(site, hidden_states, mask, edit, rules, memory)
+        call = mixer_call(mixer, args, kwargs)
+        hidden_states, mask, cache = call
+        if cache is None:
+            memory = None if memories is None else memories.get(site.layer)
+            replay = replay_mixer(site, hidden_states, mask, edit, rules, memory)
+        else:
+            _check_free_for_a_cache(memories, recompute)
+            begins_at = bound_by_name(mixer, args, kwargs).get("cache_position")
+            replay = _replay_after_cache(site, call, begins_at, edit, rules)
         if memories is not None:
             # Cloned: a view of a few tokens would keep the inputs of the whole chunk alive.
             memories[site.layer] = MixerMemory(*(x.detach().clone() for x in replay.memory))
@@ -178,6 +197,34 @@ def _replaying_forward(
         return replay.output
 
     return forward
+
+
+def _replay_after_cache(
+    site: MixerSite, call: MixerCall, begins_at: Tensor | None, edit: Edit | None, rules: Rules
+) -> MixerReplay:
+    """The replay of the tokens that follow those in the cache, which then holds these too."""
+    (hidden_states, mask, cache), mixer = call, site.mixer
+    rows, length = hidden_states.shape[:2]
+    mask = mask if mask is not None and mask.shape == (rows, length) else None
+    memory = read_memory(mixer, cache, begins_at)
+    before = None if edit is None else tokens_before(mixer, cache, memory)
+    read = TokensRead(mask, before, in_parts=True)
+    replay = replay_mixer(site, hidden_states, mask, edit, rules, memory, read)
+    if len(replay.output) != rows:
+        raise RuntimeError(
+            f"an edit of layer {site.layer} makes {len(replay.output)} rows of {rows}, which a "
+            "cache cannot follow; give the model as many rows, or call with use_cache=False"
+        )
+    write_memory(mixer, cache, replay.memory)
+    if before is not None:
+        count_tokens(mixer, cache, before + real_tokens(mask, rows, length))
+    return replay
+
+
+def _check_free_for_a_cache(memories: Any, recompute: Collection[int]) -> None:
+    if memories is not None or recompute:
+        name = "memories" if memories is not None else "recompute"
+        raise RuntimeError(f"a call with a cache goes not with {name}: call with use_cache=False")
 
 
 class _Skipped(nn.Module):

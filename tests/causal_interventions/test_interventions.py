@@ -428,3 +428,56 @@ def test_an_edit_without_changes_passes_every_stage_on():
     for stage in EDITABLE:
         x = torch.ones(1, 2, 3)
         assert torch.equal(edit(stage, x), x)
+
+
+PADDED = torch.cat([torch.zeros(1, 5, dtype=torch.long), tiny_ids(7)], 1)
+
+
+@pytest.mark.parametrize(
+    "builds",
+    [
+        [lambda row=row: reset_state(row, LAYER) for row in ([9, 10], 9, 10)],
+        [lambda: reset_state(6, LAYER)] * 3,
+        [
+            lambda row=row: scale_delta(3.0, LAYER, torch.tensor(row))
+            for row in ([[2, 9], [3, 8]], [2, 9], [3, 8])
+        ],
+        [lambda: set_neuron(LAYER, [3, 40])] * 3,
+    ],
+    ids=["reset by row", "reset", "scaled tokens", "neurons"],
+)
+def test_generation_under_an_intervention_is_that_of_the_whole_text(builds):
+    """Of both texts, then of each alone. The second is padded: its tokens count from its own."""
+    model: Any = make_tiny_model()
+    model.generation_config.eos_token_id = None
+    ids = torch.cat([tiny_ids(12, seed=5), PADDED])
+    mask = torch.ones_like(ids).masked_fill_(ids == 0, 0)
+    with fast_scan(model, edits=builds[0]()):
+        output = model.generate(
+            ids, attention_mask=mask, max_new_tokens=6, do_sample=False,
+            output_logits=True, return_dict_in_generate=True,
+        )  # fmt: skip
+    found = torch.stack(output.logits, 1)
+    for row, start in enumerate((0, 5)):
+        ids = output.sequences[row : row + 1, start:]
+        whole = logits_under(model, ids, builds[row + 1]())
+        torch.testing.assert_close(found[row], whole[0, -7:-1], rtol=0, atol=ROUNDING)
+
+
+@pytest.mark.parametrize(
+    ("edits", "name"),
+    [
+        (freeze_delta(LAYER), "freeze_delta"),
+        (hide_source(2, LAYER), "hide_source"),
+        (set_neuron(LAYER, 3, "mean"), "set_neuron to other values than zero"),
+        (patch_state(LAYER, 2, torch.zeros(64, 4)), "patch_state"),
+    ],
+    ids=["freeze_delta", "hide_source", "set_neuron", "patch_state"],
+)
+def test_pieces_that_need_the_whole_text_refuse_a_cache(edits, name):
+    model: Any = make_tiny_model()
+    with (
+        fast_scan(model, edits=edits),
+        pytest.raises(ValueError, match=f"{name} needs the whole text at once; call with use_cach"),
+    ):
+        model(tiny_ids(), use_cache=True)

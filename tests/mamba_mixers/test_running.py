@@ -191,22 +191,30 @@ def test_an_edit_of_a_layer_without_a_mixer_is_refused(layer):
     assert_untouched(model)
 
 
-def test_with_a_cache_the_stock_code_generates_and_an_edit_is_refused():
+def test_generation_with_a_cache_is_replayed_edited_and_observed():
     model: Any = make_tiny_model()
     ids = make_ids(9, batch=1)
+    seen: list[int] = []
 
-    def generate() -> Tensor:
+    def generate(**options: Any) -> Tensor:
         mask = torch.ones_like(ids)
-        return model.generate(ids, attention_mask=mask, max_new_tokens=12, do_sample=False)
+        return model.generate(
+            ids, attention_mask=mask, max_new_tokens=12, do_sample=False, **options
+        )
 
     stock = generate()
-    with fast_scan(model):
+    with fast_scan(model, observe=lambda layer, replay: seen.append(replay.u.shape[1])):
         assert torch.equal(generate(), stock)
-    with (
-        fast_scan(model, edits={1: doubled("y")}),
-        pytest.raises(RuntimeError, match="edited mixer cannot use a cache.*use_cache=False"),
-    ):
-        generate()
+    # The prompt at once, then a token at a time; the last one is read by nobody.
+    assert seen == [9] * 4 + [1] * 4 * 11
+
+    def turned(stage: str, x: Tensor) -> Tensor:
+        return -3 * x if stage == "gated" else x
+
+    with fast_scan(model, edits=dict.fromkeys(range(4), turned)):
+        edited = generate()
+        assert torch.equal(edited, generate(use_cache=False))
+    assert not torch.equal(edited, stock)
     assert_untouched(model)
 
 

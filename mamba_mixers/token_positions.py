@@ -1,0 +1,77 @@
+"""Which tokens of their texts an edit has before it: all of them, or the next of a generation.
+
+``edit(stage, x)`` gets the tokens of one call of the model: a whole text, or with a cache the part
+of it that this call reads, one token at a time in ``generate``. Positions count from the first real
+token of each row, whatever padding stands before it and however many calls read the text.
+
+Shapes: b texts, l tokens of the call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+_here = threading.local()
+
+
+class TokensRead(NamedTuple):
+    """The tokens that one call of a mixer reads."""
+
+    mask: Tensor | None
+    """(b, l) 0 at padding; None where there is none"""
+    before: Tensor | None
+    """(b,) real tokens of each text that earlier calls read, None where nobody counted them"""
+    in_parts: bool
+    """whether earlier or later calls read other parts of the same texts"""
+
+
+@contextmanager
+def reading(tokens: TokensRead) -> Iterator[None]:
+    """Within this context, edits of this thread are told of these tokens."""
+    outer = getattr(_here, "tokens", None)
+    _here.tokens = tokens
+    try:
+        yield
+    finally:
+        _here.tokens = outer
+
+
+def token_positions(x: Tensor) -> Tensor:
+    """(b, l) position of each of x's tokens in its text, from 0; -1 at padding.
+
+    ``x`` (b, l, ...) is what an edit was given; one row where all are alike. Outside of a mixer's
+    replay: 0 to l - 1. Raises ValueError where the text was begun outside ``fast_scan``, for then
+    nobody counted its tokens.
+    """
+    tokens: TokensRead | None = getattr(_here, "tokens", None)
+    if tokens is None or tokens.mask is None:
+        positions = torch.arange(x.shape[1], device=x.device)[None]
+    else:
+        real = tokens.mask.to(x.device) != 0
+        positions = torch.where(real, real.cumsum(1) - 1, -1)
+    if tokens is None or not tokens.in_parts:
+        return positions
+    if tokens.before is None:
+        raise ValueError(
+            "the cache was filled outside fast_scan, so that the positions of its tokens are not "
+            "known; read the whole text inside"
+        )
+    before = tokens.before.to(x.device)[:, None]
+    return torch.where(positions < 0, positions, positions + before)
+
+
+def reads_in_parts() -> bool:
+    """Whether the call at hand reads a part of its texts only: it has a cache."""
+    tokens: TokensRead | None = getattr(_here, "tokens", None)
+    return tokens is not None and tokens.in_parts
+
+
+def real_tokens(mask: Tensor | None, rows: int, length: int) -> Tensor:
+    """(b,) real tokens of each row of a call."""
+    return torch.full((rows,), length) if mask is None else (mask != 0).sum(1).cpu()
