@@ -23,6 +23,8 @@ overview             The overview: what every SSM layer of a model does with its
                      answers made from it
 overview_answers     What the overview may say: a sentence for each question, with its numbers and
                      its place
+overview_questions   The questions of the overview tried together: how small a p has to be where
+                     five are asked
 overview_rows        Rows of the overview, one a layer: the texts joined, and each quantity beside
                      its null
 shared_pieces        Pieces of a text that several tokenizers have in common, and what models say

@@ -42,7 +42,8 @@ def overview(
     seed: int = 0,
     after_each: Callable[[], None] | None = None,
 ) -> dict[str, Any]:
-    """``layers``, one row a layer; ``answers``; and ``all_states``, erased together; strict JSON.
+    """``layers``, one row a layer; ``all_states``, erased together; ``questions``, tried together;
+    and ``answers``; strict JSON.
 
     A text given again counts once. Cost: see the module; at mamba-130m's shape and 512 tokens about
     two thirds of a stock forward pass a text.

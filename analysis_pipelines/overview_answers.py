@@ -1,22 +1,21 @@
 """What the overview may say: a sentence for each question, with its numbers and its place.
 
-A sentence is said where what it rests on exceeds its null among all layers tried (p at most ALPHA)
-and is of a size worth a name; otherwise it says why nothing is said. Half-lives are the weights'
-own and have no null: of them a sentence is said only where layers fall into groups.
+A sentence is said where what it rests on exceeds its null among all layers and all questions tried
+(`overview_questions`) and is of a size worth a name; otherwise it says why nothing is said.
+Half-lives are the weights' own and have no null: of them a sentence is said only where layers fall
+into groups.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from typing import Any
 
+from analysis_pipelines.overview_questions import ALPHA
 from result_views.layer_names import capitalised, layer_names
-
-ALPHA = 0.05
-"""Largest p, over all layers and kinds that a question tries."""
 
 GROUP_RATIO = 4.0
 """Half-lives that differ by this factor are groups: those of one initialisation differ by less than
@@ -64,6 +63,10 @@ class Answer:
     unit: str = "tokens"
     path: str = "overview.layers"
     """where the numbers stand in the results"""
+    adjusted_p: float | None = None
+    """smallest p of the question, adjusted over those tried; None where there is no test"""
+    num_questions: int = 0
+    """behind adjusted_p"""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields by name."""
@@ -72,7 +75,15 @@ class Answer:
 
 def answers(found: Section) -> list[Answer]:
     """One answer a question, in a fixed order: of the section that `overview_rows.joined` makes."""
-    return [answer(found) for answer in QUESTIONS.values()]
+    tried = found["questions"]
+    return [
+        replace(
+            answer(found),
+            adjusted_p=tried["adjusted"].get(question),
+            num_questions=tried["num_tested"] if question in tried["adjusted"] else 0,
+        )
+        for question, answer in QUESTIONS.items()
+    ]
 
 
 def memory_answer(found: Section) -> Answer:
@@ -118,9 +129,11 @@ def half_life_groups(halves: Mapping[int, float]) -> list[list[int]]:
 def copying_answer(found: Section) -> Answer:
     """Which layers copy what followed a token's earlier occurrence."""
     rows = {row["layer"]: row["copying"] for row in found["layers"]}
-    holds = [layer for layer in _exceeding(rows, COPY_GAIN) if rows[layer]["share"] >= COPY_SHARE]
+    holds = [
+        layer for layer in _exceeding(found, rows, COPY_GAIN) if rows[layer]["share"] >= COPY_SHARE
+    ]
     if not holds:
-        return _nothing("copying", rows, "copies what followed a token before",
+        return _nothing(found, "copying", rows, "copies what followed a token before",
                         lambda x: f"{x:.1f} times the lags around", f"{COPY_GAIN:g}")  # fmt: skip
     values = [rows[layer]["value"] for layer in holds]
     sentence = (
@@ -134,9 +147,9 @@ def copying_answer(found: Section) -> Answer:
 def reset_answer(found: Section) -> Answer:
     """What erasing the state costs, by layer."""
     rows = {row["layer"]: row["reset"] for row in found["layers"]}
-    holds = _exceeding(rows, RESET_COST)
+    holds = _exceeding(found, rows, RESET_COST)
     if not holds:
-        return _nothing("reset", rows, "holds a state that the next tokens need",
+        return _nothing(found, "reset", rows, "holds a state that the next tokens need",
                         lambda x: f"{x:.2g} nats a token", f"{RESET_COST:g}")  # fmt: skip
     values = [rows[layer]["value"] for layer in holds]
     sentence = (
@@ -157,7 +170,7 @@ def context_answer(found: Section) -> Answer:
     known = {"layers": layers, "values": (test["value"],), "n": test["n"], "unit": test["unit"],
              "null": (test["null_low"], test["null_high"]), "interval": _pair(test["interval"]),
              "path": path}  # fmt: skip
-    if not _exceeds(test, RESET_COST):
+    if not _exceeds(found, test, RESET_COST):
         return Answer(
             "context", "No sign that predictions lean on more than the last tokens: all states "
             f"erased four tokens or more before costs {test['value']:.2g} nats a token (chance: "
@@ -189,9 +202,9 @@ def gate_answer(found: Section) -> Answer:
     tests = {
         (row["layer"], kind): test for row in found["layers"] for kind, test in row["gate"].items()
     }
-    holds = [place for place, test in tests.items() if _exceeds(test, GATE_DIFFERENCE, True)]
+    holds = [place for place, test in tests.items() if _exceeds(found, test, GATE_DIFFERENCE, True)]
     if not holds:
-        return _nothing("gate", tests, "opens or closes its gate by the kind of token",
+        return _nothing(found, "gate", tests, "opens or closes its gate by the kind of token",
                         lambda x: f"{x:.2g} standard deviations", f"{GATE_DIFFERENCE:g}",
                         magnitude=True)  # fmt: skip
     parts = []
@@ -228,11 +241,11 @@ def sink_answer(found: Section) -> Answer:
     """Which layers rest on the first token."""
     rows = {row["layer"]: row["sink"] for row in found["layers"]}
     share = {row["layer"]: row["first_share"] or 0.0 for row in found["layers"]}
-    holds = [layer for layer in _exceeding(rows, SINK_GAIN) if share[layer] >= SINK_SHARE]
+    holds = [layer for layer in _exceeding(found, rows, SINK_GAIN) if share[layer] >= SINK_SHARE]
     if not holds:
         most = max(share, key=lambda layer: share[layer])
         if all(test["value"] is None for test in rows.values()):
-            return _nothing("sink", rows, "rests on the first token", str, "")
+            return _nothing(found, "sink", rows, "rests on the first token", str, "")
         return Answer(
             "sink", f"No layer rests on the first token: it takes at most {share[most]:.1%} of "
             f"|alpha| (layer {most}).", False, (most,), (share[most],),
@@ -267,15 +280,15 @@ _PATHS = {
 }
 
 
-def _exceeds(test: Section, least: float, magnitude: bool = False) -> bool:
+def _exceeds(found: Section, test: Section, least: float, magnitude: bool = False) -> bool:
     value, p = test["value"], test["p_value"]
     if value is None or p is None:
         return False
-    return (abs(value) if magnitude else value) >= least and p <= ALPHA
+    return (abs(value) if magnitude else value) >= least and p <= found["questions"]["level"]
 
 
-def _exceeding(rows: Mapping[int, Section], least: float) -> list[int]:
-    return [layer for layer, test in rows.items() if _exceeds(test, least)]
+def _exceeding(found: Section, rows: Mapping[int, Section], least: float) -> list[int]:
+    return [layer for layer, test in rows.items() if _exceeds(found, test, least)]
 
 
 def _said(
@@ -291,6 +304,7 @@ def _said(
 
 
 def _nothing(
+    found: Section,
     question: str,
     tests: Mapping[Any, Section],
     claim: str,
@@ -309,14 +323,23 @@ def _nothing(
                else known[place]["value"])  # fmt: skip
     test = known[most]
     layer = most if isinstance(most, int) else most[0]
-    why = f"below {least}" if abs(test["value"]) < float(least) else "within chance"
-    if why == "within chance" and (test["p_value"] or 1.0) <= ALPHA:
+    if abs(test["value"]) < float(least):
+        why = f"below {least}"
+    elif (test["p_value"] or 1.0) <= found["questions"]["level"]:
         why = f"of next to nothing: {test['share']:.1g} of what a query takes"
+    else:
+        why = _within_chance(test["p_value"], found["questions"]["num_tested"])
     sentence = f"No layer {claim}: at most {worded(test['value'])} (layer {layer}), {why}."
     return Answer(
         question, sentence, False, (layer,), (test["value"],), (test["null_low"],
         test["null_high"]), _pair(test["interval"]), test["n"], test["unit"], path,
     )  # fmt: skip
+
+
+def _within_chance(p: float | None, questions: int) -> str:
+    if p is None or p > ALPHA:
+        return "within chance"
+    return f"within chance where {questions} questions are asked (p {p:.2g} of this one alone)"
 
 
 def _chance(tests: Mapping[Any, Section], holds: Sequence[Any], spec: str) -> str:

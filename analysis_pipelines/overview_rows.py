@@ -1,13 +1,14 @@
 """Rows of the overview, one a layer: the texts joined, and each quantity beside its null.
 
-Nulls are drawn within texts, by the same shift in all of them, so that near copies of a text count
-no more than one of them; the statistics of all layers are tested together, so that one of 24 layers
+Nulls are drawn within texts, related texts alike, so that near copies of a text count no more than
+one of them; the statistics of all layers are tested together, so that one of 24 layers
 is not found by chance. An interval over texts there is from five
 unrelated texts on.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,12 +16,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from analysis_pipelines.overview_questions import together
 from causal_interventions.state_resets import ResetCosts
 from ssm_measures.copying import NEAREST
 from ssm_measures.gate_tokens import TOKEN_CLASSES
 from ssm_measures.layer_overview import LayerText
 from suite_plumbing.result_files import finite_or_none
-from token_statistics.description import FloatArray
+from token_statistics.description import FloatArray, IntArray
 from token_statistics.intervals import mean_interval
 from token_statistics.several_tests import largest_of_all_p
 
@@ -67,11 +69,11 @@ class TextFacts:
 
 
 def joined(texts: Sequence[TextFacts], seed: int = 0) -> dict[str, Any]:
-    """``layers``, a row each; ``all_states``; and what was read: ``num_texts``, ``num_tokens``,
-    ``longest`` (tokens)."""
+    """``layers``, a row each; ``all_states``; ``questions``, see `overview_questions`; and what was
+    read: ``num_texts``, ``num_tokens``, ``longest`` (tokens)."""
     layers = sorted(texts[0].layers)
     resets, all_states = _resets(texts, layers)
-    parts = zip(_copying(texts, layers), _sinks(texts, layers), resets,
+    parts = zip(_copying(texts, layers, seed), _sinks(texts, layers), resets,
                 _gates(texts, layers, seed), strict=True)  # fmt: skip
     rows = [
         {
@@ -87,7 +89,7 @@ def joined(texts: Sequence[TextFacts], seed: int = 0) -> dict[str, Any]:
     lengths = [text.num_tokens for text in texts]
     return {
         "num_texts": len(texts), "num_tokens": sum(lengths), "longest": max(lengths),
-        "layers": rows, "all_states": all_states,
+        "layers": rows, "all_states": all_states, "questions": together(rows, all_states),
     }  # fmt: skip
 
 
@@ -131,7 +133,9 @@ def _untested(reason: str, n: int, unit: str) -> dict[str, Any]:
     return {**dict.fromkeys(names), "n": n, "unit": unit, "num_draws": 0, "reason": reason}
 
 
-def over_texts(values: Sequence[float] | FloatArray, groups: Sequence[int]) -> list[float] | None:
+def over_texts(
+    values: Sequence[float] | FloatArray, groups: Sequence[int] | IntArray
+) -> list[float] | None:
     """95 % interval of the mean over texts, those of one group of related texts as one; None for
     fewer than `intervals.MIN_VALUES` of them."""
     by_group: dict[int, list[float]] = {}
@@ -142,36 +146,56 @@ def over_texts(values: Sequence[float] | FloatArray, groups: Sequence[int]) -> l
     return None if found.low is None or found.high is None else [found.low, found.high]
 
 
-def _copying(texts: Sequence[TextFacts], layers: Sequence[int]) -> list[dict[str, Any]]:
+def _copying(texts: Sequence[TextFacts], layers: Sequence[int], seed: int) -> list[dict[str, Any]]:
     """The copying score of each layer: see `ssm_measures.copying`."""
     by_text = np.array([[text.layers[layer].copying for layer in layers] for text in texts])
-    total = by_text.sum(0)
-    pairs = total[0, :, 2]
-    number = int(pairs[0])
-    kept = np.flatnonzero(pairs[1:] >= number / 2) + 1
-    if number < MIN_PAIRS or len(kept) < MIN_DRAWS:
+    groups = np.array([text.group for text in texts])
+    shifted = {
+        group: sums for group in dict.fromkeys(groups.tolist())
+        if len(_kept_shifts(sums := by_text[groups == group].sum(0)))
+    }  # fmt: skip
+    total = np.sum([sums[:, 0] for sums in shifted.values()], axis=0) if shifted else None
+    number = 0 if total is None else int(total[0, 2])
+    draws = _shifted_gains(list(shifted.values()), seed)
+    if total is None or number < MIN_PAIRS or len(draws) < MIN_DRAWS:
         reason = (
             f"{number} tokens come again at least {NEAREST} tokens later; "
             f"copying needs {MIN_PAIRS}, and texts long enough to shift them"
         )
         return [_untested(reason, number, "repeated tokens") for _ in layers]
     gains = _ratio(total)
-    p = largest_of_all_p(gains[:, 0], gains[:, kept].T)
+    p = largest_of_all_p(gains, draws)
     repeated = np.array([sum(text.layers[layer].repeated[0] for text in texts) for layer in layers])
-    each, groups = _ratio(by_text[:, :, 0]), [text.group for text in texts]
+    each = _ratio(by_text[:, :, 0])
     return [
         _tested(
-            gains[i, 0],
-            gains[i, kept],
-            p[i],
-            number,
-            "repeated tokens",
-            over_texts(each[:, i], groups),
+            gains[i], draws[:, i], p[i], number, "repeated tokens", over_texts(each[:, i], groups)
         )
-        | _shares(total[i, 0])
+        | _shares(total[i])
         | {"in_repeated_passage": _passage(repeated[i])}
         for i in range(len(layers))
     ]
+
+
+def _kept_shifts(sums: FloatArray) -> np.ndarray:
+    """Of a group's (layers, 1 + shifts, 3), the shifts that leave half of its pairs or more."""
+    pairs = sums[0, :, 2]
+    return np.flatnonzero((pairs[1:] >= pairs[0] / 2) & (pairs[0] > 0)) + 1
+
+
+def _shifted_gains(groups: Sequence[FloatArray], seed: int) -> FloatArray:
+    """(draws, layers): each draw shifts every group of related texts by a number of its own."""
+    kept = [_kept_shifts(sums) for sums in groups]
+    ways = math.prod(map(len, kept)) if kept else 0
+    if ways <= _NUM_PERMUTATIONS:
+        chosen = list(itertools.product(*kept)) if kept else []
+    else:
+        rng = np.random.default_rng(seed)
+        chosen = np.stack([rng.choice(shifts, _NUM_PERMUTATIONS) for shifts in kept], 1).tolist()
+    return np.array([
+        _ratio(np.sum([sums[:, i] for sums, i in zip(groups, one, strict=True)], axis=0))
+        for one in chosen
+    ])  # fmt: skip
 
 
 def _shares(sums: FloatArray) -> dict[str, Any]:
@@ -191,20 +215,19 @@ def _ratio(sums: FloatArray) -> FloatArray:
 
 def _sinks(texts: Sequence[TextFacts], layers: Sequence[int]) -> list[dict[str, Any]]:
     """|alpha| on the first token beside the tokens after it; null: other tokens in its place."""
-    found = []
-    for layer in layers:
-        measures = [text.layers[layer].measures for text in texts]
-        gains = _ratio(np.sum([one.sink_sums for one in measures], axis=0))
-        draws = gains[_SKIPPED:][np.isfinite(gains[_SKIPPED:])]
-        heads = sorted({head for one in measures for head in one.sink_heads})
-        if not math.isfinite(gains[0]) or len(draws) < MIN_DRAWS:
-            why = f"texts too short to put {MIN_DRAWS} other tokens in the first one's place"
-            found.append(_untested(why, len(texts), "texts") | {"heads": heads})
-            continue
-        p = float((1 + (draws >= gains[0]).sum()) / (1 + len(draws)))
-        row = _tested(gains[0], draws, p, len(texts), "texts")
-        found.append(row | {"heads": heads})
-    return found
+    measures = [[text.layers[layer].measures for text in texts] for layer in layers]
+    heads = [sorted({head for one in of_layer for head in one.sink_heads}) for of_layer in measures]
+    gains = np.array([_ratio(np.sum([one.sink_sums for one in m], axis=0)) for m in measures])
+    draws = gains[:, _SKIPPED:].T
+    draws = draws[np.isfinite(draws).all(axis=1)]
+    if len(draws) < MIN_DRAWS or not np.isfinite(gains[:, 0]).all():
+        why = f"texts too short to put {MIN_DRAWS} other tokens in the first one's place"
+        return [_untested(why, len(texts), "texts") | {"heads": held} for held in heads]
+    p = largest_of_all_p(gains[:, 0], draws)
+    return [
+        _tested(gains[i, 0], draws[:, i], p[i], len(texts), "texts") | {"heads": heads[i]}
+        for i in range(len(layers))
+    ]
 
 
 def _resets(
@@ -220,7 +243,9 @@ def _resets(
         return [_untested(reason, 0, unit) for _ in layers], _untested(reason, 0, unit)
     number, late = (sum(getattr(one, name) for one in known)
                     for name in ("num_predictions", "num_late"))  # fmt: skip
-    total = np.sum([one.by_layer for one in known], axis=0) / number
+    # A text has no more other tokens than that: further shifts would repeat the first.
+    kept = slice(max(text.num_tokens for text in texts))
+    total = np.sum([one.by_layer[kept] for one in known], axis=0) / number
     p = largest_of_all_p(total[0], total[1:])
     each = np.array([one.by_layer[0] / one.num_predictions for one in known])
     groups = [text.group for text in texts if text.costs is not None]
@@ -232,10 +257,10 @@ def _resets(
         else _untested(others, 0, unit)
         for layer in layers
     ]
-    together = np.sum([one.all_states for one in known], axis=0) / late
-    p_all = largest_of_all_p(together[:1], together[1:, None])[0]
+    at_once = np.sum([one.all_states[kept] for one in known], axis=0) / late
+    p_all = largest_of_all_p(at_once[:1], at_once[1:, None])[0]
     by_text = [one.all_states[0] / one.num_late for one in known]
-    return rows, _tested(together[0], together[1:], p_all, late, unit, over_texts(by_text, groups))
+    return rows, _tested(at_once[0], at_once[1:], p_all, late, unit, over_texts(by_text, groups))
 
 
 def _gates(

@@ -40,6 +40,7 @@ import transformers
 from torch import Tensor
 from transformers import MambaConfig, MambaForCausalLM
 
+from analysis_pipelines.overview import text_facts
 from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from benchmarks.other_ways import (
     Operands,
@@ -53,6 +54,7 @@ from mamba_mixers.running import fast_scan
 from selective_scan.attention import attention_map
 from selective_scan.scan import scan_hidden_states
 from ssm_component_extractor import capture
+from ssm_measures.layer_overview import heads_that_fit
 from suite_plumbing.arguments import DEFAULT_LAYERS, validate_choice, validate_int
 from suite_plumbing.commands import run_main
 from suite_plumbing.memory_usage import MemoryTracker
@@ -203,6 +205,17 @@ def capture_rows(bench: Bench) -> list[Row]:
     return [_in_stock_passes("capture of 5 layers, replay checked", ours, stock, 0.7)]
 
 
+def overview_rows(bench: Bench) -> list[Row]:
+    """The overview of one text, all layers with a reset of each, in stock forward passes."""
+    length = bench.sizes.length
+    ids = bench.ids(length)[0].tolist()
+    pieces, heads = [f" {token}" for token in ids], heads_that_fit(length)
+    stock, ours = bench.times(
+        lambda: bench.stock_forward(length), lambda: text_facts(bench.model, ids, pieces, heads)
+    )
+    return [_in_stock_passes("overview of a text, all layers", ours, stock, 0.7)]
+
+
 def _in_stock_passes(work: str, ours: float, stock: float, goal: float) -> Row:
     return Row(work, ours, stock, "stock forward, F", "s", ours / stock, "F", goal)
 
@@ -314,6 +327,7 @@ def growth_rows(bench: Bench) -> list[Row]:
 ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "forward": forward_rows,
     "capture": capture_rows,
+    "overview": overview_rows,
     "states": states_rows,
     "mean_map": mean_map_rows,
     "absolute_map": absolute_map_rows,

@@ -1,8 +1,9 @@
 """What erasing a layer's state costs the next predictions: one erasure a layer, in one pass.
 
 A text is read up to some token, and goes on in a row for each layer tried, with the state of that
-layer erased there, beside a row with nothing erased and one with the states of all layers. What
-the convolutions know of the last tokens stays. The cost is the loss of the next tokens with the
+layer erased there, beside a row with nothing erased and one with the states of all layers. A
+layer's row begins at that layer: before it, it is the row with nothing erased. What the
+convolutions know of the last tokens stays. The cost is the loss of the next tokens with the
 state erased minus that without. Chance: the same with other tokens of the text in place of those
 that really come next, taken from k tokens before them, in all texts from as many: what an erasure
 does to any token is no cost of what comes.
@@ -13,12 +14,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from mamba_mixers.replay import MixerMemory
-from mamba_mixers.running import fast_scan
+from mamba_mixers.running import fast_scan, row_added_before
 from suite_plumbing.models import execution_device
 from token_statistics.description import FloatArray
 
@@ -29,8 +31,8 @@ _SHARE_READ_ON = 0.35
 
 _LEAST_READ_ON = 200
 
-RESET_SHIFTS = 99
-"""Draws of the null: the tokens that come next are taken from 1 to 99 tokens before."""
+RESET_SHIFTS = 199
+"""Draws of the null: the tokens that come next are taken from 1 to 199 tokens before."""
 
 FIRST_LATE = 3
 """After all states are erased, the prediction from which on four tokens or more have been read."""
@@ -79,20 +81,21 @@ def reset_costs(
 
     ``memories``: of all SSM layers after the tokens before ``start``, as `fast_scan` leaves them.
     Raises ValueError unless 2 <= start <= l - 2. Cost: one pass over the rest of the text for each
-    layer and twice more, batched.
+    layer, from that layer on, and twice more, batched.
     """
     length = len(input_ids)
     if not 2 <= start <= length - 2:
         raise ValueError(f"start is {start}; a text of {length} tokens allows 2 to {length - 2}")
     rest = torch.tensor([input_ids[start:]], device=execution_device(model))
     rows = {layer: _in_rows(layer, memory, layers) for layer, memory in memories.items()}
-    with fast_scan(model, memories=rows):
-        logits = model(input_ids=rest.expand(len(layers) + 2, -1), use_cache=False).logits
+    with row_added_before(model, layers), fast_scan(model, memories=rows):
+        logits = model(input_ids=rest.expand(2, -1), use_cache=False).logits
     change = _loss_changes(logits[:, :-1], torch.tensor(input_ids), start)
-    late = change[:, -1, FIRST_LATE:].sum(1)
+    late = change[:, 1, FIRST_LATE:].sum(1)
+    by_depth = change[:, 2:].sum(2)
     return ResetCosts(
         tuple(layers),
-        change[:, 1:-1].sum(2).cpu().numpy(),
+        by_depth[:, np.argsort(np.argsort(layers))].cpu().numpy(),
         late.cpu().numpy(),
         change.shape[2],
         max(0, change.shape[2] - FIRST_LATE),
@@ -100,9 +103,15 @@ def reset_costs(
 
 
 def _in_rows(layer: int, memory: MixerMemory, layers: Sequence[int]) -> MixerMemory:
-    """A layer's memory in every row; its state is erased in its own row and in the last."""
-    conv, state = (x.expand(len(layers) + 2, -1, -1).clone() for x in memory)
-    state[[1 + i for i, other in enumerate([*layers, layer]) if other == layer]] = 0.0
+    """A layer's memory in the rows that have come so far: nothing erased, all, one a layer.
+
+    Its state is erased in the second and, where it is one of those tried, in the last.
+    """
+    so_far = sum(other <= layer for other in layers)
+    conv, state = (x.expand(so_far + 2, -1, -1).clone() for x in memory)
+    state[1] = 0.0
+    if layer in layers:
+        state[-1] = 0.0
     return MixerMemory(conv, state)
 
 

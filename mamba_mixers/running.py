@@ -7,6 +7,7 @@ from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -150,6 +151,36 @@ def forward_from(
             inputs_embeds=inputs, use_cache=False, return_dict=True, logits_to_keep=last_logits
         ).logits
         return kept[:, -last_logits:]
+
+
+@contextmanager
+def row_added_before(model: nn.Module, layers: Collection[int]) -> Iterator[nn.Module]:
+    """Within this context each of these blocks is entered by one more row: a copy of the first.
+
+    What a row's own layers change is then computed from there on alone. For models whose memory is
+    all in SSMs, without padding. ``memories`` of `fast_scan` count the rows of their layer. Raises
+    ValueError for a layer that the model does not have.
+    """
+    blocks = blocks_of(model)
+    if unknown := [layer for layer in layers if not 0 <= layer < len(blocks)]:
+        raise ValueError(f"layers names {unknown}; the model has layers 0 to {len(blocks) - 1}")
+    with ExitStack() as stack:
+        stack.enter_context(exclusive_use(model))
+        for block in (blocks[layer] for layer in layers):
+            stack.enter_context(replaced_forward(block, _with_one_more_row(block)))
+        yield model
+
+
+def _with_one_more_row(block: nn.Module) -> Callable[..., Any]:
+    forward = block.forward
+
+    def with_one_more_row(*args, **kwargs):
+        given = bound_by_name(block, args, kwargs)
+        name = next(name for name in STREAMS if name in given)
+        given[name] = torch.cat([given[name], given[name][:1]])
+        return forward(**given)
+
+    return with_one_more_row
 
 
 def _rms_norms(model: nn.Module) -> list[nn.Module]:

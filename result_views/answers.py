@@ -19,7 +19,7 @@ class ShownAnswer(NamedTuple):
     said: bool
     """whether something is claimed"""
     basis: str
-    """what it rests on: n, and the interval over texts where there is one"""
+    """what it rests on: n, the interval over texts where there is one, p over all questions"""
     path: str
     """where its numbers stand in the results"""
 
@@ -53,8 +53,10 @@ def _overview(results: Section) -> Mapping[str, Any]:
 
 
 def _basis(row: Section) -> str:
-    basis = f"n = {row['n']:,} {row['unit']}"
-    if row["interval"] is None:
-        return basis
-    low, high = row["interval"]
-    return f"{basis}; 95 % over texts {low:.2g} to {high:.2g}"
+    parts = [f"n = {row['n']:,} {row['unit']}"]
+    if row["interval"] is not None:
+        low, high = row["interval"]
+        parts.append(f"95 % over texts {low:.2g} to {high:.2g}")
+    if row.get("adjusted_p") is not None:
+        parts.append(f"p {row['adjusted_p']:.2g} over {row['num_questions']} questions")
+    return "; ".join(parts)

@@ -9,8 +9,8 @@ is the one at the passage's own lag.
 
 with w the share of t's contributions, |alpha u|, that comes from s. 1 where the source is as the
 lags around it are. Chance: the queries shifted in time, their sources kept, so that a source which
-every token reads (or a lag that every query reads) is no copying. All texts are shifted by the same
-number of tokens: near copies of a text then count no more than one.
+every token reads (or a lag that every query reads) is no copying. Related texts are shifted by
+the same number of tokens: near copies of a text then count no more than one.
 
 Source: the induction of Olsson et al. 2022, In-context Learning and Induction Heads.
 """

@@ -8,6 +8,7 @@ Letters are those of the glossary in ``selective_scan``.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -18,20 +19,20 @@ from selective_scan.attention import attention_map, implicit_attention
 from selective_scan.operands import with_groups
 from selective_scan.scan import half_life, scan_hidden_states
 from ssm_measures.attention_maps import LIMITED_SHARE
-from ssm_measures.attention_measures import memory_kernel, query_statistics, row_shares
+from ssm_measures.attention_measures import CONVOLUTION_REACH, memory_kernel, row_shares
 from ssm_measures.tokens_to_half import tokens_to_half
 from token_statistics.description import FloatArray
 
-MAP_ROWS = 16_384
-"""Heads times tokens of a map: at 512 tokens maps are averaged over 32 heads, of mamba-130m's 1,536
-channels every 48th. More would cost more than the forward pass."""
+MAP_ROWS = 12_288
+"""Heads times tokens of a map: at 512 tokens maps are averaged over 24 heads, of mamba-130m's 1,536
+channels every 64th. More would cost more than the forward pass."""
 
 LEAST_HEADS = 16
 
 SINK_NEIGHBOURS = 8
 """Tokens after a source with which its attention is compared."""
 
-SINK_POSITIONS = 64
+SINK_POSITIONS = 128
 """Sources up to this one, the first left out, take the first token's place in its null."""
 
 _HEAD_SINK = 0.5  # a head whose first token takes half of its attention holds the sink
@@ -127,20 +128,19 @@ def layer_text(scan: ScanOperands, max_heads: int) -> LayerText:
     absolute = attention_map(some.delta, some.A, some.B, some.C, absolute=True)
     written = attention_map(some.delta, some.A, some.B, some.C, key_weight=some.u, absolute=True)
     mask = torch.ones(absolute.shape[:2], dtype=torch.long, device=absolute.device)
-    queries = query_statistics(absolute, mask)
     write, retain = energies(some)
     half_lives = half_life(scan.delta[0].mean(0), scan.A)
     slowest = float(half_lives.amax(1).median())
     shares = row_shares(absolute)[0].double().cpu().numpy()
-    first = _mean(queries.first_share)
+    first, itself, recent = _mean_shares(shares)
     return LayerText(
         half_life=float(half_lives.median()),
         tokens_to_half=_median_tokens_to_half(some),
         lag_90=memory_kernel(absolute.cpu(), mask.cpu()).lag_90[0],
         limited_by_text=slowest > LIMITED_SHARE * scan.delta.shape[1],
-        recent_share=_mean(queries.recent_share),
+        recent_share=recent,
         first_share=first,
-        self_share=_mean(queries.self_share),
+        self_share=itself,
         write=write,
         retain=retain,
         openness=openness(some.delta[0]).cpu().numpy(),
@@ -229,5 +229,12 @@ def _sink_heads(some: Operands, heads: Tensor) -> tuple[int, ...]:
     return tuple(found)
 
 
-def _mean(by_query: Tensor) -> float:
-    return float(by_query.nanmean())
+def _mean_shares(shares: FloatArray) -> tuple[float, float, float]:
+    """Shares on the first token, on the query, on the last four with it: means over queries that
+    attend to anything, nan for none."""
+    attend = shares.any(axis=1)
+    if not attend.any():
+        return math.nan, math.nan, math.nan
+    recent = np.triu(shares, 1 - CONVOLUTION_REACH).sum(1)
+    first, itself = shares[:, 0], shares.diagonal()
+    return float(first[attend].mean()), float(itself[attend].mean()), float(recent[attend].mean())

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from analysis_pipelines.overview_questions import together
+
 
 def shift_test(
     value: float | None,
@@ -28,5 +30,6 @@ def layer_row(layer: int, half_life: float = 8.0, **tests: Any) -> dict[str, Any
 
 
 def section(*rows, all_states=None):
-    return {"layers": list(rows), "all_states": all_states or shift_test(0.0, 0.6), "num_texts": 3,
-            "num_tokens": 300, "longest": 120}  # fmt: skip
+    all_states = all_states or shift_test(0.0, 0.6)
+    return {"layers": list(rows), "all_states": all_states, "num_texts": 3, "num_tokens": 300,
+            "longest": 120, "questions": together(rows, all_states)}  # fmt: skip

@@ -18,6 +18,7 @@ from mamba_mixers.untrained_twins import FRESH, PERMUTED, untrained_twin
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import load_model, load_tokenizer
 from suite_plumbing.options import DEMO_MODEL_PATH
+from suite_plumbing.related_texts import readings
 from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
 
 
@@ -28,7 +29,11 @@ def random_ids(count, length, vocab_size, seed=0):
 
 def found_on(model, texts):
     """Section and answers by question of token ids, each token a piece of its own."""
-    facts = [text_facts(model, ids, [f" w{token}" for token in ids], 1000) for ids in texts]
+    read = readings(texts)
+    facts = [
+        replace(text_facts(model, ids, [f" w{token}" for token in ids], 1000), group=one.group)
+        for ids, one in zip(texts, read, strict=True)
+    ]
     found = joined(facts)
     return found, {one.question: one for one in answers(found)}
 

@@ -1,5 +1,7 @@
 """Rows of the overview: kinds of token, intervals, and texts joined."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -77,3 +79,20 @@ def test_an_interval_is_over_groups_of_related_texts():
     assert alone is not None
     assert rows.over_texts([1.0, 2.0, 3.0, 4.0, 4.0, 6.0], [0, 1, 2, 3, 4, 4]) == alone
     assert rows.over_texts([1.0, 2.0, 3.0, 4.0, 5.0], [0, 1, 2, 3, 3]) is None
+
+
+def test_unrelated_texts_are_shifted_apart_and_related_ones_together(ids):
+    """Chance of two unrelated texts is of pairs of shifts; of one group of texts, of its shifts."""
+    texts = [facts([*one, *one]) for one in ids]
+    apart = rows.joined([replace(one, group=i) for i, one in enumerate(texts)])
+    alike = rows.joined(texts)
+    tests = [found["layers"][0]["copying"] for found in (apart, alike)]
+    assert tests[0]["value"] == tests[1]["value"]
+    assert tests[0]["num_draws"] == 199
+    assert rows.MIN_DRAWS <= tests[1]["num_draws"] < 199
+
+
+def test_a_short_text_has_no_more_draws_of_a_reset_than_tokens(ids):
+    found = rows.joined([facts(ids[0])])
+    assert found["layers"][0]["reset"]["num_draws"] == 79
+    assert found["all_states"]["num_draws"] == 79

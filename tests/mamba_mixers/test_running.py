@@ -23,7 +23,7 @@ from transformers import (
 
 from mamba_mixers.recording import record_layers
 from mamba_mixers.replay import EDITABLE, LRP, MixerReplay
-from mamba_mixers.running import fast_scan, forward_from
+from mamba_mixers.running import fast_scan, forward_from, row_added_before
 from mamba_mixers.sites import UnsupportedModelError, find_mixers
 from mamba_mixers.weights import bias_parameters
 from token_statistics.description import relative_error
@@ -270,3 +270,21 @@ def test_every_entry_refuses_an_unsupported_model():
         record_layers(model, [0], ids)
     with pytest.raises(UnsupportedModelError, match="GPT2LMHeadModel"), fast_scan(model):
         raise AssertionError("the context must not be entered")
+
+
+def test_rows_added_on_the_way_are_copies_of_the_first():
+    model = make_tiny_model()
+    ids = torch.randint(1, VOCAB_SIZE, (1, 9), generator=torch.Generator().manual_seed(0))
+    sizes = {}
+    with (
+        torch.no_grad(),
+        row_added_before(model, [1, 3]),
+        fast_scan(model, observe=lambda layer, replay: sizes.update({layer: len(replay.u)})),
+    ):
+        logits = model(input_ids=ids, use_cache=False).logits
+    assert sizes == {0: 1, 1: 2, 2: 2, 3: 3}
+    alone = model(input_ids=ids, use_cache=False).logits
+    # The stock scan and the suite's round differently in float32.
+    assert relative_error(logits, alone.expand(3, -1, -1)) <= 1e-5
+    with pytest.raises(ValueError, match=r"layers names \[4\]; the model has layers 0 to 3"):
+        row_added_before(model, [4]).__enter__()

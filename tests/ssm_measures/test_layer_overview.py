@@ -92,7 +92,7 @@ def test_heads_are_spaced_evenly_and_alike_in_every_group():
     assert measured_heads(12, 2, 4).tolist() == [0, 3, 6, 9]
     assert measured_heads(12, 4, 2).tolist() == [0, 3, 6, 9]  # one of each group at least
     assert measured_heads(5, 1, 9).tolist() == [0, 1, 2, 3, 4]
-    assert heads_that_fit(512) == 32
+    assert heads_that_fit(512) == 24
     assert heads_that_fit(10**6) == LEAST_HEADS
 
 

@@ -1,0 +1,56 @@
+"""The questions of the overview tried together: how small a p has to be where five are asked.
+
+Each question has the smallest p of its tests, corrected over its layers and kinds already. Those of
+the questions are adjusted by Benjamini & Hochberg [1]: of a model that does nothing any of them is
+answered in 5 % of cases. Within a question that is, a layer is named where its own p is at most
+R / m of 5 %, R of m questions being answered [2].
+
+References:
+  [1] Benjamini & Hochberg 1995, Controlling the False Discovery Rate
+  [2] Benjamini & Bogomolov 2014, Selective inference on multiple families of hypotheses
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from token_statistics.association import benjamini_hochberg
+
+ALPHA = 0.05
+"""False answers over all questions together, in a model that does nothing of what they ask."""
+
+Section = Mapping[str, Any]
+
+
+def together(rows: Sequence[Section], all_states: Section) -> dict[str, Any]:
+    """``p_values`` and ``adjusted`` by question, None where it could not be tested; ``num_tested``;
+    and ``level``, the largest p by which a layer may be named: 0 where no question is answered.
+
+    ``rows`` and ``all_states`` are those of `overview_rows.joined`. Half-lives are the weights' own
+    and are not tested.
+    """
+    tests = {
+        **{name: [row[name] for row in rows] for name in ("copying", "reset")},
+        "context": [all_states],
+        "gate": [test for row in rows for test in row["gate"].values()],
+        "sink": [row["sink"] for row in rows],
+    }
+    smallest = {name: _smallest(of_question) for name, of_question in tests.items()}
+    given = np.array([np.nan if p is None else p for p in smallest.values()])
+    found = benjamini_hochberg(given, ALPHA)
+    tested = int(np.isfinite(given).sum())
+    adjusted = [None if np.isnan(p) else float(p) for p in found.adjusted]
+    return {
+        "num_tested": tested,
+        "p_values": smallest,
+        "adjusted": dict(zip(smallest, adjusted, strict=True)),
+        "level": ALPHA * int(found.rejected.sum()) / tested if tested else 0.0,
+    }
+
+
+def _smallest(tests: Sequence[Section]) -> float | None:
+    known = [test["p_value"] for test in tests if test["p_value"] is not None]
+    return min(known, default=None)

@@ -1,0 +1,43 @@
+"""Five questions at once: which p is small enough, and how often nothing is answered anyway."""
+
+import numpy as np
+import pytest
+
+from analysis_pipelines.overview_questions import ALPHA, together
+from tests.overview_cases import layer_row, shift_test, untested
+
+
+def tried(copying=0.9, reset=0.9, context=0.9, gate=0.9, sink=0.9):
+    row = layer_row(
+        1, copying=shift_test(1.0, copying), reset=shift_test(1.0, reset),
+        sink=shift_test(1.0, sink), gate={"digits": shift_test(1.0, gate)},
+    )  # fmt: skip
+    return together([layer_row(0), row], shift_test(1.0, context))
+
+
+def test_one_question_has_to_be_surer_than_four():
+    assert tried(copying=0.011)["level"] == 0.0
+    assert tried(copying=0.01)["level"] == pytest.approx(ALPHA / 5)
+    four = tried(copying=0.02, reset=0.03, context=0.01, gate=0.04)
+    assert four["level"] == pytest.approx(ALPHA * 4 / 5)
+    assert four["adjusted"]["gate"] == pytest.approx(0.05)
+    assert four["p_values"]["copying"] == 0.02  # the smallest over layers
+
+
+def test_what_could_not_be_tested_is_no_question():
+    rows = [layer_row(0, copying=shift_test(1.0, 0.02), reset=untested(), sink=untested(),
+                      gate={"digits": untested()})]  # fmt: skip
+    found = together(rows, untested())
+    assert (found["num_tested"], found["level"]) == (1, ALPHA)
+    assert found["adjusted"]["reset"] is None
+    nothing = together([layer_row(0, copying=untested(), reset=untested(), sink=untested(),
+                                  gate={})], untested())  # fmt: skip
+    assert (nothing["num_tested"], nothing["level"]) == (0, 0.0)
+
+
+def test_of_models_that_do_nothing_one_in_twenty_is_answered():
+    """p of independent questions, uniform under chance: 2,000 models."""
+    p = np.random.default_rng(0).uniform(size=(2000, 5))
+    share = np.mean([tried(*row)["level"] > 0 for row in p])
+    # Binomial: standard error 0.005.
+    assert share == pytest.approx(ALPHA, abs=0.015)
