@@ -89,7 +89,7 @@ def reset_costs(
     rest = torch.tensor([input_ids[start:]], device=execution_device(model))
     rows = {layer: _in_rows(layer, memory, layers) for layer, memory in memories.items()}
     with row_added_before(model, layers), fast_scan(model, memories=rows):
-        logits = model(input_ids=rest.expand(2, -1), use_cache=False).logits
+        logits = model(input_ids=rest.expand(2, -1), use_cache=False, return_dict=True).logits
     change = _loss_changes(logits[:, :-1], torch.tensor(input_ids), start)
     late = change[:, 1, FIRST_LATE:].sum(1)
     by_depth = change[:, 2:].sum(2)

@@ -44,7 +44,7 @@ def find_mixers(model: nn.Module) -> dict[int, MixerSite]:
     Found by class and structure, not by attribute name or config. Raises UnsupportedModelError
     for a model without one; models that have an ``A_log`` but follow the delta rule
     (Gated DeltaNet and its kin) are refused too, and so are a layer with two mixers, a module that
-    serves several layers, and models inside one of ``WRAPPERS``.
+    serves several layers, an adapter on ``dt_proj``, and models inside one of ``WRAPPERS``.
     """
     _check_unwrapped(model)
     names = _mixer_names(model)
@@ -112,7 +112,12 @@ def _block_of(name: str) -> tuple[str, int]:
 
 
 def _check_alone(site: MixerSite, name: str, others: dict[int, MixerSite]) -> None:
-    """Refuse a second mixer in a layer, and a mixer that another layer has too."""
+    """Refuse a second mixer in a layer, one that another layer has too, an adapter unheard."""
+    if hasattr(getattr(site.mixer, "dt_proj", None), "base_layer"):
+        raise UnsupportedModelError(
+            f"the dt_proj of layer {site.layer} has an adapter, which the model's own code passes "
+            "over where it reads the weight beneath; merge it by model.merge_and_unload()"
+        )
     if site.layer in others:
         raise UnsupportedModelError(
             f"layer {site.layer} has more than one mixer ({name} is the second); the suite reads "

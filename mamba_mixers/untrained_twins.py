@@ -30,6 +30,7 @@ from mamba_mixers.families import time_scale_tensors
 from mamba_mixers.placement import parameters_at_hand
 from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.models import execution_device
+from suite_plumbing.precision import default_dtype
 from token_statistics.twin_bounds import FRESH, PERMUTED, TWIN_KINDS
 
 ENOUGH_TWINS = 19
@@ -80,7 +81,9 @@ def _fresh(model: PreTrainedModel) -> dict[str, Tensor]:
     """
     name = type(model).__name__
     try:
-        made = type(model)(copy.deepcopy(model.config))
+        # What a seed draws differs from dtype to dtype.
+        with default_dtype(torch.float32):
+            made = type(model)(copy.deepcopy(model.config))
     except Exception as error:  # a class of one's own may raise anything
         raise ValueError(
             f"no untrained twin of this {name}: it cannot be made from its config alone "

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -87,10 +88,11 @@ def load_model(
 
 def _transformers_model(name: str, folder: Path | None, dtype: torch.dtype) -> PreTrainedModel:
     what, advice = _unloadable("model", name, folder)
-    if folder is not None:
-        shapes = check_model_folder(folder)
-        register_own_model(str(read_object(folder / "config.json").get("model_type")))
-        check_sizes(folder, config_of(folder), shapes)
+    held = _fetched(name, what, advice) if folder is None else folder
+    if held is not None:
+        shapes = check_model_folder(held)
+        register_own_model(str(read_object(held / "config.json").get("model_type")))
+        check_sizes(held, config_of(held), shapes)
     bars = nullcontext() if folder is None else loading_bar_on_terminals()
     with reading(what, advice), bars:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -114,7 +116,7 @@ def _transformers_model(name: str, folder: Path | None, dtype: torch.dtype) -> P
 def _check_runs(model: PreTrainedModel) -> None:
     """Run two tokens: what a configuration says may be wrong in ways that only a run shows."""
     ids = torch.zeros(1, 2, dtype=torch.int64, device=model.device)
-    logits = model(input_ids=ids, use_cache=False).logits
+    logits = model(input_ids=ids, use_cache=False, return_dict=True).logits
     size = getattr(model.config, "vocab_size", None)
     if logits.shape != (1, 2, size):
         raise ValueError(f"logits {tuple(logits.shape)} for a vocab_size of {quoted(size)}")
@@ -129,6 +131,17 @@ def _local_or_hub(name_or_path: StrPath, kind: str) -> tuple[str, Path | None]:
     if looks_like_path or not name or folder.exists():
         return str(folder), folder
     return name, None
+
+
+def _fetched(name: str, what: str, advice: str) -> Path | None:
+    """The folder of what the hub has under a name, downloaded if need be, weights included.
+
+    None where it holds no safetensors, of which the loader says what it will.
+    """
+    with reading(what, advice):
+        patterns = ["config.json", "generation_config.json", "model*.safetensors*"]
+        folder = Path(snapshot_download(name, allow_patterns=patterns))
+    return folder if any(folder.glob("*.safetensors")) else None
 
 
 def _check_weights(model: nn.Module, name: str) -> None:

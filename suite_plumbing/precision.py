@@ -36,6 +36,17 @@ def full_precision() -> Iterator[None]:
         yield
 
 
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Within this context tensors of floats are made, and drawn, in ``dtype`` unless they say."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 def in_full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """The function with :func:`full_precision` around every call."""
 

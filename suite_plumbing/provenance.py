@@ -56,11 +56,11 @@ def provenance(
 ) -> dict[str, Any]:
     """Return what is needed to make a result again, ready for JSON.
 
-    Keys: `suite`, `versions`, `command`, `model` (id, class, revision, weights hash), `dtype`,
-    `device`, `seed`, `kernels`, one key for each of `details`, and `run`. Whatever differs between
-    two runs of one command stands under `run` alone: an id of the run, which its other files
-    carry too, the time, and the command with its output folder, which `command` leaves out because
-    the numbers do not depend on it.
+    Keys: `suite`, `versions`, `command`, `model` (id, class, revision, weights hash, and the
+    adapters in place: see `adapters_in`), `dtype`, `device`, `seed`, `kernels`, one key for each of
+    `details`, and `run`. Whatever differs between two runs of one command stands under `run` alone:
+    an id of the run, which its other files carry too, the time, and the command with its output
+    folder, which `command` leaves out because the numbers do not depend on it.
     command: the argument list (`sys.argv`), or None when called from Python.
     """
     arguments = shlex.split(command) if isinstance(command, str) else list(command or [])
@@ -83,6 +83,41 @@ def provenance(
     return to_jsonable(
         result | details | {"run": {"id": run_id, "time": now, "command": arguments or None}}
     )
+
+
+def adapters_in(model: nn.Module) -> dict[str, dict[str, Any]] | None:
+    """Adapters that stand in a model's modules, by name; None where there are none.
+
+    Of each its ``type``, in PEFT's words, the number of ``modules`` it changes, and whether it is
+    ``active``: one that is put by, or switched off, is in the weights but not in the numbers.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    configs = getattr(model, "peft_config", None)
+    for module in model.modules():
+        # PEFT's layers keep what they wrap, and the parts of each adapter by its name.
+        if not hasattr(module, "base_layer"):
+            continue
+        for name in _adapter_names(module):
+            config = configs.get(name) if isinstance(configs, dict) else None
+            kind = getattr(config, "peft_type", None)
+            new = {"type": None if kind is None else str(getattr(kind, "value", kind)),
+                   "modules": 0, "active": False}  # fmt: skip
+            known = found.setdefault(name, new)
+            known["modules"] += 1
+            known["active"] |= _is_active(module, name)
+    return found or None
+
+
+def _adapter_names(module: nn.Module) -> list[str]:
+    by_adapter = [child for child in module.children() if isinstance(child, nn.ModuleDict)]
+    names = dict.fromkeys(name for child in by_adapter for name in child)
+    return list(names) or [type(module).__name__]
+
+
+def _is_active(module: Any, name: str) -> bool:
+    active = getattr(module, "active_adapters", [name])
+    is_merged = name in getattr(module, "merged_adapters", [])
+    return is_merged or (name in active and not getattr(module, "disable_adapters", False))
 
 
 def _first_parameter(model: nn.Module) -> Tensor:
@@ -122,6 +157,7 @@ def _model_identity(model: nn.Module) -> dict[str, Any]:
         # Offloaded weights are not in memory to be read.
         "weights_sha256": None if _is_offloaded(model) else weights_sha256(model),
         "num_parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "adapters": adapters_in(model),
     }
 
 

@@ -52,8 +52,8 @@ def check_output_dir(path: StrPath) -> Path:
     OSError for a disk that is full: that is no fault of the name.
     """
     folder = user_path(path, "output folder")
-    if not os.fspath(path):
-        raise ValueError("the name of the output folder is empty; pass '.' for the current one")
+    if not os.fspath(path).strip():
+        raise ValueError("the name of the output folder is blank; pass '.' for the current one")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder) as probe:

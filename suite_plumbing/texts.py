@@ -261,7 +261,8 @@ def read_texts_file(path_or_dash: str | Path, *, one_text: bool = False) -> list
     lines look like those of one text, wrapped.
     Raises ValueError for a file that is missing or cannot be read, one whose name or beginning says
     that its lines are not texts (`.json`, `.csv`, `.md`, `.zip`, ...), bytes that are not UTF-8
-    (with their position), a line of JSON that is wrong (with its number), and a file without texts.
+    (with their position), a line of JSON that is wrong or stands among others (with its number),
+    and a file without texts.
     """
     from_stdin = isinstance(path_or_dash, str) and path_or_dash == "-"
     path = Path("-") if from_stdin else _file(path_or_dash)
@@ -276,6 +277,8 @@ def read_texts_file(path_or_dash: str | Path, *, one_text: bool = False) -> list
     if not numbered:
         raise ValueError(f"{name} holds no text; write one text a line")
     is_jsonl = suffix in _JSON_LINES or _holds_json(numbered[0][1])
+    if not is_jsonl and not one_text:
+        _check_no_json(numbered, name)
     if one_text and is_jsonl:
         raise ValueError(f"{name} holds JSON lines, each with a text: leave out --one-text")
     if is_jsonl:
@@ -291,6 +294,17 @@ def read_texts_file(path_or_dash: str | Path, *, one_text: bool = False) -> list
             "text of its own: --one-text reads the file as one text", name, width,
         )  # fmt: skip
     return texts
+
+
+def _check_no_json(numbered: Sequence[tuple[int, str]], name: str) -> None:
+    """Raise ValueError for JSON among lines of text: its brackets would be analysed as prose."""
+    if len(numbered) > 1 and all(_holds_json(line, str, list) for _, line in numbered):
+        raise ValueError(f"{name} holds JSON lines that are no objects; {_HOW_TO_WRITE}")
+    mixed = next((n for n, line in numbered if line.lstrip()[:1] == "{" and _holds_json(line)), 0)
+    if mixed:
+        raise ValueError(
+            f"{name}, line {mixed}: a JSON object, where the first line is none; {_HOW_TO_WRITE}"
+        )
 
 
 def wrapped_at(lines: Sequence[str]) -> int | None:
@@ -347,7 +361,13 @@ def _decoded(read: Callable[[], bytes], name: str) -> str:
         raw = gzip.decompress(raw) if raw.startswith(b"\x1f\x8b") else raw
         if raw.startswith(b"PK\x03\x04"):
             raise ValueError(f"{name} is a zip archive: unpack it and name a file of it")
-        return raw.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
+        if b"\0" in raw:
+            raise ValueError(
+                f"{name} is no text: byte {raw.index(0)} is 0, as in UTF-16 and in binary files; "
+                "save it as UTF-8"
+            )
+        text = raw.decode("utf-8").removeprefix("\ufeff").replace("\r\n", "\n")
+        return text if "\n" in text else text.replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{name} is not UTF-8: byte {error.start} is 0x{error.object[error.start]:02x}; "

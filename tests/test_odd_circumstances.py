@@ -1,7 +1,7 @@
 """The same numbers under odd circumstances: modes and dtypes of torch, a model's own settings."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import ast
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,11 @@ from mamba_mixers.sites import UnsupportedModelError
 from ssm_component_extractor import capture
 from ssm_measures.attention_maps import mean_map
 from ssm_measures.full_mixer_maps import full_mixer_map
+from suite_plumbing.precision import default_dtype
 
 IDS = torch.arange(2, 20)[None]
-TEXTS = ["the net held, and the net was held by the man", "one two three, one two"]
+# Long enough for the overview to read on after a reset.
+TEXTS = ["the net held, and the net was held by the man. " * 3, "one two three, one two"]
 LOGIT = resolve_target("logit")
 
 
@@ -48,16 +50,6 @@ def test_maps_under_autocast():
     for one, other in zip(found, expected, strict=True):
         assert torch.equal(one, other)
     assert torch.equal(score, attribute(explain(model, IDS, LOGIT), "mamba_lrp").scores)
-
-
-@contextmanager
-def default_dtype(dtype: torch.dtype) -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 def delta_means(model: Any) -> list[float]:
@@ -181,3 +173,18 @@ def test_a_state_that_forgets_at_once_has_a_gradient():
             block.mixer.A_log[2, 1] = 20.0  # forgets at once too
     expected = attribute(explain(model, IDS, LOGIT), "gradient_x_input").scores
     torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-6)  # float32
+
+
+def test_whoever_reads_logits_asks_for_them_by_name():
+    """A configuration may say ``return_dict: false``, and a model then answers in a tuple."""
+    root = Path(__file__).resolve().parent.parent
+    rooms = {path.parent for path in root.glob("*/__init__.py")}
+    sources = [path for folder in (root, *rooms) for path in folder.glob("*.py")]
+    bare = []
+    for path in sources:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Call):
+                names = {keyword.arg for keyword in node.value.keywords}
+                if node.attr == "logits" and "use_cache" in names and "return_dict" not in names:
+                    bare.append(f"{path.name}:{node.lineno}")
+    assert bare == []

@@ -147,6 +147,13 @@ def one_block_for_all_layers() -> Any:
     return model
 
 
+def with_adapter_on_delta():
+    model: Any = make_tiny_model()
+    step = model.backbone.layers[1].mixer.dt_proj
+    step.base_layer = nn.Linear(step.in_features, step.out_features)  # as PEFT's layers have
+    return model
+
+
 class PeftModel(nn.Module):
     """Stands in for the wrapper of that name."""
 
@@ -167,6 +174,7 @@ def compiled_in_place() -> Any:
         (two_mixers_in_a_layer, "layer 1 has more than one mixer"),
         (one_mixer_for_two_layers, "one mixer serves layers 0 and 2"),
         (one_block_for_all_layers, "one mixer serves layers 0 and 1"),
+        (with_adapter_on_delta, r"dt_proj of layer 1 has an adapter.*merge_and_unload\(\)"),
         (lambda: PeftModel(make_tiny_model()), r"get_base_model\(\)"),
         (lambda: nn.DataParallel(make_tiny_model()), r"pass model\.module"),
         (lambda: torch.compile(make_tiny_model()), "_orig_mod"),

@@ -11,6 +11,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from benchmarks.family_models import MODELS, make_model, mixers_of
 from mamba_mixers.families import time_scale_tensors
 from mamba_mixers.untrained_twins import check_twins, twin_seeds, untrained_twin
+from suite_plumbing.precision import default_dtype
 from token_statistics.twin_bounds import FRESH, PERMUTED, TWIN_KINDS
 
 each_kind = pytest.mark.parametrize("kind", TWIN_KINDS)
@@ -176,3 +177,13 @@ def test_seeds_are_distinct_and_counted():
     assert twin_seeds(0) == []
     with pytest.raises(ValueError, match="count is -1"):
         twin_seeds(-1)
+
+
+@each_kind
+def test_twins_depend_on_no_default_dtype(tiny_model, kind):
+    with default_dtype(torch.float64):
+        found = untrained_twin(tiny_model, 3, kind)
+    for one, other in zip(
+        found.parameters(), untrained_twin(tiny_model, 3, kind).parameters(), strict=True
+    ):
+        assert torch.equal(one, other)

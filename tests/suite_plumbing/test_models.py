@@ -266,3 +266,20 @@ def test_require_tokenizer_says_how_to_pass_one(
     shutil.rmtree(tiny_model_dir)
     with pytest.raises(ValueError, match=f"no tokenizer beside its weights.*{how}"):
         require_tokenizer(model)
+
+
+def test_what_the_hub_holds_is_held_against_its_weights(
+    tiny_model_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(models, "snapshot_download", lambda name, **_: str(tiny_model_dir))
+    path = tiny_model_dir / "config.json"
+    large = json.loads(path.read_text()) | {"hidden_size": 4096, "intermediate_size": 8192}
+    path.write_text(json.dumps(large))
+    with pytest.raises(ValueError, match="weights hold .* do not belong together"):
+        load_model("some-lab/some-mamba")
+
+
+def test_a_model_that_answers_in_tuples_is_loaded(tiny_model_dir: Path) -> None:
+    path = tiny_model_dir / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"return_dict": False}))
+    assert load_model(tiny_model_dir).config.return_dict is False

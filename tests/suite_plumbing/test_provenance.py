@@ -3,6 +3,8 @@
 import copy
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -69,3 +71,31 @@ def test_versions_agree_across_the_project_files() -> None:
     assert f"\nversion: {origin.SUITE_VERSION}\n" in citation
     changelog = (origin.SUITE_DIR / "CHANGELOG.md").read_text()
     assert f"\n## {origin.SUITE_VERSION}" in changelog
+
+
+class Adapted(torch.nn.Module):
+    """A layer of PEFT's: what it wraps, and by name the parts of its adapters."""
+
+    def __init__(self, base: torch.nn.Module, *names: str) -> None:
+        super().__init__()
+        self.base_layer = base
+        self.lora_A = torch.nn.ModuleDict({name: torch.nn.Linear(2, 2) for name in names})
+        self.active_adapters, self.disable_adapters, self.merged_adapters = (
+            list(names[:1]),
+            False,
+            [],
+        )
+
+
+def test_provenance_names_the_adapters_in_place(tiny_model: Any) -> None:
+    assert provenance(tiny_model)["model"]["adapters"] is None
+    for block in tiny_model.backbone.layers[:2]:
+        block.mixer.in_proj = Adapted(block.mixer.in_proj, "mine", "other")
+    tiny_model.peft_config = {"mine": SimpleNamespace(peft_type="LORA")}
+    assert provenance(tiny_model)["model"]["adapters"] == {
+        "mine": {"type": "LORA", "modules": 2, "active": True},
+        "other": {"type": None, "modules": 2, "active": False},
+    }
+    for block in tiny_model.backbone.layers[:2]:
+        block.mixer.in_proj.disable_adapters = True
+    assert not provenance(tiny_model)["model"]["adapters"]["mine"]["active"]

@@ -44,7 +44,7 @@ def test_check_output_dir_makes_nested_folders_and_leaves_them_empty(tmp_path: P
 
 
 def test_check_output_dir_refuses_an_empty_name() -> None:
-    with pytest.raises(ValueError, match="name of the output folder is empty; pass '.'"):
+    with pytest.raises(ValueError, match="name of the output folder is blank; pass '.'"):
         check_output_dir("")
 
 

@@ -419,3 +419,28 @@ def test_a_name_that_can_be_no_file_is_refused_in_one_sentence() -> None:
         for read in (read_texts_file, read_book):
             with pytest.raises(ValueError, match="is in the home of no user|can be no path|is emp"):
                 read(name)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("alpha beta".encode("utf-16-le"), "is no text: byte 1 is 0, as in UTF-16"),
+        (b"PAR1\0\0", "byte 4 is 0"),
+        (b'"alpha beta"\n"gamma"\n', "holds JSON lines that are no objects"),
+        (b'["alpha beta"]\n["gamma"]\n', "holds JSON lines that are no objects"),
+        (b'a plain line\n{"text": "a b"}\n', "line 2: a JSON object, where the first line is none"),
+    ],
+)
+def test_what_is_no_line_of_text_is_not_analysed_as_one(
+    tmp_path: Path, content: bytes, words: str
+) -> None:
+    (tmp_path / "a.txt").write_bytes(content)
+    with pytest.raises(ValueError, match=words):
+        read_texts_file(tmp_path / "a.txt")
+
+
+def test_lines_that_end_as_they_once_did_are_lines(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"alpha beta\rgamma delta\r")
+    assert read_texts_file(tmp_path / "a.txt") == ["alpha beta", "gamma delta"]
+    (tmp_path / "a.txt").write_bytes(b'"To sea," he said.\n"Now."\n{and} on\n')
+    assert len(read_texts_file(tmp_path / "a.txt")) == 3
