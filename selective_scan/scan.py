@@ -1,4 +1,4 @@
-"""The scan and its states: blocks of tokens for the CPU, with a backward that recomputes states.
+"""The scan and its states, in blocks of tokens, with a backward that recomputes states.
 
 References and letters: the glossary of ``selective_scan``, which passes these functions on.
 """
@@ -28,6 +28,10 @@ from suite_plumbing.precision import in_full_precision
 # _BLOCK * H * P * N floats, then stay in a CPU's second-level cache; also the distance
 # between the checkpoints from which the backward pass recomputes the states.
 _BLOCK = 16
+
+# The same on an accelerator, where a step of a token would be a handful of tiny kernels: a block
+# is run through in log2 of it passes (see `_accumulate`) of kernels that fill the device.
+_DEVICE_BLOCK = 256
 
 
 class _Grouped(NamedTuple):
@@ -126,8 +130,9 @@ def scan_hidden_states(
     length = u.shape[1]
     result = h.new_empty(batch, length, groups, heads, width, states)
     by_time = result.transpose(0, 1)
-    for start in range(0, length, _BLOCK):
-        block = slice(start, min(start + _BLOCK, length))
+    size = _block_size(h)
+    for start in range(0, length, size):
+        block = slice(start, min(start + size, length))
         _fill_states(by_time[block], _decay(operands, block), operands, block, h)
         h = by_time[block.stop - 1]
     return result.flatten(2, 4) if is_flat else result.flatten(2, 3)
@@ -180,13 +185,14 @@ class _SelectiveScan(torch.autograd.Function):
     def forward(ctx, u, delta, A, B, C, initial_state, carry):
         operands = _Grouped(u, delta, A, B, C, carry)
         length = u.shape[0]
-        num_blocks = -(-length // _BLOCK)
+        size = _block_size(u)
+        num_blocks = -(-length // size)
         checkpoints = initial_state.new_empty(num_blocks, *initial_state.shape)
-        states = initial_state.new_empty(min(_BLOCK, length), *initial_state.shape)
+        states = initial_state.new_empty(min(size, length), *initial_state.shape)
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
         h = initial_state
         for index in range(num_blocks):
-            block = slice(index * _BLOCK, min((index + 1) * _BLOCK, length))
+            block = slice(index * size, min((index + 1) * size, length))
             checkpoints[index] = h
             h_block = states[: block.stop - block.start]
             _fill_states(h_block, _decay(operands, block), operands, block, checkpoints[index])
@@ -218,10 +224,11 @@ class _SelectiveScan(torch.autograd.Function):
             torch.empty_like(C),
             None,
         )
-        buffer = u.new_empty(min(_BLOCK, length) + 1, *state_shape)
+        size = _block_size(u)
+        buffer = u.new_empty(min(size, length) + 1, *state_shape)
         carried = grad_final.clone()
         for index in reversed(range(checkpoints.shape[0])):
-            block = slice(index * _BLOCK, min((index + 1) * _BLOCK, length))
+            block = slice(index * size, min((index + 1) * size, length))
             count = block.stop - block.start
             decay = _decay(operands, block)
             buffer[0] = checkpoints[index]
@@ -242,8 +249,7 @@ def _block_backward(operands, grads, block, decay, states, grad_y, carried):
     x = u[block] * delta[block].unsqueeze(-1)
     g = grad_y.unsqueeze(-1) * C[block][:, :, :, None, None, :]
     g[-1].add_(carried)
-    for t in reversed(range(1, g.shape[0])):
-        g[t - 1].addcmul_(decay[t], g[t])
+    g = _accumulate_backwards(g, decay)
     carried = decay[0] * g[0]
     grads.C[block] = _project(grad_y, states[1:])
     grads.B[block] = _project(x, g)
@@ -270,8 +276,46 @@ def _fill_states(out: Tensor, decay: Tensor, operands: _Grouped, block: slice, h
     """Write the states of a block that starts from state h into ``out`` (tokens, b, G, R, P, N)."""
     x = operands.u[block] * operands.delta[block].unsqueeze(-1)
     torch.mul(x.unsqueeze(-1), operands.B[block][:, :, :, None, None, :], out=out)
-    for t in range(out.shape[0]):
-        h = out[t].addcmul_(decay[t], h)
+    out[0].addcmul_(decay[0], h)
+    _accumulate(out, decay)
+
+
+def _steps_by_token(x: Tensor) -> bool:
+    """Whether one token after the other is fastest: on a CPU, whose cache holds a block."""
+    return x.device.type == "cpu"
+
+
+def _block_size(x: Tensor) -> int:
+    return _BLOCK if _steps_by_token(x) else _DEVICE_BLOCK
+
+
+def _accumulate(x: Tensor, decay: Tensor) -> None:
+    """x_t += decay_t x_{t-1} from the second on, in place.
+
+    On an accelerator by doubling: after a pass of step k, x_t holds what the last 2k tokens gave,
+    and its decay what is kept over them. Products of decays alone, nothing is divided: as exact as
+    token by token. Cost there: log2 of the tokens passes over x.
+    """
+    if _steps_by_token(x):
+        for t in range(1, x.shape[0]):
+            x[t].addcmul_(decay[t], x[t - 1])
+        return
+    kept, step = decay.clone(), 1
+    while step < x.shape[0]:
+        x[step:] += kept[step:] * x[:-step]
+        kept[step:] = kept[step:] * kept[:-step]
+        step *= 2
+
+
+def _accumulate_backwards(g: Tensor, decay: Tensor) -> Tensor:
+    """g_{t-1} += decay_t g_t from the last token to the first."""
+    if _steps_by_token(g):
+        for t in reversed(range(1, g.shape[0])):
+            g[t - 1].addcmul_(decay[t], g[t])
+        return g
+    turned = g.flip(0)
+    _accumulate(turned, decay.roll(-1, 0).flip(0))
+    return turned.flip(0)
 
 
 def _read_out(h: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:

@@ -138,6 +138,36 @@ def test_gradients_are_those_of_autograd_through_the_loop(shape, dtype):
         assert relative_error(result, twin) <= (1e-4 if dtype == torch.float32 else 1e-10)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("block", [1, 7, 256])
+def test_the_way_of_an_accelerator_gives_the_same(block, shape, dtype, monkeypatch):
+    """By doubling, in large blocks: values, states and gradients of the loop over tokens."""
+    monkeypatch.setattr(scan_module, "_steps_by_token", lambda _: False)
+    monkeypatch.setattr(scan_module, "_DEVICE_BLOCK", block)
+    operands = make_operands(shape, 40, dtype=dtype)
+    leaves = {**operands, "initial_state": initial_state_for(operands)}
+    leaves = {name: x.requires_grad_() for name, x in leaves.items()}
+    carry = torch.ones(operands["u"].shape[:2], dtype=dtype)
+    carry[:, 23] = 0.0
+    y, final = selective_scan_chunk(**leaves, carry=carry)
+    found = torch.autograd.grad(y.square().sum() + final.sum(), list(leaves.values()))
+    monkeypatch.undo()
+    by_token, last = selective_scan_chunk(**leaves, carry=carry)
+    expected = torch.autograd.grad(by_token.square().sum() + last.sum(), list(leaves.values()))
+    y_loop, h = reference.scan(**leaves)
+    bound = BOUND[dtype]
+    assert relative_error(y[:, :23], y_loop[:, :23]) <= bound
+    assert relative_error(y, by_token) <= bound
+    for result, twin in zip(found, expected, strict=True):
+        assert relative_error(result, twin) <= (1e-4 if dtype == torch.float32 else 1e-10)
+    monkeypatch.setattr(scan_module, "_steps_by_token", lambda _: False)
+    states = scan_hidden_states(
+        **without(operands, "C", "D"), initial_state=leaves["initial_state"]
+    )
+    assert relative_error(states, h) <= bound
+
+
 def test_a_second_derivative_is_refused_rather_than_wrong():
     operands = make_operands("mamba1", 3)
     u = operands.pop("u").requires_grad_()
