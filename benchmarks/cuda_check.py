@@ -120,8 +120,8 @@ def agreement(name: str, dtype: torch.dtype, device: torch.device) -> Agreement:
     ids, mask = (x.to(device) for x in padded_ids())
     try:
         records = record_layers(model, layers, ids, mask)
-    except RuntimeError as error:
-        return Agreement(name, dtype, None, remark=str(error).splitlines()[0][:80])
+    except RuntimeError as failure:
+        return Agreement(name, dtype, None, remark=str(failure).splitlines()[0][:80])
     replay = max(float(record.replay_error.max()) for record in records.values())
     if dtype != torch.float32:
         return Agreement(name, dtype, replay)
