@@ -89,8 +89,10 @@ from suite_plumbing.texts import (
     EncodedText,
     distinct_texts,
     padding_id,
+    read_texts,
     repeated_texts,
 )
+from token_statistics.findings import Finding
 
 logger = logging.getLogger(__name__)
 
@@ -155,6 +157,18 @@ def analyze(
         found = key_findings(without_repeats(results), settings.seed)
         twins.append(TwinResults(kind, seed, results, found))
     return with_findings(analysis, findings, twins)
+
+
+def findings_alone(
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Settings,
+) -> list[Finding]:
+    """The key findings of one model by their nulls alone, without twins and without the rest of an
+    analysis; for `findings.judged` to set beside others. Cost: that of a twin in `analyze`."""
+    results = _analyze_alone(model, encoded, tokenizer, settings, None, None).results
+    return key_findings(without_repeats(results), settings.seed)
 
 
 def _analyze_alone(
@@ -339,7 +353,11 @@ def _together(
     Beside it the failures of steps, of which some left a result all the same.
     """
     numbers = [i for i in range(len(texts)) if i not in repeated_texts(encoded)]
-    measures = [found for i in numbers if (found := texts[i].measures) is not None]
+    read = read_texts(encoded)
+    measures = [
+        replace(found, group=read[i].group)
+        for i in numbers if (found := texts[i].measures) is not None
+    ]  # fmt: skip
     steps = list(CROSS_TEXT_STEPS)
     if settings.faithfulness:
         distinct = [encoded[i] for i in numbers]

@@ -29,6 +29,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -63,8 +64,13 @@ from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer, require_tokenizer
 from suite_plumbing.result_files import finite_or_none, write_csv, write_tensors, written_together
 from suite_plumbing.texts import padding_id, token_pieces
-from token_statistics.autocorrelation import MeanAutocorrelation, mean_autocorrelation
+from token_statistics.autocorrelation import (
+    MeanAutocorrelation,
+    long_enough,
+    mean_autocorrelation,
+)
 from token_statistics.description import FloatArray, summarise, unit_columns
+from token_statistics.observations import Observations, observations, row_tokens
 from token_statistics.time_shift_nulls import fields_to_dict
 
 TIME_SCALES = ("short", "medium", "long")
@@ -91,12 +97,15 @@ class TimeScaleClass(NamedTuple):
 class DeltaMemory:
     """What one layer's delta lets it remember.
 
-    mean, var: over pooled tokens, per channel c; delta_tc is delta at token t.
+    mean, var: over pooled tokens, per channel c; delta_tc is delta at token t. Tokens are those
+    that are new (`token_statistics.observations`), with what lies before them as their past.
     """
 
     layer: int
     num_tokens: int
     num_texts: int
+    num_groups: int
+    """independent groups of related texts"""
     delta: dict[str, float | int | None]
     """summary of delta over tokens and channels"""
     consistency: float | None
@@ -151,18 +160,27 @@ def _with_endless(tokens: Tensor) -> dict[str, Any]:
     return {**found, "reason": reason}
 
 
-def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 0) -> DeltaMemory:
+def delta_memory(
+    texts: Sequence[SSMComponents],
+    layer: int = 0,
+    *,
+    token_ids: Sequence[Sequence[int]] | None = None,
+    seed: int = 0,
+) -> DeltaMemory:
     """Memory of one layer under its own delta, over one or more texts (b = 1, no padding).
 
+    ``token_ids``: of each text, by which what was read before is known; None: by equal delta.
     Raises ValueError for no texts or padding. Cost: that of `delta_extraction.survival`, and of a
     Gram matrix over tokens; memory O(tokens * H) beyond the components.
     """
     seed = validate_int("seed", seed, 0)
     deltas, lengths = checked_deltas(texts)
-    A, pooled = texts[0].A.double(), np.concatenate(deltas)
+    tokens = _new_tokens(deltas, lengths, token_ids)
+    new, every = tokens.new_by_text, np.concatenate(deltas)
+    A, pooled = texts[0].A.double(), every[tokens.distinct_rows]
     means = pooled.mean(axis=0)
     half_lives = half_life(torch.from_numpy(means), A)
-    surviving = survival(deltas, A, _MAX_SURVIVAL_LAG)
+    surviving = survival(deltas, A, _MAX_SURVIVAL_LAG, new)
     slowest = half_lives.amax(dim=1)
     order = np.argsort(slowest.numpy(), kind="stable")
     thirds = zip(TIME_SCALES, np.array_split(order, len(TIME_SCALES)), strict=True)
@@ -170,15 +188,18 @@ def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 
         layer=layer,
         num_tokens=len(pooled),
         num_texts=len(lengths),
+        num_groups=len(set(tokens.groups)),
         delta=summarise(pooled),
         consistency=_profile_consistency(pooled),
         persistence=float(surviving.kept.mean()),
         temporal_variance=_temporal_variance(pooled),
         selectivity=_selectivity(pooled),
-        autocorrelation=mean_autocorrelation(pooled, lengths, _AUTOCORRELATION_LAGS, seed=seed),
+        autocorrelation=_autocorrelation(every, tokens, seed),
         half_life=half_lives.float(),
         channel_half_life=slowest.float(),
-        tokens_to_half=torch.from_numpy(tokens_to_half(deltas, A.abs().amin(1).numpy())).float(),
+        tokens_to_half=torch.from_numpy(
+            tokens_to_half(deltas, A.abs().amin(1).numpy(), new)
+        ).float(),
         lags=surviving.lags,
         survival=tuple(surviving.shares.mean(axis=1).tolist()),
         by_time_scale={
@@ -191,6 +212,37 @@ def delta_memory(texts: Sequence[SSMComponents], layer: int = 0, *, seed: int = 
             for name, channels in thirds
             if len(channels)
         },
+    )
+
+
+def _new_tokens(
+    deltas: Sequence[FloatArray],
+    lengths: Sequence[int],
+    token_ids: Sequence[Sequence[int]] | None,
+) -> Observations:
+    """What is new in each text; ValueError for ids of other lengths."""
+    if token_ids is None:
+        return observations(row_tokens([np.concatenate(deltas)], lengths))
+    if [len(ids) for ids in token_ids] != list(lengths):
+        raise ValueError(
+            f"token_ids holds texts of {[len(ids) for ids in token_ids]} tokens, the components "
+            f"{list(lengths)}; pass the ids of the same tokens"
+        )
+    return observations(token_ids)
+
+
+def _autocorrelation(deltas: FloatArray, tokens: Observations, seed: int) -> MeanAutocorrelation:
+    """Of delta at the tokens that are new, related texts shuffled alike; short rests left out."""
+    new = tokens.new_stretches
+    long = [new[i] for i in long_enough([stop - first for _, first, stop in new])]
+    begins = np.cumsum([0, *tokens.lengths])
+    rows = [np.arange(begins[i] + first, begins[i] + stop) for i, first, stop in long]
+    return mean_autocorrelation(
+        deltas[np.concatenate(rows)],
+        [len(one) for one in rows],
+        _AUTOCORRELATION_LAGS,
+        together=tokens.together(long),
+        seed=seed,
     )
 
 
@@ -211,7 +263,8 @@ class DeltaExtractor(ModelAnalyzer):
 
     def analyze_memory(self, layer_idx: int, *, seed: int = 0) -> DeltaMemory:
         """`delta_memory` of one extracted layer; RuntimeError before `extract_deltas`."""
-        return delta_memory(self._texts(layer_idx), layer_idx, seed=seed)
+        texts, ids = self._texts(layer_idx), captured_ids([self.capture_])
+        return delta_memory(texts, layer_idx, token_ids=ids, seed=seed)
 
     def find_gate_tokens(
         self, layer_idx: int, *, top_k: int = TOP_TOKENS, seed: int = 0
@@ -306,7 +359,7 @@ def _command(argv: list[str]) -> int:
         texts = layer_components(captures, layer)
         tokens = gate_tokens(texts, pieces, layer, token_ids=ids, top_k=sys.maxsize, seed=seed)
         results[f"layer_{layer}"] = {
-            "memory": delta_memory(texts, layer, seed=seed).to_dict(),
+            "memory": delta_memory(texts, layer, token_ids=ids, seed=seed).to_dict(),
             "gate_tokens": tokens.first(TOP_TOKENS).to_dict(),
             "neuron_correlation": delta_neuron_correlation(
                 texts, layer, token_ids=ids, seed=seed
@@ -343,41 +396,48 @@ class Survival(NamedTuple):
     """(H,) mean over states and all tokens of exp(A delta_t): what a token keeps"""
 
 
-def survival(deltas: Sequence[FloatArray], A: Tensor, max_lag: int) -> Survival:
+def survival(
+    deltas: Sequence[FloatArray],
+    A: Tensor,
+    max_lag: int,
+    counted: Sequence[NDArray[np.bool_]] | None = None,
+) -> Survival:
     """Share of the state of each head that survives, over the tokens of all texts together.
 
-    `deltas`: (l, H) for each text; A (H, N or 1). Lags double from 1 up to `max_lag`, and none
-    reaches past the longest text. In float32, exact to about 1e-6. Cost: an exponential a token and
-    state, and a product for each lag; memory two blocks of half a megabyte.
+    `deltas`: (l, H) for each text; A (H, N or 1). `counted`: of each text (l,), the tokens t that
+    are meant, all unless given; those before them are their past anyway. Lags double from 1 up to
+    `max_lag`, and none reaches past the last of these tokens. In float32, exact to about 1e-6.
+    Cost: an exponential a token and state, and a product for each lag; memory two blocks of half a
+    megabyte.
     """
-    longest = max(map(len, deltas))
+    kept = [np.ones(len(one), bool) for one in deltas] if counted is None else counted
+    longest = max(int(keep.nonzero()[0].max(initial=0)) + 1 for keep in kept)
     lags = tuple(1 << k for k in range(max_lag.bit_length()) if 1 << k < longest)
     total = torch.zeros(len(lags) + 1, len(A), dtype=torch.float64)
     width = max(16, _BLOCK_SIZE // longest)
-    for delta in deltas:
-        steps = torch.from_numpy(delta)
+    for delta, keep in zip(deltas, kept, strict=True):
+        steps, weights = torch.from_numpy(delta), torch.from_numpy(keep.astype(np.float32))
         for start in range(0, len(A), width):
             heads = slice(start, start + width)
             block = steps[:, heads].to(torch.float32)
             for rates in A[heads].float().unbind(dim=1):
-                for row, sums in enumerate(_sums_over_tokens(block * rates, len(lags))):
+                for row, sums in enumerate(_sums_over_tokens(block * rates, weights, len(lags))):
                     total[row, heads] += sums
-    counts = [sum(max(len(delta) - lag, 0) for delta in deltas) for lag in (0, *lags)]
+    counts = [sum(int(keep[lag:].sum()) for keep in kept) for lag in (0, *lags)]
     means = total.numpy() / (np.array(counts)[:, None] * A.shape[1])
     return Survival(lags, means[1:], means[0])
 
 
-def _sums_over_tokens(exponents: Tensor, num_lags: int) -> Iterator[Tensor]:
-    """Sums over tokens of exp(exponents) (l, heads), then of its products over 1, 2, 4, ... tokens
-    but the first 1, 2, 4, ..."""
+def _sums_over_tokens(exponents: Tensor, weights: Tensor, num_lags: int) -> Iterator[Tensor]:
+    """Weighted sums over tokens of exp(exponents) (l, heads), then of its products over 1, 2, 4,
+    ... tokens, by the weight of the last, but the first 1, 2, 4, ..."""
     decay = torch.threshold_(exponents.exp_(), _NEGLIGIBLE, 0.0)
-    ones = decay.new_ones(len(decay))
-    yield ones @ decay
+    yield weights @ decay
     lag, decay = 1, decay[1:]
     for _ in range(num_lags):
         if len(decay) < 1:
             return
-        yield ones[: len(decay)] @ decay
+        yield weights[lag:] @ decay
         decay = torch.threshold_(decay[lag:] * decay[:-lag], _NEGLIGIBLE, 0.0)
         lag *= 2
 

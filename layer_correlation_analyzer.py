@@ -55,7 +55,11 @@ from suite_plumbing.result_files import (
     written_together,
 )
 from suite_plumbing.texts import padding_id
-from token_statistics.autocorrelation import MeanAutocorrelation, mean_autocorrelation
+from token_statistics.autocorrelation import (
+    MeanAutocorrelation,
+    long_enough,
+    mean_autocorrelation,
+)
 from token_statistics.channel_correlations import (
     CrossLayerCorrelation,
     PooledActivations,
@@ -64,7 +68,7 @@ from token_statistics.channel_correlations import (
     observed_by,
 )
 from token_statistics.description import FloatArray, participation_ratio, summarise
-from token_statistics.observations import Observations
+from token_statistics.observations import Observations, observations
 from token_statistics.position_course import PositionCourse, without_course
 from token_statistics.streamed_correlations import StreamedCorrelation, StreamedCorrelations
 from token_statistics.time_shift_nulls import (
@@ -82,9 +86,6 @@ STREAMS = {
 """Activations of a layer, (b, l, d_model): the residual stream after it, or what it adds to it."""
 
 _MAX_RECURSION_LAG = 32
-
-# A text of which fewer observations are left, after what was read before, would cut the lags short.
-_SHORT_REST = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -141,11 +142,12 @@ def summarise_activations(captured: Capture, layer: int) -> dict[str, Any]:
 
     `mixer_share` is |mixer output| / |residual stream after the layer| per token;
     `participation_ratio` that of the residual stream over tokens (see analysis_utils), None where
-    it does not vary.
+    it does not vary. Of a batch the tokens that are new (`token_statistics.observations`).
     """
-    residual = pooled_activations([captured], layer).values
+    rows = observations(captured_ids([captured])).distinct_rows
+    residual = pooled_activations([captured], layer).values[rows]
     norms = np.linalg.norm(residual, axis=1)
-    added = np.linalg.norm(pooled_activations([captured], layer, "mixer").values, axis=1)
+    added = np.linalg.norm(pooled_activations([captured], layer, "mixer").values[rows], axis=1)
     ratios = np.divide(added, norms, where=norms > 0, out=np.full_like(norms, math.nan))
     return {
         "num_tokens": len(residual),
@@ -255,14 +257,13 @@ def _autocorrelation(
     if not used:
         return mean_autocorrelation(pooled.values[:1], [1], max_lag, num_shuffles=num_shuffles)
     left, _, _ = without_course(PositionCourse(tokens), pooled.values)
-    enough = min(_SHORT_REST, max(used))
-    long = [i for i, length in enumerate(used) if length >= enough]
+    long = long_enough(used)
     parts = np.split(left, np.cumsum(used)[:-1])
     return mean_autocorrelation(
         np.concatenate([parts[i] for i in long]),
         [used[i] for i in long],
         max_lag,
-        together=[tokens.together[i] for i in long],
+        together=tokens.together([tokens.used[i] for i in long]),
         num_shuffles=num_shuffles,
         seed=seed,
     )

@@ -232,7 +232,8 @@ def _results(
     settings = inputs.settings
     sections = step_sections(outcomes, MEMORY_STEPS)
     num_tokens = sum(len(text.input_ids) for text in encoded)
-    alone = claims_on(sections, settings.layers, num_tokens, settings.seed)
+    distinct, groups = inputs.num_distinct, inputs.groups
+    alone = claims_on(sections, settings.layers, distinct, settings.seed, groups)
     found = by_kind(twins)
     findings = judged(alone, {kind: list(part.values()) for kind, part in found.items()})
     return {
@@ -240,6 +241,7 @@ def _results(
         "analysis_metadata": {
             "layer_indices": settings.layers,
             "num_texts": len(encoded),
+            "num_groups": len(set(groups)),
             "num_tokens": num_tokens,
             "num_positions": settings.num_positions,
             "num_ablations": settings.num_ablations,

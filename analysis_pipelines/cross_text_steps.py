@@ -41,6 +41,8 @@ class TextMeasures:
     correlations: Mapping[str, Any] | None
     """CrossLayerCorrelation, or its JSON, of this text alone, by stream and pair of layers; None
     where the step failed"""
+    group: int | None = None
+    """number of its group of related texts (`suite_plumbing.related_texts`); None: of its own"""
 
 
 def text_measures(captured: Capture, results: Mapping[str, Any]) -> TextMeasures:
@@ -104,6 +106,7 @@ def neuron_consistency(texts: Sequence[TextMeasures]) -> dict[int, Any]:
 def _agreement(texts: Sequence[TextMeasures], layer: int, method: str) -> NeuronAgreement:
     return neuron_agreement(
         [text.importance[layer][method] for text in texts],
+        groups=_groups(texts),
         halves=[
             text.halves[layer][method] for text in texts if method in text.halves.get(layer, {})
         ],
@@ -152,15 +155,20 @@ def _spreads(
     of: Callable[[TextMeasures], Mapping[int, Mapping[str, FloatArray]]],
 ) -> dict[int, Any]:
     """Spread of every statistic of every layer over the texts that have it."""
-    values: dict[int, dict[str, list[FloatArray]]] = {}
-    for text in texts:
+    values: dict[int, dict[str, list[tuple[FloatArray, int]]]] = {}
+    for text, group in zip(texts, _groups(texts), strict=True):
         for layer, statistics in of(text).items():
             for name, series in statistics.items():
-                values.setdefault(layer, {}).setdefault(name, []).append(series)
+                values.setdefault(layer, {}).setdefault(name, []).append((series, group))
     return {
-        layer: {name: text_spread(series) for name, series in by_name.items()}
+        layer: {name: text_spread(*zip(*given, strict=True)) for name, given in by_name.items()}
         for layer, by_name in values.items()
     }
+
+
+def _groups(texts: Sequence[TextMeasures]) -> list[int]:
+    """The group of each text; of those that have none, one that no other has."""
+    return [-1 - i if text.group is None else text.group for i, text in enumerate(texts)]
 
 
 def _importance_of_halves(neurons: NeuronSet) -> tuple[FloatArray, FloatArray]:

@@ -10,7 +10,8 @@ A claim is worded as what is measured for it, where earlier analyses said more: 
 passes between neurons, where channels go together (what passes is measured by cuts, in the memory
 analysis); that patterns are recursive, where neighbouring tokens are alike; that early layers have
 moderate memory, where they reach less far than the middle. It has to exceed its null, and to be of
-a size worth a name: `token_statistics.smallest_effects`.
+a size worth a name: `token_statistics.smallest_effects`. Wherever texts are counted, related ones
+are one (`token_statistics.text_groups`).
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from token_statistics.smallest_effects import (
     pair_shares,
     worth_a_name,
 )
+from token_statistics.text_groups import by_group, group_means
 from token_statistics.verdict_rules import (
     LAYER_GROUPS,
     above_null,
@@ -253,7 +255,7 @@ def _delta_and_activity(results: Mapping[str, Any]) -> Finding:
     found = above_null(
         "Delta goes with the activity of neurons within a text",
         f"mean |rho| over channels of delta with |activation| over the tokens of a text, {_BEYOND}",
-        {place: beyond_chance(test) for place, test in read(results, path).items()},
+        {place: beyond_chance(test) for place, test in _tests(results, path).items()},
         path,
         _TEXT_LAYERS,
     )
@@ -261,7 +263,7 @@ def _delta_and_activity(results: Mapping[str, Any]) -> Finding:
 
 
 def _rho_above_null(results: Mapping[str, Any], claim: str, statistic: str, path: str) -> Finding:
-    found = above_null(claim, statistic, read(results, path), path, _TEXT_LAYERS)
+    found = above_null(claim, statistic, _tests(results, path), path, _TEXT_LAYERS)
     return worth_a_name(found, "correlation")
 
 
@@ -320,7 +322,7 @@ def _recursion(results: Mapping[str, Any]) -> Finding:
         "Neighbouring tokens are alike in the residual stream",
         "autocorrelation of the residual stream one token on, mean over channels, whatever put it "
         "there; null: shuffled tokens",
-        {place: _first_lag(series) for place, series in read(results, path).items()},
+        _by_group(results, {p: _first_lag(one) for p, one in read(results, path).items()}),
         path,
         _TEXT_LAYERS,
     )
@@ -466,7 +468,7 @@ def _important_neurons_matter(results: Mapping[str, Any]) -> Finding:
         "Neurons of high importance matter more to the prediction",
         "rho over ablated neurons of importance (attention_weighted) with the effect of setting "
         "them to their mean; null: permuted neurons",
-        {place: _with_null(test) for place, test in read(results, path).items()}
+        _by_group(results, {p: _with_null(test) for p, test in read(results, path).items()})
         or {"": {"reason": "no neurons were ablated; --ablate 32 (num_ablations) does that"}},
         path,
         _TEXT_LAYERS,
@@ -491,14 +493,32 @@ def _parts(results: Mapping[str, Any], path: str) -> dict[str, Mapping[str, Any]
     return {name: part for name, part in found.items() if isinstance(part, Mapping)}
 
 
+def _tests(results: Mapping[str, Any], path: str) -> dict[str, Mapping[str, Any] | None]:
+    """Null tests by text and layer at the path, related texts as one."""
+    return _by_group(results, read(results, path))
+
+
+def _by_group(
+    results: Mapping[str, Any], tests: Mapping[str, Mapping[str, Any] | None]
+) -> dict[str, Mapping[str, Any] | None]:
+    return by_group(tests, _groups(results))
+
+
+def _groups(results: Mapping[str, Any]) -> dict[str, str]:
+    """Group of each text, by its name, as the provenance has it."""
+    origins = results.get("provenance", {}).get("texts", {})
+    return {name: origin.get("group", name) for name, origin in origins.items()}
+
+
 def _by_layer(results: Mapping[str, Any], path: str) -> dict[str, list[float]]:
-    """By layer, one value a text, of the texts in which every layer has one."""
-    cells = read(results, path)
+    """By layer, one value an independent text, of the texts in which every layer has one."""
+    cells, groups = read(results, path), _groups(results)
     texts = list(dict.fromkeys(place.split(".")[0] for place in cells))
     layers = sorted({place.split(".")[1] for place in cells}, key=_layer_number)
-    rows = [[cells.get(f"{text}.{layer}") for layer in layers] for text in texts]
-    complete = [[float(x) for x in row if x is not None] for row in rows if None not in row]
-    return {layer: [row[i] for row in complete] for i, layer in enumerate(layers)}
+    rows = {text: [cells.get(f"{text}.{layer}") for layer in layers] for text in texts}
+    complete = {text: np.array(row, float) for text, row in rows.items() if None not in row}
+    means = group_means(list(complete.values()), [groups.get(text, text) for text in complete])
+    return {layer: [float(row[i]) for row in means] for i, layer in enumerate(layers)}
 
 
 def _layer_number(name: str) -> int:

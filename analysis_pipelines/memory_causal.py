@@ -36,6 +36,7 @@ from intervention_study import (
 from ssm_measures.components import Capture
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.intervals import mean_interval
+from token_statistics.text_groups import members
 from token_statistics.time_shift_nulls import NullTest, spearman_permutation_test, undefined
 
 MIN_CAUSAL_TOKENS = 16
@@ -123,20 +124,29 @@ def knockouts_by_layer(
 
 
 def delta_at_sources(
-    knockouts: Mapping[str, Any], deltas: Sequence[Tensor], seed: int = 0
+    knockouts: Mapping[str, Any],
+    deltas: Sequence[Tensor],
+    seed: int = 0,
+    *,
+    groups: Sequence[int] | None = None,
 ) -> NullTest:
     """Spearman over sources of their delta with the KL when they are hidden in that layer alone.
 
     ``knockouts``: one layer's part of `causal_memory`, ``deltas`` (l, d_inner) of each text there.
     Delta at a token is the mean of ln delta over the channels whose delta is 0 at no token, without
-    which nothing is defined. Null: permutations of the sources.
+    which nothing is defined. Null: permutations of the sources. ``groups``: of related texts, one
+    number a text; the first of each has a say, for the others have the same sources again.
     """
     stepping = torch.cat([(delta > 0).all(0, keepdim=True) for delta in deltas]).all(0)
     if not bool(stepping.any()):
         return undefined("every channel has a delta of exactly 0 at some token", 0)
-    opened = [float(deltas[text][token, stepping].double().log().mean()) for text, token in
-              knockouts["positions"]]  # fmt: skip
-    pairs = [(x, kl) for x, kl in zip(opened, knockouts["kl"], strict=True) if kl is not None]
+    texts = sorted({text for text, _ in knockouts["positions"]})
+    firsts = {texts[some[0]] for some in members([groups[i] if groups else i for i in texts])}
+    pairs = [
+        (float(deltas[text][token, stepping].double().log().mean()), kl)
+        for (text, token), kl in zip(knockouts["positions"], knockouts["kl"], strict=True)
+        if kl is not None and text in firsts
+    ]
     x, y = torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).T
     return spearman_permutation_test(x, y, seed=seed)
 

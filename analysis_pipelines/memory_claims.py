@@ -4,8 +4,9 @@ A claim is a `Finding`: what is said, the statistic that would show it, its valu
 (what the data give when nothing ties the two sides) or beside an interval, the verdict, and the
 place in the results that it was read from; and it is of a size worth a name
 (`token_statistics.smallest_effects`). The claims read the steps' JSON of ``memory_steps`` alone.
-Those of the main analysis that ask the same with another statistic are worded apart. Nothing here
-knows what any model should show.
+Those of the main analysis that ask the same with another statistic are worded apart. Wherever texts
+are counted, related ones are one (`token_statistics.text_groups`). Nothing here knows what any
+model should show.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from token_statistics.smallest_effects import (
     pair_shares,
     worth_a_name,
 )
+from token_statistics.text_groups import group_means
 from token_statistics.time_shift_nulls import MIN_TOKENS
 from token_statistics.verdict_rules import (
     LAYER_GROUPS,
@@ -38,16 +40,23 @@ from token_statistics.verdict_rules import (
     share_of_hits,
 )
 
+Groups = Sequence[int] | None
+"""Group of related texts of each text, by its number; None where none are related."""
+
 
 def claims_on(
-    sections: Mapping[str, Any], layers: Sequence[int], num_tokens: int, seed: int = 0
+    sections: Mapping[str, Any],
+    layers: Sequence[int],
+    num_tokens: int,
+    seed: int = 0,
+    groups: Groups = None,
 ) -> list[Finding]:
     """Every claim, in the order of the report, tried on the steps' JSON; seeded.
 
-    A step that failed leaves its claims with "too little data" and the reason; so do fewer than
-    MIN_TOKENS tokens over all texts, whatever the statistics.
+    ``num_tokens``: distinct ones. A step that failed leaves its claims with "too little data" and
+    the reason; so do fewer than MIN_TOKENS tokens over all texts, whatever the statistics.
     """
-    rows = _claims(sections, layers, seed)
+    rows = _claims(sections, layers, seed, groups)
     if num_tokens >= MIN_TOKENS:
         return rows
     reason = f"{num_tokens} tokens; a claim needs at least {MIN_TOKENS}"
@@ -57,10 +66,12 @@ def claims_on(
     ]
 
 
-def _claims(sections: Mapping[str, Any], layers: Sequence[int], seed: int) -> list[Finding]:
+def _claims(
+    sections: Mapping[str, Any], layers: Sequence[int], seed: int, groups: Groups
+) -> list[Finding]:
     causal = _section(sections, "causal_memory")
-    kl = text_values(causal, "knockout", layers, "kl")
-    late_share = text_values(causal, "knockout", layers, "late_share")
+    kl = text_values(causal, "knockout", layers, "kl", groups)
+    late_share = text_values(causal, "knockout", layers, "late_share", groups)
     return [
         *_delta_claims(sections, layers),
         _differs_in_nats(
@@ -77,7 +88,7 @@ def _claims(sections: Mapping[str, Any], layers: Sequence[int], seed: int) -> li
         differs_by_layer(
             "How far back memory reaches varies across layers",
             "Kendall's W over texts of the layers ranked by the mean lag of their memory kernel",
-            _mean_lags(_section(sections, "memory_kernel"), layers),
+            _mean_lags(_section(sections, "memory_kernel"), layers, groups),
             "memory.memory_kernel.*.by_text.*.mean_lag",
             "texts",
             seed,
@@ -85,7 +96,7 @@ def _claims(sections: Mapping[str, Any], layers: Sequence[int], seed: int) -> li
         *group_claims(kl, late_share, seed),
         *_recursion_claims(sections, layers),
         *_selectivity_claims(sections),
-        passing_claim(_section(sections, "passing")),
+        passing_claim(_section(sections, "passing"), groups),
     ]
 
 
@@ -95,14 +106,19 @@ def _differs_in_nats(found: Finding) -> Finding:
     return worth_a_name(found, "kl", max(means, default=0.0) - min(means, default=0.0))
 
 
-def passing_claim(section: Mapping[str, Any]) -> Finding:
-    """Whether layers read what earlier ones write, from cuts (`causal_interventions.passing`)."""
-    texts = [text for pair in section.values() if isinstance(pair, Mapping) for text in
-             pair.values()]  # fmt: skip
-    measured = [text for text in texts if text["cut"] is not None]
+def passing_claim(section: Mapping[str, Any], groups: Groups = None) -> Finding:
+    """Whether layers read what earlier ones write, from cuts (`causal_interventions.passing`).
+
+    Of related texts, the means of cuts and of each other direction.
+    """
+    pairs = [pair for pair in section.values() if isinstance(pair, Mapping)]
+    texts = [text for pair in pairs for text in pair.values()]
     least = SMALLEST_EFFECTS["change"]
-    read = [text["cut"] > max(text["directions"]) and text["cut"] >= least.value for text in
-            measured]  # fmt: skip
+    read = [
+        cut > max(directions) and cut >= least.value
+        for pair in pairs
+        for cut, *directions in _cuts(pair, groups)
+    ]
     return share_of_hits(
         "Layers pass information on: what one writes is read by the next looked at",
         "share of pairs of layers and texts in which cutting what the earlier layer writes changes "
@@ -125,6 +141,18 @@ def passing_claim(section: Mapping[str, Any]) -> Finding:
             if isinstance(pair, Mapping)
         },
     )
+
+
+def _cuts(pair: Mapping[str, Mapping[str, Any]], groups: Groups) -> list[list[float]]:
+    """Of each independent text that has them: what the cut changes, and each other direction."""
+    measured = {int(name[5:]): text for name, text in pair.items() if text["cut"] is not None}
+    rows = [[text["cut"], *text["directions"]] for text in measured.values()]
+    return [row.tolist() for row in group_means(rows, _of_texts(groups, list(measured)))]
+
+
+def _of_texts(groups: Groups, texts: Sequence[int]) -> Groups:
+    """The groups of these texts."""
+    return None if groups is None else [groups[text] for text in texts]
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
@@ -173,9 +201,14 @@ def group_claims(
 
 
 def text_values(
-    causal: Mapping[str, Any], kind: str, layers: Sequence[int], name: str
+    causal: Mapping[str, Any],
+    kind: str,
+    layers: Sequence[int],
+    name: str,
+    groups: Groups = None,
 ) -> dict[str, list[float]]:
-    """By layer, one value a text: the mean over its positions at which every layer has one.
+    """By layer, one value an independent text: the mean over its positions at which every layer has
+    one.
 
     Positions of one text share its tokens, so that they are no samples of their own.
     """
@@ -187,7 +220,9 @@ def text_values(
     for (text, _), row in zip(places, zip(*columns, strict=True), strict=True):
         if None not in row:
             by_text.setdefault(text, []).append(row)
-    means = [np.mean(rows, axis=0) for rows in by_text.values()]
+    means = group_means(
+        [np.mean(rows, axis=0) for rows in by_text.values()], _of_texts(groups, list(by_text))
+    )
     return {key: [float(mean[i]) for mean in means] for i, key in enumerate(keys)}
 
 
@@ -300,12 +335,16 @@ def _by_layer(section: Mapping[str, Any], layers: Sequence[int]) -> dict[str, An
     return {f"layer_{i}": section[f"layer_{i}"] for i in layers if f"layer_{i}" in section}
 
 
-def _mean_lags(section: Mapping[str, Any], layers: Sequence[int]) -> dict[str, list[float]]:
-    """By layer, the kernel's mean lag on each text; without texts in which one is undefined."""
+def _mean_lags(
+    section: Mapping[str, Any], layers: Sequence[int], groups: Groups
+) -> dict[str, list[float]]:
+    """By layer, the kernel's mean lag on each independent text; without texts in which one is
+    undefined."""
     parts = _by_layer(section, layers)
     columns = [[text["mean_lag"] for text in part["by_text"].values()] for part in parts.values()]
-    rows = [row for row in zip(*columns, strict=True) if None not in row]
-    return {name: [row[i] for row in rows] for i, name in enumerate(parts)}
+    rows = {i: row for i, row in enumerate(zip(*columns, strict=True)) if None not in row}
+    means = group_means(list(rows.values()), _of_texts(groups, list(rows)))
+    return {name: [float(row[i]) for row in means] for i, name in enumerate(parts)}
 
 
 def _first_lag(autocorrelation: Mapping[str, Any] | None) -> dict[str, Any] | None:

@@ -47,6 +47,7 @@ from ssm_component_extractor import RecursiveDynamics, recursive_dynamics
 from ssm_measures.attention_measures import kernel_of_means
 from ssm_measures.components import Capture, SSMComponents, captured_ids, layer_components
 from ssm_measures.gate_tokens import gate_tokens
+from suite_plumbing.related_texts import readings
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.description import summarise
 from token_statistics.time_shift_nulls import NullTest
@@ -94,6 +95,17 @@ class MemoryInputs:
         """One layer's components for each text."""
         return layer_components(self.captures, layer)
 
+    @property
+    def groups(self) -> list[int]:
+        """Group of related texts of each text: number of its first."""
+        return [one.group for one in readings(captured_ids(self.captures))]
+
+    @property
+    def num_distinct(self) -> int:
+        """Tokens of all texts that were not read before with the same history."""
+        read = readings(captured_ids(self.captures))
+        return sum(one.num_tokens - one.num_seen for one in read)
+
 
 @dataclass(frozen=True, eq=False)
 class TextAttention:
@@ -111,7 +123,7 @@ def delta_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
     seed, ids = inputs.settings.seed, captured_ids(inputs.captures)
     return {
         layer: {
-            "memory": delta_memory(inputs.components(layer), layer, seed=seed),
+            "memory": delta_memory(inputs.components(layer), layer, token_ids=ids, seed=seed),
             "gate_tokens": gate_tokens(
                 inputs.components(layer), inputs.pieces, layer, token_ids=ids, seed=seed
             ),
@@ -330,6 +342,7 @@ def delta_causes_step(
                 layers[f"layer_{layer}"],
                 [parts.delta[0] for parts in inputs.components(layer)],
                 inputs.settings.seed,
+                groups=inputs.groups,
             )
         }
         for layer in inputs.settings.layers

@@ -74,8 +74,8 @@ def by_kind(twins: Sequence[TwinFindings]) -> dict[str, dict[int, list[Finding]]
 def claims_measured(inputs: MemoryInputs) -> list[Finding]:
     """The memory claims on a model, from the steps that they need alone."""
     sections = to_jsonable(step_sections(run_steps(CLAIM_STEPS, inputs), CLAIM_STEPS))
-    num_tokens = sum(captured.input_ids.shape[1] for captured in inputs.captures)
-    return claims_on(sections, inputs.settings.layers, num_tokens, inputs.settings.seed)
+    settings = inputs.settings
+    return claims_on(sections, settings.layers, inputs.num_distinct, settings.seed, inputs.groups)
 
 
 def _findings(

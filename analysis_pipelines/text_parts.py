@@ -236,6 +236,7 @@ def _measures_from(
         halves=_nested(makers, "halves", pair, int),
         activations=_nested(makers, "activations", pooled, str, int),
         correlations=None if "layer_correlations" in part["failures"] else correlations,
+        group=None,
     )
 
 

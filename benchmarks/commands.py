@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from suite_plumbing.bundled import DEMO_MODEL_PATH
-from suite_plumbing.result_files import write_atomically
+from suite_plumbing.result_files import to_jsonable, write_atomically, write_json
 
 RESULTS_FOLDER = Path(__file__).resolve().parent / "results"
 
@@ -41,6 +44,30 @@ def add_model_option(parser: argparse.ArgumentParser) -> None:
         metavar="NAME_OR_PATH",
         help="model folder or hub name (default: the demo model)",
     )
+
+
+def add_parts_option(parser: argparse.ArgumentParser) -> None:
+    """Add ``--parts``, for a benchmark that takes long (`kept_part`)."""
+    parser.add_argument(
+        "--parts",
+        type=Path,
+        metavar="FOLDER",
+        help="keep what is done in this folder, and take from there what an earlier run with the "
+        "same options left",
+    )
+
+
+def kept_part(folder: Path | None, name: str, make: Callable[[], Any]) -> Any:
+    """What ``make`` gives, as JSON holds it: read from the folder where it is there, else made and,
+    with a folder, written there as ``name``.json."""
+    path = None if folder is None else folder / f"{name}.json"
+    if path is not None and path.exists():
+        return json.loads(path.read_text())
+    made = json.loads(json.dumps(to_jsonable(make())))
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, made)
+    return made
 
 
 def keep(path: Path, report: str, script: str | None = None) -> None:

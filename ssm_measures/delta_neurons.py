@@ -235,15 +235,15 @@ def delta_sensitivity(
     validate_choice("rank_by", rank_by, ("sensitivity", "memory_sensitivity"))
     if validate_number("factor", factor, above=0) == 1:
         raise ValueError(f"factor is {factor}; it must be a positive number other than 1")
-    parts = list(zip(texts, tokens.seen, strict=True))
-    gated = torch.cat([text.gated[0, seen:] for text, seen in parts]).double()
+    parts = list(zip(texts, map(torch.from_numpy, tokens.new_by_text), strict=True))
+    gated = torch.cat([text.gated[0, new] for text, new in parts]).double()
     spread = gated.std(dim=0, correction=0).where(gated.amax(0) > gated.amin(0), math.nan)
-    squares = torch.stack([_squared_changes(text, factor, seen) for text, seen in parts]).sum(0)
+    squares = torch.stack([_squared_changes(text, factor, new) for text, new in parts]).sum(0)
     total, memory = (squares / len(gated)).sqrt() / spread
     ranked = total if rank_by == "sensitivity" else memory
     order = torch.argsort(ranked.nan_to_num(nan=-1.0), descending=True, stable=True)
     defined = ~total.isnan()
-    mean_delta = torch.cat([text.channel_delta[0, seen:] for text, seen in parts]).double().mean(0)
+    mean_delta = torch.cat([text.channel_delta[0, new] for text, new in parts]).double().mean(0)
     agreement = (
         finite_or_none(spearman(total[defined], mean_delta[defined])) if defined.any() else None
     )
@@ -285,8 +285,8 @@ def _mean_against_null(values: FloatArray, draws: Sequence[FloatArray], n: int) 
     return against_null(float(np.nanmean(values)), [np.nanmean(draw) for draw in draws], n)
 
 
-def _squared_changes(text: SSMComponents, factor: float, seen: int) -> Tensor:
-    """Sum over tokens, without the first `seen`, of the squared change of the neurons when delta is
+def _squared_changes(text: SSMComponents, factor: float, new: Tensor) -> Tensor:
+    """Sum over the tokens that are new (l,) of the squared change of the neurons when delta is
     scaled, (2, d_inner).
 
     First as it is; then with u divided by the factor, so that delta B u stays and only the decay
@@ -297,4 +297,4 @@ def _squared_changes(text: SSMComponents, factor: float, seen: int) -> Tensor:
         selective_scan(u, text.delta * factor, text.A, text.B, text.C) - before
         for u in (text.u, text.u / factor)
     ]
-    return (torch.cat(changes) * text.gating)[:, seen:].double().square().sum(dim=1)
+    return (torch.cat(changes) * text.gating)[:, new].double().square().sum(dim=1)

@@ -11,18 +11,25 @@ prompts, templates, overlapping windows. A group is one sample where texts are c
 together where a null moves texts. Every text has an offset: where it lies on the axis of its
 group, so that what two texts share stands at one place; it is the one at which most n-grams agree.
 
+Within a group a token is new only where it, or one of the GRAM - 1 (SHORT_GRAM - 1) before it, is:
+what a relative has at the same place of the axis after the same tokens is the same observation
+again, or next to it, whatever stood further back. A copy with one word changed adds that word and
+what follows close upon it, a window what the one before it did not hold.
+
 Texts are told one after another, so that a stream needs to keep none of them: of each token the
 hash of what was read up to it, and that of the n-gram that ends there. Two streams that differ in
 the order of texts differ in which copy counts. What this cannot see: paraphrases, translations, and
 texts of one author or topic, which are related by other things than their tokens.
 
-Cost: two hashes a token; memory about 200 bytes for each distinct token of a stream.
+Cost: two hashes a token; memory about 200 bytes for each distinct token of a stream, half as much
+again where n-grams repeat.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from itertools import groupby
 from typing import NamedTuple
 
 GRAM = 8
@@ -47,6 +54,9 @@ class Reading(NamedTuple):
     """number of the first text of its group; its own where it is related to none before it"""
     offset: int
     """where it begins on the axis of its group, of which the first text begins at 0"""
+    again: tuple[tuple[int, int], ...] = ()
+    """stretches, from the first token to that after the last, that a relative read before has at
+    the same places of the axis; they may reach into the first `num_seen` tokens"""
 
 
 class SeenTexts:
@@ -55,6 +65,8 @@ class SeenTexts:
     def __init__(self) -> None:
         self._prefixes: dict[int, int] = {}
         self._grams: dict[tuple[int, int], tuple[int, int]] = {}
+        # What `_grams` does not hold of n-grams that come several times: n-gram, group, place.
+        self._more: set[tuple[tuple[int, int], int, int]] = set()
         self._sizes: list[int] = []
         self._parents: list[int] = []
         self._offsets: list[int] = []
@@ -70,15 +82,27 @@ class SeenTexts:
         self._parents.append(group)
         self._offsets.append(offset)
         self._sizes.append(distinct)
-        for place, gram in enumerate(grams):
-            self._grams.setdefault(gram, (number, place))
-        return Reading(len(tokens), num_seen, same_as, self.group(number), offset)
+        group = self.group(number)
+        known = [self._is_known(gram, group, offset + at) for at, gram in enumerate(grams)]
+        for at, gram in enumerate(grams):
+            if self._grams.setdefault(gram, (number, at)) != (number, at) and not known[at]:
+                self._more.add((gram, group, offset + at))
+        # A token is known by the n-gram that ends there, those before the first end by that one.
+        again = [*known[:1] * (size - 1), *known]
+        return Reading(len(tokens), num_seen, same_as, group, offset, _stretches(again))
 
     def group(self, number: int) -> int:
         """The group of a text as it stands now: a later text may have joined two."""
         while self._parents[number] != number:
             number = self._parents[number]
         return number
+
+    def _is_known(self, gram: tuple[int, int], group: int, place: int) -> bool:
+        """Whether a text of the group has this n-gram at this place of the axis."""
+        owner, at = self._grams.get(gram, (-1, 0))
+        if owner >= 0 and self._offsets[owner] + at == place and self.group(owner) == group:
+            return True
+        return (gram, group, place) in self._more
 
     def _shared_beginning(self, tokens: Sequence[Hashable], number: int) -> tuple[int, int | None]:
         num_seen, state, same_as = 0, 0, None
@@ -115,6 +139,16 @@ class SeenTexts:
             if owner in related and self.group(owner) == first:
                 places[self._offsets[owner] + at - place] += 1
         return first, places.most_common(1)[0][0] if places else 0
+
+
+def _stretches(flags: Sequence[bool]) -> tuple[tuple[int, int], ...]:
+    """Where flags are set: from the first to that after the last of each stretch."""
+    ends, runs = 0, []
+    for is_set, run in groupby(flags):
+        begin, ends = ends, ends + len(list(run))
+        if is_set:
+            runs.append((begin, ends))
+    return tuple(runs)
 
 
 def readings(texts: Iterable[Sequence[Hashable]]) -> list[Reading]:

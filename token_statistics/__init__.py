@@ -35,6 +35,8 @@ streamed_correlations   Correlation of layers over a corpus read batch by batch:
                         that no token adds to
 several_tests           Several statistics tried at once, each beside the largest that chance
                         gives any of them
+text_groups             Related texts as one sample: what is measured text by text, joined within
+                        each group of texts
 time_shift_nulls        Statistics of series in time, each beside what it is when the two sides
                         are shifted in time
 twin_bounds             What untrained twins let expect of another one: a bound on the scale of

@@ -42,6 +42,17 @@ def autocorrelation_within_texts(x: Values, lengths: Sequence[int], max_lag: int
     return np.where(constant, np.nan, total.T)
 
 
+SHORT_REST = 16
+"""Tokens of a stretch: a shorter one, left of a text after what was read before, would cut the lags
+short."""
+
+
+def long_enough(lengths: Sequence[int]) -> list[int]:
+    """Numbers of the stretches that are no short rests; the longest where all are short."""
+    enough = min(SHORT_REST, max(lengths, default=0))
+    return [i for i, length in enumerate(lengths) if length >= enough]
+
+
 class MeanAutocorrelation(NamedTuple):
     """Autocorrelation averaged over channels, at each lag, beside that of shuffled tokens."""
 

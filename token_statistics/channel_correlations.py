@@ -78,9 +78,10 @@ class TopPair(NamedTuple):
     adjusted_p: float
     """p by the time-shifts of all pairs, Benjamini-Hochberg adjusted over them"""
     num_texts_agreeing: int | None = None
-    """texts whose part of r has r's sign; None where texts were not told apart, or r = 0"""
+    """independent texts (groups of related ones) whose part of r has r's sign; None where texts
+    were not told apart, or r = 0"""
     leading_text: int | None = None
-    """number of the text with the largest part of r"""
+    """number of the text, the first of its group, with the largest part of r"""
     leading_share: float | None = None
     """its part over r: near 1, the pair rests on one text; above 1, others pull against it"""
 
@@ -323,11 +324,11 @@ def _with_texts(pair: TopPair, x: _Columns, y: _Columns, tokens: Observations) -
     if pair.r == 0:
         return pair
     i, j = np.searchsorted(x.channels, pair.channel_a), np.searchsorted(y.channels, pair.channel_b)
-    starts = np.cumsum([0, *tokens.used_lengths[:-1]])
-    parts = np.add.reduceat(x.units[:, i] * y.units[:, j], starts) / pair.r
+    groups = np.searchsorted(tokens.group_numbers, tokens.row_groups)
+    parts = np.bincount(groups, x.units[:, i] * y.units[:, j]) / pair.r
     return pair._replace(
         num_texts_agreeing=int((parts > 0).sum()),
-        leading_text=tokens.used[int(parts.argmax())][0],
+        leading_text=tokens.group_numbers[int(parts.argmax())],
         leading_share=float(parts.max()),
     )
 

@@ -1,11 +1,12 @@
 """How far texts agree: spread between texts against spread within, and shared important neurons.
 
-Pure functions on per-text numbers; the eighth step of the pipeline.
+Pure functions on per-text numbers; the eighth step of the pipeline. Related texts count as one,
+with the mean over them (`text_groups`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 
@@ -15,6 +16,7 @@ from scipy import stats
 
 from token_statistics.association import hypergeometric_overlap, spearman
 from token_statistics.description import autocorrelation
+from token_statistics.text_groups import group_means, members, one_each
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,11 +24,13 @@ class TextSpread:
     """Spread of one per-token statistic between texts, beside its spread within them."""
 
     num_texts: int
+    num_groups: int
+    """independent texts: groups of related ones, over which the spread is taken"""
     text_means: tuple[float | None, ...]
     """mean over the tokens of each text, in the statistic's unit; None where it is undefined at
     every token, as a share of attention is where a layer pays none"""
     between: float | None
-    """standard deviation of ``text_means`` (n - 1)"""
+    """standard deviation over the groups of the mean of their ``text_means`` (n - 1)"""
     within: float | None
     """root mean square of the texts' standard deviations over tokens"""
     expected_between: float | None
@@ -37,7 +41,8 @@ class TextSpread:
     """between / expected_between: near 1, the texts do not differ beyond chance"""
     null_low: float | None
     """central 95 % interval of the ratio where all texts have one mean, for normal means of like
-    errors: the root of chi-squared over its n - 1 degrees of freedom; 0.16 to 1.92 for 3 texts"""
+    errors: the root of chi-squared over its n - 1 degrees of freedom, n groups; 0.16 to 1.92 for 3
+    texts that are not related"""
     null_high: float | None
     reason: str | None
     """why a value is None"""
@@ -47,8 +52,8 @@ class TextSpread:
         return asdict(self)
 
 
-def _undefined_spread(means: tuple[float | None, ...], reason: str) -> TextSpread:
-    return TextSpread(len(means), means, None, None, None, None, None, None, reason)
+def _undefined_spread(means: tuple[float | None, ...], num: int, reason: str) -> TextSpread:
+    return TextSpread(len(means), num, means, None, None, None, None, None, None, reason)
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +61,18 @@ class NeuronAgreement:
     """Whether the same neurons of a layer are important in every text."""
 
     num_texts: int
+    num_groups: int
+    """independent texts: groups of related ones, which are what is compared"""
     top_n: int
     """size of each text's list of most important neurons"""
     mean_overlap: float | None
-    """mean over pairs of texts of the number of neurons on both lists, 0 to top_n"""
+    """mean over pairs of independent texts of the number of neurons on both lists, 0 to top_n"""
     expected_overlap: float
     """the same for random lists: top_n^2 / number of neurons"""
     largest_p_value: float | None
     """largest hypergeometric p-value of an overlap, over the pairs, times their number"""
     shared: int | None
-    """neurons on the lists of all texts"""
+    """neurons on the lists of all independent texts"""
     expected_shared: float
     """the same for random lists: neurons * (top_n / neurons)^texts"""
     shared_p_value: float | None
@@ -83,62 +90,75 @@ class NeuronAgreement:
         return asdict(self)
 
 
-def text_spread(values: Sequence[ArrayLike]) -> TextSpread:
+def text_spread(
+    values: Sequence[ArrayLike], groups: Sequence[Hashable] | None = None
+) -> TextSpread:
     """Spread of a statistic between and within texts; ``values`` holds each text's (l,) values.
 
-    Undefined entries (nan) are left out. With one text, a text of undefined entries alone, or
-    without variance within the texts, what cannot be computed is None, with the reason.
+    ``groups``: of each text, those of one group being one (default: none are related). Undefined
+    entries (nan) are left out. With one group, a text of undefined entries alone, or without
+    variance within the texts, what cannot be computed is None, with the reason.
     """
     series = [_finite(value) for value in values]
     means = tuple(float(x.mean()) if len(x) else None for x in series)
+    number = len(members(one_each(groups, len(series))))
     if None in means:
         reason = f"the statistic is undefined at every token of text {means.index(None)}"
-        return _undefined_spread(means, reason)
-    if len(series) < 2:
-        return _undefined_spread(means, "needs at least two texts")
+        return _undefined_spread(means, number, reason)
+    if number < 2:
+        return _undefined_spread(means, number, _too_few(len(series)))
     if min(map(len, series)) < 3:
         reason = "a text has fewer than three values"
-        return _undefined_spread(means, reason)
-    between = float(np.std([x.mean() for x in series], ddof=1))
-    within = float(np.sqrt(np.mean([x.var(ddof=1) for x in series])))
-    expected = float(np.sqrt(np.mean([_squared_standard_error(x) for x in series])))
+        return _undefined_spread(means, number, reason)
+    # Errors of related texts are no smaller together than alone.
+    by_text = [(x.mean(), x.var(ddof=1), _squared_standard_error(x)) for x in series]
+    centres, variances, errors = np.array(group_means(by_text, groups)).T
+    counts = len(series), number, means
+    between = float(np.std(centres, ddof=1))
+    within, expected = (float(np.sqrt(np.mean(squares))) for squares in (variances, errors))
     if expected == 0:
         reason = "the statistic does not vary within the texts"
-        return TextSpread(len(series), means, between, within, expected, None, None, None, reason)
-    freedom = len(series) - 1
+        return TextSpread(*counts, between, within, expected, None, None, None, reason)
+    freedom = number - 1
     low, high = np.sqrt(stats.chi2.ppf((0.025, 0.975), freedom) / freedom).tolist()
-    ratio = between / expected
-    return TextSpread(len(series), means, between, within, expected, ratio, low, high, None)
+    return TextSpread(*counts, between, within, expected, between / expected, low, high, None)
 
 
 def neuron_agreement(
     importances: Sequence[ArrayLike],
     top_n: int = 20,
     halves: Sequence[tuple[ArrayLike, ArrayLike]] = (),
+    groups: Sequence[Hashable] | None = None,
 ) -> NeuronAgreement:
     """Agreement of the texts about a layer's important neurons.
 
     ``importances``: for each text (neurons,) values, larger is more important. ``top_n`` is cut to
     a tenth of the neurons, at least 1. ``halves``: the same for the two halves of each text, where
-    the method's importance can be told of a half. With one text the agreement is None, and with a
-    text in which all neurons are equally important. Where equal ones straddle the end of a list, it
-    takes some of them at random (seeded). Raises ValueError for importances of unequal length.
+    the method's importance can be told of a half. ``groups``: of each text (default: none are
+    related); compared are the mean importances of groups. With one group the agreement is None, and
+    with a text in which all neurons are equally important. Where equal ones straddle the end of a
+    list, it takes some of them at random (seeded). Raises ValueError for importances of unequal
+    length.
     """
     arrays = [np.asarray(importance, dtype=float) for importance in importances]
     if len({array.shape for array in arrays}) != 1 or arrays[0].ndim != 1:
         shapes = [array.shape for array in arrays]
         raise ValueError(f"importances must all be (neurons,) of one length, got {shapes}")
-    num_neurons = len(arrays[0])
+    num_texts, num_neurons = len(arrays), len(arrays[0])
     top_n = max(1, min(top_n, num_neurons // 10))
     expected = top_n**2 / num_neurons
     stability = split_half_stability(halves)
-    by_chance = num_neurons * (top_n / num_neurons) ** len(arrays)
-    reason = "needs at least two texts" if len(arrays) < 2 else None
-    if any(np.ptp(array) == 0 for array in arrays):
+    constant = any(np.ptp(array) == 0 for array in arrays)
+    arrays = group_means(arrays, groups)
+    number = len(arrays)
+    by_chance = num_neurons * (top_n / num_neurons) ** number
+    reason = _too_few(num_texts) if number < 2 else None
+    if constant:
         reason = "the importance of a text is constant"
+    counts = num_texts, number, top_n
     if reason is not None:
         return NeuronAgreement(
-            len(arrays), top_n, None, expected, None, None, by_chance, None, None, stability, reason
+            *counts, None, expected, None, None, by_chance, None, None, stability, reason
         )
     rng = np.random.default_rng(0)
     tops = [_most_important(array, top_n, rng) for array in arrays]
@@ -147,18 +167,22 @@ def neuron_agreement(
     ranks = [spearman(a, b) for a, b in combinations(arrays, 2)]
     shared = len(set.intersection(*tops))
     return NeuronAgreement(
-        len(arrays),
-        top_n,
+        *counts,
         float(np.mean(overlaps)),
         expected,
         min(1.0, max(p_values) * len(p_values)),
         shared,
         by_chance,
-        shared_tail(shared, top_n, len(arrays), num_neurons),
+        shared_tail(shared, top_n, number, num_neurons),
         float(np.mean(ranks)),
         stability,
         None,
     )
+
+
+def _too_few(num_texts: int) -> str:
+    """Why one independent text among so many says nothing of how texts agree."""
+    return "needs at least two texts" + (" that are not related" if num_texts > 1 else "")
 
 
 def split_half_stability(halves: Sequence[tuple[ArrayLike, ArrayLike]]) -> float | None:

@@ -1,9 +1,13 @@
 """Which tokens of several texts are observations, and how the null moves texts in time.
 
-What counts: every token that was not read before with the same history (`related_texts`), but for
-the warm-up. States start at 0 and fill alike in every text, and in many models the first token is
-far from all others: the first WARM_UP_TOKENS tokens are left out, and those before the norm of what
-is measured reaches WARM_UP_SHARE of its median in the text, at most a quarter of the text.
+What counts: every token that was not read before with the same history, nor by a relative at the
+same place after the same few tokens (`related_texts`), but for the warm-up. What repeats on both
+sides at the same tokens would add up in the data, and less in the null, where the sides repeat at
+different ones. States start at 0 and fill alike in every text, and in many models the first token
+is far from all others: the first WARM_UP_TOKENS tokens are left out, and those before the norm of
+what is measured reaches WARM_UP_SHARE of its median in the text, at most a quarter of the text. It
+is the norm of the values that are compared, not of the state behind them: what has to be stationary
+is what is moved, and a layer's output may settle before its state does, or after.
 
 The null: one side of a statistic moved circularly in time, every group of related texts by its own
 amount. Exchangeable, where the two sides have nothing to do with each other, are the places along
@@ -34,6 +38,7 @@ from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from suite_plumbing.related_texts import Reading, readings
 from token_statistics.description import FloatArray, IntArray
@@ -53,6 +58,17 @@ END_WINDOW = 16
 """Tokens after a cut of an axis that are compared with those at its beginning."""
 
 
+class Stretch(NamedTuple):
+    """Tokens of one text that follow each other and all count."""
+
+    text: int
+    """its number"""
+    first: int
+    """position of the first"""
+    stop: int
+    """that after the last"""
+
+
 @dataclass(frozen=True, eq=False)
 class Observations:
     """The tokens of some texts that count, and the groups in which texts are moved."""
@@ -64,7 +80,9 @@ class Observations:
     offsets: tuple[int, ...]
     """of each text: where it begins on the axis of its group"""
     seen: tuple[int, ...]
-    """of each text: tokens at its beginning that were read before"""
+    """of each text: tokens at its beginning that were read before with the same history"""
+    again: tuple[tuple[tuple[int, int], ...], ...]
+    """of each text: stretches of it that a relative read before, as in `related_texts.Reading`"""
     warm_up: tuple[int, ...]
     """of each text: tokens at its beginning that are left out as warm-up"""
     cuts: tuple[int, ...] = ()
@@ -72,54 +90,73 @@ class Observations:
 
     @property
     def num_distinct(self) -> int:
-        """Tokens that were not read before, warm-up included."""
-        return sum(self.lengths) - sum(self.seen)
+        """Tokens that are new, warm-up included."""
+        return int(self._new.sum())
 
     @cached_property
-    def used(self) -> tuple[tuple[int, int], ...]:
-        """Of each text that has any: its number, and the first position that counts."""
-        firsts = (max(pair) for pair in zip(self.seen, self.warm_up, strict=True))
-        return tuple((i, first) for i, first in enumerate(firsts) if first < self.lengths[i])
+    def used(self) -> tuple[Stretch, ...]:
+        """The stretches of observations, text by text."""
+        return self._stretches(self.warm_up)
+
+    @property
+    def new_stretches(self) -> tuple[Stretch, ...]:
+        """The stretches of tokens that are new, warm-up included."""
+        return self._stretches((0,) * len(self.lengths))
+
+    def _stretches(self, skipped: Sequence[int]) -> tuple[Stretch, ...]:
+        found = []
+        for i, new in enumerate(self.new_by_text):
+            counts = new.copy()
+            counts[: skipped[i]] = False
+            ends = np.flatnonzero(np.diff(counts, prepend=False, append=False)).tolist()
+            found += [Stretch(i, *pair) for pair in zip(ends[::2], ends[1::2], strict=True)]
+        return tuple(found)
 
     @property
     def used_lengths(self) -> tuple[int, ...]:
-        """Observations of each text that has any; they sum to n."""
-        return tuple(self.lengths[i] - first for i, first in self.used)
+        """Observations of each stretch; they sum to n."""
+        return tuple(stop - first for _, first, stop in self.used)
 
-    @property
-    def together(self) -> tuple[tuple[int, int], ...]:
-        """Of each text that has observations: its group, and where the first lies on its axis."""
-        return tuple(
-            (self.groups[i], first + self.offsets[i] - self._spans[self.groups[i]][0])
-            for i, first in self.used
-        )
+    def together(self, stretches: Sequence[Stretch]) -> list[tuple[int, int]]:
+        """Of each stretch its group, and where it begins on an axis that has no places below 0."""
+        lowest: dict[int, int] = {}
+        for group, offset in zip(self.groups, self.offsets, strict=True):
+            lowest[group] = min(lowest.get(group, 0), offset)
+        return [
+            (self.groups[i], first + self.offsets[i] - lowest[self.groups[i]])
+            for i, first, _ in stretches
+        ]
 
     @cached_property
     def positions(self) -> IntArray:
         """(n,) position of each observation in its text."""
-        parts = [np.arange(first, self.lengths[i]) for i, first in self.used]
+        parts = [np.arange(first, stop) for _, first, stop in self.used]
         return np.concatenate([np.empty(0, np.int64), *parts])
 
     @cached_property
     def rows(self) -> IntArray:
         """(n,) place of each observation among all tokens given."""
-        return self.positions + np.repeat(self._begins[[i for i, _ in self.used]], self._counts)
+        return self.positions + np.repeat(self._begins[self._texts], self._counts)
 
     @property
     def distinct_rows(self) -> IntArray:
-        """Places among all tokens given of those that were not read before, warm-up included."""
-        spans = zip(self._begins.tolist(), self.seen, self.lengths, strict=True)
-        return np.concatenate([np.arange(a + seen, a + length) for a, seen, length in spans])
+        """Places among all tokens given of those that are new, warm-up included."""
+        return np.flatnonzero(self._new)
+
+    @property
+    def new_by_text(self) -> list[NDArray[np.bool_]]:
+        """Of each text (l,), whether a token is new."""
+        return np.split(self._new, self._begins[1:])
 
     @cached_property
     def row_groups(self) -> IntArray:
         """(n,) group of each observation."""
-        return np.repeat([self.groups[i] for i, _ in self.used], self._counts).astype(np.int64)
+        return np.repeat(np.array(self.groups, dtype=np.int64)[self._texts], self._counts)
 
     @cached_property
     def group_numbers(self) -> tuple[int, ...]:
         """Groups that have observations, ascending: the number of independent texts is theirs."""
-        return tuple(sorted({self.groups[i] for i, _ in self.used}))
+        return tuple(sorted({self.groups[i] for i in self._texts.tolist()}))
 
     @property
     def axis_lengths(self) -> tuple[int, ...]:
@@ -164,7 +201,7 @@ class Observations:
 
     @cached_property
     def _grid(self) -> _Grid:
-        texts = np.array([i for i, _ in self.used], dtype=np.int64)
+        texts = self._texts
         sizes, begin = np.array(self.axis_lengths), np.cumsum([0, *self._sizes])
         axis, base = {}, {}
         for number, groups in enumerate(self._axes):
@@ -214,6 +251,20 @@ class Observations:
     @cached_property
     def _begins(self) -> IntArray:
         return np.cumsum([0, *self.lengths[:-1]])
+
+    @cached_property
+    def _new(self) -> NDArray[np.bool_]:
+        """(N,) whether a token is new."""
+        new = np.ones(sum(self.lengths), dtype=bool)
+        for begin, seen, again in zip(self._begins.tolist(), self.seen, self.again, strict=True):
+            for first, stop in ((0, seen), *again):
+                new[begin + first : begin + stop] = False
+        return new
+
+    @cached_property
+    def _texts(self) -> IntArray:
+        """Text of each stretch of observations."""
+        return np.array([i for i, _, _ in self.used], dtype=np.int64)
 
     @property
     def _counts(self) -> IntArray:
@@ -274,6 +325,7 @@ def from_readings(read: Sequence[Reading], norms: FloatArray | None = None) -> O
         groups=tuple(one.group for one in read),
         offsets=tuple(one.offset for one in read),
         seen=tuple(one.num_seen for one in read),
+        again=tuple(one.again for one in read),
         warm_up=warm_up(lengths, norms),
     )
 

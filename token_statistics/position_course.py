@@ -4,9 +4,9 @@ A state starts at 0 and fills, an activation drifts: two layers that read differ
 together for that reason, and time-shifts within texts call it coincidence. Of every value the
 course over position is taken out, in two steps:
 
-1. In every text by itself, a smooth course: a constant and a linear drift, by least squares. Where
-   step 2 cannot follow, relaxations exp(-t / tau) too, with tau 16, 64, 4 and 256 tokens, as far as
-   the text has PER_FUNCTION observations for each function.
+1. In every text by itself, or stretch of it that counts, a smooth course: a constant and a linear
+   drift, by least squares. Where step 2 cannot follow, relaxations exp(-t / tau) too, with tau 16,
+   64, 4 and 256 tokens, as far as the text has PER_FUNCTION observations for each function.
 2. Where MIN_GROUPS independent groups of texts (`related_texts`) or more have a position: the mean
    over their tokens there. A course that all texts share is gone, whatever it looks like.
 
@@ -95,12 +95,11 @@ class PositionCourse:
         they are moved, slow change would be taken out of the draws twice.
         """
         tokens, result = self.tokens, values.copy()
-        measured = result[tokens.rows]
         begins = np.cumsum([0, *tokens.lengths])
-        for (a, b), (text, _) in zip(self._spans, tokens.used, strict=True):
-            mean = measured[a:b].mean(axis=0)
-            measured[a:b] -= mean
-            result[begins[text] : begins[text + 1]] -= mean
+        for text, warm in enumerate(tokens.warm_up):
+            own = slice(begins[text], begins[text + 1])
+            result[own] -= result[own][warm:].mean(axis=0)
+        measured = result[tokens.rows]
         means = np.zeros((len(self._counts), values.shape[1]))
         own = torch.from_numpy(self._own)
         torch.from_numpy(means).index_add_(0, own, torch.from_numpy(measured[self._by_mean]))

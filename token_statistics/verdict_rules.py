@@ -63,6 +63,9 @@ order once in 24 times."""
 LAYER_GROUPS = {"early": (0, 3), "middle": (3, 9), "late": (9, 13)}
 """Layers from the first number up to, not including, the second."""
 
+P_OF_GROUP = "one_sided_p"
+"""Key of the test of several related texts: its one-sided p (`text_groups.by_group`)."""
+
 _TAIL = 0.025
 
 _TAIL_RATE = 2.0  # of a Gumbel tail in half widths of its central 95 %: 2.5
@@ -114,9 +117,12 @@ def one_sided_p(test: Mapping[str, Any]) -> float:
     Beyond all draws, which say 1 / (1 + draws) and no less, it falls as the tail of a Gumbel
     distribution does, that of the largest of many, somewhat slower and not below 1e-6: simulated
     with 39 draws, a p of 0.001 comes in 0.03 % of cases for a normal null, in 0.1 % for a Gumbel
-    one. Where a test has an interval alone, what that says: 2.5 % above it and a half elsewhere.
+    one. Where a test has an interval alone, what that says: 2.5 % above it and a half elsewhere. Of
+    several related texts, what the test has as their p.
     """
     two_sided, value = test.get("p_value"), test["value"]
+    if P_OF_GROUP in test:
+        return test[P_OF_GROUP]
     if two_sided is None:
         return _TAIL if value > test["null_high"] else 0.5
     low, high = test.get("null_low") or 0.0, test["null_high"]
@@ -138,15 +144,14 @@ def joint_p(p_values: Mapping[str, float]) -> float:
     """p that a statistic is above its null in most places, from the p of each place, by its name.
 
     Places of one text ("text_0.layer_3"), and layers read off the same texts ("layer_3"), say the
-    same thing again: of k such places the p is k / j times the j-th smallest, j the first number
-    above k / 2, which holds whatever their dependence [2]. Texts, and pairs of layers
-    ("layer_0_to_1", which are independent of each other where layers are), are joined by Fisher's
-    method [3].
+    same thing again: they are joined by `most_of`. Texts, and pairs of layers ("layer_0_to_1",
+    which are independent of each other where layers are), are joined by Fisher's method [3]. Texts
+    have to be independent: pass one place for a group of related ones (`text_groups.by_group`).
     """
     groups: dict[str, list[float]] = {}
     for name, p in p_values.items():
         groups.setdefault(_dependent_on(name), []).append(p)
-    joined = [_most_of(sorted(group)) for group in groups.values()]
+    joined = [most_of(sorted(group)) for group in groups.values()]
     return float(stats.chi2.sf(-2 * np.log(joined).sum(), 2 * len(joined)))
 
 
@@ -156,7 +161,9 @@ def _dependent_on(place: str) -> str:
     return first if first.startswith("text_") or "_to_" in first else ""
 
 
-def _most_of(ordered: Sequence[float]) -> float:
+def most_of(ordered: Sequence[float]) -> float:
+    """p that most of k places show an effect, from their p in ascending order: k / j times the j-th
+    smallest, j the first number above k / 2, whatever the dependence of the places [2]."""
     k = len(ordered)
     j = k // 2 + 1
     return min(1.0, k / j * ordered[j - 1])

@@ -78,3 +78,37 @@ def test_a_stream_tells_groups_as_they_come():
     assert [seen.add(one).group for one in (text(1), text(2))] == [0, 1]
     seen.add([*text(1)[50:], *text(2)[:50]])
     assert [seen.group(i) for i in range(3)] == [0, 0, 0]
+
+
+def naive_again(texts, groups, offsets):
+    """Tokens that an earlier text of the group has at the same place after the same seven."""
+    flags = []
+    for i, own in enumerate(texts):
+        known = [
+            any(
+                groups[j] == groups[i]
+                and own[t - 7 : t + 1] == texts[j][(start := t - 7 + offsets[i] - offsets[j]) :][:8]
+                and start >= 0
+                for j in range(i)
+            )
+            for t in range(7, len(own))
+        ]
+        flags.append([*known[:1] * 7, *known])
+    return flags
+
+
+@pytest.mark.parametrize("case", ["one word changed", "first word changed", "words put in",
+                                  "overlapping windows", "exact repeat", "unrelated"])  # fmt: skip
+def test_what_relatives_hold_at_the_same_place_equals_the_loop(case):
+    texts, groups, offsets = CASES[case]
+    for one, expected in zip(readings(texts), naive_again(texts, groups, offsets), strict=True):
+        found = [False] * one.num_tokens
+        for first, stop in one.again:
+            found[first:stop] = [True] * (stop - first)
+        assert found == expected
+
+
+def test_a_copy_of_a_text_that_repeats_itself_adds_what_was_changed():
+    own = text(1, 20) * 5
+    again = readings([own, changed(own, 50)])[1].again
+    assert again == ((0, 50), (58, 100))

@@ -145,3 +145,22 @@ def test_stability_by_halves():
     assert split_half_stability([]) is None
     agreement = neuron_agreement([a, a], halves=[(a, a)])
     assert agreement.split_half_spearman == pytest.approx(1.0)
+
+
+def test_copies_of_a_text_agree_with_themselves_and_count_once():
+    rng = np.random.default_rng(5)
+    lists = rng.random((3, 200))
+    copies = [*lists, lists[0], lists[0]]
+    groups = [0, 1, 2, 0, 0]
+    once, together = neuron_agreement(list(lists)), neuron_agreement(copies, groups=groups)
+    assert (together.num_texts, together.num_groups) == (5, 3)
+    for name in ("mean_overlap", "shared", "mean_spearman", "shared_p_value"):
+        assert getattr(together, name) == getattr(once, name)
+    series = [rng.standard_normal(50) + i for i in range(3)]
+    once = text_spread(series)
+    together = text_spread([*series, series[0], series[0]], groups)
+    assert (together.num_texts, together.num_groups, once.num_groups) == (5, 3, 3)
+    for name in ("between", "within", "ratio", "null_low", "null_high"):
+        assert getattr(together, name) == pytest.approx(getattr(once, name), rel=1e-12)
+    alone = text_spread([series[0], series[0]], [0, 0])
+    assert alone.reason == "needs at least two texts that are not related"

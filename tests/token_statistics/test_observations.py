@@ -103,3 +103,18 @@ def test_rows_stand_for_tokens_only_where_all_sides_agree():
 def test_the_shortest_texts_have_observations_and_may_stay_where_they_are(length):
     found = observations([ids(9, length)])
     assert len(found.order([0])) == length
+
+
+def test_a_near_copy_adds_the_word_that_differs_and_the_seven_after_it():
+    first = ids(1, 100)
+    texts = [first, [*first[:40], -1, *first[41:]], [*first[:70], -2, *first[71:]]]
+    found = observations(texts)
+    assert [tuple(one) for one in found.used] == [(0, 4, 100), (1, 40, 48), (2, 70, 78)]
+    assert found.num_distinct == 116
+    assert found.distinct_rows.tolist() == [*range(100), *range(140, 148), *range(270, 278)]
+    # Moved, they get what the first text has: its copies have no places of their own.
+    tokens = contents(found, texts)
+    for row, moved in zip(found.rows.tolist(), found.order([11]).tolist(), strict=True):
+        assert tokens[moved] == first[4 + (row % 100 - 4 - 11) % 96] or tokens[moved] < 0
+    assert found.together(found.used) == [(0, 4), (0, 40), (0, 70)]
+    assert found.new_stretches[0] == (0, 0, 100)
