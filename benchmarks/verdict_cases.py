@@ -27,8 +27,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from analysis_pipelines.analysis_results import Settings
+from benchmarks.commands import kept_part
 from benchmarks.passages import encoded_passages
-from corrected_recursive_ssm_attention_analyzer import analyze
+from corrected_recursive_ssm_attention_analyzer import findings_alone
 from mamba_mixers.untrained_twins import untrained_twin
 from suite_plumbing.models import load_model, load_tokenizer
 from suite_plumbing.progress import progress
@@ -108,11 +109,16 @@ class PermutedDemo(NamedTuple):
 
 
 def permuted_demo_findings(
-    num_permuted: int = 20, num_fresh: int = 19, *, tokens: int = PASSAGE_TOKENS
+    num_permuted: int = 20,
+    num_fresh: int = 19,
+    *,
+    tokens: int = PASSAGE_TOKENS,
+    parts: Path | None = None,
 ) -> PermutedDemo:
     """Findings of permuted demo models and of fresh twins, on passages of Python's own manual.
 
-    Cost: an analysis of PASSAGES short passages in LAYERS for each model.
+    ``parts``: where what each model gives is kept. Cost: an analysis of PASSAGES short passages in
+    LAYERS for each model.
     """
     model, tokenizer = load_model(DEMO_MODEL_PATH), load_tokenizer(DEMO_MODEL_PATH)
     text = " ".join(" ".join(topics[name].split()) for name in sorted(topics))
@@ -120,8 +126,11 @@ def permuted_demo_findings(
     settings = Settings(list(LAYERS))
 
     def findings_of(kind: str, seed: int) -> list[Finding]:
-        one = untrained_twin(model, seed, kind)
-        rows = analyze(one, encoded, tokenizer, settings).results["findings"]
+        def measured() -> list[dict]:
+            one = untrained_twin(model, seed, kind)
+            return [row.to_dict() for row in findings_alone(one, encoded, tokenizer, settings)]
+
+        rows = kept_part(parts, f"demo_{kind.split()[0]}_{seed}", measured)
         return [Finding.from_dict(row) for row in rows]
 
     return PermutedDemo(
