@@ -13,6 +13,8 @@ families          The families of selective SSM mixers in ``transformers``: a ta
                   rows are made of
 hooks             Forward hooks that are removed whatever happens; the only place that registers
                   any
+mamba3            Mamba-3 as a plain torch model: SISO and MIMO, generation by memory, save and load
+mamba3_scan       What a Mamba-3 mixer makes of its input, and its recurrence in chunks
 placement         Parameters that are not where a computation needs them: offloaded, or quantised
 recording         One forward pass of a model, recorded: mixers replayed, and the residual stream
                   around them
@@ -37,6 +39,10 @@ if TYPE_CHECKING:
     from mamba_mixers.families import (
         FAMILIES,
         MixerFamily,
+    )
+    from mamba_mixers.mamba3 import (
+        Mamba3Config,
+        Mamba3ForCausalLM,
     )
     from mamba_mixers.recording import (
         LayerRecord,
@@ -78,6 +84,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
         "mamba_mixers.families": ["FAMILIES", "MixerFamily"],
+        "mamba_mixers.mamba3": ["Mamba3Config", "Mamba3ForCausalLM"],
         "mamba_mixers.recording": ["LayerRecord", "record_layers", "record_streams"],
         "mamba_mixers.replay": [
             "EDITABLE",

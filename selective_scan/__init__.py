@@ -23,6 +23,7 @@ B, C     (b, l, G, N)     input and output projections of the state
 D        (H,) or (H, P)   skip connection; beside a flat u (H,) or (d_inner,)
 h        (b, l, H, P, N)  state after each token
 y        (b, l, H, P)     output of the scan
+own_share  (b, l, H)      share of what a token writes that it reads itself; None: all (see below)
 alpha    (b, H, l, l)     implicit attention: y_t - D u_t = sum over s <= t of alpha[t, s] u_s
 
 Every function also takes u as one row of channels, (b, l, d_inner) with d_inner = H P, head j being
@@ -33,6 +34,14 @@ The recurrence is that of [1], eq. 2, with the simplified discretisation B_bar =
 released models use:
 
     h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t,    y_t = C_t h_t + D u_t
+
+Mamba-3 writes by the trapezoid rule: of delta_s B_s u_s a share goes into the state at token s, and
+the rest at the next token, already decayed by that token. As a scan that is the same recurrence,
+all of it written at s, less what s does not yet read itself: with kappa = own_share,
+
+    y_t = C_t h_t - (1 - kappa_t) delta_t (C_t B_t) u_t + D u_t
+
+The state after t is then h_t - (1 - kappa_t) delta_t B_t u_t, and kappa_t multiplies alpha[t, t].
 
 Arithmetic is float32, or float64 when an input is float64; half precision is never used inside.
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from selective_scan.operands import (
     check_given,
+    check_own_share,
     check_parameters,
     check_weights,
     compute_dtype,
@@ -35,13 +36,20 @@ _BLOCK = 16
 @torch.no_grad()
 @in_full_precision
 def implicit_attention(
-    delta: Tensor, A: Tensor, B: Tensor, C: Tensor, heads: Sequence[int] | None = None
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    heads: Sequence[int] | None = None,
+    *,
+    own_share: Tensor | None = None,
 ) -> Tensor:
     """Implicit attention alpha[t, s] = C_t exp(A (S_t - S_s)) delta_s B_s per head ([3], eq. 10).
 
     S is the cumulative sum of delta. Returns (b, heads, l, l): signed, zero for s > t; rows do not
     sum to 1. alpha applied to u gives y - D u. ``heads`` chooses heads (for Mamba-1, channels) by
-    number, in that order; None takes all. Decays below 2e-19 count as 0.
+    number, in that order; None takes all. ``own_share`` (b, l, H) multiplies the diagonal (see the
+    glossary). Decays below 2e-19 count as 0.
 
     Raises ValueError where shapes do not fit or a head does not exist.
     Cost: l^2 / 2 multiply-adds for each head and state; memory is the result, 4 l^2 bytes a head
@@ -49,6 +57,7 @@ def implicit_attention(
     """
     check_given(C=C)
     check_parameters(delta, A, B, C)
+    check_own_share(own_share, delta)
     heads = range(delta.shape[2]) if heads is None else heads
     chosen = _chosen_heads(heads, delta)
     B, C = with_groups(B), with_groups(C)
@@ -60,7 +69,8 @@ def implicit_attention(
         for start in range(0, len(chosen), _HEADS_PER_PASS):
             part = slice(start, start + _HEADS_PER_PASS)
             operands = delta[row], A, B[row], C[row], chosen[part], group[part], dtype
-            _add_causal_pairs(result[row, part], _pairs(*operands, by_head=True), _each_head)
+            pairs = _pairs(*operands, own_share=_row(own_share, row), by_head=True)
+            _add_causal_pairs(result[row, part], pairs, _each_head)
     return result
 
 
@@ -75,13 +85,15 @@ def attention_map(
     query_weight: Tensor | None = None,
     key_weight: Tensor | None = None,
     absolute: bool = False,
+    own_share: Tensor | None = None,
 ) -> Tensor:
     """Map R[t, s] = sum over heads of q_t[h] alpha[h, t, s] k_s[h], without building any alpha.
 
     ``query_weight`` q and ``key_weight`` k are (b, l, H), or both (b, l, d_inner) for heads of
     several channels: the sum is then over channels, each with the alpha of its head. None means
     1 / H (1 / d_inner) for the query and 1 for the key, which gives the mean of alpha.
-    ``absolute`` sums |q alpha k| instead. Returns (b, l, l), zero for s > t.
+    ``absolute`` sums |q alpha k| instead. ``own_share`` (b, l, H) multiplies the diagonal of alpha
+    (see the glossary). Returns (b, l, l), zero for s > t.
 
     How: neighbouring segments of the text are merged into ever longer ones. Queries carry the
     decay since the start of their segment and keys that to the end of theirs, both at most 1, so
@@ -95,6 +107,7 @@ def attention_map(
     """
     check_given(C=C)
     check_parameters(delta, A, B, C)
+    check_own_share(own_share, delta)
     check_weights(delta, query_weight=query_weight, key_weight=key_weight)
     B, C = with_groups(B), with_groups(C)
     dtype = compute_dtype(delta, A, B, C)
@@ -108,7 +121,8 @@ def attention_map(
         for start in range(0, num_heads, _HEADS_PER_PASS):
             part = slice(start, start + _HEADS_PER_PASS)
             operands = delta[row], A, B[row], C[row], part, group[part], dtype, weights
-            _add_causal_pairs(result[row], _pairs(*operands, by_head=by_head), reduce)
+            pairs = _pairs(*operands, own_share=_row(own_share, row), by_head=by_head)
+            _add_causal_pairs(result[row], pairs, reduce)
         result[row] *= weights.scale
     return result
 
@@ -125,6 +139,7 @@ def attention_row(
     query_weight: Tensor | None = None,
     key_weight: Tensor | None = None,
     absolute: bool = False,
+    own_share: Tensor | None = None,
 ) -> Tensor:
     """One row of :func:`attention_map`, (b, l): what one query token takes from every source.
 
@@ -133,6 +148,7 @@ def attention_row(
     """
     check_given(C=C)
     check_parameters(delta, A, B, C)
+    check_own_share(own_share, delta)
     check_weights(delta, query_weight=query_weight, key_weight=key_weight)
     batch, length, num_heads = delta.shape
     query = validate_int("query", query, -LARGEST_INT)
@@ -153,6 +169,8 @@ def attention_row(
         decayed = torch.exp(since[:, block, :, None] * rate) * q.unsqueeze(1)
         keys = B[:, block].to(dtype).repeat_interleave(repeat, dim=2)
         by_head = (decayed * keys).sum(-1) * delta[:, block].to(dtype)
+        if own_share is not None and block.stop == query + 1:
+            by_head[:, -1] *= own_share[:, query].to(dtype)
         by_head = by_head.abs() if absolute else by_head
         row[:, block] = (by_head * weight(block)).sum(-1)
     return row
@@ -181,6 +199,10 @@ def _row_weights(
         return k.mean(-1) / num_heads if q is None else (q * k).sum(-1)
 
     return of_sources
+
+
+def _row(x: Tensor | None, row: int) -> Tensor | None:
+    return None if x is None else x[row]
 
 
 class _Weights(NamedTuple):
@@ -223,7 +245,7 @@ class _Pairs(NamedTuple):
 
 
 def _pairs(
-    delta, A, B, C, heads, group, dtype, weights: _Weights | None = None, *, by_head
+    delta, A, B, C, heads, group, dtype, weights: _Weights | None = None, *, own_share, by_head
 ) -> _Pairs:
     """Queries q_t C_t exp(delta_t A) and keys k_s delta_s B_s of these heads on one text."""
 
@@ -241,6 +263,8 @@ def _pairs(
     decay = torch.exp(step.unsqueeze(-1) * arranged(A[heads].to(dtype).unsqueeze(0)))
     _without_subnormals(decay)
     own = step * arranged((B.to(dtype) * C.to(dtype)).sum(-1)[:, group])
+    if own_share is not None:
+        own = own * arranged(own_share[:, heads].to(dtype))
     query = decay * shared(C)
     q, k = (None, None) if weights is None else (weights.query, weights.key)
     if weights is not None and weights.of_channels and q is not None and k is not None:

@@ -44,6 +44,15 @@ def check_skip(D: Tensor | None, u: Tensor, heads: int) -> None:
         raise ValueError(f"D must be {expected} to fit u, got {tuple(D.shape)}")
 
 
+def check_own_share(own_share: Tensor | None, delta: Tensor) -> None:
+    """Raise ValueError unless own_share has the shape of delta."""
+    check_tensors(own_share=own_share)
+    if own_share is not None and own_share.shape != delta.shape:
+        raise ValueError(
+            f"own_share must be (b, l, H) = {tuple(delta.shape)}, got {tuple(own_share.shape)}"
+        )
+
+
 def check_weights(delta: Tensor, **weights: Tensor | None) -> None:
     """Raise ValueError unless the weights of queries and keys are all (b, l, H) or (b, l, H P)."""
     check_tensors(**weights)

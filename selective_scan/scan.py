@@ -17,6 +17,7 @@ from torch import Tensor
 from selective_scan.operands import (
     check_given,
     check_operands,
+    check_own_share,
     check_skip,
     check_tensors,
     compute_dtype,
@@ -57,12 +58,13 @@ def selective_scan(
     D: Tensor | None = None,
     *,
     carry: Tensor | None = None,
+    own_share: Tensor | None = None,
 ) -> Tensor:
     """Output y_t = C_t h_t + D u_t of the selective scan ([1], eq. 2; [2], eq. 1), from h = 0.
 
     ``carry`` (b, l) intervenes in the memory: token t takes over carry_t exp(delta_t A) h_{t-1}
     instead, so that 0 resets the state before the token; None is 1 everywhere. It is a constant:
-    no gradient is taken to it.
+    no gradient is taken to it. ``own_share`` (b, l, H): see the glossary.
 
     Shapes as in the glossary. Runs in float32 (float64 if an input is float64) and returns that
     dtype. Differentiable once in every argument. The backward pass recomputes the states block by
@@ -71,7 +73,7 @@ def selective_scan(
     Raises ValueError where shapes do not fit each other.
     Cost: O(b l H P N) time, an exponential and a few multiply-adds for each state.
     """
-    return selective_scan_chunk(u, delta, A, B, C, D, carry=carry)[0]
+    return selective_scan_chunk(u, delta, A, B, C, D, carry=carry, own_share=own_share)[0]
 
 
 @in_full_precision
@@ -85,11 +87,13 @@ def selective_scan_chunk(
     initial_state: Tensor | None = None,
     *,
     carry: Tensor | None = None,
+    own_share: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """As :func:`selective_scan`, for one chunk of a longer text: (y, state after the last token).
 
     ``initial_state`` is h before the chunk, as the chunk before returned it: (b, H, P, N), or for
-    a flat u (b, d_inner, N); None means zero. Chunks then give what the whole text gives.
+    a flat u (b, d_inner, N); None means zero. Chunks then give what the whole text gives. With
+    ``own_share`` the state is what the next token takes over: all that was written.
     """
     check_given(C=C)
     is_flat = check_operands(u, delta, A, B, C, initial_state)
@@ -106,6 +110,9 @@ def selective_scan_chunk(
     *tensors, carry = operands
     y, final = scan.apply(*tensors, _grouped_state(initial_state, operands), carry)
     y = y.transpose(0, 1).reshape(u.shape)
+    if own_share is not None:
+        check_own_share(own_share, delta)
+        y = y - _by_channel(_unread(own_share, delta, B, C).to(dtype), u) * u
     if D is not None:
         y = y + _skip_weights(D, u).to(dtype) * u
     return y, _ungrouped_state(final, is_flat)
@@ -114,12 +121,19 @@ def selective_scan_chunk(
 @torch.no_grad()
 @in_full_precision
 def scan_hidden_states(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, initial_state: Tensor | None = None
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    initial_state: Tensor | None = None,
+    *,
+    own_share: Tensor | None = None,
 ) -> Tensor:
     """State h_t = exp(delta_t A) h_{t-1} + delta_t B_t u_t after every token.
 
     Returns (b, l, H, P, N), or (b, l, d_inner, N) for a flat u; detached. ``initial_state``
-    as in :func:`selective_scan`. Raises ValueError where shapes do not fit each other.
+    as in :func:`selective_scan_chunk`. With ``own_share`` it is h_t without what the token leaves
+    to the next one. Raises ValueError where shapes do not fit each other.
     Cost: O(b l H P N) time; memory is the result and one block of decays.
     """
     is_flat = check_operands(u, delta, A, B, None, initial_state)
@@ -135,7 +149,24 @@ def scan_hidden_states(
         block = slice(start, min(start + size, length))
         _fill_states(by_time[block], _decay(operands, block), operands, block, h)
         h = by_time[block.stop - 1]
+    if own_share is not None:
+        check_own_share(own_share, delta)
+        later = ((1 - own_share) * delta).to(dtype).transpose(0, 1).unflatten(2, (groups, -1))
+        unread = (operands.u * later.unsqueeze(-1)).transpose(0, 1).unsqueeze(-1)
+        result -= unread * operands.B.transpose(0, 1)[:, :, :, None, None, :]
     return result.flatten(2, 4) if is_flat else result.flatten(2, 3)
+
+
+def _unread(own_share: Tensor, delta: Tensor, B: Tensor, C: Tensor) -> Tensor:
+    """(b, l, H) what a token does not yet read of itself: (1 - own_share) delta (C B)."""
+    product = (with_groups(B) * with_groups(C)).sum(-1)
+    by_head = product.repeat_interleave(delta.shape[2] // product.shape[2], dim=2)
+    return (1 - own_share) * delta * by_head
+
+
+def _by_channel(x: Tensor, u: Tensor) -> Tensor:
+    """x (b, l, H) with the channel axes of u."""
+    return x.unsqueeze(-1) if u.dim() == 4 else x.repeat_interleave(u.shape[2] // x.shape[2], 2)
 
 
 def half_life(mean_delta: Tensor, A: Tensor) -> Tensor:

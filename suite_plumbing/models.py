@@ -88,10 +88,11 @@ def load_model(
 
 def _transformers_model(name: str, folder: Path | None, dtype: torch.dtype) -> PreTrainedModel:
     what, advice = _unloadable("model", name, folder)
+    own = False
     held = _fetched(name, what, advice) if folder is None else folder
     if held is not None:
         shapes = check_model_folder(held)
-        register_own_model(str(read_object(held / "config.json").get("model_type")))
+        own = register_own_model(str(read_object(held / "config.json").get("model_type")))
         check_sizes(held, config_of(held), shapes)
     bars = nullcontext() if folder is None else loading_bar_on_terminals()
     with reading(what, advice), bars:
@@ -108,6 +109,11 @@ def _transformers_model(name: str, folder: Path | None, dtype: torch.dtype) -> P
             f"the weights of {quoted(name)} lack {len(absent)} of the model's parameters "
             f"({shortened(', '.join(absent[:3]), 120)}, ...), which would be random; get the "
             "complete weights"
+        )
+    if own and (beside := sorted(loading["unexpected_keys"])):
+        raise ValueError(
+            f"the weights of {quoted(name)} hold {len(beside)} tensors that the model does not "
+            f"have ({shortened(', '.join(beside[:3]), 120)}); get the model's own config.json"
         )
     return model
 

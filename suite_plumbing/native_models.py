@@ -41,10 +41,11 @@ OWN_MODELS = {"mamba3": "mamba_mixers.mamba3"}
 mixers, which this folder does not, and is loaded by its name when a folder asks for it."""
 
 
-def register_own_model(model_type: str) -> None:
-    """Make the suite's own model of this type known to `transformers`; any other type is left."""
+def register_own_model(model_type: str) -> bool:
+    """Whether the suite has a model of this type, which `transformers` then knows too."""
     if model_type in OWN_MODELS:
         import_module(OWN_MODELS[model_type])
+    return model_type in OWN_MODELS
 
 
 def native_model(

@@ -53,6 +53,27 @@ def scan(
     return torch.stack(outputs, 1), torch.stack(states, 1)
 
 
+def trapezoid_scan(
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, own_share: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(y, h): token t writes its share of delta B u at t and what is left of it at t + 1, decayed.
+
+    h_t = exp(delta_t A) (h_{t-1} + (1 - k_{t-1}) delta_{t-1} B_{t-1} u_{t-1}) + k_t delta_t B_t u_t
+    """
+    u, delta, A, B, C, D, k = (x.double() for x in (u, delta, A, B, C, D, own_share))
+    group = group_of_head(u.shape[2], B.shape[2])
+    h = left = torch.zeros(*u.shape[0:1], *u.shape[2:], B.shape[3], dtype=torch.float64)
+    states, outputs = [], []
+    for t in range(u.shape[1]):
+        write = delta[:, t, :, None, None] * B[:, t, group, None, :] * u[:, t, :, :, None]
+        share = k[:, t, :, None, None]
+        h = torch.exp(delta[:, t, :, None, None] * A[:, None, :]) * (h + left) + share * write
+        left = (1 - share) * write
+        states.append(h)
+        outputs.append((C[:, t, group, None, :] * h).sum(-1) + D[:, None] * u[:, t])
+    return torch.stack(outputs, 1), torch.stack(states, 1)
+
+
 def group_of_head(heads: int, groups: int) -> list[int]:
     """Number of the group whose B and C a head reads."""
     return [head // (heads // groups) for head in range(heads)]
@@ -120,6 +141,98 @@ def mamba1_mixer(
         "D": D, "h": h[:, :, :, 0], "y": y, "gated": gated,
         "output": linear(gated, w["out_proj.weight"], w.get("out_proj.bias")),
     }  # fmt: skip
+
+
+def mamba3_mixer(
+    weights: Mapping[str, Tensor],
+    x: Tensor,
+    *,
+    groups: int,
+    angles: int,
+    a_activation: str,
+    A_floor: float,
+) -> dict[str, Tensor]:
+    """A Mamba-3 mixer from its state dict and input x (b, l, d_model), token by token.
+
+    SISO without `mimo_x` among the weights, MIMO with it: pairs of states turn side by side, or
+    half of the states apart. The state is what the equations call h_t, `taken` (b, l, H, P, N) what
+    the next token takes over when it is written ahead.
+    """
+    w = {name: value.double() for name, value in weights.items()}
+    heads, ranks, states = w["B_bias"].shape
+    d_inner, is_mimo = w["out_proj.weight"].shape[1], "mimo_x" in w
+    width = d_inner // heads
+    ones = torch.ones(heads, ranks, width, dtype=torch.float64)
+    mimo = {name: w.get(name, ones) for name in ("mimo_x", "mimo_z", "mimo_o")}
+    shared = ranks * groups * states
+    sizes = (d_inner, d_inner, shared, shared, heads, heads, heads, angles)
+    z, inner, B, C, dd_dt, dd_A, trap, turn = linear(x.double(), w["in_proj.weight"]).split(
+        list(sizes), -1
+    )
+    batch, length = x.shape[:2]
+    h = torch.zeros(batch, heads, width, states, dtype=torch.float64)
+    theta = torch.zeros(batch, heads, angles, dtype=torch.float64)
+    b_before = torch.zeros(batch, heads, ranks, states, dtype=torch.float64)
+    v_before = torch.zeros(batch, heads, ranks, width, dtype=torch.float64)
+    kept: dict[str, list[Tensor]] = {
+        name: [] for name in ("h", "b", "c", "decay", "dt", "lam", "theta", "ranked", "gated")
+    }
+    for t in range(length):
+        dt = torch.log1p(torch.exp(dd_dt[:, t] + w["dt_bias"]))
+        if a_activation == "softplus":
+            rate = torch.log1p(torch.exp(dd_A[:, t]))
+        else:
+            rate = torch.where(dd_A[:, t] >= 0, 1 + dd_A[:, t], 1 / (1 - dd_A[:, t].clamp(max=0)))
+        decay = torch.maximum(rate, torch.tensor(A_floor, dtype=torch.float64)) * dt
+        lam = 1 / (1 + torch.exp(-trap[:, t]))
+        theta = theta + math.pi * torch.tanh(turn[:, t])[:, None] * dt[:, :, None]
+        b, c = (
+            _turned(
+                _biased(part[:, t].unflatten(-1, (ranks, groups, states)), w, name),
+                theta, halves=is_mimo,
+            )
+            for part, name in ((B, "B"), (C, "C"))
+        )  # fmt: skip
+        v = inner[:, t].unflatten(-1, (heads, width))[:, :, None] * mimo["mimo_x"]
+        fall = torch.exp(-decay)[:, :, None, None]
+        before = torch.einsum("bhrp,bhrn->bhpn", v_before, b_before)
+        now = torch.einsum("bhrp,bhrn->bhpn", v, b)
+        scaled = ((1 - lam) * dt)[:, :, None, None], (lam * dt)[:, :, None, None]
+        h = fall * h + scaled[0] * fall * before + scaled[1] * now
+        ranked = torch.einsum("bhpn,bhrn->bhrp", h, c) + w["D"][:, None, None] * v
+        y = ranked
+        if "norm.weight" in w:
+            rms = (y.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+            y = y / rms * w["norm.weight"].view(heads, 1, width)
+        gate = z[:, t].unflatten(-1, (heads, width))[:, :, None] * mimo["mimo_z"]
+        gated = (y * silu(gate) * mimo["mimo_o"]).sum(2).flatten(1)
+        found = (h, b, c, decay, dt, lam, theta, ranked, gated)
+        for name, value in zip(kept, found, strict=True):
+            kept[name].append(value)
+        b_before, v_before = b, v
+    stages = {name: torch.stack(values, 1) for name, values in kept.items()}
+    return stages | {
+        "x": inner, "z": z, "output": linear(stages["gated"], w["out_proj.weight"]),
+    }  # fmt: skip
+
+
+def _biased(x: Tensor, w: Mapping[str, Tensor], name: str) -> Tensor:
+    """x (b, R, G, N) normed and biased, (b, H, R, N): head j has group j // (H / G)."""
+    normed = x / (x.square().mean(-1, keepdim=True) + 1e-5).sqrt() * w[f"{name}_norm.weight"]
+    bias = w[f"{name}_bias"]
+    group = group_of_head(len(bias), x.shape[2])
+    return torch.stack([normed[:, :, group[head]] + bias[head] for head in range(len(bias))], 1)
+
+
+def _turned(x: Tensor, theta: Tensor, *, halves: bool) -> Tensor:
+    """x (b, H, R, N), each of its pairs turned by theta (b, H, S)."""
+    turned, half = x.clone(), x.shape[-1] // 2
+    for i in range(theta.shape[-1]):
+        first, second = (i, i + half) if halves else (2 * i, 2 * i + 1)
+        cos, sin = (f(theta[..., i])[:, :, None] for f in (torch.cos, torch.sin))
+        turned[..., first] = x[..., first] * cos - x[..., second] * sin
+        turned[..., second] = x[..., first] * sin + x[..., second] * cos
+    return turned
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:

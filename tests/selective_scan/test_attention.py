@@ -182,3 +182,26 @@ def test_a_query_that_does_not_exist_is_refused(query):
     parameters = without(make_operands("groups", 4), "u", "D")
     with pytest.raises(ValueError, match=rf"query is token {query}; the text has tokens 0 to 3"):
         attention_row(**parameters, query=query)
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_share_read_at_once_multiplies_the_diagonal(shape, dtype, absolute):
+    """alpha u + D u is the output of the loop that writes in two steps; maps and rows follow."""
+    operands = make_operands(shape, 17, dtype=dtype)
+    parameters, share = without(operands, "u", "D"), torch.rand_like(operands["delta"])
+    alpha = implicit_attention(**parameters, own_share=share)
+    y = torch.einsum("bhts,bshp->bthp", alpha.double(), operands["u"].double())
+    y = y + operands["D"].double()[:, None] * operands["u"].double()
+    expected = reference.trapezoid_scan(**operands, own_share=share)[0]
+    assert relative_error(y, expected) <= BOUND[dtype]
+    chosen = implicit_attention(**parameters, heads=[0], own_share=share)
+    assert relative_error(chosen, alpha[:, :1]) <= BOUND[dtype]
+    weights = dict(zip(("query_weight", "key_weight"), torch.randn(2, *share.shape).to(dtype)))  # noqa: B905
+    options = {"absolute": absolute, **weights}
+    found = attention_map(**parameters, **options, own_share=share)
+    assert relative_error(found, reference.attention_map(alpha.double(), **options)) <= BOUND[dtype]
+    for token in (0, 8, -1):
+        row = attention_row(**parameters, query=token, **options, own_share=share)
+        assert relative_error(row, found[:, token]) <= BOUND[dtype]

@@ -362,3 +362,36 @@ def test_a_reset_splits_the_text_in_two_and_gradients_stay_right(length):
         torch.testing.assert_close(gradient, reference_gradient, rtol=1e-10, atol=1e-12)
     with pytest.raises(ValueError, match="carry must be"):
         selective_scan(*operands, carry=carry[:, :0])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_what_a_token_leaves_to_the_next_one(shape, dtype):
+    """own_share against the loop that writes in two steps; chunks, a flat u and the gradient."""
+    operands = make_operands(shape, 33, dtype=dtype)
+    share = torch.rand(operands["delta"].shape, generator=torch.Generator().manual_seed(4)).to(
+        dtype
+    )
+    y, h = reference.trapezoid_scan(**operands, own_share=share)
+    assert relative_error(selective_scan(**operands, own_share=share), y) <= BOUND[dtype]
+    states = without(operands, "C", "D")
+    assert relative_error(scan_hidden_states(**states, own_share=share), h) <= BOUND[dtype]
+    flat = states | {"u": operands["u"].flatten(2)}
+    found = scan_hidden_states(**flat, own_share=share)
+    assert relative_error(found, h.flatten(2, 3)) <= BOUND[dtype]
+    whole = operands | {"u": operands["u"].flatten(2)}
+    assert relative_error(selective_scan(**whole, own_share=share), y.flatten(2)) <= BOUND[dtype]
+    every = selective_scan(**operands, own_share=torch.ones_like(share))
+    assert relative_error(every, selective_scan(**operands)) <= BOUND[dtype]
+    share.requires_grad_()
+    (found,) = torch.autograd.grad(selective_scan(**operands, own_share=share).sum(), share)
+    (expected,) = torch.autograd.grad(
+        reference.trapezoid_scan(**operands, own_share=share)[0].sum(), share
+    )
+    assert relative_error(found, expected) <= 10 * BOUND[dtype]  # a difference of two large sums
+
+
+def test_an_own_share_of_another_shape_is_refused():
+    operands = make_operands("mamba2", 5)
+    with pytest.raises(ValueError, match=r"own_share must be \(b, l, H\) = \(2, 5, 6\)"):
+        selective_scan(**operands, own_share=torch.ones(2, 5))
