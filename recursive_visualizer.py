@@ -31,6 +31,7 @@ from result_views.answers import overview_rows
 from result_views.figures import analysis_panels as panels
 from result_views.figures import neuron_panels
 from result_views.figures.comparison_figures import COMPARISON_FIGURES
+from result_views.figures.corpus_figures import CORPUS_FIGURES
 from result_views.figures.faithfulness_figures import FAITHFULNESS_FIGURES
 from result_views.figures.finding_figures import finding_figures
 from result_views.figures.long_memory_figures import LONG_MEMORY_FIGURES
@@ -288,8 +289,9 @@ _BY_KEY = (
     ("faithfulness", FAITHFULNESS_FIGURES),
     ("reset", CAUSAL_FIGURES),
     ("knockout", CAUSAL_FIGURES),
-    ("pairs", COMPARISON_FIGURES),
     ("readings", LONG_MEMORY_FIGURES),
+    ("corpus", CORPUS_FIGURES),
+    ("pairs", COMPARISON_FIGURES),
 )
 """Figures of the results other than the main analysis's, by a key that these hold."""
 
@@ -298,7 +300,7 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
     """The figures that results hold the numbers for, by file name; functions of the results.
 
     Results of the main analysis, of the memory analysis, of ``intervention_study``,
-    ``attribution_faithfulness``, ``model_comparison`` or ``long_memory``, live or from JSON. Raises
+    ``attribution_faithfulness``, ``model_comparison``, ``long_memory`` or ``corpus_analysis``, live or from JSON. Raises
     ValueError for a dict that is none.
     """
     if "cross_text_analysis" in results:
@@ -314,7 +316,7 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
             raise ValueError(
                 f"results hold the keys {sorted(results)}; figures are drawn of the results of the "
                 "main or memory analysis, intervention_study, attribution_faithfulness, "
-                "model_comparison or long_memory"
+                "model_comparison, long_memory or corpus_analysis"
             )
         figures = dict(found)
     return figures | finding_figures(results)

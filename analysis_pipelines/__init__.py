@@ -32,6 +32,8 @@ shared_pieces        Pieces of a text that several tokenizers have in common, an
 step_runner          Run the steps of an analysis so that one that fails leaves the others whole
 text_parts           Analyses of texts on disk while others are still to come: what a stopped run
                      goes on from
+corpus/              a corpus of any size: a step that any number of processes run, and what is
+                     made of its parts
 text_steps           What each step of the main analysis does on one text, and what becomes of their
                      results
 """

@@ -8,8 +8,8 @@ a mixer would not do: on current ``transformers`` those on ``conv1d`` and ``dt_p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,6 +125,27 @@ def record_streams(
     hooks = [(blocks[layer], on_block(layer)) for layer in layers]
     _run_to_the_last(model, hooks, input_ids, attention_mask)
     return streams
+
+
+@contextmanager
+def observing_streams(
+    model: nn.Module, layers: Sequence[int], observe: Callable[[int, Tensor], None]
+) -> Iterator[None]:
+    """Within this context ``observe(layer, stream)`` sees the residual stream (b, l, d_model) after
+    each of these layers, in every forward pass of this thread, `fast_scan`'s included.
+
+    Raises UnsupportedModelError for a model without any SSM. Hooks are removed whatever happens.
+    """
+    blocks = blocks_of(model)
+
+    def on_block(layer: int):
+        def hook(block, args, kwargs, output):
+            observe(layer, _stream_around(block, args, kwargs, output)[1])
+
+        return hook
+
+    with forward_hooks([(blocks[layer], on_block(layer)) for layer in layers]):
+        yield
 
 
 def _run_to_the_last(model: Any, hooks: list, input_ids: Tensor, mask: Tensor | None) -> None:

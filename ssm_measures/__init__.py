@@ -9,6 +9,9 @@ components          What one layer's selective SSM computed on a batch of texts,
                     evolved
 copying             Copying: whether a layer takes from the token after an earlier occurrence of
                     the same token
+corpus_layer        Sums over the texts of a corpus of what one layer computed, which add up over
+                    any parts
+corpus_maps         Sums over the texts of a corpus of what takes a map, the states, or a series
 delta_neurons       The neurons that go with delta, and those that depend on it
 full_mixer_maps     Maps of the full mixer: convolution and its bias, SiLU, gate and D around the
                     implicit attention

@@ -12,6 +12,8 @@ checks          Checks of what a user passes in that need the standard library a
 command_lines   The options of every command, read before torch and the other large packages are
                 loaded
 commands        What all commands share: a job made of their options, exit statuses, results
+corpus_texts    Texts of a corpus, read one after another however many there are, and shared out
+                among tasks
 errors          The one error that a pipeline records and goes on from, and which others count as
                 such
 arguments       What a user passes in besides texts: choices, integers, devices, dtypes and layers

@@ -350,6 +350,66 @@ def long_memory_options(argv: Argv = None) -> argparse.Namespace:
     return args
 
 
+ENGINES = ("processes", "datatrove", "slurm", "ray")
+
+
+def corpus_analysis_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name."""
+    parser = _parser(
+        "A corpus of any number of texts: sums by layer, neuron and token, and an atlas of them. "
+        "The same command again goes on where a run was stopped.",
+        "corpus_analysis.py --texts-file books/ --one-text --layers all --workers 2",
+    )
+    add_common_options(
+        parser, "model", "tokenizer", "text", "texts_file", "one_text", "layers",
+        "max_sequence_length", "device", "dtype", "output_dir", "formats", "seed", "debug", "quiet",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dataset", metavar="NAME_OR_FOLDER", help="read this data set (needs datasets)"
+    )
+    parser.add_argument("--split", default="train", help="of the data set (default: train)")
+    parser.add_argument(
+        "--text-field", default="text", metavar="FIELD",
+        help="where records have their text (default: text)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tasks", type=int, metavar="N",
+        help="parts that the corpus is shared out in; never changes within an output folder "
+        "(default: 16)",
+    )  # fmt: skip
+    _add_number(parser, "workers", 1, "tasks run at once; the result does not depend on it")
+    parser.add_argument(
+        "--engine", choices=ENGINES, default="processes",
+        help="who runs them: processes of this machine, or datatrove's executors, which need "
+        "requirements-scale.txt (default: processes)",
+    )  # fmt: skip
+    _add_number(parser, "max-failures", 100, "texts of a task that may be unreadable")
+    _add_number(parser, "batch-tokens", 1024, "tokens of a batch, padding included")
+    _add_number(parser, "maps-every", 4, "one text in N gives attention maps, states and pairs")
+    _add_number(parser, "importance-every", 64, "one in N gives importance by gradients; 0: none")
+    parser.add_argument(
+        "--carry", action="store_true",
+        help="read each document as one stream, its state carried from window to window",
+    )  # fmt: skip
+    _add_number(parser, "threads", 1, "of each worker; they decide over last bits")
+    parser.add_argument("--slurm-time", default="12:00:00", metavar="H:M:S", help="for slurm")
+    parser.add_argument("--slurm-partition", default="cpu", metavar="NAME", help="for slurm")
+    parser.set_defaults(output_dir="corpus_analysis")
+    return _checked_corpus(_read(parser, argv))
+
+
+def _checked_corpus(args: argparse.Namespace) -> argparse.Namespace:
+    refuse_both(args, "dataset", "texts_file")
+    refuse_both(args, "dataset", "text")
+    least = {"workers": 1, "max_failures": 0, "batch_tokens": 2, "maps_every": 1,
+             "importance_every": 0, "threads": 1}  # fmt: skip
+    for name, minimum in least.items():
+        validate_int(name.replace("_", "-"), getattr(args, name), minimum)
+    if args.tasks is not None:
+        validate_int("tasks", args.tasks, 1, 100_000)
+    return args
+
+
 def parse_widths(listed: str) -> list[int]:
     """Widths of windows from "128,512"; ValueError for anything but whole numbers."""
     try:

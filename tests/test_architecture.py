@@ -27,7 +27,7 @@ ORDER = (
     {"analysis_pipelines", "attribution_faithfulness"},
     {
         "corrected_recursive_ssm_attention_analyzer", "memory_recursion_neuron_analyzer",
-        "model_comparison",
+        "model_comparison", "corpus_analysis",
     },
     {"run_memory_recursion_analysis", "mamba_recursive_analysis"},
 )  # fmt: skip

@@ -10,6 +10,8 @@ channel_correlations    Correlation of every channel of one layer with every cha
                         beside its null
 cka                     Linear CKA of two sets of channels, debiased, also at time shifts of one
                         side
+corpus_pairs            Sums over the texts of a corpus from which the correlations of pairs of
+                        layers follow
 correlation_sums        Sums over the tokens of a corpus from which the correlations of two
                         layers follow
 cross_text_consistency  How far texts agree: spread between texts against spread within, and
@@ -18,8 +20,12 @@ description             Numbers that describe one set of samples: entropy, rank,
                         autocorrelation, spread
 findings                Findings: a claim, what was measured for it, what that is compared with,
                         and the verdict
+fixed_bins              Histograms on bins that no data set: half octaves, so that parts of a
+                        corpus add up
 intervals               A mean with its 95 % interval, and whether it is above 0, from few samples
                         too
+kept_windows            Windows of texts kept for each neuron: the most extreme ones, and one
+                        drawn for each octave
 layer_likeness          How alike the layers of two models are on one text: all pairs of layers at
                         once, and their nulls
 observations            Which tokens of several texts are observations, and how the null moves texts

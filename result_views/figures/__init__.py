@@ -5,6 +5,8 @@ analysis_panels       Panels of the figures: each draws one quantity of a result
 comparison_figures    The figure of a comparison of models, drawn from its results alone
 drawing               Primitives that draw on an ``ax``, and tokens as labels; `analysis_utils`
                       passes them on
+corpus_figures        Figure of a corpus: its layers' steps, reach and copying, and what position
+                      does
 faithfulness_figures  Figure of attribution faithfulness: each method with its interval, beside
                       random orders
 finding_figures       Figure of the findings: the claims tried on the data, each on the scale of

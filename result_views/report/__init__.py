@@ -1,5 +1,6 @@
 """The report: its tables, its token view, and its renderings as HTML and Markdown.
 
+atlas              The atlas of a corpus: one page in which neurons and tokens are looked up
 comparison_report  A comparison of models as a table and as a section of a report, from its
                    results alone
 content            What a report says, before it is HTML or Markdown: read and checked from the
