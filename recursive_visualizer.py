@@ -300,8 +300,8 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
     """The figures that results hold the numbers for, by file name; functions of the results.
 
     Results of the main analysis, of the memory analysis, of ``intervention_study``,
-    ``attribution_faithfulness``, ``model_comparison``, ``long_memory`` or ``corpus_analysis``, live or from JSON. Raises
-    ValueError for a dict that is none.
+    ``attribution_faithfulness``, ``model_comparison``, ``long_memory`` or ``corpus_analysis``, live
+    or from JSON. Raises ValueError for a dict that is none.
     """
     if "cross_text_analysis" in results:
         figures = OVERVIEW_FIGURES if overview_rows(results) else {}

@@ -21,11 +21,11 @@ from token_statistics.description import FloatArray
 from token_statistics.fixed_bins import counts_by_channel
 
 BLOCKS = 256
-"""Groups of documents whose sums stand apart, for intervals: document d is in group d mod BLOCKS, so
-that up to so many documents are each its own."""
+"""Groups of documents whose sums stand apart, for intervals: document d is in group d mod BLOCKS,
+so that up to so many documents are each its own."""
 
 BLOCK_SUMS = ("tokens", "log_delta_new", "new", "log_delta_known", "known")
-"""Columns of a layer's sums by block of documents that every text adds to; `corpus_maps` has more."""
+"""Columns of a layer's sums by block of documents that every text adds to."""
 
 
 class LayerReplay(ScanOperands, Protocol):

@@ -1,7 +1,7 @@
 """Texts of a corpus, read one after another however many there are, and shared out among tasks.
 
-A document is a line of a `.txt`, an object of a `.jsonl`, a row of a `.parquet` or of a data set, or
-with ``one_text`` a whole file. What is longer than PASSAGE characters is cut at white space into
+A document is a line of a `.txt`, an object of a `.jsonl`, a row of a `.parquet` or of a data set,
+or with ``one_text`` a whole file. What is longer than PASSAGE characters is cut at white space into
 passages, so that one document of ten million characters is no task by itself. Passages are numbered
 as they come; of n tasks, task r reads those whose number is r modulo n. Only what a task reads is
 decoded, unless a document may be longer than one passage.

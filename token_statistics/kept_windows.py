@@ -50,7 +50,7 @@ class Window(NamedTuple):
 
 @dataclass(eq=False)
 class Slots:
-    """Windows kept of one kind: ``size`` of them for each neuron, those that are none at the end."""
+    """Windows kept of one kind: ``size`` for each neuron, those that are none at the end."""
 
     order: FloatArray
     """(neurons, size) what decides, the smallest first; inf for none"""

@@ -60,7 +60,7 @@ from token_statistics.kept_windows import KeptWindows, Window
 logger = logging.getLogger(__name__)
 
 REPLAY_EVERY = 100
-"""The replay is compared with the model's own forward in one batch of so many, the first included."""
+"""The replay is compared with the model's own forward in one batch of so many, and in the first."""
 
 COUNTS = ("passages", "documents", "windows", "tokens", "short", "failures", "mapped", "batches")
 
@@ -122,7 +122,7 @@ def analyse(
     plan: Plan,
     watch: Callable[[], None] = lambda: None,
 ) -> Path:
-    """Write the part of task ``rank`` of ``world_size``; where it is there already, nothing is done.
+    """Write the part of task ``rank`` of ``world_size``; where it is there, nothing is done.
 
     ``data``: the task's passages; None: those of the plan's texts. ``watch`` is called before every
     batch and may raise to stop. Raises ValueError for another number of tasks than the plan's,
@@ -252,7 +252,10 @@ class TaskSums:
     def _read(self, batch: CorpusBatch, tokens: TokensOfBatch) -> tuple[Tensor, dict[int, Tensor]]:
         """Logits, and the streams behind the layers where some of the windows give pairs."""
         model, _, layers = self.reader
-        known = {row: earlier_tokens(batch.ids[row, : batch.lengths[row]]) for row in batch.mapped}
+        known = {
+            row: earlier_tokens(batch.ids[row, : batch.lengths[row]].tolist())
+            for row in batch.mapped
+        }
         seen = _Seen()
 
         def observe(layer: int, replay: MixerReplay) -> None:

@@ -161,7 +161,7 @@ def token_rows(
     return rows
 
 
-def _mean(total: float, count: float) -> float | None:
+def _mean(total: Any, count: Any) -> float | None:
     return three(total / count) if count > 0 else None
 
 
@@ -218,6 +218,7 @@ def atlas_contents(
     """
     layers = layer_sums(part, list(facts))
     kept = windows_by_layer(part, list(facts))
+    pushed = dict.fromkeys(facts) if promoted is None else promoted
     return {
         "about": {
             "model": model_name,
@@ -235,7 +236,7 @@ def atlas_contents(
             str(layer): {
                 "summary": _layer_entry(results["layers"][f"layer_{layer}"]),
                 "neurons": [
-                    _neuron_entry(facts[layer], kept[layer], promoted and promoted[layer], neuron)
+                    _neuron_entry(facts[layer], kept[layer], pushed[layer], neuron)
                     for neuron in range(len(facts[layer].density))
                 ],
             }

@@ -24,16 +24,16 @@ from suite_plumbing.result_reading import Section, layers_of
 
 @styled
 def figure_corpus(results: Section) -> Figure:
-    """Half-lives and reach, copying beside chance, loss and state by position, likeness of layers."""
+    """Half-lives and reach, copying beside chance, states by position, likeness of layers."""
     corpus = results["corpus"]
     figure, axes = page(
         results,
         "A corpus, layer by layer",
         f"{corpus['windows']:,} windows, {corpus['tokens']:,} tokens of {corpus['documents']:,} "
         f"documents; one window in {corpus['maps_every']} gave maps, states and pairs "
-        f"({corpus['mapped']:,}). Half-life at the mean Δ, median over channels and states. Copying: "
-        "share of |αu| on what followed an earlier occurrence of the token over that around it; "
-        "grey: 95 % of what queries moved in time give. CKA of sampled channels of the residual "
+        f"({corpus['mapped']:,}). Half-life at the mean Δ, median over channels and states. "
+        "Copying: share of |αu| on what followed an earlier occurrence of the token over that "
+        "around it; grey: 95 % of what queries moved in time give. CKA of sampled channels of the residual "
         "stream, the course over position taken out.",
         [(2, 1.3), (2, 1.3)],
         {},
