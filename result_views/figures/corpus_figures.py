@@ -33,8 +33,8 @@ def figure_corpus(results: Section) -> Figure:
         f"documents; one window in {corpus['maps_every']} gave maps, states and pairs "
         f"({corpus['mapped']:,}). Half-life at the mean Δ, median over channels and states. "
         "Copying: share of |αu| on what followed an earlier occurrence of the token over that "
-        "around it; grey: 95 % of what queries moved in time give. CKA of sampled channels of the residual "
-        "stream, the course over position taken out.",
+        "around it; grey: 95 % of what queries moved in time give. CKA of sampled channels of the "
+        "residual stream, the course over position taken out.",
         [(2, 1.3), (2, 1.3)],
         {},
     )
