@@ -30,6 +30,7 @@ from torch import Tensor
 from result_views.answers import overview_rows
 from result_views.figures import analysis_panels as panels
 from result_views.figures import neuron_panels
+from result_views.figures.attribution_figures import DIRECT_ATTRIBUTION_FIGURES
 from result_views.figures.comparison_figures import COMPARISON_FIGURES
 from result_views.figures.corpus_figures import CORPUS_FIGURES
 from result_views.figures.faithfulness_figures import FAITHFULNESS_FIGURES
@@ -287,6 +288,7 @@ CORRECTED_FIGURES: dict[str, Callable[..., Figure]] = {
 _BY_KEY = (
     ("memory", MEMORY_FIGURES),
     ("faithfulness", FAITHFULNESS_FIGURES),
+    ("direct_attribution", DIRECT_ATTRIBUTION_FIGURES),
     ("reset", CAUSAL_FIGURES),
     ("knockout", CAUSAL_FIGURES),
     ("readings", LONG_MEMORY_FIGURES),
@@ -300,8 +302,13 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
     """The figures that results hold the numbers for, by file name; functions of the results.
 
     Results of the main analysis, of the memory analysis, of ``intervention_study``,
+<<<<<<< HEAD
     ``attribution_faithfulness``, ``model_comparison``, ``long_memory`` or ``corpus_analysis``, live
     or from JSON. Raises ValueError for a dict that is none.
+=======
+    ``attribution_faithfulness``, ``direct_attribution``, ``model_comparison`` or ``long_memory``,
+    live or from JSON. Raises ValueError for a dict that is none.
+>>>>>>> 89c9b7e (Direct attribution of a logit to layers, paths, source tokens and neurons; logit lens and tuned lens)
     """
     if "cross_text_analysis" in results:
         figures = OVERVIEW_FIGURES if overview_rows(results) else {}
@@ -316,7 +323,11 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
             raise ValueError(
                 f"results hold the keys {sorted(results)}; figures are drawn of the results of the "
                 "main or memory analysis, intervention_study, attribution_faithfulness, "
+<<<<<<< HEAD
                 "model_comparison, long_memory or corpus_analysis"
+=======
+                "direct_attribution, model_comparison or long_memory"
+>>>>>>> 89c9b7e (Direct attribution of a logit to layers, paths, source tokens and neurons; logit lens and tuned lens)
             )
         figures = dict(found)
     return figures | finding_figures(results)

@@ -9,6 +9,10 @@ effects              What interventions in a Mamba do to its predictions: KL, lo
 explained            What an attribution explains: a text, a scalar f of the logits on it, and a
                      stand-in for a token
 interventions        Interventions in a Mamba's memory: small pieces that compose, each exact
+logit_lens           Logit lens: what the final norm and the unembedding read in the stream
+                     after every layer
+logit_parts          Direct attribution of a logit: what each layer, path, source token and
+                     neuron itself gave
 neuron_effects       What a model's neurons do to a scalar target: exact gradients, and exact
                      effects of ablation
 passing              Whether a later layer reads what an earlier one writes: the write is cut, the
@@ -19,4 +23,8 @@ state_resets         What erasing a layer's state costs the next predictions: on
                      in one pass
 targets              Scalar targets of a language model: what an attribution or a gradient
                      explains
+total_effects        Total effects: what a logit loses without what a layer or a source token
+                     wrote
+tuned_lens           Tuned lens: one affine map a layer, from its stream to what the last layer
+                     makes of it
 """

@@ -9,8 +9,9 @@ perturbed inputs afterwards is the same f, and not that of whatever the model pr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 import torch
 from torch import Tensor
@@ -18,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from suite_plumbing.arguments import LARGEST_INT, int_or_none, validate_choice, validate_int
 from suite_plumbing.messages import quoted
+from suite_plumbing.texts import clean_token
 
 DEFAULT_TARGET = "log_probability"
 
@@ -177,9 +179,16 @@ def resolve_token(token: str | int | None, tokenizer: PreTrainedTokenizerBase | 
         else "it has no such characters"
     )
     raise ValueError(
-        f"token {quoted(token)} is not in the vocabulary: {how}. Pass one token; a word in the "
-        "middle of a text usually has its space in front, as in ' the'"
+        f"token {quoted(token)} is not in the vocabulary: {how}. {_nearest(token, vocabulary)}Pass "
+        "one token; a word in the middle of a text usually has its space in front, as in ' the'"
     )
+
+
+def _nearest(token: str, vocabulary: Iterable[str]) -> str:
+    """A sentence that names the vocabulary's nearest spellings; nothing where none is near."""
+    spelled = {clean_token(name) for name in vocabulary}
+    near = get_close_matches(token[:40], sorted(spelled), n=3)
+    return f"The nearest spellings are {', '.join(map(repr, near))}. " if near else ""
 
 
 def _logit(logits: Tensor, pinned: PinnedTarget) -> Tensor:

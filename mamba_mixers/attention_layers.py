@@ -78,7 +78,7 @@ def traced_layers(model: PreTrainedModel) -> Iterator[dict[int, LayerTrace]]:
                 traces[numbers[name]] = _trace([weights for _, weights in seen], output)
                 seen.clear()
                 return
-            weights = _attention_weights(output)
+            weights = attention_weights(output)
             # A module around the one that gave the weights may pass them on.
             if weights is not None and not any(inner.startswith(f"{name}.") for inner, _ in seen):
                 seen.append((name, _kept(weights.mean(1))))
@@ -90,7 +90,7 @@ def traced_layers(model: PreTrainedModel) -> Iterator[dict[int, LayerTrace]]:
         for name, module in model.named_modules()
         if name and any(True for _ in module.children()) and not isinstance(module, nn.ModuleList)
     ]
-    with _eager_attention(model), forward_hooks(hooks):
+    with eager_attention(model), forward_hooks(hooks):
         yield traces
 
 
@@ -142,7 +142,7 @@ def _trace(maps: list[Tensor], output: Any) -> LayerTrace:
     return LayerTrace(softmax, _kept(output[0] if isinstance(output, tuple) else output))
 
 
-def _attention_weights(output: Any) -> Tensor | None:
+def attention_weights(output: Any) -> Tensor | None:
     """The (b, heads, l, l) tensor beside a module's output (b, l, ...), if there is one."""
     if not isinstance(output, tuple) or not isinstance(output[0], Tensor) or output[0].ndim < 2:
         return None
@@ -159,7 +159,8 @@ def _attention_weights(output: Any) -> Tensor | None:
 
 
 @contextmanager
-def _eager_attention(model: PreTrainedModel) -> Iterator[None]:
+def eager_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Within this context the model's attention runs eagerly, so that it has weights to show."""
     before = getattr(model.config, "_attn_implementation", None)
     if before is None or before == "eager":
         yield

@@ -84,6 +84,8 @@ class MixerFamily(NamedTuple):
     """attribute of the mixer below which no step size goes, beside ``time_step_limit``"""
     output_scale: str | None = None
     """attribute of the block that multiplies the mixer's output on its way to the residual"""
+    attention_scale: str | None = None
+    """attribute of the block that multiplies its attention's output on its way to the residual"""
     embedding_scale: str | None = None
     """entry of the config that multiplies embeddings, but not those given as ``inputs_embeds``"""
     logit_scale: str | None = None
@@ -91,7 +93,8 @@ class MixerFamily(NamedTuple):
     logit_divisor: str | None = None
     """entry of the config that divides the logits"""
     reads_embeddings_again: bool = False
-    """later layers read the embeddings beside the residual stream"""
+    """later layers read the embeddings beside the residual stream; their attention feeds the mixer
+    alone and writes nothing to the stream itself"""
 
     @property
     def scans_in_float32(self) -> bool:
@@ -188,6 +191,7 @@ FAMILIES = (
         "GraniteMoeHybridMambaLayer",
         MAMBA2,
         output_scale="residual_multiplier",
+        attention_scale="residual_multiplier",
         logit_divisor="logits_scaling",
     ),
     MixerFamily(
@@ -205,6 +209,7 @@ FAMILIES = (
             project=_all_in_one_scaled,
         ),
         output_scale="ssm_out_multiplier",
+        attention_scale="attn_out_multiplier",
         embedding_scale="embedding_multiplier",
         logit_scale="lm_head_multiplier",
     ),

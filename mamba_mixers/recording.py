@@ -78,7 +78,7 @@ def record_layers(
 
     def on_block(layer: int):
         def hook(block, args, kwargs, output):
-            block_input, block_output = _stream_around(block, args, kwargs, output)
+            block_input, block_output = stream_around(block, args, kwargs, output)
             replay, mixer_output = outputs.pop(layer)
             error = _relative_error(replay.output, mixer_output, attention_mask)
             records[layer] = LayerRecord(
@@ -116,7 +116,7 @@ def record_streams(
 
     def on_block(layer: int):
         def hook(block, args, kwargs, output):
-            streams[layer] = _stream_around(block, args, kwargs, output)
+            streams[layer] = stream_around(block, args, kwargs, output)
             if layer == max(layers):
                 raise _LastLayerReached
 
@@ -159,10 +159,10 @@ class _LastLayerReached(Exception):
     """Ends a forward pass whose later layers nobody asked for."""
 
 
-def _stream_around(
+def stream_around(
     block: nn.Module, args: tuple, kwargs: dict, output: Any
 ) -> tuple[Tensor, Tensor]:
-    """What a block got and gave; some models' blocks give a tuple."""
+    """The residual stream that a block got and gave; some models' blocks give a tuple."""
     given = bound_by_name(block, args, kwargs)
     block_input = next(given[name] for name in STREAMS if name in given)
     return block_input, output[0] if isinstance(output, tuple) else output

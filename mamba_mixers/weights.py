@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_mixers.families import at_least_float32
-from mamba_mixers.placement import affine_of, linear_weight, parameters_at_hand
+from mamba_mixers.placement import affine_of, parameters_at_hand
 from mamba_mixers.recording import block_output_scale
 from mamba_mixers.sites import MixerSite, UnsupportedModelError, model_family
 from suite_plumbing.models import execution_device
@@ -52,6 +52,69 @@ def mixer_parameters(site: MixerSite) -> MixerParameters:
         )
 
 
+class Readout(NamedTuple):
+    """What turns a normed stream into logits: (weight x + bias) scale; detached, on the CPU."""
+
+    weight: Tensor
+    """(V, d_model) the unembedding's rows, as its module multiplies by them"""
+    bias: Tensor | None
+    """(V,)"""
+    scale: float
+    """the family's multiplier of the logits, or one over its divisor"""
+
+    def direction(self, token: int, contrast: int | None = None) -> Tensor:
+        """(d_model,) of the normed stream that raises a token's logit, or that over a contrast's"""
+        row = self.weight[token]
+        return (row if contrast is None else row - self.weight[contrast]) * self.scale
+
+    def constant(self, token: int, contrast: int | None = None) -> float:
+        """What the bias adds to that logit, or to that difference."""
+        if self.bias is None:
+            return 0.0
+        entry = self.bias[token]
+        return float(entry if contrast is None else entry - self.bias[contrast]) * self.scale
+
+
+def readout_of(model: nn.Module) -> Readout:
+    """The unembedding of a model and its scale.
+
+    Raises UnsupportedModelError for a model without logits. Cost: none for a plain float32 or
+    float64 unembedding on the CPU, whose own rows are returned; else a copy.
+    """
+    check_has_logits(model)
+    head: Any = getattr(model, "get_output_embeddings", lambda: None)()
+    with parameters_at_hand(head):
+        return Readout(*affine_of(head), logit_scale(model))
+
+
+def final_norm(model: nn.Module) -> Any:
+    """The norm between the last layer and the unembedding.
+
+    Raises UnsupportedModelError for a model without logits, or without a final RMS norm of a
+    known name.
+    """
+    check_has_logits(model)
+    base = getattr(model, "base_model", model)
+    norm = next((getattr(base, name) for name in FINAL_NORMS if hasattr(base, name)), None)
+    if norm is None or not is_rms_norm(norm):
+        raise UnsupportedModelError(
+            f"the final norm of {type(model).__name__} is no RMSNorm called "
+            f"{', '.join(FINAL_NORMS)}; load it with AutoModelForCausalLM.from_pretrained"
+        )
+    return norm
+
+
+@torch.no_grad()
+def logits_of_stream(model: Any, stream: Tensor) -> Tensor:
+    """(..., V) logits of a residual stream (..., d_model) behind any layer, through the final norm.
+
+    The model's own modules, with the family's scale: of the stream after the last layer, what the
+    model gives. Raises UnsupportedModelError as :func:`final_norm`.
+    """
+    head, norm = model.get_output_embeddings(), final_norm(model)
+    return head(norm(stream)) * logit_scale(model)
+
+
 def logit_directions(model: nn.Module) -> Tensor:
     """(V, d_model) direction of the residual stream behind the last layer that raises each logit.
 
@@ -60,16 +123,9 @@ def logit_directions(model: nn.Module) -> Tensor:
     without an unembedding, or without a final RMS norm of a known name. Cost: one copy of the
     unembedding.
     """
-    head = getattr(model, "get_output_embeddings", lambda: None)()
-    base = getattr(model, "base_model", model)
-    norm = next((getattr(base, name) for name in FINAL_NORMS if hasattr(base, name)), None)
-    if head is None or norm is None or not is_rms_norm(norm):
-        raise UnsupportedModelError(
-            f"{type(model).__name__} has no logits, or its final norm is no RMSNorm called "
-            f"{', '.join(FINAL_NORMS)}; load it with AutoModelForCausalLM.from_pretrained"
-        )
-    with parameters_at_hand(head, norm):
-        return linear_weight(head) * _weights(norm.weight) * _logit_scale(model)
+    norm, readout = final_norm(model), readout_of(model)
+    with parameters_at_hand(norm):
+        return readout.weight * _weights(norm.weight) * readout.scale
 
 
 def is_rms_norm(module: nn.Module) -> bool:
@@ -77,7 +133,8 @@ def is_rms_norm(module: nn.Module) -> bool:
     return any(cls.__name__.endswith("RMSNorm") for cls in type(module).__mro__)
 
 
-def _logit_scale(model: nn.Module) -> float:
+def logit_scale(model: nn.Module) -> float:
+    """What the model multiplies its unembedding's output by to give logits: 1 in most families."""
     family = model_family(model)
     scale = getattr(model.config, family.logit_scale) if family.logit_scale else 1.0
     return scale / (getattr(model.config, family.logit_divisor) if family.logit_divisor else 1.0)

@@ -5,7 +5,7 @@ References and letters: the glossary of ``selective_scan``, which passes these f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -150,20 +150,61 @@ def attention_row(
     check_parameters(delta, A, B, C)
     check_own_share(own_share, delta)
     check_weights(delta, query_weight=query_weight, key_weight=key_weight)
-    batch, length, num_heads = delta.shape
+    query = _query_number(query, delta)
+    row = delta.new_zeros(delta.shape[:2], dtype=compute_dtype(delta, A, B, C))
+    weight = _row_weights(query, delta.shape[2], row.dtype, query_weight, key_weight, absolute)
+    for block, by_head in _row_blocks(delta, A, B, C, query, own_share):
+        by_head = by_head.abs() if absolute else by_head
+        row[:, block] = (by_head * weight(block)).sum(-1)
+    return row
+
+
+@torch.no_grad()
+@in_full_precision
+def attention_row_by_head(
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    query: int,
+    *,
+    own_share: Tensor | None = None,
+) -> Tensor:
+    """alpha[h, query, s] of every head (for Mamba-1, channel): (b, l, H), zero for s > query.
+
+    ``query``, ``own_share`` and what is raised: as :func:`attention_row`. Cost: O(b l H N).
+    """
+    check_given(C=C)
+    check_parameters(delta, A, B, C)
+    check_own_share(own_share, delta)
+    query = _query_number(query, delta)
+    row = delta.new_zeros(delta.shape, dtype=compute_dtype(delta, A, B, C))
+    for block, by_head in _row_blocks(delta, A, B, C, query, own_share):
+        row[:, block] = by_head
+    return row
+
+
+def _query_number(query: int, delta: Tensor) -> int:
+    length = delta.shape[1]
     query = validate_int("query", query, -LARGEST_INT)
     if not -length <= query < length:
         raise ValueError(f"query is token {query}; the text has tokens 0 to {length - 1}")
-    query %= length
+    return query % length
+
+
+def _row_blocks(
+    delta: Tensor, A: Tensor, B: Tensor, C: Tensor, query: int, own_share: Tensor | None
+) -> Iterator[tuple[slice, Tensor]]:
+    """alpha of one query, by blocks of sources: (b, sources, H)."""
+    num_heads = delta.shape[2]
     B, C = with_groups(B), with_groups(C)
     dtype = compute_dtype(delta, A, B, C)
     repeat = num_heads // B.shape[2]
     q = C[:, query].to(dtype).repeat_interleave(repeat, dim=1)
-    rate, row = A.to(dtype), delta.new_zeros(batch, length, dtype=dtype)
+    rate = A.to(dtype)
     # Float64 for the sum and its difference: the exponential would amplify a float32 error.
     steps = delta[:, : query + 1].double()
     since = (steps.flip(1).cumsum(1).flip(1) - steps).to(dtype)
-    weight = _row_weights(query, num_heads, dtype, query_weight, key_weight, absolute)
     for start in range(0, query + 1, _BLOCK):
         block = slice(start, min(start + _BLOCK, query + 1))
         decayed = torch.exp(since[:, block, :, None] * rate) * q.unsqueeze(1)
@@ -171,9 +212,7 @@ def attention_row(
         by_head = (decayed * keys).sum(-1) * delta[:, block].to(dtype)
         if own_share is not None and block.stop == query + 1:
             by_head[:, -1] *= own_share[:, query].to(dtype)
-        by_head = by_head.abs() if absolute else by_head
-        row[:, block] = (by_head * weight(block)).sum(-1)
-    return row
+        yield block, by_head
 
 
 def _row_weights(

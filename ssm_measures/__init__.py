@@ -23,6 +23,8 @@ neuron_evolution    How a method's neurons, and the attention that made them, ch
                     layer
 neuron_sets         Sets of neurons: what one method says of the d_inner channels of one layer,
                     and what follows
+neuron_shares       What the neurons of a text's last token are made of: by path, and by the
+                    token it came from
 ssm_attention       How a mixer's delta, B and C go with its implicit attention: rank
                     correlations, each with a null
 states              What a layer's states measure: norms, steps, what is kept, and inner products

@@ -293,6 +293,31 @@ def input_attribution_options(argv: Argv = None) -> argparse.Namespace:
     return _read(parser, argv)
 
 
+def direct_attribution_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name."""
+    parser = _parser(
+        "Direct attribution of a logit to layers, paths, source tokens and neurons; logit lens.",
+        "direct_attribution.py --text 'some text' --token ' word' --total-effects",
+    )
+    add_common_options(parser, *(name for name in STEP_OPTIONS if name != "layers"), "formats")
+    parser.add_argument("--token", help="token whose logit is attributed (default: the likeliest)")
+    parser.add_argument("--contrast", help="token whose logit is subtracted (default: none)")
+    parser.add_argument(
+        "--position", type=int, default=-1, metavar="N",
+        help="token after which the prediction is read; negative from the end (default: -1)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--total-effects", action="store_true",
+        help="also take each layer's write away and measure the logit",
+    )  # fmt: skip
+    parser.add_argument(
+        "--tuned-lens", action="store_true",
+        help="also fit a tuned lens to all texts but the last, and measure it on that one",
+    )  # fmt: skip
+    parser.set_defaults(output_dir="direct_attribution", layers=None)
+    return _read(parser, argv)
+
+
 def attribution_faithfulness_options(argv: Argv = None) -> argparse.Namespace:
     """Of the command of that name; `methods` is None for all of them."""
     parser = _parser(

@@ -96,7 +96,10 @@ def mixer_stages(
     y = y if y.requires_grad or not torch.is_grad_enabled() else y.requires_grad_()
     gated = change("gated", _gated(mixer, y, gate, activated, product, hold))
     output = linear(gated, w["out_proj.weight"], w.get("out_proj.bias"))
-    return {**stages, "y": y, "gated": gated, "output": output}
+    return {
+        **stages, "conv_input": conv_input[..., :d_inner], "B": B, "C": C, "D": D, "y": y,
+        "gated": gated, "output": output,
+    }  # fmt: skip
 
 
 def scan(u, delta, A, B, C, carry, after: Callable[[Tensor], Tensor]) -> Tensor:

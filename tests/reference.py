@@ -320,6 +320,37 @@ def full_mixer_operator(
     return M, c
 
 
+def direct_parts(
+    alpha: Tensor, D: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None, through: Tensor
+) -> dict[tuple[str, int | str], float]:
+    """What each path and source of one mixer gave the last token of a text, channel by channel.
+
+    alpha (channels, l), the last token's row; D (channels,); x = conv_input (l, channels); weight
+    (channels, K); through (channels,): what a unit of y adds to the logit. u_s = sigma(p_s)
+    (sum_j w_j x_{s-j} + b) with p_s the sum itself.
+    """
+    length, channels = x.shape
+    taps, last = weight.shape[1], length - 1
+    parts: dict[tuple[str, int | str], float] = {}
+
+    def add(path: str, source: int | str, value: float) -> None:
+        parts[path, source] = parts.get((path, source), 0.0) + value
+
+    for c in range(channels):
+        for s in range(length):
+            terms = {s - j: float(weight[c, taps - 1 - j] * x[s - j, c])
+                     for j in range(taps) if s - j >= 0}  # fmt: skip
+            b = 0.0 if bias is None else float(bias[c])
+            gain = 1 / (1 + math.exp(-(sum(terms.values()) + b)))
+            read = float(alpha[c, s]) + (float(D[c]) if s == last else 0.0)
+            unit = float(through[c]) * read * gain
+            for source, term in terms.items():
+                path = "state" if s < last else "skip" if source == last else "convolution"
+                add(path, source, unit * term)
+            add("bias", "bias", unit * b)
+    return parts
+
+
 def cosine_attention(h: Tensor, temperature: float) -> Tensor:
     """Causal softmax of cos(h_t, h_s) / temperature for one text's states (l, ...): (l, l)."""
     flat = h.double().flatten(1)

@@ -22,7 +22,7 @@ ORDER = (
     {"ssm_component_extractor", "recursive_analysis_report", "convert_checkpoint"},
     {
         "delta_extraction", "layer_correlation_analyzer", "attention_neurons",
-        "intervention_study", "input_attribution", "long_memory",
+        "intervention_study", "input_attribution", "long_memory", "direct_attribution",
     },
     {"analysis_pipelines", "attribution_faithfulness"},
     {

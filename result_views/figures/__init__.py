@@ -2,6 +2,7 @@
 
 analysis_panels       Panels of the figures: each draws one quantity of a result dict on an ``ax``
                       and returns it
+attribution_figures   Figure of direct attribution: layers, paths, source tokens; the logit lens
 comparison_figures    The figure of a comparison of models, drawn from its results alone
 drawing               Primitives that draw on an ``ax``, and tokens as labels; `analysis_utils`
                       passes them on

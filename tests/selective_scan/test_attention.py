@@ -8,7 +8,12 @@ import torch
 from scan_cases import BOUND, DTYPES, LENGTHS, SHAPES, make_mamba1_operands, make_operands, without
 
 from selective_scan import attention as attention_module
-from selective_scan.attention import attention_map, attention_row, implicit_attention
+from selective_scan.attention import (
+    attention_map,
+    attention_row,
+    attention_row_by_head,
+    implicit_attention,
+)
 from token_statistics.description import relative_error
 
 
@@ -49,6 +54,20 @@ def test_maps_and_their_rows_are_those_of_the_loop(shape, dtype, weights, absolu
             row = attention_row(**parameters, query=token, **options)
             assert row.dtype == dtype
             assert relative_error(row, expected[:, token]) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_row_of_every_head_is_that_of_the_loop(shape, dtype):
+    for length in (1, 17, 33):
+        parameters = without(make_operands(shape, length, dtype=dtype), "u", "D")
+        expected = reference.implicit_attention(**parameters)
+        for token in {0, length // 2, -1}:
+            row = attention_row_by_head(**parameters, query=token)
+            assert row.dtype == dtype
+            assert relative_error(row.mT, expected[:, :, token]) <= BOUND[dtype]
+    with pytest.raises(ValueError, match="query is token 33"):
+        attention_row_by_head(**parameters, query=33)
 
 
 @pytest.mark.parametrize("absolute", [False, True])
