@@ -302,13 +302,8 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
     """The figures that results hold the numbers for, by file name; functions of the results.
 
     Results of the main analysis, of the memory analysis, of ``intervention_study``,
-<<<<<<< HEAD
-    ``attribution_faithfulness``, ``model_comparison``, ``long_memory`` or ``corpus_analysis``, live
-    or from JSON. Raises ValueError for a dict that is none.
-=======
-    ``attribution_faithfulness``, ``direct_attribution``, ``model_comparison`` or ``long_memory``,
-    live or from JSON. Raises ValueError for a dict that is none.
->>>>>>> 89c9b7e (Direct attribution of a logit to layers, paths, source tokens and neurons; logit lens and tuned lens)
+    ``attribution_faithfulness``, ``direct_attribution``, ``model_comparison``, ``long_memory`` or
+    ``corpus_analysis``, live or from JSON. Raises ValueError for a dict that is none.
     """
     if "cross_text_analysis" in results:
         figures = OVERVIEW_FIGURES if overview_rows(results) else {}
@@ -323,11 +318,7 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
             raise ValueError(
                 f"results hold the keys {sorted(results)}; figures are drawn of the results of the "
                 "main or memory analysis, intervention_study, attribution_faithfulness, "
-<<<<<<< HEAD
-                "model_comparison, long_memory or corpus_analysis"
-=======
-                "direct_attribution, model_comparison or long_memory"
->>>>>>> 89c9b7e (Direct attribution of a logit to layers, paths, source tokens and neurons; logit lens and tuned lens)
+                "direct_attribution, model_comparison, long_memory or corpus_analysis"
             )
         figures = dict(found)
     return figures | finding_figures(results)

@@ -24,13 +24,10 @@ replay_check      Whether the replayed mixers are the model's own, and what a di
 running           Models run by the suite's own scan: faster, differentiable, edited, or entered
                   at a layer
 sites             Where the selective SSM mixers of a model sit, and which models have none
-<<<<<<< HEAD
-token_positions   Which tokens of their texts an edit has before it: all of them, or the next of a
-                  generation
-=======
 stream_writes     What each layer of one forward pass wrote into the residual stream at a
                   text's last token
->>>>>>> 89c9b7e (Direct attribution of a logit to layers, paths, source tokens and neurons; logit lens and tuned lens)
+token_positions   Which tokens of their texts an edit has before it: all of them, or the next of a
+                  generation
 untrained_twins   Untrained twins of a model: what a measure gives on them needs no training
 weights           Weights that analyses read: of mixers, of the embedding, of what turns a stream
                   into logits

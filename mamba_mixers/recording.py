@@ -140,7 +140,7 @@ def observing_streams(
 
     def on_block(layer: int):
         def hook(block, args, kwargs, output):
-            observe(layer, _stream_around(block, args, kwargs, output)[1])
+            observe(layer, stream_around(block, args, kwargs, output)[1])
 
         return hook
 
