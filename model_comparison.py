@@ -73,7 +73,13 @@ from suite_plumbing.result_files import (
     written_together,
 )
 from suite_plumbing.result_reading import run_mark
-from suite_plumbing.texts import EncodedText, check_texts, encode_texts, repeated_texts
+from suite_plumbing.texts import (
+    EncodedText,
+    check_texts,
+    encode_texts,
+    read_texts,
+    repeated_texts,
+)
 from token_statistics.description import FloatArray
 from token_statistics.findings import Finding, over_run, undecided
 from token_statistics.layer_likeness import (
@@ -84,6 +90,7 @@ from token_statistics.layer_likeness import (
     window_size,
     with_null,
 )
+from token_statistics.text_groups import group_means
 from token_statistics.time_shift_nulls import MIN_TOKENS, against_null, undefined
 from token_statistics.twin_bounds import FRESH, TWIN_KINDS
 from token_statistics.verdict_rules import exceeds_null
@@ -111,6 +118,15 @@ class _Comparison:
     def num_pieces(self) -> list[int]:
         """Pieces of every text."""
         return [num_pieces(one) for one in self.pieces]
+
+    @property
+    def groups(self) -> Sequence[int]:
+        """Group of related texts of every text."""
+        return self.shifts.groups
+
+    def samples(self, counts: Sequence[int]) -> int:
+        """The counts of every text added up, those of a group as one: their mean."""
+        return round(float(np.sum(group_means([[n] for n in counts], self.groups))))
 
 
 def compare_models(
@@ -155,7 +171,8 @@ def compare_models(
         _comparable({name: read[place] for name, read in encoded.items()}, number)
         for place, number in enumerate(numbers)
     ]
-    shifts = shifts_for(pieces, seed)
+    groups = [one.group for one in read_texts(encoded[subjects[0].name])]
+    shifts = shifts_for(pieces, seed, groups)
     found = measure(subjects, encoded, pieces, shifts)
     twins = {
         kind: [
@@ -202,34 +219,40 @@ def findings_on(
     found: PairValues,
     twins: Mapping[str, Sequence[PairValues]],
     num_tokens: int,
+    groups: Sequence[int] | None = None,
 ) -> list[Finding]:
     """Whether two models' attention, and their layers, are alike, and more than their twins'.
 
-    ``place`` is the pair's in the results, ``twins`` are by kind, ``num_tokens`` that of all texts.
-    A statistic has to exceed its null of time shifts, and the bounds of twins of both kinds. Too
-    little data: fewer than MIN_TOKENS tokens or ENOUGH_TWINS twins, or an undefined statistic.
+    ``place`` is the pair's in the results, ``twins`` are by kind, ``num_tokens`` that of all texts,
+    and ``groups`` the related ones among them, which count as one. A statistic has to exceed its
+    null of time shifts, and the bounds of twins of both kinds. Too little data: fewer than
+    MIN_TOKENS tokens or ENOUGH_TWINS twins, or an undefined statistic.
     """
-    rows = _likenesses(pair, place, found)
+    rows = _likenesses(pair, place, found, groups)
     if few := _why_no_claim(num_tokens, min(map(len, twins.values()), default=0)):
         return [
             undecided(one.claim, one.statistic, "tokens", few, one.path, rule=one.rule,
                       n=num_tokens)
             for one in rows
         ]  # fmt: skip
-    beside = {kind: [_likenesses(pair, place, twin) for twin in of] for kind, of in twins.items()}
+    beside = {
+        kind: [_likenesses(pair, place, twin, groups) for twin in of] for kind, of in twins.items()
+    }
     return [
         replace(one, n=num_tokens).beside({kind: [t[i] for t in of] for kind, of in beside.items()})
         for i, one in enumerate(rows)
     ]
 
 
-def _likenesses(pair: tuple[str, str], place: int, values: PairValues) -> list[Finding]:
+def _likenesses(
+    pair: tuple[str, str], place: int, values: PairValues, groups: Sequence[int] | None
+) -> list[Finding]:
     """The two claims, tried against time shifts alone."""
     both = f"{pair[0]} and {pair[1]}"
-    windowed, draws = _means(values.windowed, values.windowed_draws)
+    windowed, draws = _means(values.windowed, values.windowed_draws, groups)
     # What the lag alone gives is no agreement: the windowed null keeps it, and it is taken off.
     by_lag = draws.mean(axis=0) if len(draws) else np.nan
-    likeness, shifted = _means(values.cka, values.cka_draws)
+    likeness, shifted = _means(values.cka, values.cka_draws, groups)
     return [
         exceeds_null(
             f"Attention of {both} agrees beyond distance, and more than without training",
@@ -246,10 +269,12 @@ def _likenesses(pair: tuple[str, str], place: int, values: PairValues) -> list[F
     ]
 
 
-def _means(values: list[FloatArray], draws: list[FloatArray]) -> tuple[FloatArray, FloatArray]:
+def _means(
+    values: list[FloatArray], draws: list[FloatArray], groups: Sequence[int] | None
+) -> tuple[FloatArray, FloatArray]:
     """Over texts: of a statistic (p, q), and of each of its draws (m, p, q)."""
-    mean, _ = over_texts(values)
-    drawn = [over_texts(draw)[0] for draw in zip(*draws, strict=True)]
+    mean, _ = over_texts(values, groups)
+    drawn = [over_texts(draw, groups)[0] for draw in zip(*draws, strict=True)]
     return mean, np.array(drawn).reshape(-1, *mean.shape)
 
 
@@ -270,7 +295,8 @@ def _why_no_claim(num_tokens: int, num_twins: int) -> str | None:
 
 
 def _results(compared: _Comparison, seed: int, command: Sequence[str] | None) -> dict[str, Any]:
-    subjects, found, tokens = compared.subjects, compared.found, sum(compared.num_pieces)
+    subjects, found = compared.subjects, compared.found
+    tokens = compared.samples(compared.num_pieces)
     pairs = list(found.pairs.items())
     verdicts = [
         finding
@@ -281,6 +307,7 @@ def _results(compared: _Comparison, seed: int, command: Sequence[str] | None) ->
             values,
             {kind: [twin.pairs[pair] for twin in of] for kind, of in compared.twins.items()},
             tokens,
+            compared.groups,
         )
     ]
     results: dict[str, Any] = {
@@ -331,14 +358,15 @@ def _text(compared: _Comparison, index: int) -> dict[str, Any]:
 
 def _attention(subject: Subject, compared: _Comparison) -> dict[str, Any]:
     """By site: each measure with its spread and that of twins of each kind, and the kernel."""
-    name, counts = subject.name, compared.num_pieces
+    name, groups = subject.name, compared.groups
+    tokens = compared.samples(compared.num_pieces)
     by_text = compared.found.measures[name]
-    mean, spread = over_texts(list(by_text))
+    mean, spread = over_texts(list(by_text), groups)
     untrained = {
-        kind: [over_texts(list(twin.measures[name]))[0] for twin in of]
+        kind: [over_texts(list(twin.measures[name]), groups)[0] for twin in of]
         for kind, of in compared.twins.items()
     }
-    kernel, kernel_spread = over_texts(list(compared.found.kernels[name]))
+    kernel, kernel_spread = over_texts(list(compared.found.kernels[name]), groups)
     sections = {}
     for i, site in enumerate(subject.sites):
         measures = {
@@ -346,9 +374,9 @@ def _attention(subject: Subject, compared: _Comparison) -> dict[str, Any]:
                 "value": finite_or_none(mean[i, k]),
                 "text_std": finite_or_none(spread[i, k]),
                 "num_texts": int(np.isfinite(by_text[:, i, k]).sum()),
-                "n": sum(counts),
+                "n": tokens,
                 "untrained": {
-                    kind: _beside_twins(mean[i, k], [twin[i, k] for twin in of], sum(counts))
+                    kind: _beside_twins(mean[i, k], [twin[i, k] for twin in of], tokens)
                     for kind, of in untrained.items()
                 },
             }
@@ -382,10 +410,11 @@ def _uniform(counts: Sequence[int]) -> dict[str, Any]:
 
 def _pair(pair: tuple[str, str], values: PairValues, compared: _Comparison) -> dict[str, Any]:
     by_name = {one.name: one for one in compared.subjects}
-    lengths, reason = compared.num_pieces, compared.shifts.reason
-    queries = sum(length - window_size(length) for length in lengths)
-    causal, spread = over_texts(values.causal)
+    lengths, reason, groups = compared.num_pieces, compared.shifts.reason, compared.groups
+    queries = compared.samples([length - window_size(length) for length in lengths])
+    causal, spread = over_texts(values.causal, groups)
     other = over_texts(values.other_text)[0] if values.other_text else np.full_like(causal, np.nan)
+    cka = with_null(values.cka, values.cka_draws, compared.samples(lengths), reason, groups)
     return {
         "models": list(pair),
         "agreement": {
@@ -393,18 +422,15 @@ def _pair(pair: tuple[str, str], values: PairValues, compared: _Comparison) -> d
             "causal": {
                 "value": plain(causal),
                 "text_std": plain(spread),
-                "lag_only": plain(over_texts(values.lag_only)[0]),
+                "lag_only": plain(over_texts(values.lag_only, groups)[0]),
                 "other_text": plain(other),
-                "n": sum(max(0, length - MIN_SOURCES + 1) for length in lengths),
+                "n": compared.samples([max(0, n - MIN_SOURCES + 1) for n in lengths]),
                 "num_texts": len(values.causal),
                 "num_other_texts": len(values.other_text),
             },
-            "windowed": with_null(values.windowed, values.windowed_draws, queries, reason),
+            "windowed": with_null(values.windowed, values.windowed_draws, queries, reason, groups),
         },
-        "cka": {
-            "layers": [by_name[name].layers for name in pair],
-            **with_null(values.cka, values.cka_draws, sum(lengths), reason),
-        },
+        "cka": {"layers": [by_name[name].layers for name in pair], **cka},
     }
 
 

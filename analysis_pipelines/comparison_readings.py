@@ -50,6 +50,7 @@ from token_statistics.layer_likeness import (
     window_ranks,
     window_size,
 )
+from token_statistics.text_groups import members
 from token_statistics.time_shift_nulls import NUM_SHIFTS, draw_shifts, why_too_few
 from token_statistics.twin_bounds import FRESH
 
@@ -113,7 +114,8 @@ class PairValues:
     lag_only: list[FloatArray] = field(default_factory=list)
     """the same where one side is its own ``lag_profile``; mean over which of the two"""
     other_text: list[FloatArray] = field(default_factory=list)
-    """the same with the second model's map of the text before; none for the first text"""
+    """the same with the second model's map of the text before; none for the first text, and where
+    the two are related"""
     windowed: list[FloatArray] = field(default_factory=list)
     """agreement over the same lags for every query"""
     windowed_draws: list[FloatArray] = field(default_factory=list)
@@ -137,11 +139,13 @@ class MapReadings:
 
 
 class Shifts(NamedTuple):
-    """Time shifts of the nulls, (m, texts) each, or none with the reason."""
+    """Time shifts of the nulls, (m, texts) each, or none with the reason; related texts alike."""
 
     tokens: IntArray | None
     queries: IntArray | None
     reason: str | None
+    groups: Sequence[int]
+    """of each text: number of its group of related texts"""
 
 
 class _Features(NamedTuple):
@@ -225,7 +229,7 @@ def measure(
             features[name] = _features(reading)
         for (a, b), values in pairs.items():
             _compare(features[a], features[b], values, shifts, index)
-            if before:
+            if before and shifts.groups[index] != shifts.groups[index - 1]:
                 values.other_text.append(_on_another_text(features[a].causal, before[b].causal))
         before = features
     return MapReadings(
@@ -277,16 +281,26 @@ def map_measures(shares: Tensor) -> tuple[list[float], FloatArray]:
     return [*means, *lags], kernel.kernel[0].double().numpy()
 
 
-def shifts_for(pieces: Sequence[Mapping[str, Pieces]], seed: int) -> Shifts:
-    """Seeded shifts of the tokens of the texts, and of the queries of the windowed agreement."""
-    lengths = [num_pieces(one) for one in pieces]
+def shifts_for(
+    pieces: Sequence[Mapping[str, Pieces]], seed: int, groups: Sequence[int] | None = None
+) -> Shifts:
+    """Seeded shifts of the tokens of the texts, and of the queries of the windowed agreement.
+
+    ``groups``: of each text (default: none are related); those of one group have the same shifts,
+    of which the shortest of them allows.
+    """
+    given = list(range(len(pieces))) if groups is None else list(groups)
+    together = members(given)
+    lengths = [min(num_pieces(pieces[i]) for i in texts) for texts in together]
     queries = [length - window_size(length) for length in lengths]
     if reason := why_too_few(lengths) or why_too_few(queries):
-        return Shifts(None, None, reason)
+        return Shifts(None, None, reason, given)
+    column = {i: number for number, texts in enumerate(together) for i in texts}
+    of_each = [column[i] for i in range(len(pieces))]
     of_tokens, of_queries = (
-        draw_shifts(counts, NUM_SHIFTS, seed) for counts in (lengths, queries)
-    )  # fmt: skip
-    return Shifts(of_tokens, of_queries, None)
+        draw_shifts(counts, NUM_SHIFTS, seed)[:, of_each] for counts in (lengths, queries)
+    )
+    return Shifts(of_tokens, of_queries, None, given)
 
 
 def num_pieces(aligned: Mapping[str, Pieces]) -> int:

@@ -166,13 +166,13 @@ def _copying(texts: Sequence[TextFacts], layers: Sequence[int], seed: int) -> li
     gains = _ratio(total)
     p = largest_of_all_p(gains, draws)
     repeated = np.array([sum(text.layers[layer].repeated[0] for text in texts) for layer in layers])
-    each = _ratio(by_text[:, :, 0])
+    each, unit = _ratio(by_text[:, :, 0]), "repeated tokens"
     return [
-        _tested(
-            gains[i], draws[:, i], p[i], number, "repeated tokens", over_texts(each[:, i], groups)
-        )
+        _tested(gains[i], draws[:, i], p[i], number, unit, over_texts(each[:, i], groups))
         | _shares(total[i])
         | {"in_repeated_passage": _passage(repeated[i])}
+        if math.isfinite(p[i])
+        else _untested("the layer pays no attention to earlier tokens", number, unit)
         for i in range(len(layers))
     ]
 

@@ -12,10 +12,12 @@ correlations: the share that is found.
   are distributed as before when they are permuted. Uncorrected: the same claims by their nulls
   alone, where what architecture and texts bring about counts as found.
 - Cases: what passes for correlation where texts are related, where the position is shared, and
-  where tails are heavy: near copies, shared beginnings, windows that overlap, drifts, outliers at
-  the first token, Cauchy and t noise, and layers of the demo model that read other passages.
+  where tails are heavy: see `noise_cases`.
 - Few samples, few twins, permuted demo models: see `verdict_cases`.
-- Planted: pairs of channels that correlate by a given amount, in white noise.
+- Planted: pairs of channels that correlate by a given amount, in white noise, and small models in
+  which half-lives, gates, copies and neurons are known: see `planted_models`.
+
+With --parts a run that was stopped goes on with the table it had come to.
 
 How to run (about 40 minutes on one core)::
 
@@ -24,11 +26,12 @@ How to run (about 40 minutes on one core)::
 
 from __future__ import annotations
 
-import math
+import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 # The suite's folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -45,16 +48,22 @@ from scipy import signal, stats
 from transformers import MambaConfig, MambaForCausalLM
 
 from analysis_pipelines.analysis_results import Settings
-from benchmarks import verdict_cases
-from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
-from corrected_recursive_ssm_attention_analyzer import analyze
-from layer_correlation_analyzer import pooled_activations
+from benchmarks import noise_cases, verdict_cases
+from benchmarks.commands import (
+    RESULTS_FOLDER,
+    add_parts_option,
+    benchmark_parser,
+    keep,
+    kept_part,
+)
+from benchmarks.noise_cases import LABELS, PAIR_LABEL, TESTS, above
+from benchmarks.planted_models import PLANTED
+from corrected_recursive_ssm_attention_analyzer import findings_alone
 from mamba_mixers.untrained_twins import ENOUGH_TWINS, untrained_twin
-from ssm_component_extractor import capture
 from suite_plumbing.arguments import validate_int
 from suite_plumbing.bundled import DEMO_MODEL_PATH
 from suite_plumbing.commands import run_main
-from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.models import load_tokenizer
 from suite_plumbing.progress import progress
 from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
 from token_statistics.association import pearson_matrix, pearson_p_values, spearman
@@ -69,7 +78,6 @@ from token_statistics.findings import SUPPORTED, Finding, judged
 from token_statistics.streamed_correlations import StreamedCorrelations
 from token_statistics.time_shift_nulls import NUM_SHIFTS, spearman_shift_test
 from token_statistics.twin_bounds import FRESH, PERMUTED
-from token_statistics.verdict_rules import exceeds_null
 
 RESULTS = RESULTS_FOLDER / "calibration.md"
 ALPHA = 0.05
@@ -78,21 +86,9 @@ NOISE_TOKENS = 1000
 CORPUS_TEXTS = 5  # of as many tokens
 RHYTHM_LAGS = 32
 NOISE = {"white noise": 0.0, "AR(1) noise, 0.95": 0.95}
-PLANTED = (0.3, 0.5, 0.8)
+STRENGTHS = (0.3, 0.5, 0.8)
 PLANTED_PAIRS = 4  # of CHANNELS^2
 POWER_TOKENS = (200, 1000, 5000)
-
-CASE_CHANNELS = 6
-
-TESTS = ("mean_abs", "max_abs", "best_match", "cka")
-LABELS = {
-    "mean_abs": "mean \\|r\\| above its null",
-    "max_abs": "largest \\|r\\| above its null",
-    "best_match": "best match above its null",
-    "cka": "debiased CKA above its null",
-}
-
-PAIR_LABEL = "a pair of channels at a false discovery rate of 5 %"
 
 
 def ar1(phi: float, tokens: int, channels: int, rng: np.random.Generator) -> FloatArray:
@@ -114,7 +110,7 @@ def false_on_noise(phi: float, seed: int) -> dict[str, tuple[bool, bool]]:
     found = correlated(x, y, seed)
     uncorrected = _uncorrected(x, y)
     shown = {
-        LABELS[name]: (_above(getattr(found, name).to_dict()), bool(uncorrected.mean() > ALPHA))
+        LABELS[name]: (above(getattr(found, name).to_dict()), bool(uncorrected.mean() > ALPHA))
         for name in TESTS
     }
     shown[PAIR_LABEL] = (
@@ -124,7 +120,7 @@ def false_on_noise(phi: float, seed: int) -> dict[str, tuple[bool, bool]]:
     single = spearman_shift_test(x[:, 0], y[:, 0], [NOISE_TOKENS], seed=seed)
     plain = float(pearson_p_values([spearman(x[:, 0], y[:, 0])], NOISE_TOKENS)[0])
     shown["rank correlation of one pair above its null"] = (
-        _above(single.to_dict()),
+        above(single.to_dict()),
         plain <= ALPHA,
     )
     shown |= false_over_corpus(phi, seed)
@@ -149,7 +145,7 @@ def false_over_corpus(phi: float, seed: int) -> dict[str, tuple[bool, bool]]:
     tests = sums.results()["layer_0_to_1"].tests
     many = bool(np.mean(uncorrected) > ALPHA)
     return {
-        f"{LABELS[name]}, over a corpus": (_above(tests[name].to_dict()), many) for name in TESTS
+        f"{LABELS[name]}, over a corpus": (above(tests[name].to_dict()), many) for name in TESTS
     }
 
 
@@ -158,140 +154,27 @@ def _uncorrected(x: FloatArray, y: FloatArray) -> NDArray[np.bool_]:
     return pearson_p_values(pearson_matrix(x, y), len(x)) <= ALPHA
 
 
-def _above(test: Mapping[str, object]) -> bool:
-    return exceeds_null("", "", test, "").above_chance
-
-
-Texts = list[FloatArray]
-
-
-def _noise(rng: np.random.Generator, lengths: Sequence[int]) -> Texts:
-    return [rng.standard_normal((length, CASE_CHANNELS)) for length in lengths]
-
-
-def near_copies(rng: np.random.Generator, count: int, length: int = 100) -> Texts:
-    """One text of noise and copies of it in which five tokens are others."""
-    texts = [*_noise(rng, [length]) * count]
-    return [texts[0], *(_changed(rng, text, 5) for text in texts[1:])]
-
-
-def _changed(rng: np.random.Generator, text: FloatArray, count: int) -> FloatArray:
-    place = int(rng.integers(0, len(text) - count))
-    other = rng.standard_normal((count, text.shape[1]))
-    return np.concatenate([text[:place], other, text[place + count :]])
-
-
-def shared_beginnings(rng: np.random.Generator, share: float, count: int = 5) -> Texts:
-    """Texts of 100 tokens of noise that share this part of them at the beginning."""
-    common = int(share * 100)
-    (start,) = _noise(rng, [common])
-    return [np.concatenate([start, rest]) for rest in _noise(rng, [100 - common] * count)]
-
-
-def windows(rng: np.random.Generator, count: int = 6, length: int = 100) -> Texts:
-    """Windows of one text, each of which begins in the middle of the one before it."""
-    (text,) = _noise(rng, [length * (count + 1) // 2])
-    return [text[start : start + length] for start in range(0, length * count // 2, length // 2)]
-
-
-def drifting(rng: np.random.Generator, count: int, common: bool, length: int = 200) -> Texts:
-    """Noise with a linear drift of a tenth of its variance: of one sign, or of a sign by text."""
-    t = math.sqrt(12.0) * (np.arange(length) / length - 0.5)[:, None]
-    signs = np.where(common, 1.0, rng.choice([-1.0, 1.0], (count, 1, CASE_CHANNELS)))
-    texts = zip(_noise(rng, [length] * count), signs, strict=True)
-    return [math.sqrt(0.1) * sign * t + math.sqrt(0.9) * text for text, sign in texts]
-
-
-def with_first_outlier(rng: np.random.Generator, count: int) -> Texts:
-    """Noise whose first token is far from all others, in directions of its own."""
-    texts = _noise(rng, [100] * count)
-    for text in texts:
-        text[0] += 30.0 * rng.choice([-1.0, 1.0], CASE_CHANNELS)
-    return texts
-
-
-CASES: dict[str, Callable[[np.random.Generator], Texts]] = {
-    "3 near copies of 100 tokens": lambda rng: near_copies(rng, 3),
-    "10 near copies": lambda rng: near_copies(rng, 10),
-    **{
-        f"5 texts share {share:.0%} at the beginning": partial(shared_beginnings, share=share)
-        for share in (0.05, 0.25, 0.5, 0.9)
-    },
-    "6 windows that overlap by half": windows,
-    "a drift, 1 text": lambda rng: drifting(rng, 1, True),
-    "a drift, 10 texts": lambda rng: drifting(rng, 10, True),
-    "drifts of either sign, 10 texts": lambda rng: drifting(rng, 10, False),
-    "an outlier at the first token, 10 texts": lambda rng: with_first_outlier(rng, 10),
-    "Cauchy noise": lambda rng: [rng.standard_cauchy((400, CASE_CHANNELS))],
-    "Student's t noise, 2.5 degrees": lambda rng: [rng.standard_t(2.5, (400, CASE_CHANNELS))],
-}
-"""Texts of one layer by case; the other layer's are drawn again, and independent."""
-
-
-def false_in_case(case: str, seed: int) -> dict[str, bool | None]:
-    """By kind of finding: whether it was made where nothing is; None where it is refused.
-
-    Texts that two layers share are the same in both: each token stands for what both layers hold.
-    """
-    rng = np.random.default_rng([seed, sum(map(ord, case))])
-    if "cop" in case or "share" in case or "windows" in case:
-        both = _together(CASES[case], rng)
-    else:
-        both = [CASES[case](rng) for _ in range(2)]
-    lengths = tuple(len(text) for text in both[0])
-    sides = [PooledActivations(np.concatenate(texts), lengths) for texts in both]
-    found = cross_layer_correlation(*sides, seed=seed)
-    return _findings_of(found)
-
-
-def _together(case: Callable[[np.random.Generator], Texts], rng: np.random.Generator) -> list:
-    """Two layers of the same texts: the draws of one are repeated with other values."""
-    state = rng.bit_generator.state
-    first = case(rng)
-    rng.bit_generator.state = state
-    second = [_other_values(text) for text in case(rng)]
-    return [first, second]
-
-
-def _other_values(text: FloatArray) -> FloatArray:
-    """Noise that is the same for the same token, and independent of it."""
-    rows = [np.random.default_rng(np.frombuffer(row.tobytes(), np.uint32)) for row in text]
-    return np.array([row.standard_normal(text.shape[1]) for row in rows])
-
-
-def _findings_of(found: CrossLayerCorrelation) -> dict[str, bool | None]:
-    if not found.enough_tokens:
-        return {**dict.fromkeys(map(LABELS.__getitem__, TESTS)), PAIR_LABEL: None}
-    shown = {LABELS[name]: _above(getattr(found, name).to_dict()) for name in TESTS}
-    return {**shown, PAIR_LABEL: bool(found.significant_share)}
-
-
-def false_on_other_passages(
-    ids: Sequence[int], num_texts: int, seed: int, *, length: int = 160, layer: int = 6
-) -> dict[str, bool | None]:
-    """The same for two layers of the demo model of which each reads passages of its own.
-
-    What they have in common is the position of a token.
-    """
-    model, rng = load_model(DEMO_MODEL_PATH), np.random.default_rng(seed)
-    starts = rng.choice(len(ids) // length, (2, num_texts), replace=False) * length
-    sides = []
-    for number, own in enumerate(starts):
-        passages = torch.tensor([list(ids[start : start + length]) for start in own])
-        captured = capture(model, passages, None, [layer + number])
-        pooled = pooled_activations([captured], layer + number, "mixer")
-        sides.append(pooled._replace(token_ids=None))
-    return _findings_of(cross_layer_correlation(*sides, seed=seed))
-
-
-def case_table(num_seeds: int) -> str:
+def case_table(num_seeds: int, parts: Path | None = None) -> str:
     """Markdown: share of seeds with a false finding, by case; of those that were tested."""
+    ways = {
+        **dict.fromkeys(noise_cases.CASES, noise_cases.false_in_case),
+        **dict.fromkeys(noise_cases.OTHER_PASSAGES, noise_cases.false_on_other_passages),
+    }
     rows = {}
-    for case in CASES:
-        found = [false_in_case(case, seed) for seed in progress(range(num_seeds), desc=case)]
-        rows[case] = _case_row(found)
+    for case, way in ways.items():
+        seeds = progress(range(num_seeds), desc=case)
+        made = partial(_each, partial(way, case), seeds)
+        rows[case] = _case_row(kept_part(parts, _part_name(case, num_seeds), made))
     labels = [*map(LABELS.__getitem__, TESTS), PAIR_LABEL]
     return _table(["case", *labels, "tested"], rows)
+
+
+def _each(way: Callable[[int], Any], seeds: Iterable[int]) -> list[Any]:
+    return [way(seed) for seed in seeds]
+
+
+def _part_name(name: str, num_seeds: int) -> str:
+    return f"{re.sub('[^a-z0-9]+', '_', name.lower())}_{num_seeds}"
 
 
 def _case_row(found: Sequence[Mapping[str, bool | None]]) -> list[str]:
@@ -302,7 +185,19 @@ def _case_row(found: Sequence[Mapping[str, bool | None]]) -> list[str]:
     return [*shares, f"{len(tested)} of {len(found)}"]
 
 
-def untrained_findings(seeds: Sequence[int], num_tokens: int = 60) -> list[list[Finding]]:
+def planted_table(num_seeds: int, parts: Path | None = None) -> str:
+    """Markdown: share of what was planted in small models that is found."""
+    rows = {}
+    for name, way in PLANTED.items():
+        seeds = progress(range(num_seeds), desc=name)
+        found = kept_part(parts, _part_name(name, num_seeds), partial(_each, way, seeds))
+        rows[name] = [_percent(float(np.mean(found)))]
+    return _table(["planted", "found"], rows)
+
+
+def untrained_findings(
+    seeds: Sequence[int], num_tokens: int = 60, parts: Path | None = None
+) -> list[list[Finding]]:
     """The key findings of untrained models of one configuration on the built-in texts."""
     tokenizer = load_tokenizer(DEMO_MODEL_PATH)
     encoded = encode_texts(tokenizer, list(EXAMPLE_TEXTS), num_tokens)
@@ -314,8 +209,12 @@ def untrained_findings(seeds: Sequence[int], num_tokens: int = 60) -> list[list[
     settings = Settings([0, 1, 2, 3, 4])
     found = []
     for seed in progress(seeds, desc="untrained models"):
-        twin = untrained_twin(model, seed)
-        rows = analyze(twin, encoded, tokenizer, settings).results["findings"]
+
+        def measured(seed: int = seed) -> list[dict[str, Any]]:
+            twin = untrained_twin(model, seed)
+            return [row.to_dict() for row in findings_alone(twin, encoded, tokenizer, settings)]
+
+        rows = kept_part(parts, f"untrained_{num_tokens}_{seed}", measured)
         found.append([Finding.from_dict(row) for row in rows])
     return found
 
@@ -354,12 +253,14 @@ def power(rho: float, tokens: int, seed: int) -> tuple[float, float]:
     return true / PLANTED_PAIRS, (len(pairs) - true) / max(len(pairs), 1)
 
 
-def noise_table(num_seeds: int, way: Callable[..., dict] = false_on_noise) -> str:
+def noise_table(
+    num_seeds: int, way: Callable[..., dict] = false_on_noise, parts: Path | None = None
+) -> str:
     """Markdown: share of seeds with a false finding, by noise and kind of finding."""
     columns, rows = [], {}
     for name, phi in NOISE.items():
-        seeds = progress(range(num_seeds), desc=name)
-        results = [way(phi, seed) for seed in seeds]
+        made = partial(_each, partial(way, phi), progress(range(num_seeds), desc=name))
+        results = kept_part(parts, _part_name(name, num_seeds), made)
         columns += [name, "uncorrected"]
         for label in results[0]:
             shares = np.mean([result[label] for result in results], axis=0)
@@ -377,16 +278,18 @@ def untrained_table(shares: Mapping[str, tuple[float, float]]) -> str:
     )
 
 
-def power_table(num_seeds: int) -> str:
+def power_table(num_seeds: int, parts: Path | None = None) -> str:
     """Markdown: share of planted correlations that are found, by strength and tokens."""
     rows = {}
     for tokens in POWER_TOKENS:
         cells = []
-        for rho in PLANTED:
-            found = np.mean([power(rho, tokens, seed) for seed in range(num_seeds)], axis=0)
+        for rho in STRENGTHS:
+            made = partial(_each, partial(power, rho, tokens), range(num_seeds))
+            name = _part_name(f"power {rho} {tokens}", num_seeds)
+            found = np.mean(kept_part(parts, name, made), axis=0)
             cells.append(f"{found[0]:.0%} (false: {found[1]:.1%})")
         rows[f"{tokens:,}"] = cells
-    return _table(["tokens", *(f"planted r = {rho}" for rho in PLANTED)], rows)
+    return _table(["tokens", *(f"planted r = {rho}" for rho in STRENGTHS)], rows)
 
 
 def _percent(share: float) -> str:
@@ -399,33 +302,38 @@ def _table(head: Sequence[str], rows: Mapping[str, Iterable[str]]) -> str:
     return "\n".join(lines)
 
 
-def report(num_seeds: int, num_power_seeds: int) -> str:
+def report(num_seeds: int, parts: Path | None = None) -> str:
     """The whole calibration in Markdown."""
-    limit = stats.binom.ppf(0.975, num_seeds, ALPHA) / num_seeds
-    found = untrained_findings(range(num_seeds))
+    limit, far = (stats.binom.ppf(q, num_seeds, ALPHA) / num_seeds for q in (0.975, 0.999))
+    found = untrained_findings(range(num_seeds), parts=parts)
     return "\n\n".join(
         [
             f"False findings over {num_seeds} seeds; at a true rate of 5 %, up to {limit:.1%} of "
-            "the seeds is within chance.",
+            f"the seeds is within chance, and more than {far:.1%} comes once in 1,000 times. A "
+            "statistic that is above its null by the rule of claims is so in 2.5 % where nothing "
+            "is.",
             f"**Noise**: two layers of {CHANNELS} independent series, {NOISE_TOKENS:,} tokens. "
             "Uncorrected, for statistics of all pairs: more than 5 % of the pairs have p <= 0.05; "
             "for a pair: any has; for one pair: it has. Over a corpus: "
             f"{CORPUS_TEXTS} such texts, uncorrected text by text. For a period: a frequency has "
             "more power than shuffled tokens have at any.",
-            noise_table(num_seeds),
-            f"**Cases**: the same with two layers of {CASE_CHANNELS} channels, one seed as "
-            "another; cases that a null of time-shifts alone takes for findings.",
-            case_table(num_seeds),
+            noise_table(num_seeds, parts=parts),
+            f"**Cases**: the same with two layers of {noise_cases.CHANNELS} channels, and layers "
+            "of the demo model that read other passages; cases that a null of time-shifts alone "
+            "takes for findings.",
+            case_table(num_seeds, parts),
             "Slow noise on texts too short for it (AR(1) 0.95 on texts of a few hundred tokens) is "
             "not tested at all: see `token_statistics.time_shift_nulls.why_too_slow`.",
             f"**Untrained models**: {num_seeds} of one configuration (5 layers of d_model 24) on "
             "three texts of up to 60 tokens; share in which a claim is supported.",
             untrained_table(false_on_untrained(found)),
             f"**Power**: {PLANTED_PAIRS} of {CHANNELS**2} pairs planted in white noise, "
-            f"{num_power_seeds} seeds; share found at a false discovery rate of 5 %, and share of "
+            f"{num_seeds} seeds; share found at a false discovery rate of 5 %, and share of "
             "false pairs among those found, mean over seeds.",
-            power_table(num_power_seeds),
-            *verdict_cases.sections(10 * num_seeds),
+            power_table(num_seeds, parts),
+            f"**Planted**: small models with weights set by hand, {num_seeds} seeds.",
+            planted_table(num_seeds, parts),
+            *verdict_cases.sections(20 * num_seeds, parts=parts),
         ]
     )
 
@@ -439,11 +347,11 @@ def _command(argv: list[str]) -> int:
     parser = benchmark_parser(
         __doc__, "tables: noise, untrained models, power, few samples, permuted models"
     )
-    parser.add_argument("--seeds", type=int, default=200, help="of noise and models (default: 200)")
-    parser.add_argument("--power-seeds", type=int, default=50, help="of plants (default: 50)")
+    parser.add_argument("--seeds", type=int, default=200, help="of each case (default: 200)")
+    add_parts_option(parser)
     args = parser.parse_args(argv)
     seeds = validate_int("seeds", args.seeds, 2 * ENOUGH_TWINS + 1)
-    text = report(seeds, validate_int("power-seeds", args.power_seeds, 1))
+    text = report(seeds, args.parts)
     print(text)
     if args.save:
         keep(RESULTS, text)

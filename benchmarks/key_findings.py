@@ -90,7 +90,9 @@ def verdicts(
     own = found("model", lambda: model, replace(settings, num_twins=0))
     alone = replace(settings, num_twins=0, num_ablations=0)
     twins: dict[str, list[list[Finding]]] = {kind: [] for kind in TWIN_KINDS}
-    for kind, seed in progress(twins_to_make(settings.num_twins, settings.seed), desc="twins"):
+    wanted = twins_to_make(settings.num_twins, settings.seed)
+    # Kinds in turn, so that what a stopped run has kept is of both.
+    for kind, seed in progress(sorted(wanted, key=lambda twin: twin[1]), desc="twins"):
         name = f"{kind.split()[0]}_{seed}"
         make = partial(untrained_twin, model, seed, kind)
         twins[kind].append(found(name, make, alone))

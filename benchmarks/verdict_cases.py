@@ -19,7 +19,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from pydoc_data.topics import topics
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -49,35 +49,41 @@ DISTRIBUTIONS: dict[str, tuple[Draw, float]] = {
 }
 """By name: how it is drawn, and its mean."""
 
-SAMPLES = (5, 8, 10, 12, 16, 20, 100)
-DIFFERENCES = (8, 10, 12, 16)
+SAMPLES = (2, 3, 5, 8, 10, 12, 16, 20, 100)
+DIFFERENCES = (5, 8, 10, 12, 16)
 TWINS = (2, 5, 19)
 PASSAGES, PASSAGE_TOKENS = 12, 64
 LAYERS = [0, 3, 6, 9, 12]
 
 
-def coverage(draw: Draw, mean: float, n: int, seeds: int) -> float:
-    """Share of seeds in which the 95 % interval of n samples holds their true mean."""
+def coverage(draw: Draw, mean: float, n: int, seeds: int) -> float | None:
+    """Share of seeds in which the 95 % interval of n samples holds their true mean; None where
+    there is no interval."""
     found = [mean_interval(draw(np.random.default_rng(seed), n)) for seed in range(seeds)]
-    return float(np.mean([(one.low or 0) <= mean <= (one.high or 0) for one in found]))
+    given = [one for one in found if one.low is not None and one.high is not None]
+    held = [(one.low or 0) <= mean <= (one.high or 0) for one in given]
+    return float(np.mean(held)) if held else None
 
 
-def coverage_rows(seeds: int) -> dict[str, list[float]]:
+def coverage_rows(seeds: int) -> dict[str, list[float | None]]:
     """By number of samples: coverage for each of DISTRIBUTIONS."""
     return {str(n): [coverage(*kind, n, seeds) for kind in DISTRIBUTIONS.values()] for n in SAMPLES}
 
 
-def above_zero(draw: Draw, mean: float, n: int, seeds: int, sign: float = 1.0) -> float:
-    """Share of seeds in which differences of mean 0 are claimed to be above it."""
+def above_zero(draw: Draw, mean: float, n: int, seeds: int, sign: float = 1.0) -> float | None:
+    """Share of seeds in which differences of mean 0 are claimed to be above it; None where so few
+    are too little data."""
     claimed = 0
     for seed in range(seeds):
         differences = sign * (draw(np.random.default_rng(seed), n) - mean)
         row = exceeds_zero("", "", {"a": differences}, "", "samples")
+        if row.value is None:
+            return None
         claimed += row.above_chance
     return claimed / seeds
 
 
-def above_zero_rows(seeds: int) -> dict[str, list[float]]:
+def above_zero_rows(seeds: int) -> dict[str, list[float | None]]:
     """By number of samples: false claims for DISTRIBUTIONS, and mirrored (long left tail)."""
     mirrored = list(DISTRIBUTIONS.values())[1:]
     return {
@@ -191,29 +197,40 @@ def survivors_table(survived: Mapping[str, Survival]) -> str:
     return table(["claim", "supported", "above fresh twins alone", "by its null alone"], rows)
 
 
-def sections(seeds: int, num_permuted: int = 20, num_fresh: int = 19) -> list[str]:
-    """The cases in Markdown, paragraphs and tables."""
+def sections(
+    seeds: int, num_permuted: int = 20, num_fresh: int = 19, parts: Path | None = None
+) -> list[str]:
+    """The cases in Markdown, paragraphs and tables; ``parts``: where what is done is kept."""
     names = list(DISTRIBUTIONS)
     mirrored = [f"{name}, mirrored" for name in names[1:]]
+
+    def kept(name: str, rows: Callable[[int], Any]) -> Any:
+        return kept_part(parts, f"{name}_{seeds}", lambda: rows(seeds))
+
     return [
         f"**Intervals**: share of {seeds:,} seeds in which the 95 % interval holds the mean; none "
         "is given below 5 samples.",
-        table(["samples", *names], percents(coverage_rows(seeds))),
+        table(["samples", *names], percents(kept("coverage", coverage_rows))),
         "**Differences**: share of seeds in which `exceeds_zero` claims a mean above 0 that is 0.",
-        table(["samples", *names, *mirrored], percents(above_zero_rows(seeds))),
+        table(["samples", *names, *mirrored], percents(kept("differences", above_zero_rows))),
         "**Bounds of twins**: share of seeds in which a model exceeds the bound of its like.",
-        table(["twins", *names], percents(twin_rows(seeds))),
+        table(["twins", *names], percents(kept("bounds", twin_rows))),
         f"**Permuted demo models**: {num_permuted} demo models with the entries of every weight "
         f"tensor permuted, on {PASSAGES} passages of {PASSAGE_TOKENS} tokens in layers {LAYERS}, "
         f"beside {num_permuted - 1} of their like and {num_fresh} with fresh weights: in how many "
         "of them each claim is made. Claims about shapes, and those without a value, are left out.",
-        survivors_table(surviving_claims(permuted_demo_findings(num_permuted, num_fresh))),
+        survivors_table(
+            surviving_claims(permuted_demo_findings(num_permuted, num_fresh, parts=parts))
+        ),
     ]
 
 
-def percents(rows: Mapping[str, Sequence[float]]) -> dict[str, list[str]]:
-    """Shares as text."""
-    return {name: [f"{share:.1%}" for share in row] for name, row in rows.items()}
+def percents(rows: Mapping[str, Sequence[float | None]]) -> dict[str, list[str]]:
+    """Shares as text; None is refused."""
+    return {
+        name: ["refused" if share is None else f"{share:.1%}" for share in row]
+        for name, row in rows.items()
+    }
 
 
 def table(head: Sequence[str], rows: Mapping[str, Iterable[str]]) -> str:

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from token_statistics.description import FloatArray, IntArray, Values, as_float64
+from token_statistics.text_groups import group_means, members, one_each
 from token_statistics.time_shift_nulls import against_null
 
 MAX_WINDOW = 64
@@ -144,12 +145,15 @@ def cka(a: FloatArray, b: FloatArray, shift: int = 0) -> FloatArray:
     return np.clip(a.reshape(len(a), -1) @ rolled.reshape(len(b), -1).T, -1.0, 1.0)
 
 
-def over_texts(values: Sequence[FloatArray]) -> tuple[FloatArray, FloatArray]:
+def over_texts(
+    values: Sequence[FloatArray], groups: Sequence[int] | None = None
+) -> tuple[FloatArray, FloatArray]:
     """Mean and sample standard deviation (p, q) over texts of (p, q) matrices, nan left out.
 
-    The mean is nan where every text is, the deviation where fewer than 2 texts are defined.
+    ``groups``: of each text; those of one group count as one, with their mean (`text_groups`). The
+    mean is nan where every text is, the deviation where fewer than 2 independent texts are defined.
     """
-    stacked = np.stack(values)
+    stacked = np.stack(group_means(values, groups))
     defined = np.isfinite(stacked)
     count = defined.sum(axis=0)
     mean = np.where(defined, stacked, 0.0).sum(axis=0) / np.where(count > 0, count, np.nan)
@@ -162,17 +166,18 @@ def with_null(
     draws: Sequence[FloatArray],
     n: int,
     reason: str | None,
+    groups: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """A statistic of all pairs of layers beside its null, as matrices for JSON; None is undefined.
 
     ``values``: (p, q) for each text; ``draws``: (m, p, q) for each text, the j-th draw of every
     text being one draw of the null; none with the ``reason`` why there is no null. Both are
-    averaged over texts. Keys: ``value``, ``text_std``, ``null_mean``, ``null_low``, ``null_high``
-    and ``p_value`` as in `time_shift_nulls.NullTest`, ``n`` (samples), ``num_texts``,
-    ``num_draws``, ``reason``.
+    averaged over texts, those of one of the ``groups`` as one. Keys: ``value``, ``text_std``,
+    ``null_mean``, ``null_low``, ``null_high`` and ``p_value`` as in `time_shift_nulls.NullTest`,
+    ``n`` (samples), ``num_texts``, ``num_groups``, ``num_draws``, ``reason``.
     """
-    mean, spread = over_texts(values)
-    drawn = np.array([over_texts(draw)[0] for draw in zip(*draws, strict=True)])
+    mean, spread = over_texts(values, groups)
+    drawn = np.array([over_texts(draw, groups)[0] for draw in zip(*draws, strict=True)])
     drawn = drawn.reshape(-1, *mean.shape)
     names = ("null_mean", "null_low", "null_high", "p_value")
     nulls = {name: np.full(mean.shape, np.nan) for name in names}
@@ -187,6 +192,7 @@ def with_null(
         **{name: plain(matrix) for name, matrix in nulls.items()},
         "n": n,
         "num_texts": len(values),
+        "num_groups": len(members(one_each(groups, len(values)))),
         "num_draws": len(drawn),
         "reason": reason,
     }

@@ -61,10 +61,28 @@ def test_the_findings_of_untrained_models_are_those_of_the_analysis():
     assert any(row.value is not None for row in first[0])
 
 
+def test_cases_say_what_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr(calibration.noise_cases, "CASES", {"noise, 1 text": None})
+    monkeypatch.setattr(calibration.noise_cases, "OTHER_PASSAGES", {"others": 1})
+    labels = [*(calibration.LABELS[name] for name in calibration.TESTS), calibration.PAIR_LABEL]
+    found = dict.fromkeys(labels, False)
+    monkeypatch.setattr(calibration.noise_cases, "false_in_case", lambda *_: found)
+    refused = dict.fromkeys(labels)
+    monkeypatch.setattr(calibration.noise_cases, "false_on_other_passages", lambda *_: refused)
+    rows = calibration.case_table(2, tmp_path).splitlines()
+    assert rows[2] == "| noise, 1 text |" + " 0.0% |" * 5 + " 2 of 2 |"
+    assert rows[3] == "| others |" + " refused |" * 5 + " 0 of 2 |"
+    # What is kept is not made again.
+    monkeypatch.setattr(calibration.noise_cases, "false_in_case", None)
+    assert calibration.case_table(2, tmp_path).splitlines() == rows
+
+
 def test_tables_have_a_row_a_finding(monkeypatch):
     monkeypatch.setattr(calibration, "POWER_TOKENS", (60,))
     table = calibration.noise_table(2, lambda phi, seed: {"a": (seed == 0, True)})
     assert table.splitlines()[2] == "| a | 50.0% | 100.0% | 50.0% | 100.0% |"
     assert len(calibration.power_table(1).splitlines()) == 3
+    monkeypatch.setattr(calibration, "PLANTED", {"a half-life": lambda seed: seed / 2})
+    assert calibration.planted_table(2).splitlines()[-1] == "| a half-life | 25.0% |"
     untrained = calibration.untrained_table({"c": (0.0, 1.0)})
     assert untrained.splitlines()[-1] == "| mean of all claims | 0.0% | 100.0% |"

@@ -1,7 +1,7 @@
 """A benchmark's help is made from its docstring, and what it keeps says how it was made."""
 
 from benchmarks import layer_correlations, speed
-from benchmarks.commands import benchmark_parser, keep
+from benchmarks.commands import benchmark_parser, keep, kept_part
 
 
 def test_the_help_asks_the_scripts_question_and_shows_its_first_example():
@@ -18,3 +18,11 @@ def test_a_kept_report_has_a_title_and_says_how_it_was_made(tmp_path):
     keep(path, "| a |\n\n")
     how = "`python benchmarks/key_findings.py --help` says how to make this again."
     assert path.read_text() == f"# Key findings\n\n{how}\n\n| a |\n"
+
+
+def test_a_part_that_was_kept_is_not_made_again(tmp_path):
+    folder = tmp_path / "parts"
+    assert kept_part(folder, "one", lambda: [(1, None), 2.5]) == [[1, None], 2.5]
+    assert kept_part(folder, "one", lambda: "not asked") == [[1, None], 2.5]
+    assert kept_part(None, "one", lambda: "asked") == "asked"
+    assert [path.name for path in folder.iterdir()] == ["one.json"]
