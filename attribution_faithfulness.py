@@ -38,6 +38,7 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -77,9 +78,10 @@ from suite_plumbing.commands import (
 from suite_plumbing.models import load_tokenizer
 from suite_plumbing.progress import progress
 from suite_plumbing.result_files import finite_or_none, table_html, write_csv, written_together
-from suite_plumbing.texts import EncodedText
+from suite_plumbing.texts import EncodedText, read_texts
 from token_statistics.association import spearman
 from token_statistics.intervals import mean_interval
+from token_statistics.text_groups import group_means
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,7 +105,7 @@ class Estimate:
     high: float | None
     """97.5 % bound"""
     num_texts: int
-    """texts where the quantity is defined"""
+    """independent texts (groups of related ones) where the quantity is defined"""
     p_value: float | None = None
     """of a gain: two-sided, signs of the texts' gains flipped at random; None for other quantities
     and fewer than 2 texts"""
@@ -152,6 +154,8 @@ class FaithfulnessTable:
     """why no text's tokens replaced another's; None where they did"""
     num_texts: int
     """texts"""
+    num_groups: int
+    """independent texts among them, over which means and intervals are taken"""
     num_tokens: int
     """tokens of all texts"""
     num_random: int
@@ -245,13 +249,15 @@ def faithfulness_table(
         )
     ]
     changed = randomisation_test(explained[:num_randomised_texts], names, seed)
+    groups = [one.group for one in read_texts(encoded)]
     return FaithfulnessTable(
-        {name: _summary(results, name, changed.get(name, []), seed) for name in names},
+        {name: _summary(results, name, changed.get(name, []), seed, groups) for name in names},
         [step / num_steps for step in range(num_steps + 1)],
         target.to_dict(),
         explained[0].baseline_name,
         None if len(encoded) > 1 else "one text; no other stands in for it",
         len(encoded),
+        len(set(groups)),
         sum(text.num_tokens for text in explained),
         num_random,
         min(num_randomised_texts, len(encoded)),
@@ -334,9 +340,14 @@ def _evaluate(
 
 
 def _summary(
-    results: Sequence[_TextResult], name: str, randomised: list[Estimate], seed: int
+    results: Sequence[_TextResult],
+    name: str,
+    randomised: list[Estimate],
+    seed: int,
+    groups: Sequence[int],
 ) -> MethodFaithfulness:
     """One method over all texts."""
+    estimate = partial(_estimate, seed=seed, groups=groups)
     per_text = {measure: _by_text(results, name, measure) for measure in CURVE_MEASURES}
     rivals = [rival for rival in RIVALS if rival in results[0].attributions and rival != name]
     found = [result.attributions[name] for result in results]
@@ -345,9 +356,9 @@ def _summary(
     shares = [a.bias_share for a in found if a.bias_share is not None]
     curves = [curve for result in results for curve in result.curves.get(name, ())]
     return MethodFaithfulness(
-        {m: _estimate(per_text[m], seed) for m in CURVE_MEASURES},
-        {rival: _gains(results, per_text, rival, seed) for rival in rivals},
-        {ref: _estimate([_against(r, name, ref) for r in results], seed) for ref in references},
+        {m: estimate(per_text[m]) for m in CURVE_MEASURES},
+        {rival: _gains(results, per_text, rival, seed, groups) for rival in rivals},
+        {ref: estimate([_against(r, name, ref) for r in results]) for ref in references},
         {
             "median": float(np.median(errors)) if errors else None,
             "max": max(errors) if errors else None,
@@ -366,13 +377,20 @@ def _mean_curve(curves: Sequence[Tensor]) -> list[float] | None:
 
 
 def _gains(
-    results: Sequence[_TextResult], per_text: dict[str, list[float]], rival: str, seed: int
+    results: Sequence[_TextResult],
+    per_text: dict[str, list[float]],
+    rival: str,
+    seed: int,
+    groups: Sequence[int],
 ) -> dict[str, Estimate]:
     """Each measure minus that of another method on the same text."""
     gains = {}
     for measure, values in per_text.items():
-        gained = np.subtract(values, _by_text(results, rival, measure)).tolist()
-        gains[measure] = replace(_estimate(gained, seed), p_value=_sign_flip_p(gained, seed))
+        gained = np.subtract(values, _by_text(results, rival, measure))
+        independent = np.ravel(group_means(list(gained[:, None]), groups)).tolist()
+        gains[measure] = replace(
+            _estimate(independent, seed), p_value=_sign_flip_p(independent, seed)
+        )
     return gains
 
 
@@ -403,9 +421,10 @@ def _against(result: _TextResult, name: str, reference: str) -> float:
     return spearman(result.attributions[name].scores, result.attributions[reference].scores)
 
 
-def _estimate(values: Sequence[float], seed: int) -> Estimate:
-    """Mean and interval of the defined values."""
-    defined = [value for value in values if math.isfinite(value)]
+def _estimate(values: Sequence[float], seed: int, groups: Sequence[int] | None = None) -> Estimate:
+    """Mean and interval of the defined values, of related texts their mean."""
+    means = group_means([[value] for value in values], groups)
+    defined = [float(mean[0]) for mean in means if math.isfinite(mean[0])]
     return Estimate(*mean_interval(defined, seed=seed)[:4])
 
 

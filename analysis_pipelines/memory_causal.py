@@ -33,7 +33,8 @@ from intervention_study import (
     random_positions,
     spread_positions,
 )
-from ssm_measures.components import Capture
+from ssm_measures.components import Capture, captured_ids
+from suite_plumbing.related_texts import readings
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.intervals import mean_interval
 from token_statistics.text_groups import members
@@ -76,10 +77,10 @@ def causal_memory(
 ) -> dict[str, Any]:
     """JSON of both kinds: each layer alone, all together, and all at random other positions.
 
-    ``captures``: one text each, without padding; those of fewer than MIN_CAUSAL_TOKENS tokens are
-    left out, and with none left there is only a ``reason``. Each position has ``num_random`` random
-    others, as far as the texts hold them. Cost: that of two `layer_lag_map`, and ``num_random``
-    more rows a position and kind.
+    ``captures``: one text each, without padding; those of fewer than MIN_CAUSAL_TOKENS tokens, and
+    those related to an earlier one, are left out, and with none left there is only a ``reason``.
+    Each position has ``num_random`` random others, as far as the texts hold them. Cost: that of two
+    `layer_lag_map`, and ``num_random`` more rows a position and kind.
     """
     chosen, max_lag = long_enough(captures)
     if not chosen:
@@ -93,9 +94,14 @@ def causal_memory(
 
 
 def long_enough(captures: Sequence[Capture]) -> tuple[list[int], int]:
-    """Numbers of the texts that are long enough for a causal curve, and its largest lag."""
+    """Numbers of the texts that are long enough for a causal curve, and its largest lag.
+
+    Of related texts the first: the positions of the others would be the same again.
+    """
     lengths = [captured.input_ids.shape[1] for captured in captures]
-    chosen = [i for i, length in enumerate(lengths) if length >= MIN_CAUSAL_TOKENS]
+    groups = [one.group for one in readings(captured_ids(captures))]
+    long = [i for i, length in enumerate(lengths) if length >= MIN_CAUSAL_TOKENS]
+    chosen = [long[texts[0]] for texts in members([groups[i] for i in long])]
     shortest = min((lengths[i] for i in chosen), default=0)
     return chosen, min(MAX_CAUSAL_LAG, shortest // 2 - 1)
 
@@ -127,25 +133,20 @@ def delta_at_sources(
     knockouts: Mapping[str, Any],
     deltas: Sequence[Tensor],
     seed: int = 0,
-    *,
-    groups: Sequence[int] | None = None,
 ) -> NullTest:
     """Spearman over sources of their delta with the KL when they are hidden in that layer alone.
 
     ``knockouts``: one layer's part of `causal_memory`, ``deltas`` (l, d_inner) of each text there.
     Delta at a token is the mean of ln delta over the channels whose delta is 0 at no token, without
-    which nothing is defined. Null: permutations of the sources. ``groups``: of related texts, one
-    number a text; the first of each has a say, for the others have the same sources again.
+    which nothing is defined. Null: permutations of the sources.
     """
     stepping = torch.cat([(delta > 0).all(0, keepdim=True) for delta in deltas]).all(0)
     if not bool(stepping.any()):
         return undefined("every channel has a delta of exactly 0 at some token", 0)
-    texts = sorted({text for text, _ in knockouts["positions"]})
-    firsts = {texts[some[0]] for some in members([groups[i] if groups else i for i in texts])}
     pairs = [
         (float(deltas[text][token, stepping].double().log().mean()), kl)
         for (text, token), kl in zip(knockouts["positions"], knockouts["kl"], strict=True)
-        if kl is not None and text in firsts
+        if kl is not None
     ]
     x, y = torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).T
     return spearman_permutation_test(x, y, seed=seed)

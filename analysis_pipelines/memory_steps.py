@@ -342,7 +342,6 @@ def delta_causes_step(
                 layers[f"layer_{layer}"],
                 [parts.delta[0] for parts in inputs.components(layer)],
                 inputs.settings.seed,
-                groups=inputs.groups,
             )
         }
         for layer in inputs.settings.layers

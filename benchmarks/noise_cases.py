@@ -88,12 +88,13 @@ def windows(rng: np.random.Generator, count: int = 6, length: int = 100) -> Text
     return [text[start : start + length] for start in range(0, length * count // 2, length // 2)]
 
 
-def template(rng: np.random.Generator, count: int = 20) -> Texts:
-    """Texts of 20 tokens of which two are their own and the others those of all."""
-    (common,) = _noise(rng, [20])
+def template(rng: np.random.Generator, length: int, every: int, count: int = 20) -> Texts:
+    """Texts in which one token in so many is their own, and the others are those of all."""
+    (common,) = _noise(rng, [length])
     texts = [common.copy() for _ in range(count)]
     for text in texts:
-        text[[5, 14]] = rng.standard_normal((2, CHANNELS))
+        own = text[every - 1 :: every]
+        own[:] = rng.standard_normal(own.shape)
     return texts
 
 
@@ -127,7 +128,11 @@ CASES: dict[str, Case] = {
     "20 questions of 20 tokens behind one prompt of 80": Case(
         partial(shared_beginnings, common=80, rest=20, count=20), True
     ),
-    "20 texts of one template": Case(template, True),
+    "20 texts of one template of 20 tokens": Case(partial(template, length=20, every=9), True),
+    "20 texts of one template of 100 tokens": Case(partial(template, length=100, every=12), True),
+    "20 texts that differ in every fourth token": Case(
+        partial(template, length=100, every=4), True
+    ),
     "6 windows that overlap by half": Case(windows, True),
     "a drift, 1 text": Case(partial(drifting, count=1, common=True), False),
     "a drift, 10 texts": Case(partial(drifting, count=10, common=True), False),

@@ -7,6 +7,8 @@ References:
   [1] Bretherton, Widmann, Dymnikov, Wallace & Blade 1999, The effective number of spatial degrees
       of freedom of a time-varying field, eq. 30; after Bartlett 1935
   [2] Benjamini & Hochberg 1995, Controlling the false discovery rate
+  [3] Benjamini & Yekutieli 2001, The control of the false discovery rate in multiple testing under
+      dependency, theorems 1.2 and 1.3
 
 Shapes: l tokens, n samples (tokens unless said otherwise), p and q channels.
 """
@@ -77,8 +79,13 @@ def benjamini_hochberg(p: Values, q: float = 0.05) -> Discoveries:
     """Benjamini-Hochberg control of the false discovery rate at `q` over all entries of p [2].
 
     Adjusted p_(i) = min_{j >= i} p_(j) m / j over the m defined p-values; a nan is outside the
-    family, never rejected and stays nan. Valid for independent or positively dependent tests.
-    Raises ValueError unless 0 < q < 1 and every p is in [0, 1]. Cost: one sort.
+    family, never rejected and stays nan. The rate holds for independent tests, and for dependent
+    ones where they are positively so: where each of the true nulls, as it grows, makes the others
+    no more significant on average (positive regression dependency [3]), as one-sided tests of
+    positively correlated normal statistics are. For any dependence q bounds it only times 1 + 1/2 +
+    ... + 1/m. Pairs of channels that share a channel are dependent in neither proven way: that
+    their rate holds is what `benchmarks/calibration.py` measures. Raises ValueError unless
+    0 < q < 1 and every p is in [0, 1]. Cost: one sort.
     """
     if not 0.0 < q < 1.0:
         raise ValueError(f"q is {q}; a false discovery rate lies strictly between 0 and 1")

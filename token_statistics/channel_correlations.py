@@ -29,7 +29,11 @@ from token_statistics.cka import DebiasedCKA
 from token_statistics.description import FloatArray, IntArray, unit_columns
 from token_statistics.observations import Observations, observations, row_tokens
 from token_statistics.pair_significance import ShiftedPairs
-from token_statistics.position_course import PositionCourse, unit_columns_without
+from token_statistics.position_course import (
+    PositionCourse,
+    unit_columns_without,
+    why_scaled_by_position,
+)
 from token_statistics.time_shift_nulls import (
     MAX_LAG,
     NUM_SHIFTS,
@@ -193,7 +197,8 @@ def cross_layer_correlation(
         return CrossLayerCorrelation(**head, **_no_claim(reason, n))
     n_eff = _effective_samples(x, y, course)
     independent = course.samples
-    if reason := why_too_slow(n_eff, tokens.axis_lengths, tokens.num_distinct, independent):
+    reason = why_too_slow(n_eff, tokens.axis_lengths, tokens.num_distinct, independent)
+    if reason := reason or why_scaled_by_position(x.units, y.units, tokens):
         return CrossLayerCorrelation(**head, **_no_claim(reason, n))
     r = np.clip(x.units.T @ y.units, -1.0, 1.0)
     moved = _Moved(x, y, course)

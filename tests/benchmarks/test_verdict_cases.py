@@ -85,7 +85,7 @@ def test_tables_have_a_row_a_number_of_samples(monkeypatch):
     monkeypatch.setattr(cases, "DIFFERENCES", (8,))
     monkeypatch.setattr(cases, "TWINS", (2,))
     monkeypatch.setattr(
-        cases, "permuted_demo_findings", lambda *_: cases.PermutedDemo([[finding(1)]] * 3, [])
+        cases, "permuted_demo_findings", lambda *_, **__: cases.PermutedDemo([[finding(1)]] * 3, [])
     )
     text = cases.sections(4)
     assert text[1].splitlines()[2].startswith("| 5 | ")

@@ -60,6 +60,16 @@ CASES = {
         [0, 0, 0],
         [0, 0, 50],
     ),
+    "gaps in a template": (
+        [text(1, 20), changed(changed(text(1, 20), 5), 14, (-2,)), text(2, 20)],
+        [0, 0, 2],
+        [0, 0, 0],
+    ),
+    "short texts that share a phrase": (
+        [text(1, 40), [*text(2, 15), *text(1, 40)[15:22], *text(2, 40)[22:]]],
+        [0, 1],
+        [0, 0],
+    ),
     "short minimal pair": ([[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7]], [0, 0], [0, 0]),
     "two tokens twice": ([[1, 2], [3, 4], [1, 2]], [0, 1, 0], [0, 0, 0]),
 }

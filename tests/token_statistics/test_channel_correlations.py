@@ -338,3 +338,23 @@ def test_heavy_tails_make_no_pair(tail):
         found.append(known(correlate(x, y, seed=seed).significant_share) > 0)
     # A pair beyond all 39 draws comes once in 40; more than 4 have a probability of 0.3 %.
     assert sum(found) <= 4
+
+
+def test_texts_that_repeat_each_other_by_position_are_no_null():
+    # Every fourth token is a text's own: no n-gram is shared, and the mean by position leaves
+    # those alone.
+    rng = np.random.default_rng(8)
+    x, y = (np.tile(rng.standard_normal((100, 4)), (20, 1)) for _ in range(2))
+    for side in (x, y):
+        side[3::4] = rng.standard_normal((500, 4))
+    result = correlate(x, y, (100,) * 20)
+    assert result.num_groups == 20
+    assert "both layers vary at the same positions of every text, 3.9 times" in (
+        result.reason or ""
+    )
+    assert result.mean_abs.value is None
+    # Tokens that are large in both layers, each at a place of its own, are no such thing.
+    x, y = rng.standard_normal((2, 2000, 4))
+    large = rng.integers(0, 2000, 40)
+    x[large], y[large] = 10 * x[large], 10 * y[large]
+    assert correlate(x, y, (100,) * 20).reason is None
