@@ -140,6 +140,20 @@ def test_a_gain_has_the_p_of_its_signs():
     assert table.methods["mamba_lrp"].over["recency"]["delta_af"].p_value is not None
 
 
+def test_copies_of_a_text_are_one_in_means_and_intervals():
+    model, texts = make_tiny_model(), encoded(9, 9, 9)
+    table = faithfulness_table(
+        model, None, [*texts, texts[0], texts[0]], ["recency"], num_randomised_texts=0
+    )
+    assert (table.num_texts, table.num_groups) == (5, 3)
+    values = table.methods["recency"].per_text["delta_af"]
+    estimate = table.methods["recency"].measures["delta_af"]
+    assert (estimate.num_texts, estimate.low) == (3, None)
+    of_copies = np.mean([values[i] or 0.0 for i in (0, 3, 4)])
+    expected = np.mean([of_copies, values[1] or 0.0, values[2] or 0.0])
+    assert estimate.mean == pytest.approx(expected)
+
+
 def test_a_method_that_ranks_nothing_is_none_with_the_reason_and_leaves_the_rest():
     model = make_tiny_model()
     with torch.no_grad():

@@ -290,3 +290,32 @@ def test_what_the_text_cannot_show_is_said():
     assert said["median"] is None
     assert said["num_limited_by_text"] == 2
     assert said["reason"] == "limited by the text: half of the heads keep longer"
+
+
+def test_what_was_read_before_counts_in_no_part_of_the_memory():
+    rng = np.random.default_rng(3)
+    first = torch.from_numpy(rng.exponential(0.2, (60, 4))).float()
+    other = torch.cat([first[:40], torch.from_numpy(rng.exponential(0.2, (20, 4))).float()])
+    A = -torch.from_numpy(rng.uniform(0.1, 2.0, (4, 2))).float()
+    ids = [list(range(60)), [*range(40), *range(100, 120)]]
+    parts = [components(delta, A=A) for delta in (first, other)]
+    found = delta_memory(parts, token_ids=ids)
+    assert (found.num_tokens, found.num_texts, found.num_groups) == (80, 2, 1)
+    new = torch.cat([first, other[40:]]).double()
+    assert found.delta["mean"] == pytest.approx(float(new.mean()))
+    # Of the second text the windows that end at a token of its own, the first 40 being their past.
+    for lag, value in zip(found.lags, found.survival, strict=True):
+        sums = [
+            one[t - lag + 1 : t + 1].sum(0)
+            for one, start in ((first.double(), lag), (other.double(), 40))
+            for t in range(max(start, lag), 60)
+        ]
+        expected = torch.exp(torch.stack(sums)[:, :, None] * A.double()).mean()
+        assert value == pytest.approx(float(expected), rel=1e-5)  # float32
+    once, twice = (delta_memory(parts[:1], token_ids=ids[:1]),
+                   delta_memory([parts[0]] * 3, token_ids=[ids[0]] * 3))  # fmt: skip
+    assert (twice.survival, twice.consistency) == (once.survival, once.consistency)
+    assert torch.equal(twice.tokens_to_half, once.tokens_to_half)
+    assert twice.autocorrelation.mean == once.autocorrelation.mean
+    with pytest.raises(ValueError, match="token_ids holds texts of"):
+        delta_memory(parts, token_ids=ids[:1] * 2 + [[1]])

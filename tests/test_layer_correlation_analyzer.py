@@ -189,6 +189,17 @@ def test_the_summary_of_activations_is_that_of_the_tensors(captures):
     assert 1 <= summary["participation_ratio"] <= 32
 
 
+def test_a_summary_of_a_batch_has_the_tokens_that_are_new(tiny_model):
+    ids = torch.randint(1, 64, (1, 30), generator=torch.Generator().manual_seed(1))
+    other = torch.cat([ids[:, :20], ids[:, 20:].flip(1)], dim=1)
+    alone, both = (capture(tiny_model, x, None, [1]) for x in (ids, torch.cat([ids, other])))
+    assert summarise_activations(both, 1)["num_tokens"] == 40
+    again = capture(tiny_model, ids.expand(3, -1), None, [1])
+    once, thrice = (summarise_activations(x, 1)["residual_norm"] for x in (alone, again))
+    assert thrice["n"] == once["n"] == 30
+    assert thrice["mean"] == pytest.approx(once["mean"], rel=1e-6)  # float32, by batch
+
+
 def test_the_command_writes_its_files(tiny_model_dir, tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--model", str(tiny_model_dir), "--layers", "0,2", "--quiet", "--device", "cpu"]

@@ -205,6 +205,21 @@ def test_texts_too_short_for_a_null_have_none():
     assert np.isfinite(values.cka[0]).all()
 
 
+def test_related_texts_are_shifted_alike_and_compared_with_no_relative():
+    texts = [TEXTS[0], TEXTS[0][:100], TEXTS[1]]
+    models = [make_tiny_model(), make_tiny_neox()]
+    subjects = subjects_of(models, [TOKENIZER] * 2)
+    encoded = {one.name: encode_texts(one.tokenizer, texts, one.max_tokens) for one in subjects}
+    pieces = [shared_pieces({name: found[i] for name, found in encoded.items()}) for i in range(3)]
+    shifts = shifts_for(pieces, 0, [0, 0, 2])
+    assert shifts.tokens is not None
+    assert (shifts.tokens[:, 0] == shifts.tokens[:, 1]).all()
+    assert (shifts.tokens[:, 0] != shifts.tokens[:, 2]).any()
+    found = measure(subjects, encoded, pieces, shifts)
+    (values,) = found.pairs.values()
+    assert (len(values.causal), len(values.other_text)) == (3, 1)
+
+
 def test_twins_are_fresh_and_seeded():
     subjects = subjects_of([make_tiny_model(), make_tiny_neox()], [TOKENIZER] * 2)
     weights = [

@@ -327,3 +327,18 @@ def test_one_text_cannot_tell_what_layers_share_from_position():
         claim = found["Channels of successive layers are correlated on average"]
         assert claim.verdict == verdict
         assert verdict != TOO_LITTLE or "position in a text" in (claim.reason or "")
+
+
+def test_ten_copies_of_a_text_are_one_wherever_texts_are_counted(planted):
+    texts = {f"text_{i}": planted["individual_texts"][f"text_{min(i, 1)}"] for i in range(12)}
+    origins = {f"text_{i}": {"group": f"text_{min(i, 1)}"} for i in range(12)}
+    copies = {**planted, "individual_texts": texts}
+    found = {f.claim: f for f in key_findings({**copies, "provenance": {"texts": origins}})}
+    as_if = {f.claim: f for f in key_findings(copies)}
+    ranked = "Memory modulation varies across layers"
+    assert found[ranked].reason == "2 independent texts; a claim over texts needs 12"
+    assert as_if[ranked].verdict == ABOVE_CHANCE
+    tied = "Tokens of larger delta receive more attention"
+    # One place of each text: at most two texts' here.
+    assert found[tied].n <= 2 * len(LAYERS) < 10 * len(LAYERS) < as_if[tied].n
+    assert (found[tied].chance_p or 0) > (as_if[tied].chance_p or 1)

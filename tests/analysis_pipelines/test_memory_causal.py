@@ -12,6 +12,7 @@ from analysis_pipelines.memory_causal import (
     delta_at_sources,
     delta_interventions,
     knockouts_by_layer,
+    long_enough,
     neurons_beside_random,
 )
 from causal_interventions.causal_curves import CausalMemoryCurve
@@ -45,6 +46,15 @@ def test_texts_too_short_are_left_out_and_named():
         assert {text for text, _ in part["together"]["positions"]} == {1}
         assert len(part["layers"]["layer_2"]["kl"]) == len(part["together"]["positions"])
     assert set(causal_memory(model, captures[:1], [0], num_positions=3)) == {"reason"}
+
+
+def test_of_related_texts_the_first_is_measured():
+    model = make_tiny_model()
+    first, other = text_of(model, 40), text_of(model, 40, seed=1)
+    ids = first.input_ids.clone()
+    ids[0, 20] = 1 + ids[0, 20] % 60
+    copy = capture(model, ids, None, [0, 2])
+    assert long_enough([first, copy, other, first]) == ([0, 2], 19)
 
 
 def test_positions_agree_with_the_curve_and_random_ones_stand_beside():

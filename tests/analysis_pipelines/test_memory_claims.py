@@ -81,6 +81,8 @@ def test_passing_is_claimed_from_cuts_that_exceed_other_directions():
     open_ = passing_claim({"layer_0_to_1": {"text_0": nothing}})
     assert (open_.verdict, open_.reason) == (TOO_LITTLE, "layer 1 writes nothing")
     assert passing_claim({"reason": "needs at least two layers"}).verdict == TOO_LITTLE
+    copies = {f"text_{i}": passed(0.5) for i in range(4)}
+    assert passing_claim({"layer_0_to_1": copies}, [0, 1, 0, 0]).n == 2
 
 
 def test_positions_of_a_text_are_one_sample_without_those_that_a_layer_lacks():
@@ -93,6 +95,8 @@ def test_positions_of_a_text_are_one_sample_without_those_that_a_layer_lacks():
     found = text_values(causal, "knockout", [0, 2], "kl")
     assert found == {"layer_0": [1.0, 4.0], "layer_2": [4.0, 6.5]}
     assert text_values({}, "knockout", [0, 2], "kl") == {}
+    together = text_values(causal, "knockout", [0, 2], "kl", [0, 1, 0])
+    assert together == {"layer_0": [2.5], "layer_2": [5.25]}
 
 
 def test_no_claim_of_the_main_analysis_has_the_same_words():

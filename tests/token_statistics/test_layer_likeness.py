@@ -151,6 +151,15 @@ def test_means_over_texts_leave_undefined_ones_out():
     assert np.isnan(over_texts([np.ones((1, 1))])[1][0, 0])
 
 
+def test_related_texts_are_one_in_the_mean_and_its_spread():
+    values = [np.array([[v, 1.0]]) for v in (1.0, 3.0, 8.0, np.nan)]
+    mean, spread = over_texts(values, [0, 0, 1, 1])
+    np.testing.assert_allclose(mean, [[5.0, 1.0]])
+    np.testing.assert_allclose(spread, [[np.std([2.0, 8.0], ddof=1), 0.0]])
+    section = with_null(values, [], 9, "few", [0, 0, 1, 1])
+    assert (section["num_texts"], section["num_groups"]) == (4, 2)
+
+
 def test_a_statistic_beside_its_null():
     values = [np.array([[0.9, 0.0]]), np.array([[0.7, math.nan]])]
     draws = [np.linspace(-0.5, 0.5, 39)[:, None, None] * np.ones((39, 1, 2))] * 2
