@@ -149,8 +149,8 @@ def test_copies_of_a_text_are_one_in_means_and_intervals():
     values = table.methods["recency"].per_text["delta_af"]
     estimate = table.methods["recency"].measures["delta_af"]
     assert (estimate.num_texts, estimate.low) == (3, None)
-    of_copies = np.mean([values[i] or 0.0 for i in (0, 3, 4)])
-    expected = np.mean([of_copies, values[1] or 0.0, values[2] or 0.0])
+    first, second, third, *copies = [value or 0.0 for value in values]
+    expected = (sum([first, *copies]) / 3 + second + third) / 3
     assert estimate.mean == pytest.approx(expected)
 
 
