@@ -165,9 +165,9 @@ def attention_data(captured: Capture, parameters: Mapping[int, MixerParameters])
 
 
 def layer_parameters(model: PreTrainedModel, layers: Sequence[int]) -> dict[int, MixerParameters]:
-    """Weights around the scans of these layers of a model."""
+    """Weights around the scans of these layers of a model; ValueError for one it does not have."""
     sites = find_mixers(model)
-    return {layer: mixer_parameters(sites[layer]) for layer in layers}
+    return {layer: mixer_parameters(sites[layer]) for layer in model_layers(model, layers)}
 
 
 def attention_weighted(

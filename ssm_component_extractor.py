@@ -52,16 +52,18 @@ def capture(
 ) -> Capture:
     """Run the model once on (b, l) token ids and keep the components of these layers.
 
-    The forward pass ends after the last of the layers. Raises UnsupportedModelError for a model
+    ``layer_indices`` as in `model_layers`. The forward pass ends after the last of the layers.
+    Raises ValueError for layers that the model does not have, UnsupportedModelError for a model
     without selective SSM mixers, and AnalysisError where a layer's quantities overflow. Cost: that
     forward pass and one replay for each layer; memory about 8 * b * l * d_inner floats a layer.
     """
     if not isinstance(input_ids, Tensor) or input_ids.dim() != 2:
         raise ValueError(f"input_ids is {quoted(input_ids)}; pass a tensor (b, l) of token ids")
+    layers = model_layers(model, layer_indices)
     input_ids = input_ids.long()
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
     device = execution_device(model)
-    records = record_layers(model, list(layer_indices), input_ids.to(device), mask.to(device))
+    records = record_layers(model, layers, input_ids.to(device), mask.to(device))
     mask = mask.cpu()
     captured = Capture(
         input_ids.cpu(),

@@ -35,6 +35,8 @@ from mamba_mixers.sites import (
 )
 from mamba_mixers.token_positions import TokensRead, real_tokens
 from mamba_mixers.weights import check_has_logits, input_embeddings, is_rms_norm
+from suite_plumbing.checks import int_or_none, validate_int
+from suite_plumbing.messages import quoted
 
 Observer = Callable[[int, MixerReplay], None]
 
@@ -83,7 +85,7 @@ def fast_scan(
         if recompute:
             raise ValueError(f"recompute is {recompute} beside memories; use one of the two")
         _check_that_all_memory_is_in_mixers(model)
-    edits = dict(edits or {})
+    edits = {validate_int("a layer of edits", i, 0): edit for i, edit in (edits or {}).items()}
     if unknown := sorted(set(edits) - set(sites)):
         raise ValueError(
             f"edits names layers {unknown} without an SSM; those with one: {list(sites)}"
@@ -131,10 +133,11 @@ def forward_from(
     """
     blocks = blocks_of(model)
     check_has_logits(model)
-    if not 0 <= layer < len(blocks):
-        raise ValueError(f"layer is {layer}; the model has layers 0 to {len(blocks) - 1}")
+    first = int_or_none(layer)
+    if first is None or not 0 <= first < len(blocks):
+        raise ValueError(f"layer is {quoted(layer)}; the model has layers 0 to {len(blocks) - 1}")
     inputs = hidden_states
-    if model_family(model).reads_embeddings_again and layer > 0:
+    if model_family(model).reads_embeddings_again and first > 0:
         if input_ids is None:
             raise ValueError(
                 f"input_ids is None, but layers of {type(model).__name__} read the embeddings "
@@ -143,10 +146,10 @@ def forward_from(
         inputs = input_embeddings(model, input_ids)
     with ExitStack() as stack:
         stack.enter_context(exclusive_use(model))
-        for block in blocks[:layer]:
+        for block in blocks[:first]:
             stack.enter_context(_skipped(model, block))
-        entered = _entered_by(blocks[layer], hidden_states)
-        stack.enter_context(replaced_forward(blocks[layer], entered))
+        entered = _entered_by(blocks[first], hidden_states)
+        stack.enter_context(replaced_forward(blocks[first], entered))
         kept = model(
             inputs_embeds=inputs, use_cache=False, return_dict=True, logits_to_keep=last_logits
         ).logits

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from selective_scan.scan import scan_hidden_states
 from ssm_measures.states import StateMeasures, measure_states
+from suite_plumbing.checks import int_or_none
 from suite_plumbing.messages import quoted
 from suite_plumbing.result_files import five_digits
 from token_statistics.description import FloatArray, summarise
@@ -253,9 +254,10 @@ def captured_ids(captures: Sequence[Capture]) -> tuple[tuple[int, ...], ...]:
 
 def extracted_layer(by_layer: Mapping[int, T], layer_idx: int, method: str) -> T:
     """One layer of an earlier result; ValueError, naming the call to make, if it is not there."""
-    if layer_idx not in by_layer:
+    layer = int_or_none(layer_idx)
+    if layer is None or layer not in by_layer:
         raise ValueError(
             f"layer_idx is {quoted(layer_idx)}; the layers extracted are {sorted(by_layer)}. "
             f"Call {method}(...) with it first"
         )
-    return by_layer[layer_idx]
+    return by_layer[layer]

@@ -61,6 +61,8 @@ def whole_numbers(
 
 def validate_number(name: str, value: Any, *, above: float | None = None) -> float:
     """Return `value` as a finite float, larger than ``above``; ValueError for anything else."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
     is_real = isinstance(value, (Real, Tensor)) and not isinstance(value, (bool, np.bool_))
     if is_real and isinstance(value, Tensor):
         is_real = value.numel() == 1 and not value.is_complex() and value.dtype != torch.bool

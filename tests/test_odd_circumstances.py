@@ -12,15 +12,17 @@ from mixer_cases import logits_of
 
 from attention_neurons import MambaAttentionNeurons, layer_parameters
 from causal_interventions.effects import intervention_effects
-from causal_interventions.interventions import reset_state
+from causal_interventions.interventions import reset_state, scale_delta
+from causal_interventions.passing import passing
 from causal_interventions.targets import resolve_target
 from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
 from delta_extraction import DeltaExtractor
 from input_attribution import ATTRIBUTION_METHODS, attribute, explain
-from mamba_mixers.running import fast_scan
+from mamba_mixers.running import fast_scan, forward_from
 from mamba_mixers.sites import UnsupportedModelError
 from ssm_component_extractor import capture
 from ssm_measures.attention_maps import mean_map
+from ssm_measures.components import extracted_layer
 from ssm_measures.full_mixer_maps import full_mixer_map
 from suite_plumbing.precision import default_dtype
 
@@ -80,6 +82,33 @@ def test_ids_of_any_integer_dtype(dtype):
     model, ids = make_tiny_model(), IDS[0].numpy()
     narrow: Any = ids.astype(dtype)
     assert explain(model, narrow, LOGIT).f == explain(model, IDS[0], LOGIT).f
+
+
+@pytest.mark.parametrize("number", [np.int64, np.array, torch.tensor])
+def test_layers_of_any_kind_of_whole_number(number):
+    model = make_tiny_model()
+    captured = capture(model, IDS, None, [number(0), number(-1)])
+    assert list(captured.components) == [0, 3]
+    assert list(layer_parameters(model, [number(1)])) == [1]
+    streams = forward_from(model, number(1), captured.block_outputs[0])
+    torch.testing.assert_close(streams, logits_of(model, IDS), rtol=1e-4, atol=1e-5)  # float32
+    moved = intervention_effects(model, captured, scale_delta(number(2), [number(0)])).kl
+    assert torch.equal(moved, intervention_effects(model, captured, scale_delta(2, [0])).kl)
+    assert passing(model, captured, np.int64(0), np.int64(3)).cut is not None
+
+
+@pytest.mark.parametrize("layer", [1.0, True, "1", None, 4, 1 + 0j])
+def test_what_is_no_layer_is_refused_before_anything_runs(layer):
+    model = make_tiny_model()
+    for call in (
+        lambda: capture(model, IDS, None, [layer]),
+        lambda: layer_parameters(model, [layer]),
+        lambda: forward_from(model, layer, torch.zeros(1, 4, 32)),
+        lambda: fast_scan(model, edits={layer: lambda stage, x: x}).__enter__(),
+        lambda: extracted_layer({0: 1, 1: 2}, layer, "capture"),
+    ):
+        with pytest.raises(ValueError, match="layer"):
+            call()
 
 
 def test_effects_on_a_model_steered_by_a_hook():
