@@ -89,14 +89,21 @@ def answers(found: Section) -> list[Answer]:
 def memory_answer(found: Section) -> Answer:
     """How long a state keeps a token, layers in groups."""
     question, path = "memory", "overview.layers[].median_half_life"
-    halves = {row["layer"]: row["median_half_life"] for row in found["layers"]}
+    halves, lasting = {}, []
+    for row in found["layers"]:
+        half_life = row["median_half_life"]
+        halves |= {} if half_life is None else {row["layer"]: half_life}
+        lasting += [row["layer"]] if half_life is None else []
+    if not halves:
+        return Answer(question, "No layer's state forgets: A or delta is 0.", False, path=path)
+    without = f" Without a half-life: {layer_names(lasting)}." if lasting else ""
     groups = half_life_groups(halves)
     values = tuple(halves.values())
     common = {"n": found["num_tokens"], "path": path, "layers": tuple(halves), "values": values}
     if len(groups) < 2:
         return Answer(
             question, f"No layer keeps tokens much longer than another: median half-life "
-            f"{_range(values)} tokens in all of them.", False, **common,
+            f"{_range(values)} tokens in all of them.{without}", False, **common,
         )  # fmt: skip
     first, *others = (
         f"{layer_names(group)} {{}} {_approximately([halves[layer] for layer in group])}"
@@ -109,7 +116,7 @@ def memory_answer(found: Section) -> Answer:
     limit = f"; no text here is longer than {length} tokens" if longest > length else ""
     sentence = (
         f"{capitalised(', '.join(parts))} tokens (median half-life, as A and the mean delta set "
-        f"it{limit})."
+        f"it{limit}).{without}"
     )
     return Answer(question, sentence, True, **common)
 

@@ -102,7 +102,8 @@ def _measures(found: Sequence[LayerText]) -> dict[str, Any]:
     limited = any(one.limited_by_text for one in found)
     return {
         "heads_measured": len(found[0].heads),
-        "median_half_life": float(np.median([one.half_life for one in found])),
+        # None where a state forgets nothing, as where A or delta is 0.
+        "median_half_life": finite_or_none(float(np.median([one.half_life for one in found]))),
         "tokens_to_half": finite_or_none(float(np.median([one.tokens_to_half for one in found]))),
         "lag_90": finite_or_none(float(np.median([one.lag_90 for one in found]))),
         "limited_by_text": limited,
@@ -118,7 +119,12 @@ def _tested(
     unit: str,
     interval: list[float] | None = None,
 ) -> dict[str, Any]:
-    """A statistic beside its null: 95 % of the draws, and p among all that were tried."""
+    """A statistic beside its null: 95 % of the draws, and p among all that were tried.
+
+    None, with the reason, where it or a draw is a ratio to 0.
+    """
+    if not (math.isfinite(value) and np.isfinite(draws).all()):
+        return _untested("the layer gives nothing to compare with", n, unit)
     low, high = np.quantile(draws, (0.025, 0.975))
     return {
         "value": finite_or_none(value), "null_mean": float(draws.mean()),
@@ -219,9 +225,11 @@ def _sinks(texts: Sequence[TextFacts], layers: Sequence[int]) -> list[dict[str, 
     heads = [sorted({head for one in of_layer for head in one.sink_heads}) for of_layer in measures]
     gains = np.array([_ratio(np.sum([one.sink_sums for one in m], axis=0)) for m in measures])
     draws = gains[:, _SKIPPED:].T
-    draws = draws[np.isfinite(draws).all(axis=1)]
-    if len(draws) < MIN_DRAWS or not np.isfinite(gains[:, 0]).all():
+    attending = np.isfinite(gains[:, 0])
+    draws = draws[np.isfinite(draws[:, attending]).all(axis=1)]
+    if len(draws) < MIN_DRAWS or not attending.any():
         why = f"texts too short to put {MIN_DRAWS} other tokens in the first one's place"
+        why = why if attending.any() else "no layer attends to anything"
         return [_untested(why, len(texts), "texts") | {"heads": held} for held in heads]
     p = largest_of_all_p(gains[:, 0], draws)
     return [

@@ -35,7 +35,7 @@ from mamba_mixers.sites import (
 )
 from mamba_mixers.token_positions import TokensRead, real_tokens
 from mamba_mixers.weights import check_has_logits, input_embeddings, is_rms_norm
-from suite_plumbing.checks import int_or_none, validate_int
+from suite_plumbing.checks import LARGEST_INT, int_or_none, validate_int
 from suite_plumbing.messages import quoted
 
 Observer = Callable[[int, MixerReplay], None]
@@ -85,7 +85,9 @@ def fast_scan(
         if recompute:
             raise ValueError(f"recompute is {recompute} beside memories; use one of the two")
         _check_that_all_memory_is_in_mixers(model)
-    edits = {validate_int("a layer of edits", i, 0): edit for i, edit in (edits or {}).items()}
+    edits = {
+        validate_int("a layer of edits", i, -LARGEST_INT): edit for i, edit in (edits or {}).items()
+    }
     if unknown := sorted(set(edits) - set(sites)):
         raise ValueError(
             f"edits names layers {unknown} without an SSM; those with one: {list(sites)}"

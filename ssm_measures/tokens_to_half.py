@@ -10,6 +10,9 @@ from numpy.typing import NDArray
 
 from token_statistics.description import FloatArray
 
+_FASTEST = 1e200
+"""A state of this rate, and one of an infinite one, is gone at the next token."""
+
 
 def tokens_to_half(
     deltas: Sequence[FloatArray],
@@ -25,6 +28,7 @@ def tokens_to_half(
     is that of its mean. inf where no lag is such: the texts are too short. Cost: O(tokens H log l).
     """
     longest = max(map(len, deltas))
+    rates = np.minimum(rates, _FASTEST)
     # Changes, from lag to lag, of the number of tokens that have half or less left, and of those
     # with so many tokens after them.
     done, at_risk = np.zeros((len(rates), longest + 1)), np.zeros(longest + 1)

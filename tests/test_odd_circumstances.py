@@ -1,6 +1,7 @@
 """The same numbers under odd circumstances: modes and dtypes of torch, a model's own settings."""
 
 import ast
+import json
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from ssm_component_extractor import capture
 from ssm_measures.attention_maps import mean_map
 from ssm_measures.components import extracted_layer
 from ssm_measures.full_mixer_maps import full_mixer_map
+from ssm_measures.tokens_to_half import tokens_to_half
 from suite_plumbing.precision import default_dtype
 
 IDS = torch.arange(2, 20)[None]
@@ -217,3 +219,58 @@ def test_whoever_reads_logits_asks_for_them_by_name():
                 if node.attr == "logits" and "use_cache" in names and "return_dict" not in names:
                     bare.append(f"{path.name}:{node.lineno}")
     assert bare == []
+
+
+def _forgets_at_once(mixer: Any) -> None:
+    mixer.A_log.fill_(200.0)  # exp of it is infinite in float32
+
+
+def _forgets_nothing(mixer: Any) -> None:
+    mixer.A_log.fill_(-200.0)
+
+
+def _writes_nothing(mixer: Any) -> None:
+    mixer.conv1d.weight.zero_()
+    mixer.conv1d.bias.zero_()
+
+
+def _steps_widely(mixer: Any) -> None:
+    mixer.dt_proj.bias.fill_(30.0)
+
+
+def _steps_nowhere(mixer: Any) -> None:
+    mixer.dt_proj.bias.fill_(-1e4)
+    mixer.dt_proj.weight.zero_()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_forgets_at_once, _forgets_nothing, _writes_nothing, _steps_widely, _steps_nowhere],
+)
+@pytest.mark.parametrize("layers", [slice(1, 2), slice(None)])
+def test_a_layer_at_a_limit_leaves_the_rest_of_the_analysis_intact(change, layers):
+    """Ratios and logarithms of what is 0 or infinite there are None; every step has a result."""
+    model: Any = make_tiny_model()
+    with torch.no_grad():
+        for block in model.backbone.layers[layers]:
+            change(block.mixer)
+    analyzer = CorrectedRecursiveSSMAttentionNeuronAnalyzer(model, tokenizer=make_tiny_tokenizer())
+    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], [1, 2])
+    assert results["self_check"]["without_result"] == {}
+    rows = {row["layer"]: row for row in results["overview"]["layers"]}
+    assert (
+        all(rows[layer]["median_half_life"] is not None for layer in (0, 2)) or layers.stop is None
+    )
+    if change in (_forgets_nothing, _steps_nowhere):
+        assert rows[1]["median_half_life"] is None
+        said = results["overview"]["answers"][0]["sentence"]
+        assert "Without a half-life: layer 1" in said or said.startswith("No layer's state forgets")
+    undefined = [rows[1][name] for name in ("copying", "sink") if rows[1][name]["value"] is None]
+    assert all(test["reason"] for test in undefined)
+    json.dumps(results, allow_nan=False)
+
+
+def test_tokens_to_half_of_a_state_of_infinite_rate_is_one():
+    deltas = [np.full((9, 3), 0.1)]
+    found = tokens_to_half(deltas, np.array([np.inf, 1e300, np.log(2) / 0.2]))
+    assert found.tolist() == [1, 1, 2]
