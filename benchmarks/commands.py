@@ -70,6 +70,22 @@ def kept_part(folder: Path | None, name: str, make: Callable[[], Any]) -> Any:
     return made
 
 
+def keep_section(path: Path, report: str) -> None:
+    """Put a report that begins with a heading ``## ...`` into a file of several scripts' sections.
+
+    It takes the place of the section of that heading, or comes last; the others stay.
+    """
+    heading, _, body = report.strip().partition("\n")
+    before = path.read_text(encoding="utf-8") if path.exists() else ""
+    parts = re.split(r"^(## .*)$", before, flags=re.MULTILINE)[1:]
+    sections = dict(zip(parts[::2], parts[1::2], strict=True)) | {heading: f"\n{body}\n"}
+    path.parent.mkdir(exist_ok=True)
+    with write_atomically(path) as handle:
+        handle.write(f"# {path.stem.replace('_', ' ').capitalize()}\n")
+        for title, text in sections.items():
+            handle.write(f"\n{title}\n\n{text.strip()}\n")
+
+
 def keep(path: Path, report: str, script: str | None = None) -> None:
     """Write a report under its title, with the command that says how to make it again.
 

@@ -33,7 +33,7 @@ from pathlib import Path
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
+from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep_section
 from suite_plumbing.checks import validate_int
 from suite_plumbing.commands import run_main
 from suite_plumbing.result_reading import load_results
@@ -222,7 +222,7 @@ def _command(argv: list[str]) -> int:
             print(outcomes[-1], flush=True)
     print(report(outcomes))
     if args.save:
-        keep(RESULTS, report(outcomes))
+        keep_section(RESULTS, report(outcomes))
     return 1 if any(one.faults for one in outcomes) else 0
 
 

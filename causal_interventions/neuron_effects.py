@@ -23,7 +23,7 @@ from mamba_mixers.sites import num_layers
 from mamba_mixers.weights import check_has_logits
 from ssm_measures.components import Capture, extracted_layer
 from ssm_measures.neuron_sets import NeuronSet
-from suite_plumbing.arguments import torch_rng, validate_choice, validate_int
+from suite_plumbing.arguments import torch_rng, validate_choice, validate_int, whole_numbers
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import execution_device
 from suite_plumbing.progress import progress
@@ -346,5 +346,5 @@ def _checked_neurons(neurons: Sequence[int], captured: Capture, gated: Tensor) -
             f"captured has {len(gated)} texts; ablation takes one: pass captured.text(row)"
         )
     size = gated.shape[2]
-    chosen = [validate_int("neurons", neuron, 0, size - 1) for neuron in neurons]
+    chosen = whole_numbers("neurons", neurons, 0, size - 1, empty=True)
     return torch.tensor(chosen, dtype=torch.long)

@@ -67,6 +67,7 @@ def passing(
     layers in another order, and num_directions < 1. Cost: the layers after ``first``, for
     2 + num_directions rows.
     """
+    first, second = validate_int("first", first, 0), validate_int("second", second, 0)
     if not first < second:
         raise ValueError(f"layers are {first} and {second}; the first must come before the second")
     validate_int("num_directions", num_directions, 1)

@@ -90,13 +90,14 @@ def test_ids_of_any_integer_dtype(dtype):
 def test_layers_of_any_kind_of_whole_number(number):
     model = make_tiny_model()
     captured = capture(model, IDS, None, [number(0), number(-1)])
+    numpy_layers: Any = np.array([0, 3])
     assert list(captured.components) == [0, 3]
     assert list(layer_parameters(model, [number(1)])) == [1]
     streams = forward_from(model, number(1), captured.block_outputs[0])
     torch.testing.assert_close(streams, logits_of(model, IDS), rtol=1e-4, atol=1e-5)  # float32
     moved = intervention_effects(model, captured, scale_delta(number(2), [number(0)])).kl
     assert torch.equal(moved, intervention_effects(model, captured, scale_delta(2, [0])).kl)
-    assert passing(model, captured, np.int64(0), np.int64(3)).cut is not None
+    assert passing(model, captured, *numpy_layers).cut is not None
 
 
 @pytest.mark.parametrize("layer", [1.0, True, "1", None, 4, 1 + 0j])

@@ -1,7 +1,7 @@
 """A benchmark's help is made from its docstring, and what it keeps says how it was made."""
 
 from benchmarks import layer_correlations, speed
-from benchmarks.commands import benchmark_parser, keep, kept_part
+from benchmarks.commands import benchmark_parser, keep, keep_section, kept_part
 
 
 def test_the_help_asks_the_scripts_question_and_shows_its_first_example():
@@ -26,3 +26,10 @@ def test_a_part_that_was_kept_is_not_made_again(tmp_path):
     assert kept_part(folder, "one", lambda: "not asked") == [[1, None], 2.5]
     assert kept_part(None, "one", lambda: "asked") == "asked"
     assert [path.name for path in folder.iterdir()] == ["one.json"]
+
+
+def test_a_section_takes_the_place_of_its_own_alone(tmp_path):
+    path = tmp_path / "two_things.md"
+    for report in ("## One\n\nfirst", "## Other\n\nsecond", "## One\n\n| a |\n|---|"):
+        keep_section(path, report)
+    assert path.read_text() == "# Two things\n\n## One\n\n| a |\n|---|\n\n## Other\n\nsecond\n"

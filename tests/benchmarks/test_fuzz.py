@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from benchmarks import fuzz
+from benchmarks import fuzz, fuzz_commands, fuzz_inputs
 
 
 def test_a_slice_of_the_inputs_comes_to_no_wrong_outcome():
@@ -51,7 +51,7 @@ def test_inputs_depend_on_the_seed_and_the_number_alone(tmp_path):
     for _ in range(2):
         path.write_text(json.dumps({"a": {"b": [1, 2]}, "c": 5}))
         rng = fuzz.random.Random("0/3")
-        words.append((fuzz._damage(path, rng), path.exists() and path.read_bytes()))
+        words.append((fuzz_inputs._damage(path, rng), path.exists() and path.read_bytes()))
     assert words[0] == words[1]
 
 
@@ -66,3 +66,38 @@ def test_the_report_counts_and_names_what_is_wrong():
     assert "- 1, traceback: `f(y)` KeyError: 5" in text
     with pytest.raises(ValueError, match="count is 0"):
         next(fuzz.fuzz(0))
+
+
+def test_a_run_goes_on_from_its_log(monkeypatch, tmp_path, capsys):
+    def case_of(stand, seed, index, folder, kind=None):
+        ran.append(index)
+        return fuzz.Case("call", f"number {index}", lambda: 1, argv=("x.py",))
+
+    ran: list[int] = []
+    monkeypatch.setattr(fuzz, "case_of", case_of)
+    monkeypatch.setattr(fuzz, "make_stand", lambda folder: fuzz.Stand(folder, folder, folder))
+    monkeypatch.setattr(fuzz, "_real_outcome", lambda case, folder: ("done", ""))
+    log = str(tmp_path / "log.jsonl")
+    assert fuzz.main(["--count", "2", "--log", log]) == 0
+    assert fuzz.main(["--count", "3", "--commands", "2", "--log", log]) == 0
+    held = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [one[0] for one in held] == [0, 1, 2, 0, 1]
+    assert ran == [0, 1]  # in this process: of the commands alone
+    text = capsys.readouterr().out
+    assert "5 inputs, seed 0." in text
+    assert "| real command | 2 | 0" in text
+
+
+def test_every_command_is_tried_and_an_empty_value_may_not_be_taken(tmp_path):
+    scripts = {path.stem for path in fuzz.ROOT.glob("*.py")} - {"utils", "analysis_utils"}
+    assert {name for name in scripts if "main(" in (fuzz.ROOT / f"{name}.py").read_text()} == set(
+        fuzz_commands.COMMANDS
+    )
+    stand = fuzz.Stand(tmp_path, tmp_path, tmp_path / "results.json")
+    (tmp_path / "model.safetensors").touch()
+    cases = [fuzz.case_of(stand, 3, i, tmp_path, "command line") for i in range(300)]
+    assert len({case.argv[0] for case in cases}) == len(fuzz_commands.COMMANDS)
+    assert any(case.must_refuse for case in cases)
+    assert all("" in case.argv for case in cases if case.must_refuse)
+    empty = fuzz.Case("command line", "", lambda: 0, must_refuse=True)
+    assert fuzz.outcome_of(empty)[0] == "wrong acceptance"

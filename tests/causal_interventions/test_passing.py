@@ -65,6 +65,13 @@ def test_directions_are_seeded():
     assert first.directions != other.directions
 
 
+@pytest.mark.parametrize("layer", [None, "1", 1.5, -1, True])
+def test_layers_are_whole_numbers(layer):
+    captured = capture(make_tiny_model(), torch.arange(2, 12)[None], None, [0, 1])
+    with pytest.raises(ValueError, match="first is"):
+        passing(make_tiny_model(), captured, layer, 1)
+
+
 def test_bad_input_is_named():
     model = make_tiny_model()
     captured = capture(model, IDS, None, [0, 1])
