@@ -209,6 +209,7 @@ def _extractor_calls(model: PreTrainedModel, model_folder: Path) -> dict[str, _C
 
 
 def call(stand: Stand, rng: random.Random, folder: Path) -> Case:
+    """A call with one argument that means nothing."""
     calls = _calls(stand.model_folder)
     name = rng.choice(list(calls))
     call = calls[name]
@@ -231,6 +232,7 @@ def _safe(value: Any) -> str:
 
 
 def model_folder(stand: Stand, rng: random.Random, folder: Path) -> Case:
+    """A model folder with one file damaged, loaded and analysed."""
     damaged = folder / "model"
     shutil.copytree(stand.model_folder, damaged)
     path = rng.choice(sorted(damaged.iterdir()))
@@ -245,6 +247,7 @@ def model_folder(stand: Stand, rng: random.Random, folder: Path) -> Case:
 
 
 def results_file(stand: Stand, rng: random.Random, folder: Path) -> Case:
+    """A result file damaged or edited, opened, and now and then drawn or reported."""
     path = folder / "analysis_results.json"
     shutil.copy(stand.results, path)
     shutil.copy(stand.results.with_suffix(".safetensors"), path.with_suffix(".safetensors"))
