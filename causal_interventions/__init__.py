@@ -17,6 +17,7 @@ neuron_effects       What a model's neurons do to a scalar target: exact gradien
                      effects of ablation
 passing              Whether a later layer reads what an earlier one writes: the write is cut, the
                      output compared
+patching             A folder: activation patching, exact and to first order, and circuits
 perturbation_curves  How a quantity falls while the parts that it is said to depend on are taken
                      away
 state_resets         What erasing a layer's state costs the next predictions: one erasure a layer,

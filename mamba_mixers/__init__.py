@@ -21,6 +21,8 @@ recording         One forward pass of a model, recorded: mixers replayed, and th
 replay            A mixer computed again from its input, by its own modules and the suite's scan
 replay_check      Whether the replayed mixers are the model's own, and what a difference means for
                   the results
+rewiring          Layers that read chosen sums of what the layers before them wrote, in place of
+                  all of it
 running           Models run by the suite's own scan: faster, differentiable, edited, or entered
                   at a layer
 sites             Where the selective SSM mixers of a model sit, and which models have none

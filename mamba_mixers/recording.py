@@ -148,6 +148,26 @@ def observing_streams(
         yield
 
 
+@contextmanager
+def kept_streams(model: nn.Module) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
+    """Within this context a forward pass leaves the residual stream before and after every layer.
+
+    (b, l, d_model) each, the very tensors of the pass, on its graph. A later pass overwrites an
+    earlier one. Raises UnsupportedModelError for a model without any SSM.
+    """
+    streams: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def on_block(layer: int):
+        def hook(block, args, kwargs, output):
+            streams[layer] = _stream_around(block, args, kwargs, output)
+
+        return hook
+
+    hooks = [(block, on_block(layer)) for layer, block in enumerate(blocks_of(model))]
+    with exclusive_use(model), forward_hooks(hooks):
+        yield streams
+
+
 def _run_to_the_last(model: Any, hooks: list, input_ids: Tensor, mask: Tensor | None) -> None:
     # A padding id may be one that the embedding does not have: its row is masked.
     ids = input_ids if mask is None else input_ids.masked_fill(mask == 0, 0)

@@ -127,7 +127,8 @@ def forward_from(
     The residual stream before that block is the given one, without padding; the blocks before it
     are not run, and everything after it is the model's own code. Works inside ``fast_scan``.
     ``input_ids`` (b, l) are the text's tokens: Zamba and Zamba2 read their embeddings again in
-    later layers, the others do without. With ``last_logits`` k > 0 only those of the last k tokens
+    later layers (before layer 0 the stream stands in for them where there are no tokens), the
+    others do without. With ``last_logits`` k > 0 only those of the last k tokens
     are computed, (b, k, V), where the model can do that.
     Raises ValueError for a layer that the model does not have and for tokens that are missing, and
     UnsupportedModelError for a model without a selective SSM or without logits. Cost: a forward
@@ -139,7 +140,7 @@ def forward_from(
     if first is None or not 0 <= first < len(blocks):
         raise ValueError(f"layer is {quoted(layer)}; the model has layers 0 to {len(blocks) - 1}")
     inputs = hidden_states
-    if model_family(model).reads_embeddings_again and first > 0:
+    if model_family(model).reads_embeddings_again and (first > 0 or input_ids is not None):
         if input_ids is None:
             raise ValueError(
                 f"input_ids is None, but layers of {type(model).__name__} read the embeddings "

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_mixers.families import at_least_float32
@@ -113,6 +114,19 @@ def logits_of_stream(model: Any, stream: Tensor) -> Tensor:
     """
     head, norm = model.get_output_embeddings(), final_norm(model)
     return head(norm(stream)) * logit_scale(model)
+
+
+def convolved_change(site: MixerSite, change: Tensor) -> Tensor:
+    """(b, l, channels) what a change of the convolution's input changes of its output.
+
+    Both before the activation; in Mamba-2 B and C are among the channels. The bias does not enter.
+    """
+    conv = site.mixer.conv1d
+    with parameters_at_hand(conv):
+        weight = conv.weight.to(change)
+    length = change.shape[1]
+    padded = F.conv1d(change.mT, weight, padding=weight.shape[-1] - 1, groups=len(weight))
+    return padded[..., :length].mT
 
 
 def logit_directions(model: nn.Module) -> Tensor:

@@ -445,6 +445,50 @@ def parse_widths(listed: str) -> list[int]:
         ) from None
 
 
+PATCHING_SITES = (
+    "residual", "mixer", "u", "delta", "B", "C", "gate", "y", "state", "window",
+)  # fmt: skip
+
+PATCHING_METRICS = ("logit_difference", "log_probability", "kl")
+
+
+def activation_patching_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name; `sites` as a list of names."""
+    parser = _parser(
+        "Values of a clean run put into a corrupt one: which layer, token and stage decides.",
+        "activation_patching.py pairs.jsonl --sites state,window",
+    )
+    parser.add_argument(
+        "pairs", metavar="PAIRS.jsonl",
+        help="an object a line, with the texts clean and corrupt, and answers, two tokens",
+    )  # fmt: skip
+    add_common_options(
+        parser, "model", "tokenizer", "device", "dtype", "output_dir", "formats", "seed", "debug",
+        "quiet",
+    )  # fmt: skip
+    parser.add_argument(
+        "--sites", default=",".join(PATCHING_SITES), metavar="state,window",
+        help=f"with commas between; of {', '.join(PATCHING_SITES)} (default: all)",
+    )  # fmt: skip
+    parser.add_argument("--metric", choices=PATCHING_METRICS, default="logit_difference")
+    parser.add_argument("--direction", choices=["denoising", "noising"], default="denoising")
+    parser.add_argument(
+        "--position", type=int, default=-1, metavar="N",
+        help="token after which the prediction is read, -1 is the last (default: -1)",
+    )  # fmt: skip
+    _add_number(
+        parser, "steps", 5, "points of the path that attribution takes gradients at; 0: one"
+    )
+    parser.add_argument("--no-control", action="store_true", help="no patches from unrelated pairs")
+    parser.set_defaults(output_dir="activation_patching")
+    args = _read(parser, argv)
+    validate_int("steps", args.steps, 0)
+    args.sites = args.sites.split(",")
+    for site in args.sites:
+        validate_choice("site", site, PATCHING_SITES)
+    return args
+
+
 # Readers of results
 
 
@@ -452,7 +496,8 @@ def recursive_visualizer_options(argv: Argv = None) -> argparse.Namespace:
     """Of the command of that name."""
     parser = _parser(
         "Draw the figures of saved results: those of the main or memory analysis, "
-        "intervention_study, attribution_faithfulness, model_comparison or long_memory.",
+        "intervention_study, attribution_faithfulness, model_comparison, long_memory or "
+        "activation_patching.",
         "recursive_visualizer.py my_analysis/analysis_results.json --formats png,pdf",
     )
     parser.add_argument(

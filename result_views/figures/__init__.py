@@ -28,6 +28,8 @@ pages                 Pages of the figures: style, title, legend of texts, capti
                       n, rows of panels
 panel_primitives      What the panels of `analysis_panels` are drawn with: sections, texts, layers
                       and nulls on an ax
+patching_figures      Figures of activation patching: effects by layer and token, and circuits by
+                      their size
 single_panels         Single panels by name: any panel of the pages, of one layer, text or stretch
                       of tokens
 titles                Titles of the figures: what each shows of these results, as a sentence with

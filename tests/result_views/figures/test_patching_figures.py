@@ -1,0 +1,48 @@
+"""Figures of activation patching: what is on the axes."""
+
+import numpy as np
+
+from result_views.figures.patching_figures import figure_patching, plot_circuit, plot_patching
+
+FOUND = {
+    "metric": "logit_difference", "direction": "denoising", "num_pairs": 6,
+    "tokens": ["a", "b", "c"],
+    "sites": {
+        "state": {
+            "layers": [0, 3], "effect": [[0.0, 0.5, None], [0.1, 0.2, 0.9]],
+            "low": [[None, 0.3, None], [0.0, 0.1, 0.8]],
+            "high": [[None, 0.7, None], [0.2, 0.3, 1.0]],
+            "control": [[0.0, 0.4, None], [0.0, 0.2, 0.1]],
+        },
+    },
+}  # fmt: skip
+
+ROW = {"faithfulness": 0.5, "without": 0.25, "random_faithfulness": 0.1, "random_without": 0.9}
+
+CIRCUIT = {"order": [], "curve": [{"edges": 1, **ROW}, {"edges": 4, **ROW}]}
+
+
+def test_a_map_has_layers_and_tokens_and_marks_what_exceeds_the_control():
+    ax = plot_patching(FOUND, "state")
+    values = np.ma.filled(ax.images[0].get_array(), np.nan)
+    assert values.shape == (2, 3)
+    assert values[1, 2] == 0.9
+    assert ax.images[0].get_clim() == (-1.0, 1.0)
+    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines]
+    assert points == [(2, 1)]
+    bare = {**FOUND, "sites": {"state": {**FOUND["sites"]["state"], "control": None}}}
+    assert not plot_patching(bare, "state").lines
+
+
+def test_circuits_are_drawn_by_their_size():
+    ax = plot_circuit(CIRCUIT)
+    assert [list(line.get_xdata()) for line in ax.lines[:4]] == [[1, 4]] * 4
+
+
+def test_the_page_has_every_site_and_the_circuit():
+    figure = figure_patching({"patching": FOUND, "circuit": CIRCUIT})
+    assert [ax.get_title() for ax in figure.axes if ax.get_title()] == [
+        "state", "Circuits of the strongest edges",
+    ]  # fmt: skip
+    assert "n = 6 pairs" in figure.texts[0].get_text()
+    assert figure_patching(FOUND).axes
