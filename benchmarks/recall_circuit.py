@@ -1,0 +1,261 @@
+"""Where in a mixer does recall sit: in convolution, state, gate, or a token's own path?
+
+Small Mamba-1 and Mamba-2 models (``recall_models.py``), trained on one task each. A text and its
+twin ask for different answers; one path of one layer is taken from the run of the twin at every
+token, all else is computed on from it. The paths of a layer:
+
+    convolution  what the convolution's earlier taps bring to a token (its own tap stays)
+    state        what y takes from earlier tokens: the sum over s < t of alpha[t, s] u_s
+    own          what y takes from the token itself: (alpha[t, t] + D) u_t
+    gate         z
+
+Effects are shares of what lies between both runs, 0 the corrupt one and 1 the clean one: with a
+path of the clean run in the corrupt one (suffices), and one minus that with a path of the corrupt
+run in the clean one (needed). Twins differ by the value asked for, or by the key that it is found
+by, which says how a value is bound to its key. Intervals: 95 % over pairs. Untrained models of the
+same shape beside them, the largest magnitude of five.
+
+How to run (trains what the folder of models lacks, some 20 minutes of one core)::
+
+    python benchmarks/recall_circuit.py --models-dir recall_models --save
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+# The suite's folder has to be on the path when this file is run as a script.
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from suite_plumbing.command_lines import wait_passively
+
+if __name__ == "__main__":
+    wait_passively()
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from activation_patching import ActivationPatching
+from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
+from benchmarks.recall_models import (
+    FAMILIES,
+    HELD_OUT_SEED,
+    ITEMS,
+    VOCABULARY,
+    fresh_model,
+    trained_model,
+)
+from causal_interventions.patching.exact import PairRuns, pair_runs
+from causal_interventions.patching.pairs import text_pairs
+from causal_interventions.patching.patching_results import PatchingResult
+from causal_interventions.patching.sites import Run
+from causal_interventions.patching.tasks import TASKS, TaskPairs, task_pairs
+from mamba_mixers.replay import Edit
+from mamba_mixers.running import fast_scan, forward_from
+from mamba_mixers.sites import MixerSite, find_mixers
+from mamba_mixers.weights import convolved_change
+from result_views.report.markdown import markdown_table
+from selective_scan.scan import selective_scan
+from suite_plumbing.arguments import validate_int
+from suite_plumbing.commands import run_main
+from token_statistics.intervals import MeanInterval
+
+PATHS = ("convolution", "state", "own", "gate")
+
+NUM_TWINS = 5
+
+RESULTS = RESULTS_FOLDER / "recall_circuit.md"
+
+
+class PathEffect(NamedTuple):
+    """One path of one layer in the pairs of a task."""
+
+    layer: int
+    path: str
+    suffices: MeanInterval
+    """effect of the clean run's path in the corrupt run"""
+    needed: MeanInterval
+    """1 minus that of the corrupt run's path in the clean run"""
+
+
+def path_edit(path: str, mixer: MixerSite, base: Run, source: Run) -> Edit:
+    """The edit of a layer that takes one path of every token from the source run.
+
+    The layer's input has to be the base run's, whose texts are the rows.
+    """
+    own, other = (run.stages[mixer.layer] for run in (base, source))
+    if path == "gate":
+        return _added("gate", other["gate"] - own["gate"])
+    if path == "convolution":
+        change = other["conv_input"] - own["conv_input"]
+        last_tap = mixer.mixer.conv1d.weight[:, 0, -1]
+        return _added("convolved", convolved_change(mixer, change) - last_tap * change)
+    alone = [_of_itself(mixer, stages) for stages in (own, other)]
+    if path == "own":
+        return _added("y", alone[1] - alone[0])
+    return _added("y", (other["y"] - alone[1]) - (own["y"] - alone[0]))
+
+
+def _added(wanted: str, change: Tensor) -> Edit:
+    def edit(stage: str, x: Tensor) -> Tensor:
+        return x + change.to(x) if stage == wanted else x
+
+    return edit
+
+
+def _of_itself(mixer: MixerSite, stages: dict[str, Tensor]) -> Tensor:
+    """(b, l, d_inner) what y takes from its own token: the scan with nothing carried over."""
+    u, delta, A, B, C = (stages[name] for name in ("u", "delta", "A", "B", "C"))
+    D = mixer.mixer.D.detach().float().flatten()
+    nothing = torch.zeros_like(stages["carry"])
+    return selective_scan(u.float(), delta, A, B.float(), C, D, carry=nothing)
+
+
+@torch.no_grad()
+def path_values(
+    model: PreTrainedModel, runs: PairRuns, layer: int, path: str, noising: bool
+) -> Tensor:
+    """(b,) metric of the base run with one path of the other run."""
+    base, source = (runs.clean, runs.corrupt) if noising else (runs.corrupt, runs.clean)
+    edit = path_edit(path, find_mixers(model)[layer], base, source)
+    with fast_scan(model, edits={layer: edit}):
+        logits = forward_from(model, layer, base.streams[layer], base.input_ids, last_logits=1)
+    return runs.value(logits[:, 0], torch.arange(len(logits)))
+
+
+def path_effects(model: PreTrainedModel, pairs: TaskPairs) -> list[PathEffect]:
+    """Every path of every layer, sufficient and needed."""
+    checked = text_pairs(model, None, pairs.clean, pairs.corrupt, pairs.answers)
+    runs = pair_runs(model, checked, "logit_difference", 1)
+    ruler = PatchingResult(
+        "logit_difference", "denoising", None, {}, {}, {}, runs.clean_value, runs.corrupt_value,
+        None, 0,
+    )  # fmt: skip
+    found = []
+    for layer in find_mixers(model):
+        for path in PATHS:
+            there, back = (
+                path_values(model, runs, layer, path, noising) for noising in (False, True)
+            )
+            # 1 - (m - m_corrupt) / apart is the share of m_clean + m_corrupt - m.
+            missing = runs.clean_value + runs.corrupt_value - back
+            found.append(PathEffect(layer, path, ruler.ratio(there), ruler.ratio(missing)))
+    return found
+
+
+def share_right(model: PreTrainedModel, pairs: TaskPairs) -> float:
+    """Share of clean texts whose answer is the model's first choice."""
+    with torch.no_grad(), fast_scan(model):
+        logits: Any = model(input_ids=pairs.clean, use_cache=False).logits
+    return float((logits[:, -1].argmax(-1) == pairs.answers[:, 0]).float().mean())
+
+
+def experiments(tasks: Sequence[str], count: int) -> list[TaskPairs]:
+    """Pairs of each task whose twins differ by the value, and by the key where they can."""
+    return [
+        task_pairs(task, count, items=ITEMS[task], vocabulary=VOCABULARY, corrupt=corruption,
+                   seed=HELD_OUT_SEED + 1)
+        for task in tasks
+        for corruption in ("value", "key")
+        if corruption in TASKS[task].corruptions
+    ]  # fmt: skip
+
+
+def twin_bounds(family: str, pairs: TaskPairs) -> dict[tuple[int, str], tuple[float, float]]:
+    """By layer and path, the largest |suffices| and |needed| among untrained models."""
+    found: dict[tuple[int, str], tuple[float, float]] = {}
+    for seed in range(1, 1 + NUM_TWINS):
+        for effect in path_effects(fresh_model(family, seed), pairs):
+            key, before = (
+                (effect.layer, effect.path),
+                found.get((effect.layer, effect.path), (0, 0)),
+            )
+            now = (abs(x.value or 0.0) for x in (effect.suffices, effect.needed))
+            found[key] = tuple(map(max, zip(before, now, strict=True)))  # type: ignore[assignment]
+    return found
+
+
+def experiment_lines(model: PreTrainedModel, family: str, pairs: TaskPairs) -> list[str]:
+    """Heading and table of one experiment."""
+    bounds = twin_bounds(family, pairs)
+    right = 100 * share_right(model, pairs)
+    rows = [
+        [
+            str(one.layer), one.path, one.suffices.text(".2f"), one.needed.text(".2f"),
+            " / ".join(f"{x:.2f}" for x in bounds[one.layer, one.path]),
+        ]
+        for one in path_effects(model, pairs)
+    ]  # fmt: skip
+    head = ["layer", "path", "suffices", "needed", "untrained, largest of 5"]
+    return [
+        f"## {family}, {pairs.task}: twins by the {pairs.corruption}", "",
+        f"{right:.1f} % of {len(pairs)} clean texts answered.", "", *markdown_table(head, rows),
+    ]  # fmt: skip
+
+
+def agreement_lines(model: PreTrainedModel, family: str, pairs: TaskPairs) -> list[str]:
+    """Rank agreement of attribution with exact patching, a row for each number of steps."""
+    patching, few = ActivationPatching(model), slice(0, 16)
+    given = (pairs.clean[few], pairs.corrupt[few], pairs.answers[few])
+    exact = patching.patch(*given, control=False)
+    rows = []
+    for steps in (0, 10):
+        found = patching.attribution(*given, steps=steps).agreement(exact)
+        cells = ["" if rho is None else f"{rho:.2f}" for rho in found.values()]
+        rows.append([family, pairs.task, pairs.corruption, str(steps), *cells])
+    return markdown_table(["family", "task", "twins", "steps", *exact.patched], rows)[2:-1]
+
+
+def report(models_dir: Path, families: Sequence[str], tasks: Sequence[str], count: int) -> str:
+    """All experiments, and the agreement of attribution with exact patching."""
+    lines: list[str] = [*(__doc__ or "").split("How to run")[0].splitlines()[1:]]
+    agreement: list[str] = []
+    for family in families:
+        for pairs in experiments(tasks, count):
+            model, log = trained_model(models_dir, family, pairs.task)
+            lines += experiment_lines(model, family, pairs)
+            lines += [f"Trained for {log['steps']} steps, {log['seconds']:.0f} s.", ""]
+            agreement += agreement_lines(model, family, pairs)
+    sites = ["residual", "mixer", "u", "delta", "B", "C", "gate", "y", "state", "window"]
+    head = markdown_table(["family", "task", "twins", "steps", *sites], [["x"] * 14])[:2]
+    lines += ["## Attribution patching beside exact patching", "",
+              "Spearman over layers and tokens, 16 pairs; steps 0: the gradient of the corrupt run "
+              "alone.", "", *head, *agreement]  # fmt: skip
+    return "\n".join(lines).strip()
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Train what is missing, patch, and print the tables."""
+    return run_main(_command, argv)
+
+
+def _command(argv: list[str]) -> int:
+    args = _options(argv)
+    text = report(args.models_dir, args.families.split(","), args.tasks.split(","), args.pairs)
+    print(text)
+    if args.save:
+        keep(RESULTS, text)
+    return 0
+
+
+def _options(argv: list[str]) -> argparse.Namespace:
+    parser = benchmark_parser(
+        __doc__, "effects of paths by layer, and the agreement of attribution"
+    )
+    parser.add_argument("--models-dir", type=Path, default=Path("recall_models"), metavar="FOLDER",
+                        help="trained models, made where they are missing")  # fmt: skip
+    parser.add_argument("--families", default=",".join(FAMILIES), help="with commas between")
+    parser.add_argument("--tasks", default=",".join(TASKS), help="with commas between")
+    parser.add_argument("--pairs", type=int, default=200, help="pairs of each experiment")
+    args = parser.parse_args(argv)
+    validate_int("pairs", args.pairs, 5)
+    return args
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
