@@ -1,5 +1,7 @@
 """Paths of a mixer: together they are the layer, and a planted one is named."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -14,7 +16,7 @@ from token_statistics.description import relative_error
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_gate_state_and_own_path_together_are_the_layers_output(family):
-    model = fresh_model(family)
+    model: Any = fresh_model(family)
     (pairs,) = experiments(["passkey"], 6)
     checked = text_pairs(model, None, pairs.clean, pairs.corrupt, pairs.answers)
     runs = pair_runs(model, checked, "logit_difference", 1)

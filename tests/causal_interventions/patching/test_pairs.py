@@ -25,7 +25,7 @@ def test_texts_and_ids_are_the_same_pairs(model, tokenizer):
     ids = [tokenizer(text)["input_ids"] for text in (clean, corrupt)]
     assert len(ids[0]) == len(ids[1])
     (one,) = text_pairs(model, tokenizer, clean, corrupt, ("t", "m"))
-    (other,) = text_pairs(model, None, *ids, one.answers)
+    (other,) = text_pairs(model, None, ids[0], ids[1], one.answers)
     assert torch.equal(one.clean, other.clean)
     assert torch.equal(one.corrupt, torch.tensor(ids[1]))
     assert one.answers == tuple(tokenizer.get_vocab()[token] for token in "tm")

@@ -1,5 +1,7 @@
 """Figures of activation patching: what is on the axes."""
 
+from typing import Any
+
 import numpy as np
 
 from result_views.figures.patching_figures import figure_patching, plot_circuit, plot_patching
@@ -24,19 +26,19 @@ CIRCUIT = {"order": [], "curve": [{"edges": 1, **ROW}, {"edges": 4, **ROW}]}
 
 def test_a_map_has_layers_and_tokens_and_marks_what_exceeds_the_control():
     ax = plot_patching(FOUND, "state")
-    values = np.ma.filled(ax.images[0].get_array(), np.nan)
+    drawn: Any = ax.images[0].get_array()
+    values = np.ma.filled(drawn, np.nan)
     assert values.shape == (2, 3)
     assert values[1, 2] == 0.9
     assert ax.images[0].get_clim() == (-1.0, 1.0)
-    points = [(line.get_xdata()[0], line.get_ydata()[0]) for line in ax.lines]
-    assert points == [(2, 1)]
+    assert [np.asarray(line.get_xydata()).tolist() for line in ax.lines] == [[[2, 1]]]
     bare = {**FOUND, "sites": {"state": {**FOUND["sites"]["state"], "control": None}}}
     assert not plot_patching(bare, "state").lines
 
 
 def test_circuits_are_drawn_by_their_size():
     ax = plot_circuit(CIRCUIT)
-    assert [list(line.get_xdata()) for line in ax.lines[:4]] == [[1, 4]] * 4
+    assert [np.asarray(line.get_xdata()).tolist() for line in ax.lines[:4]] == [[1, 4]] * 4
 
 
 def test_the_page_has_every_site_and_the_circuit():
