@@ -9,7 +9,7 @@ a mixer would not do: on current ``transformers`` those on ``conv1d`` and ``dt_p
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from mamba_mixers.calls import STREAMS, bound_by_name, mixer_call
-from mamba_mixers.exclusive_use import exclusive_use
+from mamba_mixers.exclusive_use import exclusive_use, replaced_forward
 from mamba_mixers.hooks import forward_hooks
 from mamba_mixers.replay import MixerReplay, replay_mixer
 from mamba_mixers.sites import MixerSite, UnsupportedModelError, blocks_of, find_mixers
@@ -152,20 +152,32 @@ def observing_streams(
 def kept_streams(model: nn.Module) -> Iterator[dict[int, tuple[Tensor, Tensor]]]:
     """Within this context a forward pass leaves the residual stream before and after every layer.
 
-    (b, l, d_model) each, the very tensors of the pass, on its graph. A later pass overwrites an
-    earlier one. Raises UnsupportedModelError for a model without any SSM.
+    (b, l, d_model) each, on the graph of the pass. The one before layer 0 is a node of its own
+    there: what Zamba and Zamba2 read of the embeddings again does not reach its gradient. A later
+    pass overwrites an earlier one. Raises UnsupportedModelError for a model without any SSM.
     """
     streams: dict[int, tuple[Tensor, Tensor]] = {}
-
-    def on_block(layer: int):
-        def hook(block, args, kwargs, output):
-            streams[layer] = _stream_around(block, args, kwargs, output)
-
-        return hook
-
-    hooks = [(block, on_block(layer)) for layer, block in enumerate(blocks_of(model))]
-    with exclusive_use(model), forward_hooks(hooks):
+    with ExitStack() as stack:
+        stack.enter_context(exclusive_use(model))
+        for layer, block in enumerate(blocks_of(model)):
+            stack.enter_context(replaced_forward(block, _keeping(block, layer, streams)))
         yield streams
+
+
+def _keeping(block: nn.Module, layer: int, streams: dict) -> Callable[..., Any]:
+    """The block's ``forward`` that keeps the stream around it."""
+    forward = block.forward
+
+    def keeping(*args: Any, **kwargs: Any) -> Any:
+        given = bound_by_name(block, args, kwargs)
+        name = next(name for name in STREAMS if name in given)
+        if layer == 0 and torch.is_grad_enabled():
+            given[name] = given[name].clone()
+        output = forward(**given)
+        streams[layer] = given[name], output[0] if isinstance(output, tuple) else output
+        return output
+
+    return keeping
 
 
 def _run_to_the_last(model: Any, hooks: list, input_ids: Tensor, mask: Tensor | None) -> None:

@@ -324,11 +324,11 @@ def wrapped_at(lines: Sequence[str]) -> int | None:
     return width if broken > (len(ends) - 1) / 2 else None
 
 
-def read_book(path: str | Path) -> str:
+def read_book(path: str | Path, kind: str = "book") -> str:
     """A UTF-8 file as one text, gunzipped if need be; ValueError, with the reason, if it cannot be
-    read or is blank."""
+    read or is blank; ``kind`` says there what it is."""
     file = _file(path)
-    name = f"book {quoted(str(path))}"
+    name = f"{kind} {quoted(str(path))}"
     text = _decoded(file.read_bytes, name)
     if not text.strip():
         raise ValueError(f"{name} is empty; give a file with text")

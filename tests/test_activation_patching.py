@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from activation_patching import ActivationPatching, main
 from benchmarks.family_models import make_model
+from benchmarks.recall_models import fresh_model
 from causal_interventions.patching.metrics import METRICS
 from causal_interventions.patching.sites import DEFAULT_SITES
 from causal_interventions.patching.tasks import task_pairs
@@ -71,17 +72,16 @@ def test_pairs_in_parts_give_the_same(patching, task, monkeypatch):
     assert float((whole.patched["state"] - parts.patched["state"]).abs().max()) <= 1e-4
 
 
-def test_attribution_stands_beside_exact_patching(patching, task):
+def test_attribution_stands_beside_exact_patching(task):
+    patching = ActivationPatching(fresh_model("mamba"))  # small weights: nearly linear
     given = (task.clean, task.corrupt, task.answers)
     exact = patching.patch(*given, sites=("mixer", "state"), control=False)
     found = patching.attribution(*given, sites=("mixer", "state"), steps=8)
     agreement = found.agreement(exact)
     assert set(agreement) == {"mixer", "state"}
-    # Of places on an untrained model; to first order and along the path.
-    assert agreement["mixer"] is not None
-    assert agreement["mixer"] > 0.5
+    assert all(rho is not None and rho > 0.9 for rho in agreement.values())
     assert found.edge_effect.shape == (3, 3)
-    assert found.neuron_effect(0).shape == (64,)
+    assert found.neuron_effect(0).shape == (96,)
     curve = patching.circuit(*given, counts=[0, 6], num_random=2)
     assert curve.faithfulness.tolist() == pytest.approx([0.0, 1.0], abs=1e-3)
 

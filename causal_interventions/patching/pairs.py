@@ -85,14 +85,12 @@ def read_pairs(path: str | Path) -> PairsFile:
     Raises ValueError, naming the line, for one that is something else, and for no lines.
     """
     found = PairsFile([], [], [])
-    for number, line in enumerate(read_book(path).splitlines(), 1):
+    for number, line in enumerate(read_book(path, "file of pairs").split("\n"), 1):
         if line.strip():
             clean, corrupt, answers = _line(line, f"line {number} of {quoted(str(path))}")
             found.clean.append(clean)
             found.corrupt.append(corrupt)
             found.answers.append(answers)
-    if not found.clean:
-        raise ValueError(f"{quoted(str(path))} has no pairs; write one JSON object a line")
     return found
 
 

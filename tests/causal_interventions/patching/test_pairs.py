@@ -77,7 +77,7 @@ def test_pairs_come_from_a_file(tmp_path):
         ('{"clean": "a"}', "line 1 of .* lacks corrupt, answers"),
         ('{"clean": "a", "corrupt": 1, "answers": [1, 2]}', "clean and corrupt must be texts"),
         ('{"clean": "a", "corrupt": "b", "answers": [1]}', r"answers is \[1\], not two tokens"),
-        (" \n", "has no pairs"),
+        (" \n", "file of pairs .* is empty"),
     ):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ValueError, match=said):
