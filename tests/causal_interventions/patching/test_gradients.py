@@ -63,11 +63,11 @@ def test_a_score_is_the_slope_of_the_exact_effect(model, runs, gradients, site):
         above, below = (patched_values(model, moved(runs, s), site) for s in (step, -step))
         return (above - below) / (2 * step)
 
-    slope = (4 * difference(1e-3) - difference(2e-3)) / 3
+    slope = (4 * difference(2e-3) - difference(4e-3)) / 3
     found = node_scores(model, runs, gradients, site, layers_of_site(model, site, {}), "denoising")
     assert float(slope.abs().max()) > 1e-3
     # float32's rounding of logits of order 10 over the step, where scores are small.
-    assert float((found - slope).abs().max()) <= 1e-2 * float(slope.abs().max()) + 3e-3
+    assert float((found - slope).abs().max()) <= 1e-2 * float(slope.abs().max()) + 8e-3
 
 
 def test_the_gradient_of_a_state_is_that_of_what_is_read_from_it(model, runs, gradients):
