@@ -85,9 +85,6 @@ __all__ = ["Plan", "Settings", "analyse", "merged", "write_results"]
 
 RESULTS_NAME = "corpus_results.json"
 
-TEXTS_AT_HAND = 100
-"""Up to so many texts the main analysis shows each by itself."""
-
 logger = logging.getLogger(__name__)
 
 
@@ -127,7 +124,8 @@ def write_results(
     layers = layer_sums(part, settings.layers)
     facts = neuron_facts(part, model, settings.layers)
     size = model.config.vocab_size
-    promoted = promoted_tokens(model, list(facts), ids_of_tokens(tokenizer, size))
+    read = [i for i in ids_of_tokens(tokenizer, size) if part.arrays["token_counts"][i] > 0]
+    promoted = promoted_tokens(model, list(facts), read)
     pieces = vocabulary_pieces(tokenizer, size)
     name = Path(settings.model).name or settings.model
     contents = atlas_contents(part, results, facts, promoted, pieces, settings.source, name)

@@ -96,6 +96,9 @@ from token_statistics.findings import Finding
 
 logger = logging.getLogger(__name__)
 
+MANY_TEXTS = 100
+"""Above so many the main analysis says that there is an analysis of corpora."""
+
 TEXT_STEPS = (
     Step("ssm_components", text_steps.components_and_memory),
     Step("attention_data", text_steps.attention_maps),
@@ -377,6 +380,11 @@ def _command(argv: list[str]) -> int:
     if not args.quiet:
         print(announcement(args))
     job = job_from_options(args, model_layers, command_line(Path(__file__).name, argv))
+    if len(job.encoded) > MANY_TEXTS:
+        logger.warning(
+            "%d texts: this analysis shows each of them by itself, and its files grow with them; "
+            "corpus_analysis.py reads any number", len(job.encoded),
+        )  # fmt: skip
     tracker = MemoryTracker(execution_device(job.model))
     settings = Settings(
         job.layers,

@@ -388,6 +388,23 @@ def test_command_writes_everything(tiny_model_dir, tmp_path, capsys):
     assert error < 1e-5
 
 
+def test_many_texts_are_told_of_the_analysis_of_corpora(
+    tiny_model_dir, tmp_path, monkeypatch, capsys
+):
+    class Reached(Exception):
+        pass
+
+    def stop(*_, **__):
+        raise Reached
+
+    monkeypatch.setattr(module, "MemoryTracker", stop)
+    for number, told in ((module.MANY_TEXTS, False), (module.MANY_TEXTS + 1, True)):
+        texts = [word for i in range(number) for word in ("--text", f"the cat sat on mat {i}")]
+        with pytest.raises(Reached):
+            main(["--model", str(tiny_model_dir), "--output-dir", str(tmp_path / "out"), *texts])
+        assert ("corpus_analysis.py reads any number" in capsys.readouterr().err) == told
+
+
 def test_command_ends_with_1_when_a_step_failed(tiny_model_dir, tmp_path, monkeypatch, capsys):
     steps = _with_failing("neurons", AnalysisError("no neurons"))
     monkeypatch.setattr(module, "TEXT_STEPS", steps)

@@ -100,8 +100,9 @@ def promoted_tokens(
     """By layer: ids of the tokens whose logits each neuron raises, and lowers, most when it is
     positive, each (neurons, PROMOTED); None for a model without a final RMS norm.
 
-    Directly, through the unembedding, with the final norm's scale left out. ``known``: ids that are
-    tokens. Cost: V d_model d_inner multiply-adds a layer.
+    Directly, through the unembedding, with the final norm's scale left out. ``known``: the ids that
+    are ranked; those that a corpus holds, for the rows of others may never have been trained. Cost:
+    V d_model d_inner multiply-adds a layer.
     """
     try:
         directions = logit_directions(model)[list(known)]
