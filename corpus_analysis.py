@@ -203,12 +203,12 @@ def _opened(args: argparse.Namespace, argv: Sequence[str]) -> _Run:
         one_text=args.one_text,
     )
     _check_not_empty(source)
-    folder = check_output_dir(args.output_dir)
+    folder = check_output_dir(args.output_dir).resolve()
     tasks = args.tasks or stored_tasks(folder) or DEFAULT_TASKS
-    tokenizer = args.tokenizer or args.model
-    reader = loaded(args.model, tokenizer, args.device, args.dtype)
+    model, tokenizer = (_anywhere(name) for name in (args.model, args.tokenizer or args.model))
+    reader = loaded(model, tokenizer, args.device, args.dtype)
     settings = Settings(
-        source=source, model=args.model, tokenizer=tokenizer,
+        source=source, model=model, tokenizer=tokenizer,
         layers=tuple(model_layers(reader.model, args.layers)), tasks=tasks,
         max_sequence_length=args.max_sequence_length, batch_tokens=args.batch_tokens,
         maps_every=args.maps_every, importance_every=args.importance_every, carry=args.carry,
@@ -220,6 +220,11 @@ def _opened(args: argparse.Namespace, argv: Sequence[str]) -> _Run:
     for part in (folder, plan.part_path(0).parent):
         remove_unfinished(part)
     return _Run(args, plan, reader, command_line("corpus_analysis.py", argv))
+
+
+def _anywhere(name: str) -> str:
+    """A folder's whole path, for workers that start elsewhere; any other name as it is."""
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def _check_not_empty(source: Source) -> None:

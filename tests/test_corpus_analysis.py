@@ -64,9 +64,12 @@ def test_a_run_that_lost_parts_goes_on_to_the_same_results(given, done, tmp_path
     (out / RESULTS_NAME).unlink()
     (out / "parts" / "part_00001.safetensors").unlink()
     (out / "parts" / "part_00002.safetensors").write_bytes(b"damaged")
+    unfinished = out / "parts" / ".part_00001.safetensors.0123456789ab.tmp"
+    unfinished.write_bytes(b"killed in the middle of writing")
     # The number of tasks is that of the folder where none is named.
     argv = [word for word in arguments(given, out) if word not in ("--tasks", "3")]
     assert main(argv) == 0
+    assert not unfinished.exists()
     assert without_provenance(out / RESULTS_NAME) == without_provenance(done / RESULTS_NAME)
 
 

@@ -15,6 +15,7 @@ import importlib.util
 import logging
 import multiprocessing
 import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -94,8 +95,8 @@ def run_here(plan: Plan, workers: int) -> None:
     """Run what is missing on this machine: in this process, or in ``workers`` processes of its own.
 
     A worker that dies (killed, out of memory) is replaced, up to MAX_RESTARTS times over the run.
-    Tasks that another run of the same command holds are waited for. Raises AnalysisError when a
-    worker stopped at an error.
+    Tasks that another run of the same command holds are waited for. Raises AnalysisError, with what
+    is done kept, when a worker stopped at an error or too many died.
     """
     if workers > 1:
         _run_processes(plan, workers)
@@ -134,7 +135,7 @@ def _run_processes(plan: Plan, workers: int) -> None:
             process.terminate()
         for process in running.values():
             process.join()
-    if failed:
+    if failed or restarts == MAX_RESTARTS:
         _check_complete(plan)
 
 
@@ -147,7 +148,11 @@ def _started(plan: Plan, worker: int, workers: int) -> Any:
 
 
 def _work(plan: Plan, worker: int, workers: int, level: int) -> None:
-    """A worker process: an error of the data ends it with a line, anything else as it comes."""
+    """A worker process: an error of the data ends it with a line, anything else as it comes.
+
+    An interrupt at the terminal reaches every process; the one that started this one ends it.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logging.basicConfig(level=level, format="%(message)s")
     try:
         run_tasks(plan, worker, workers)
@@ -254,8 +259,8 @@ def submit_slurm(plan: Plan, workers: int, time_limit: str, partition: str) -> N
     """
     executor = importlib.import_module("datatrove.executor.slurm").SlurmPipelineExecutor(
         pipeline=[step_of(plan)], tasks=plan.settings.tasks, workers=workers, time=time_limit,
-        partition=partition, logging_dir=str(plan.folder / "logs"), skip_completed=False,
-        job_name="corpus_analysis",
+        partition=partition, gpus_per_task=int("cuda" in (plan.settings.device or "")),
+        logging_dir=str(plan.folder / "logs"), skip_completed=False, job_name="corpus_analysis",
     )  # fmt: skip
     executor.run()
 

@@ -1,10 +1,13 @@
 """Whoever runs the tasks, their parts have the same bits; what a dead worker held is done again."""
 
+import importlib
 import importlib.util
+import inspect
 import os
 import signal
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from conftest import make_tiny_model, make_tiny_tokenizer
@@ -18,8 +21,10 @@ from analysis_pipelines.corpus.engines import (
     run_datatrove,
     run_here,
     run_rank,
+    run_ray,
     run_tasks,
     step_of,
+    submit_slurm,
 )
 from suite_plumbing.corpus_texts import Source
 from suite_plumbing.errors import AnalysisError
@@ -132,6 +137,19 @@ def test_a_worker_that_stops_at_an_error_ends_the_run_and_keeps_what_is_done(
     assert all_merged(more).counts["failures"] == 1
 
 
+def test_workers_that_die_again_and_again_end_the_run(run, tmp_path, monkeypatch, caplog):
+    settings, _ = run
+    plan = opened(tmp_path, settings)
+
+    class Died:
+        pid, exitcode = 1, -9
+
+    monkeypatch.setattr(engines, "_started", lambda *_: Died())
+    with pytest.raises(AnalysisError, match="4 of 4 tasks are not done"):
+        run_here(plan, 2)
+    assert caplog.text.count("died with signal 9") == 2 + engines.MAX_RESTARTS
+
+
 def test_an_engine_that_is_not_installed_is_refused(monkeypatch):
     real = importlib.util.find_spec
     monkeypatch.setattr(
@@ -163,6 +181,44 @@ def test_datatroves_executor_gives_the_same_bits_and_goes_on(run, tmp_path):
     run_datatrove(plan, 1)
     assert plan.part_path(0).stat().st_mtime_ns == before
     assert same_bits(all_merged(plan), alone)
+
+
+@pytest.mark.parametrize(
+    ("name", "made", "asked"),
+    [
+        ("Slurm", lambda plan: submit_slurm(plan, 8, "1:00:00", "gpu"),
+         {"time": "1:00:00", "partition": "gpu", "gpus_per_task": 1, "workers": 8, "tasks": 4}),
+        ("Ray", lambda plan: run_ray(plan, 8), {"workers": 8, "tasks": 4}),
+    ],
+)  # fmt: skip
+def test_slurm_and_ray_are_given_the_step(run, tmp_path, monkeypatch, name, made, asked):
+    """By stand-ins: neither is here. Where datatrove is, its own class has to take the words."""
+    settings, alone = run
+    plan = opened(tmp_path, settings)
+    given = {}
+
+    class Executor:
+        def __init__(self, **words):
+            given.update(words)
+
+        def run(self):
+            for rank in range(given["tasks"] if name == "Ray" else 0):
+                list(given["pipeline"][0](None, rank, given["tasks"]))
+
+    real = importlib.import_module
+    module = f"datatrove.executor.{name.lower()}"
+    found = SimpleNamespace(**{f"{name}PipelineExecutor": Executor})
+    monkeypatch.setattr(
+        importlib, "import_module", lambda other: found if other == module else real(other)
+    )
+    made(replace(plan, settings=replace(settings, device="cuda")) if name == "Slurm" else plan)
+    assert asked.items() <= given.items()
+    assert given["skip_completed"] is False
+    if name == "Ray":
+        assert same_bits(all_merged(plan), alone)
+    if importlib.util.find_spec("datatrove") is not None:
+        actual = getattr(real(module), f"{name}PipelineExecutor")
+        inspect.signature(actual.__init__).bind(None, **given)
 
 
 def test_a_worker_ends_when_the_one_that_started_it_is_gone(monkeypatch):
