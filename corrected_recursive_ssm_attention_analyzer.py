@@ -8,7 +8,8 @@ Seven steps for every text, from one forward pass a batch, and an eighth over al
     4 layer activations and   8 cross-text analysis
       their correlations
 
-Before them in the results stands the overview: all layers in one pass, and answers made from it.
+Each text has what its tokens cost, too. Before the texts in the results stands the overview: all
+layers in one pass, and answers made from it.
 
 From a shell: ``python corrected_recursive_ssm_attention_analyzer.py`` runs it on the bundled demo
 model and three built-in texts, offline.
@@ -43,6 +44,7 @@ from analysis_pipelines.analysis_results import (
     assemble,
     with_findings,
     with_overview,
+    with_predictions,
     without_repeats,
     write_analysis,
 )
@@ -51,6 +53,7 @@ from analysis_pipelines.overview import overview
 from analysis_pipelines.step_runner import Step, run_steps, step_sections
 from analysis_pipelines.text_parts import TextParts, open_parts
 from analysis_pipelines.text_steps import TextInputs, analyze_text, without_capture
+from analysis_pipelines.token_predictions import token_predictions
 from attention_neurons import layer_parameters
 from attribution_faithfulness import faithfulness_table
 from mamba_mixers.sites import model_layers
@@ -149,6 +152,9 @@ def analyze(
     distinct_texts(encoded)  # says which texts come again
     analysis = _analyze_alone(model, encoded, tokenizer, settings, after_each, parts)
     analysis = with_overview(analysis, _overview(model, encoded, tokenizer, settings, after_each))
+    step = Step("predictions", lambda _: token_predictions(model, encoded, tokenizer))
+    found = step_sections(run_steps([step], None, after_each), [step])
+    analysis = with_predictions(analysis, found["predictions"])
     findings = key_findings(without_repeats(analysis.results), settings.seed)
     alone = replace(settings, num_twins=0, num_ablations=0, faithfulness=False)
     twins = []

@@ -33,6 +33,7 @@ from PIL import Image
 from torch import Tensor
 
 from recursive_visualizer import figures_of, write_figures
+from result_views.claims import figure_of
 from result_views.figures.finding_figures import finding_figures
 from result_views.glossary import MEASURES
 from result_views.report.content import SECTIONS, report_content
@@ -64,7 +65,6 @@ from token_statistics.findings import (
     TOO_LITTLE,
     Finding,
     compared,
-    sentence,
 )
 
 REPORT_NAMES = ("report.html", "report.md")
@@ -150,7 +150,8 @@ def _pages(
         view=deflated_json(view),
         maps=maps,
         levels=_levels(maps),
-        figures=[(_embedded(path), *words[path]) for path in shown_figures],
+        figures=[(path.stem, _embedded(path), *words[path]) for path in shown_figures],
+        figure_ids={path.stem for path in shown_figures},
         verdict_marks=VERDICT_MARKS,
     )
     return {
@@ -193,8 +194,8 @@ def _template() -> jinja2.Template:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "source_hash": _source_hash, "shown": shown, "sentence": sentence, "compared": compared,
-        "between": between, "strip": finding_strip,
+        "source_hash": _source_hash, "shown": shown, "compared": compared,
+        "between": between, "strip": finding_strip, "figure_of": figure_of,
     }  # fmt: skip
     return environment.get_template("report.html.jinja")
 

@@ -472,7 +472,9 @@ class Results(dict[str, Any]):
 
     def __repr__(self) -> str:
         """The end of a run in place of megabytes of numbers; `dict(results)` shows those."""
-        return run_summary(self, [f"Figures, by .figure(name): {', '.join(self.figure_names)}"])
+        return run_summary(
+            self, [f"Figures, by .figure(name): {', '.join(self.figure_names)}"], claims=False
+        )
 
     def _repr_html_(self) -> str:
         lines = "".join(f"<p>{escape(line)}</p>" for line in check_lines(self))

@@ -36,4 +36,6 @@ corpus/              a corpus of any size: a step that any number of processes r
                      made of its parts
 text_steps           What each step of the main analysis does on one text, and what becomes of their
                      results
+token_predictions    What each token of a text cost, and what the model expected in its place: of
+                     the token view
 """

@@ -132,6 +132,20 @@ def with_overview(analysis: Analysis, section: Mapping[str, Any]) -> Analysis:
     return replace(analysis, results={**first, "overview": dict(section), **rest})
 
 
+def with_predictions(analysis: Analysis, section: Mapping[str, Any]) -> Analysis:
+    """The analysis with ``predictions`` of each text, by text; a failure is in the check."""
+    rest = dict(analysis.results)
+    if "error" in section:
+        lost = {**rest["self_check"]["without_result"], "predictions": dict(section)}
+        rest["self_check"] = {**rest["self_check"], "without_result": lost}
+        return replace(analysis, results=rest)
+    texts = {
+        name: {**part, "predictions": section[name]}
+        for name, part in rest["individual_texts"].items()
+    }
+    return replace(analysis, results={**rest, "individual_texts": texts})
+
+
 def write_analysis(analysis: Analysis, path: Path, stale: Iterable[Path] = ()) -> Path:
     """Write an analysis as ``path`` (JSON), its tensors and its table of neurons beside it, and
     of ablated neurons where there are any.

@@ -6,6 +6,8 @@ answers            The answers of an analysis's overview, as a terminal, a repor
                    them
 checks             Whether a run's numbers can be trusted, in words: what every report and every
                    terminal says
+claims             Claims of results as a terminal, a report and a page show them: by verdict,
+                   supported first
 faithfulness_rows  The faithfulness table of attributions as rows: a line a method, for CSV and for
                    a terminal
 glossary           What the numbers of a report are: name, unit, definition and how each can mislead

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,7 +10,10 @@ from typing import Any, NamedTuple
 from suite_plumbing.result_reading import Section, failure
 
 WIDTH = 80
-"""Columns of a terminal that the answers fit."""
+"""Columns that lines fit where the terminal does not say how many it has."""
+
+WIDEST = 120
+"""Columns of a wider terminal that are used: longer lines do not read well."""
 
 
 class ShownAnswer(NamedTuple):
@@ -34,6 +38,11 @@ def shown_answers(results: Section) -> list[ShownAnswer]:
 def overview_rows(results: Section) -> list[Section]:
     """One row a layer, over all layers of the model; none without an overview."""
     return list(_overview(results).get("layers", ()))
+
+
+def terminal_width() -> int:
+    """Columns of the terminal, WIDTH where there is none, at most WIDEST."""
+    return max(40, min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDEST))
 
 
 def answer_lines(results: Section, width: int = WIDTH) -> list[str]:

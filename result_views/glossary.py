@@ -74,6 +74,10 @@ MEASURES = {
         "Step size after softplus, mean over channels. It writes and forgets at once: a large Δ is "
         "not a long memory.",
     ),
+    "loss": Measure(
+        "Loss", "nats",
+        "-ln p of the token after those before it: what it cost the model, whatever layer is shown."
+    ),
     "state_norm": Measure(
         "State norm", "L2", "Norm of the state hₜ over channels and states, after the token."
     ),

@@ -6,15 +6,17 @@ alike: ``Results.open("corrected_mamba_analysis/analysis_results.json")``.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
 
-from result_views.answers import answer_lines
+from result_views.answers import answer_lines, terminal_width
 from result_views.checks import check_line, failure_lines
+from result_views.claims import claim_lines, counts
 from suite_plumbing.result_reading import entry_at
-from token_statistics.findings import Finding, caveat, compared, number
+from token_statistics.findings import Finding, compared, number
 
 Row = Mapping[str, Any]
 
@@ -76,13 +78,18 @@ def check_lines(results: Row) -> list[str]:
     ]
 
 
-def run_summary(results: Row, files: Sequence[str]) -> str:
-    """The end of a run for a terminal: answers, check, findings with verdicts, where files are."""
-    found = [Finding.from_dict(row) for row in results.get("findings", ())]
-    table = ["", *text_table(finding_frame(results)), ""] if found else []
-    note = [caveat(found), ""] if caveat(found) else []
-    answers = [*answer_lines(results), ""] if results.get("overview") else []
-    return "\n".join([*answers, *check_lines(results), *table, *note, *files])
+def run_summary(results: Row, files: Sequence[str], *, claims: bool = True) -> str:
+    """The end of a run for a terminal: answers, check, claims by verdict, where files are.
+
+    Without ``claims`` they are counted alone.
+    """
+    width = terminal_width()
+    findings = [Finding.from_dict(row) for row in results.get("findings", ())]
+    tried = claim_lines(findings, width) if claims else textwrap.wrap(counts(findings), width)
+    tried = ["", *tried, ""] if findings else []
+    answers = [*answer_lines(results, width), ""] if results.get("overview") else []
+    checks = [line for one in check_lines(results) for line in textwrap.wrap(one, width)]
+    return "\n".join([*answers, *checks, *tried, *files])
 
 
 def text_table(frame: pd.DataFrame, most: int = 62) -> list[str]:

@@ -141,7 +141,7 @@ def test_two_tokens_give_reasons_and_open_claims():
     assert results["self_check"]["without_result"] == {}
     assert set(results["memory"]["causal_memory"]) == {"reason"}
     assert {row["verdict"] for row in results["findings"]} == {"too little data"}
-    assert "Undecided" in analyzer.generate_comprehensive_report()
+    assert "### Too little data (" in analyzer.generate_comprehensive_report()
 
 
 def test_every_number_of_the_report_stands_in_the_results(analyzer, results, tmp_path):
@@ -160,14 +160,11 @@ def test_every_number_of_the_report_stands_in_the_results(analyzer, results, tmp
 
 def test_the_report_says_what_each_claim_came_to(analyzer, results):
     report = analyzer.generate_comprehensive_report()
-    openings = {
-        "supported": "Found",
-        "above chance, untrained not tried": "Above chance, untrained not tried",
-        "not supported": "Not found",
-        "too little data": "Undecided",
-    }
+    lines = report.splitlines()
     for row in results["findings"]:
-        assert f"- {openings[row['verdict']]}: {row['claim']}." in report
+        (at,) = (i for i, line in enumerate(lines) if line.startswith(f"- {row['claim']}: "))
+        heading = next(line for line in reversed(lines[:at]) if line.startswith("### "))
+        assert heading.lower().startswith(f"### {row['verdict']} (")
 
 
 def test_files_hold_the_results(analyzer, results, tmp_path):

@@ -239,19 +239,22 @@ def test_neurons_are_sorted_and_lead_to_their_tokens(opened):
 
 def test_findings_are_filtered(opened):
     page = opened.page
+    assert page.locator(".finding:visible").count() == 0  # closed
+    page.click("#findings details.whole > summary")
     everything = page.locator(".finding:visible").count()
     page.check('#which-verdict input[value="not supported"]', force=True)
     kept = page.locator(".finding:visible").count()
     assert 0 < kept < everything
-    verdicts = page.locator(".finding:visible .verdict").all_text_contents()
-    assert all("Not supported" in verdict for verdict in verdicts)
+    verdicts = page.locator(".group:visible .verdict").all_text_contents()
+    assert len(verdicts) == 1
+    assert "Not supported" in verdicts[0]
     page.check('#which-verdict input[value=""]', force=True)
     assert page.locator(".finding:visible").count() == everything
 
 
 def test_a_heading_explains_itself(opened):
     page = opened.page
-    page.locator("#facts a.term").first.hover()
+    page.locator('#facts a.term[href="#measure-delta"]').hover()
     assert page.is_visible("#tip")
     assert "Step size after softplus" in page.text_content("#tip")
     page.keyboard.press("Escape")
@@ -325,3 +328,72 @@ def test_without_script_the_text_and_the_tables_stand(browser, report):
     assert page.is_visible("noscript p")
     assert page.locator("pre.prose").first.text_content() == HOSTILE_TEXTS[0]
     context.close()
+
+
+def test_the_address_keeps_text_layer_and_token(browser, report, opened, analysis):
+    page = opened.page
+    page.select_option("#which-text", "1")
+    page.check('#which-layer input[value="4"]', force=True)
+    opened.wait("text_1/4/absolute")
+    page.locator('#text [data-place="7"]').click()
+    address = page.evaluate("() => location.hash")
+    assert address == "#tokens:1:4:7"
+    window = Opened(browser, report)
+    window.page.goto(report.as_uri() + address)
+    window.page.reload()
+    window.wait("text_1/4/absolute")
+    assert window.page.text_content("#token-place").startswith("token 7 ")
+    check_lists(window.page, analysis.tensors["text_1.layer_4.absolute"].numpy(), 7)
+    # Another address in the same page, and one that names no place.
+    window.page.evaluate("() => { location.hash = '#tokens:0:2:5'; }")
+    window.wait("text_0/2/absolute")
+    assert window.page.text_content("#token-place").startswith("token 5 ")
+    window.page.evaluate("() => { location.hash = '#findings'; }")
+    window.page.wait_for_selector(".finding:visible")
+    assert window.said == []
+    window.context.close()
+
+
+def test_a_token_over_all_layers_with_what_it_cost(opened, analysis):
+    page = opened.page
+    page.locator('#text [data-place="9"]').click()
+    part = analysis.results["individual_texts"]["text_0"]
+    loss = part["predictions"]["loss"][9]
+    assert float(page.text_content('[data-fact="loss"]').split()[0]) == pytest.approx(loss)
+    assert page.text_content('[data-fact="expected"]').endswith(
+        f"({part['predictions']['expected_p'][9]:.3g})"
+    )
+    rows = page.locator("#layers-rows tr")
+    assert rows.count() == len(LAYERS)
+    for i, layer in enumerate(LAYERS):
+        steps = part["analysis"]["ssm_components"][f"layer_{layer}"]["by_token"]["delta"][0]
+        shown = rows.nth(i).locator("td").first.text_content()
+        assert float(shown) == pytest.approx(steps[9], rel=6e-3)  # three digits
+    page.click(f'#layers-rows button[data-layer="{LAYERS[2]}"]')
+    opened.wait(f"text_0/{LAYERS[2]}/absolute")
+    assert page.is_checked(f'#which-layer input[value="{LAYERS[2]}"]')
+
+
+def test_at_400_px_a_token_opens_under_the_finger(browser, report):
+    window = Opened(browser, report, viewport={"width": 400, "height": 800}, has_touch=True)
+    page = window.page
+    token = page.locator('#text [data-place="6"]')
+    token.tap()
+    below, panel = token.bounding_box(), page.locator("#panel").bounding_box()
+    assert 0 <= panel["y"] - (below["y"] + below["height"]) < 20
+    assert (panel["x"], panel["width"]) == pytest.approx((13, 374), abs=4)
+    page.locator("#close").tap()
+    assert page.locator("#panel").bounding_box()["y"] > panel["y"] + 100
+    window.context.close()
+
+
+def test_figures_follow_the_theme(opened):
+    page = opened.page
+
+    def filtered() -> str:
+        return page.eval_on_selector(".figures img", "node => getComputedStyle(node).filter")
+
+    assert filtered() == "none"
+    page.click("#theme")
+    page.click("#theme")
+    assert filtered().startswith("invert(")

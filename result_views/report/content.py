@@ -7,7 +7,6 @@ rule each; none is written down beforehand.
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from result_views.answers import ShownAnswer, shown_answers
 from result_views.checks import check_sentence, failures
+from result_views.claims import ClaimGroup, counts, grouped
 from result_views.glossary import method_name
 from result_views.report.tables import (
     Table,
@@ -32,7 +32,7 @@ from result_views.report.tables import (
 from result_views.report.token_view import analysed_text, view_notes
 from suite_plumbing.messages import quoted
 from suite_plumbing.result_reading import Section, entry_at, failure
-from token_statistics.findings import VERDICTS, Finding, caveat
+from token_statistics.findings import Finding, caveat
 
 _NEEDED = ("individual_texts", "analysis_metadata", "self_check", "provenance")
 
@@ -49,9 +49,9 @@ class ReportSection(NamedTuple):
 
 SECTIONS = (
     ReportSection("answers", "Answers", "Answers"),
-    ReportSection("findings", "Findings", "Findings"),
     ReportSection("tokens", "What each token attends to", "Tokens"),
     ReportSection("neurons", "Neurons", "Neurons"),
+    ReportSection("findings", "Claims", "Claims"),
     ReportSection("layers", "Tables", "Tables"),
     ReportSection("figures", "Figures", "Figures"),
     ReportSection("checks", "Checks and limits", "Checks"),
@@ -84,10 +84,14 @@ class ReportContent:
     answers: list[ShownAnswer]
     overview: Table | None
     """by layer, over all layers; None without an overview"""
-    findings: list[Finding]
+    claims: list[ClaimGroup]
+    """of all findings, those of the memory analysis among them"""
+    claim_counts: str
+    """how many were tried, and have each verdict; empty for none"""
     findings_note: str
     """why there are none, or how they are to be read; may be empty"""
-    memory_findings: list[Finding]
+    memory_claims: frozenset[str]
+    """those of them that the memory analysis tried"""
     memory: Table | None
     """by layer; None without a memory analysis"""
     texts: list[TextPart]
@@ -165,9 +169,12 @@ def report_content(
         summary=_summary(results, [*found, *remembered]),
         answers=shown_answers(results),
         overview=overview_table(results),
-        findings=found,
-        findings_note=caveat(found) if found else "These results hold no findings.",
-        memory_findings=remembered,
+        claims=grouped([*found, *remembered]),
+        claim_counts=counts([*found, *remembered]),
+        findings_note=caveat([*found, *remembered])
+        if found or remembered
+        else "These results hold no findings.",
+        memory_claims=frozenset(finding.claim for finding in remembered),
         memory=None if memory is None else memory_table(memory),
         texts=[
             TextPart(text_name(name), *analysed_text(part), text_tables(results, name))
@@ -195,12 +202,6 @@ def findings_of(results: Section) -> list[Finding]:
         ) from error
 
 
-def verdict_counts(found: list[Finding]) -> dict[str, int]:
-    """How many findings have each verdict, in the order of VERDICTS."""
-    counts = Counter(finding.verdict for finding in found)
-    return {verdict: counts[verdict] for verdict in VERDICTS if counts[verdict]}
-
-
 def _model_name(results: Section) -> str:
     return str(entry_at(results, "provenance", "model", "id") or "an unnamed model")
 
@@ -218,10 +219,7 @@ def _summary(results: Section, found: list[Finding]) -> list[str]:
         lines.append(
             f"{len(lacking)} {'step' if len(lacking) == 1 else 'steps'} gave no result: see Checks."
         )
-    if found:
-        counts = ", ".join(f"{n} {verdict}" for verdict, n in verdict_counts(found).items())
-        lines.append(f"Of {len(found)} claims tried: {counts}.")
-    return lines
+    return [*lines, counts(found)] if found else lines
 
 
 def _command(results: Section) -> str | None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from result_views.claims import grouped
 from result_views.glossary import MEASURES
 from result_views.report.content import SECTIONS, ReportContent
-from result_views.report.tables import Cell, Table, shown
-from token_statistics.findings import Finding, compared, sentence
+from result_views.report.tables import Cell, Table
+from token_statistics.findings import Finding, compared, number
 
 # Marks up, or may, wherever it stands; a colon and an at sign where they would begin an address, a
 # name or a picture; and what would begin a list, a heading or a rule at the start of a line.
@@ -47,8 +48,8 @@ def markdown_report(
     limits = [*(f"- {escape_markdown(line)}" for line in content.limits), ""]
     parts = {
         "answers": {"Answers": _answers(content)},
-        "findings": {"Findings": _findings(content)},
         "neurons": {"Neurons": _tables(neurons)},
+        "findings": {"Claims": _claims(content)},
         "layers": {"Texts": _texts(content), "All texts together": _tables(together)},
         "figures": {"Figures": _figures(figures)},
         "checks": {"Checks": _checks(content), "Limits": limits},
@@ -75,26 +76,41 @@ def _answers(content: ReportContent) -> list[str]:
     return [*(lines or ["These results hold no answers."]), "", *table]
 
 
-def _findings(content: ReportContent) -> list[str]:
-    lines = []
-    if content.findings_note:
-        lines += [escape_markdown(content.findings_note), ""]
-    every = [*content.findings, *content.memory_findings]
+def _claims(content: ReportContent) -> list[str]:
+    head = [escape_markdown(x) for x in (content.claim_counts, content.findings_note) if x]
+    every = [one for group in content.claims for one in group.findings]
     if not every:
-        return lines
-    lines += [f"- {escape_markdown(sentence(finding))}" for finding in every]
-    return [*lines, "", *_table_lines(_FINDING_COLUMNS, [_finding_row(one) for one in every]), ""]
-
-
-_FINDING_COLUMNS = ("verdict", "claim", "value", "compared with", "supported if")
-
-
-def _finding_row(finding: Finding) -> list[str]:
-    value = [finding.reason or ""] if finding.value is None else [shown(finding.value)]
-    return [
-        escape_markdown(text)
-        for text in (finding.verdict, finding.claim, *value, compared(finding), finding.rule)
+        return [*head, ""]
+    rows = [
+        [escape_markdown(x) for x in (one.claim, one.statistic, one.rule, one.path)]
+        for one in every
     ]
+    return [
+        *(line for one in head for line in (one, "")),
+        *claim_groups(every, content.memory_claims),
+        "### What was measured for each claim",
+        "",
+        *_table_lines(("claim", "measured", "supported if", "in the results"), rows),
+        "",
+    ]
+
+
+def claim_groups(findings: Sequence[Finding], of_memory: Collection[str] = ()) -> list[str]:
+    """The claims by verdict, supported first, a line each; those of the memory analysis marked."""
+    lines = []
+    for group in grouped(findings):
+        title = f"{group.verdict[:1].upper()}{group.verdict[1:]} ({len(group.findings)})"
+        lines += [f"### {title}", "", f"{group.meaning[:1].upper()}{group.meaning[1:]}.", ""]
+        lines += [f"- {escape_markdown(_claim(one, of_memory))}" for one in group.findings]
+        lines.append("")
+    return lines
+
+
+def _claim(finding: Finding, of_memory: Collection[str]) -> str:
+    claim = f"{finding.claim} (memory)" if finding.claim in of_memory else finding.claim
+    if finding.value is None:
+        return f"{claim}: {finding.reason}."
+    return f"{claim}: {number(finding.value)} ({compared(finding)})."
 
 
 def _texts(content: ReportContent) -> list[str]:

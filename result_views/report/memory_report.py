@@ -11,8 +11,8 @@ from typing import Any
 
 from result_views.checks import check_line, failure_lines
 from result_views.glossary import method_name
-from result_views.report.markdown import escape_markdown, markdown_table
-from token_statistics.findings import Finding, compared, number, sentence
+from result_views.report.markdown import claim_groups, escape_markdown, markdown_table
+from token_statistics.findings import Finding, compared, number
 from token_statistics.smallest_effects import KL_FLOOR, SMALLEST_EFFECTS
 
 Row = Mapping[str, Any]
@@ -40,8 +40,7 @@ def memory_report(results: Row) -> str:
         *_check(results),
         "## Claims, and what these texts say to them",
         "",
-        *(f"- {sentence(finding)}" for finding in found),
-        "",
+        *claim_groups(found),
         *findings_table(found),
         "## Memory by layer",
         "",

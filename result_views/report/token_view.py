@@ -46,6 +46,11 @@ _SERIES = {
 }
 """By measure: step and keys, below the layer, of a value for every token."""
 
+_SHORT = {
+    "delta": "Δ", "state_norm": "state", "entropy": "entropy", "strength": "paid",
+    "mean_distance": "distance",
+}  # fmt: skip
+
 
 def token_view(results: Section, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
     """What the view shows beside its maps: texts with series, kernels and neurons by layer."""
@@ -61,7 +66,7 @@ def token_view(results: Section, tensors: Mapping[str, Tensor]) -> dict[str, Any
         "texts": [_text(results, tensors, text, layers) for text in names],
         "layers": layers,
         "maps": {name: MEASURES[name].name for name in in_use},
-        "series": {name: _named(name) for name in _SERIES},
+        "series": {name: _named(name) | {"short": _SHORT[name]} for name in _SERIES},
         "methods": {
             name: MEASURES[name].name if name in MEASURES else method_name(name) for name in methods
         },
@@ -202,6 +207,9 @@ def _text(
         "pieces": text_pieces(part)[:MAX_TOKENS],
         "parts": character_parts(part),
         "tokens": part["tokens"][:MAX_TOKENS],
+        "predictions": {
+            name: values[:MAX_TOKENS] for name, values in part.get("predictions", {}).items()
+        },
         "layers": {str(layer): _layer(part["analysis"], tensors, text, layer) for layer in layers},
     }
 

@@ -133,14 +133,18 @@ def test_a_step_that_failed_in_the_memory_analysis_is_named(runs):
     assert "Without result: delta: skipped: needs state" in summary
 
 
-def test_the_end_of_a_run_is_a_table_of_verdicts_and_the_files(runs):
+def test_the_end_of_a_run_is_claims_by_verdict_and_the_files(runs):
     live = runs["memory"][0]
     lines = run_summary(live, ["Report: r.md"]).splitlines()
     assert lines[0].startswith("2 text(s), 96 tokens, layers 0, 3, ")
-    head = next(line for line in lines if line.startswith("verdict"))
-    assert "claim" in head
     for row in live["findings"]:
-        assert any(line.startswith(row["verdict"]) and row["claim"][:40] in line for line in lines)
+        (at,) = (i for i, line in enumerate(lines) if line.startswith(f"  {row['claim'][:40]}"))
+        heading = next(line for line in reversed(lines[:at]) if not line.startswith("  "))
+        assert (
+            heading.startswith(f"{row['verdict']}: ")
+            or row["verdict"] in lines[lines.index(heading) - 1]
+        )
+    assert max(map(len, lines)) <= 80
     assert lines[-1] == "Report: r.md"
 
 

@@ -6,8 +6,8 @@ import shlex
 import pytest
 from report_cases import HOSTILE_TEXTS, analysed
 
-from result_views.report.content import check_tensors, report_content, verdict_counts
-from token_statistics.findings import ABOVE_CHANCE, Finding
+from result_views.report.content import check_tensors, report_content
+from token_statistics.findings import ABOVE_CHANCE, VERDICTS, Finding
 
 FINDING = Finding(
     "A <b>claim</b>",
@@ -38,17 +38,19 @@ def results(analysis):
 def test_the_summary_is_made_from_the_numbers(results):
     content = report_content(results)
     found = [Finding.from_dict(row) for row in results["findings"]]
-    assert content.findings == found
+    assert [one for group in content.claims for one in group.findings] == sorted(
+        found, key=lambda one: VERDICTS.index(one.verdict)
+    )
     assert content.summary[0] == "2 texts, 60 tokens; layers 0, 2."
-    counts = ", ".join(f"{n} {verdict}" for verdict, n in verdict_counts(found).items())
-    assert content.summary[-1] == f"Of {len(found)} claims tried: {counts}."
+    assert content.summary[-1] == content.claim_counts
+    assert content.claim_counts.startswith(f"Of {len(found)} claims tried: ")
     assert "reproduce the model's own output" in content.check
 
 
 def test_nothing_is_said_of_findings_that_are_not_there(results):
     del results["findings"]
     content = report_content(results)
-    assert content.findings == []
+    assert content.claims == []
     assert content.findings_note == "These results hold no findings."
     assert not any("claims" in line for line in content.summary)
 
@@ -98,7 +100,14 @@ def test_memory_results_add_findings_and_a_table(results):
         "memory_by_layer": [{"layer": 0, "mean_delta": 0.25}],
     }
     content = report_content(results, None, memory)
-    assert content.memory_findings == [FINDING]
+    assert content.memory_claims == {FINDING.claim}
+    every = [one for group in content.claims for one in group.findings]
+    assert FINDING in every
+    assert content.claim_counts.startswith(f"Of {len(every)} claims tried: ")
+    open_ = sum(one.verdict == ABOVE_CHANCE for one in every)
+    assert content.findings_note.startswith(
+        f"Claims above chance without a look at untrained models: {open_}."
+    )
     assert content.memory is not None
     assert content.memory.rows[0][1].text == "0.25"
     assert "The memory analysis is of other texts than the rest of this report." in content.limits

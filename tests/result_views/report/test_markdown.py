@@ -64,7 +64,7 @@ def test_the_report_shows_texts_tables_and_figures():
     assert page.count("<table>") >= 2 * 5 + 3 + 2 + 4
     assert 'src="a%20b/odd%20(name)%3C1%3E.png"' in page
     assert "A | figure" in rendered_text(page) or 'alt="A | figure"' in page
-    for heading in ("Findings", "Texts", "Neurons", "Figures", "Checks", "Limits", "Provenance"):
+    for heading in ("Claims", "Texts", "Neurons", "Figures", "Checks", "Limits", "Provenance"):
         assert f"<h2>{heading}</h2>" in page
 
 
