@@ -15,7 +15,10 @@ if __name__ == "__main__":  # --help and a wrong option end before torch is load
     parse_first(attention_neurons_options)
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pandas as pd
 import torch
@@ -54,6 +57,7 @@ from ssm_measures.attention_measures import (
 from ssm_measures.components import Capture, SSMComponents, extracted_layer
 from ssm_measures.neuron_evolution import neuron_evolution
 from ssm_measures.neuron_sets import NeuronBehavior, NeuronSet, neuron_behavior, neuron_set
+from ssm_measures.shown_objects import ShownObject, named_layer, per_token
 from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.commands import (
     Job,
@@ -63,20 +67,27 @@ from suite_plumbing.commands import (
     write_step_results,
 )
 from suite_plumbing.models import ModelAnalyzer, require_tokenizer
+from suite_plumbing.other_names import also_named
 from suite_plumbing.precision import in_full_precision
 from suite_plumbing.result_files import (
+    StrPath,
+    check_output_dir,
+    table_html,
     three_digits,
     write_csv,
     write_tensors,
     written_together,
 )
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 DEFAULT_NUM_GROUPS = 8
 """Groups of channels by half-life that stand for heads in the hand-off to viewers."""
 
 
-@dataclass(frozen=True, eq=False)
-class LayerAttention:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerAttention(ShownObject):
     """Attention of one layer on a batch; maps are (b, l, l), query by source, zero at padding."""
 
     signed: Tensor
@@ -96,6 +107,34 @@ class LayerAttention:
     limited: tuple[bool, ...]
     """per text: whether the kernel's lags are limited by the text, see
     :func:`ssm_measures.attention_maps.limited_by_text`"""
+    layer: int | None = None
+    """number of the layer; None where nobody said"""
+    tokens: tuple[tuple[str, ...], ...] | None = None
+    """by text, its tokens without padding; None where only ids were at hand"""
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a token, as a query: entropy, strength, shares and mean distance of its row."""
+        columns = {
+            name: getattr(self.statistics, name) for name in self.statistics.__dataclass_fields__
+        }
+        mask = (~self.statistics.strength.isnan()).long()
+        return per_token(self.layer, self.tokens, mask, columns)
+
+    def figure(self) -> Figure:
+        """The map of mean |alpha| of the first text, and its memory kernel."""
+        # Imported here: an analysis does without matplotlib.
+        from result_views.figures.object_figures import figure_attention
+
+        keep = ~self.statistics.strength[0].isnan()
+        tokens = None if self.tokens is None else self.tokens[0]
+        shown = self.absolute[0][keep][:, keep].double().numpy()
+        kernel = self.kernel.kernel[0][: len(shown)].double().numpy()
+        return figure_attention(f"Attention of {named_layer(self.layer)}", shown, kernel, tokens)
+
+    def _line(self) -> str:
+        count = int((~self.statistics.strength.isnan()).sum())
+        lags = ", ".join(f"{lag:.3g}" for lag in self.kernel.median_lag)
+        return f"LayerAttention of {named_layer(self.layer)}: {count} tokens, median lag {lags}"
 
     def to_dict(self) -> dict:
         """Summaries for JSON, with entropy, strength and mean distance by query of each text."""
@@ -114,7 +153,7 @@ class LayerAttention:
         }
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class AttentionData:
     """Attention of the captured layers, with what the neuron methods need beside it."""
 
@@ -124,6 +163,46 @@ class AttentionData:
     """by layer"""
     parameters: dict[int, MixerParameters]
     """by layer: weights around the scan"""
+
+    @property
+    def tokens(self) -> tuple[tuple[str, ...], ...] | None:
+        """By text, its tokens without padding; None where only ids were at hand."""
+        return next(iter(self.captured.components.values())).tokens
+
+    def layer(self, number: int) -> LayerAttention:
+        """The attention of one layer; ValueError for one that was not asked for."""
+        return extracted_layer(self.layers, number, "extract_attention_vectors")
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a layer and token: see `LayerAttention.to_dataframe`."""
+        return pd.concat([part.to_dataframe() for part in self.layers.values()], ignore_index=True)
+
+    def figure(self, layer: int | None = None) -> Figure:
+        """Of one layer, by default the first: see `LayerAttention.figure`."""
+        return self.layer(min(self.layers) if layer is None else layer).figure()
+
+    def save(self, folder: StrPath) -> list[Path]:
+        """Write each layer's attention to a file of a folder; `LayerAttention.load` reads one."""
+        place = check_output_dir(folder)
+        paths = [place / f"layer_{number}.attention.safetensors" for number in self.layers]
+        with written_together():
+            for path, part in zip(paths, self.layers.values(), strict=True):
+                part.save(path)
+        return paths
+
+    def __repr__(self) -> str:
+        numbers = ", ".join(map(str, self.layers))
+        count = int(self.captured.attention_mask.sum())
+        return f"<AttentionData of layers {numbers}: {count} tokens>"
+
+    def _repr_html_(self) -> str:
+        columns = ("entropy", "self_share", "first_share", "recent_share", "mean_distance")
+        tables = {number: part.to_dataframe() for number, part in self.layers.items()}
+        means = pd.DataFrame(
+            {"layer": number, **{name: table[name].mean() for name in columns}}
+            for number, table in tables.items()
+        )
+        return f"<p>{escape(repr(self)[1:-1])}; means over tokens</p>{table_html(means)}"
 
     def to_dict(self) -> dict:
         """Summaries by layer, for JSON."""
@@ -160,7 +239,11 @@ def layer_attention(components: SSMComponents) -> LayerAttention:
 
 def attention_data(captured: Capture, parameters: Mapping[int, MixerParameters]) -> AttentionData:
     """Attention of every captured layer; ``parameters`` of :func:`layer_parameters`."""
-    layers = {layer: layer_attention(captured.components[layer]) for layer in captured.layers}
+    layers = {
+        layer: replace(layer_attention(parts := captured.components[layer]), layer=layer,
+                       tokens=parts.tokens)
+        for layer in captured.layers
+    }  # fmt: skip
     return AttentionData(captured, layers, {layer: parameters[layer] for layer in layers})
 
 
@@ -263,6 +346,7 @@ NEURON_METHODS: dict[str, NeuronMethod] = {
 class MambaAttentionNeurons(ModelAnalyzer):
     """Attention of chosen layers of a Mamba, and neurons made from it."""
 
+    @also_named(layers="layer_indices", text="inputs", texts="inputs")
     def extract_attention_vectors(
         self,
         inputs: str | Sequence[str] | Tensor | Mapping[str, Tensor],
@@ -301,9 +385,12 @@ class MambaAttentionNeurons(ModelAnalyzer):
                 "extract_attention_vectors(...) returned"
             )
         asked = self._target(target, token, contrast, position)
-        self.neurons_ = NEURON_METHODS[method](attention_data, self.model, asked)
+        found = NEURON_METHODS[method](attention_data, self.model, asked)
+        tokens = attention_data.tokens
+        self.neurons_ = {layer: replace(one, tokens=tokens) for layer, one in found.items()}
         return self.neurons_
 
+    @also_named(layer="layer_idx")
     def analyze_neuron_behavior(
         self, neurons: Mapping[int, NeuronSet], layer_idx: int, num_neurons: int = 20
     ) -> NeuronBehavior:

@@ -84,6 +84,7 @@ from suite_plumbing.errors import failure_of
 from suite_plumbing.memory_usage import MemoryTracker
 from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer, execution_device
+from suite_plumbing.other_names import also_named
 from suite_plumbing.progress import debug_logging, progress
 from suite_plumbing.provenance import provenance
 from suite_plumbing.result_files import check_output_dir, write_json
@@ -227,6 +228,7 @@ class CorrectedRecursiveSSMAttentionNeuronAnalyzer(ModelAnalyzer):
         self.memory_cleanup_enabled = True
         self._memory = MemoryTracker(self.device)
 
+    @also_named(layers="layer_indices", text="input_texts", texts="input_texts")
     def analyze_recursive_ssm_attention_effects(
         self,
         input_texts: str | Sequence[str],

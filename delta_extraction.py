@@ -62,6 +62,7 @@ from suite_plumbing.commands import (
 )
 from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer, require_tokenizer
+from suite_plumbing.other_names import also_named
 from suite_plumbing.result_files import finite_or_none, write_csv, write_tensors, written_together
 from suite_plumbing.texts import padding_id, token_pieces
 from token_statistics.autocorrelation import (
@@ -249,6 +250,7 @@ def _autocorrelation(deltas: FloatArray, tokens: Observations, seed: int) -> Mea
 class DeltaExtractor(ModelAnalyzer):
     """Delta of chosen layers, its memory, and the neurons that depend on it."""
 
+    @also_named(layers="layer_indices", text="input_text", texts="input_text")
     def extract_deltas(
         self, layer_indices: Sequence[int] | str | None, input_text: str | Sequence[str]
     ) -> dict[int, Tensor]:
@@ -261,11 +263,13 @@ class DeltaExtractor(ModelAnalyzer):
         self.deltas_ = {layer: parts.delta for layer, parts in self.capture_.components.items()}
         return self.deltas_
 
+    @also_named(layer="layer_idx")
     def analyze_memory(self, layer_idx: int, *, seed: int = 0) -> DeltaMemory:
         """`delta_memory` of one extracted layer; RuntimeError before `extract_deltas`."""
         texts, ids = self._texts(layer_idx), captured_ids([self.capture_])
         return delta_memory(texts, layer_idx, token_ids=ids, seed=seed)
 
+    @also_named(layer="layer_idx")
     def find_gate_tokens(
         self, layer_idx: int, *, top_k: int = TOP_TOKENS, seed: int = 0
     ) -> GateTokens:
@@ -275,12 +279,14 @@ class DeltaExtractor(ModelAnalyzer):
         ids = captured_ids([self.capture_])
         return gate_tokens(texts, pieces, layer_idx, token_ids=ids, top_k=top_k, seed=seed)
 
+    @also_named(layer="layer_idx")
     def correlate_with_neurons(self, layer_idx: int, *, seed: int = 0) -> DeltaNeuronCorrelation:
         """`delta_neuron_correlation` of one extracted layer; RuntimeError before extraction."""
         texts = self._texts(layer_idx)
         ids = captured_ids([self.capture_])
         return delta_neuron_correlation(texts, layer_idx, token_ids=ids, seed=seed)
 
+    @also_named(layer="layer_idx", text="texts")
     def find_delta_sensitive_neurons(
         self,
         texts: str | Sequence[str],

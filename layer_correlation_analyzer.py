@@ -47,6 +47,7 @@ from suite_plumbing.commands import (
 )
 from suite_plumbing.messages import quoted
 from suite_plumbing.models import ModelAnalyzer
+from suite_plumbing.other_names import also_named
 from suite_plumbing.result_files import (
     finite_or_none,
     five_digits,
@@ -272,6 +273,7 @@ def _autocorrelation(
 class LayerCorrelationAnalyzer(ModelAnalyzer):
     """Correlations across layers and recursive patterns within them, for one text or a batch."""
 
+    @also_named(layers="layer_indices", texts="text")
     def extract_layer_activations(
         self,
         layer_indices: Sequence[int] | str | None,
@@ -305,6 +307,7 @@ class LayerCorrelationAnalyzer(ModelAnalyzer):
         )
         return self.correlations_
 
+    @also_named(layer="layer_idx")
     def analyze_recursive_patterns(
         self, layer_idx: int, *, max_lag: int = _MAX_RECURSION_LAG, seed: int = 0
     ) -> RecursivePatterns:

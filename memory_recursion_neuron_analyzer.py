@@ -57,6 +57,7 @@ from suite_plumbing.commands import (
 from suite_plumbing.errors import failure_of
 from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer
+from suite_plumbing.other_names import also_named
 from suite_plumbing.output_folders import owning
 from suite_plumbing.provenance import SCHEMA_VERSION, provenance
 from suite_plumbing.result_files import (
@@ -177,6 +178,7 @@ class MemoryRecursionNeuronAnalyzer(ModelAnalyzer):
         self.num_random = validate_int("num_random", num_random, 1)
         self.num_twins = validate_int("num_twins", num_twins, 0)
 
+    @also_named(layers="layer_indices", text="texts")
     def analyze_memory_recursion_effects(
         self, texts: str | Sequence[str], layer_indices: Sequence[int] | str | None = None
     ) -> Results:

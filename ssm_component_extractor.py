@@ -26,7 +26,13 @@ from mamba_mixers.recording import LayerRecord, record_layers, record_streams
 from mamba_mixers.sites import model_layers
 from selective_scan.operands import with_groups
 from selective_scan.scan import half_life
-from ssm_measures.components import Capture, SSMComponents, extracted_layer, rounded_by_token
+from ssm_measures.components import (
+    Capture,
+    SSMComponents,
+    captured_ids,
+    extracted_layer,
+    rounded_by_token,
+)
 from suite_plumbing.commands import (
     Job,
     command_line,
@@ -38,6 +44,7 @@ from suite_plumbing.errors import AnalysisError, is_recoverable
 from suite_plumbing.messages import quoted
 from suite_plumbing.model_inputs import encode_inputs
 from suite_plumbing.models import ModelAnalyzer, execution_device
+from suite_plumbing.other_names import also_named
 from suite_plumbing.progress import progress
 from suite_plumbing.result_files import write_tensors, written_together
 from suite_plumbing.texts import EncodedText, batches_by_length, pad_batch, padding_id
@@ -68,7 +75,7 @@ def capture(
     captured = Capture(
         input_ids.cpu(),
         mask,
-        {layer: _components(record, mask) for layer, record in records.items()},
+        {layer: _components(record, mask, layer) for layer, record in records.items()},
         {layer: _kept(record.block_input) for layer, record in records.items()},
         {layer: _kept(record.block_output) for layer, record in records.items()},
     )
@@ -193,6 +200,7 @@ def _captures_of_batch(
 class SSMComponentExtractor(ModelAnalyzer):
     """A, B, C, D, delta, states and their dynamics for chosen layers of a Mamba."""
 
+    @also_named(layers="layer_indices", text="input_text", texts="input_text")
     def extract_ssm_components(
         self, layer_indices: Sequence[int] | str | None, input_text: str | Sequence[str]
     ) -> dict[int, SSMComponents]:
@@ -206,6 +214,7 @@ class SSMComponentExtractor(ModelAnalyzer):
         ).components
         return self.components_
 
+    @also_named(layer="layer_idx")
     def analyze_recursive_dynamics(self, layer_idx: int) -> RecursiveDynamics:
         """Dynamics of one extracted layer; RuntimeError before ``extract_ssm_components``."""
         method = "extract_ssm_components"
@@ -226,10 +235,17 @@ def capture_for(
     Raises ValueError for bad layers or inputs, before the model runs.
     """
     layers = model_layers(model, layer_indices)
-    return capture(model, *encode_inputs(model, tokenizer, inputs), layers)
+    captured = capture(model, *encode_inputs(model, tokenizer, inputs), layers)
+    if tokenizer is None:
+        return captured
+    tokens = tuple(
+        tuple(tokenizer.convert_ids_to_tokens(list(ids))) for ids in captured_ids([captured])
+    )
+    named = {i: replace(parts, tokens=tokens) for i, parts in captured.components.items()}
+    return replace(captured, components=named)
 
 
-def _components(record: LayerRecord, mask: Tensor) -> SSMComponents:
+def _components(record: LayerRecord, mask: Tensor, layer: int) -> SSMComponents:
     names = ("A", "B", "C", "delta", "u", "gate", "y", "gated", "conv_input")
     scale = record.replay.norm_scale
     return SSMComponents(
@@ -240,6 +256,7 @@ def _components(record: LayerRecord, mask: Tensor) -> SSMComponents:
         attention_mask=mask,
         replay_errors=tuple(record.replay_error.tolist()),
         output_scale=record.output_scale,
+        layer=layer,
     )
 
 

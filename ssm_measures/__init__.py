@@ -25,6 +25,8 @@ neuron_sets         Sets of neurons: what one method says of the d_inner channel
                     and what follows
 neuron_shares       What the neurons of a text's last token are made of: by path, and by the
                     token it came from
+shown_objects       What every result object of a layer can do: one line, a table, a figure, a file
+                    and back
 ssm_attention       How a mixer's delta, B and C go with its implicit attention: rank
                     correlations, each with a null
 states              What a layer's states measure: norms, steps, what is kept, and inner products

@@ -10,23 +10,28 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+import pandas as pd
 import torch.nn.functional as F
 from torch import Tensor
 
 from selective_scan.scan import scan_hidden_states
+from ssm_measures.shown_objects import ShownObject, named_layer, per_token, sizes
 from ssm_measures.states import StateMeasures, measure_states
 from suite_plumbing.checks import int_or_none
 from suite_plumbing.messages import quoted
 from suite_plumbing.result_files import five_digits
 from token_statistics.description import FloatArray, summarise
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)
-class SSMComponents:
+@dataclass(frozen=True, eq=False, repr=False)
+class SSMComponents(ShownObject):
     """What one layer's selective SSM computed on a batch; detached, float32, on the CPU.
 
     H heads of P channels each lie side by side: head j is channels j P to (j + 1) P - 1 of
@@ -69,6 +74,10 @@ class SSMComponents:
     of the channel's group at this token, on these data; None where the family has no such norm"""
     output_scale: float = 1.0
     """what the model multiplies mixer_output by before adding it to the residual stream"""
+    layer: int | None = None
+    """number of the layer; None where nobody said"""
+    tokens: tuple[tuple[str, ...], ...] | None = None
+    """by text, its tokens without padding; None where only ids were at hand"""
 
     @property
     def replay_error(self) -> float:
@@ -132,7 +141,37 @@ class SSMComponents:
                      "mixer_output", "attention_mask")  # fmt: skip
         tensors = {name: getattr(self, name) for name in per_token}
         fields = {name: x[row : row + 1, keep] for name, x in tensors.items() if x is not None}
-        return replace(self, **fields, replay_errors=(self.replay_errors[row],))
+        tokens = None if self.tokens is None else (self.tokens[row],)
+        return replace(self, **fields, replay_errors=(self.replay_errors[row],), tokens=tokens)
+
+    def to_dataframe(self) -> pd.DataFrame:
+        """One row a token: mean delta over heads, and the norms of B, C, y and the output."""
+        norms = {
+            f"{name}_norm": getattr(self, name).flatten(2).norm(dim=2)
+            for name in ("B", "C", "y", "mixer_output")
+        }
+        columns = {"delta": self.delta.mean(2), **norms}
+        return per_token(self.layer, self.tokens, self.attention_mask, columns)
+
+    def figure(self) -> Figure:
+        """Delta, |B|, |C| and the output's norm at each token of the first text."""
+        # Imported here: an analysis does without matplotlib.
+        from result_views.figures.object_figures import figure_by_token
+
+        table = self.text(0).to_dataframe()
+        labels = {"delta": "mean Δ", "B_norm": "|B|", "C_norm": "|C|",
+                  "mixer_output_norm": "|output|"}  # fmt: skip
+        tokens = None if self.tokens is None else self.tokens[0]
+        series = {label: table[name].to_numpy() for name, label in labels.items()}
+        return figure_by_token(f"Components of {named_layer(self.layer)}", series, tokens)
+
+    def _line(self) -> str:
+        found = sizes(tokens=int(self.attention_mask.sum()), d_inner=self.u.shape[2],
+                      d_state=self.B.shape[-1])  # fmt: skip
+        return (
+            f"SSMComponents of {named_layer(self.layer)}: {found}, replay error "
+            f"{self.replay_error:.1e}"
+        )
 
     def to_dict(self) -> dict:
         """Shapes, summaries, and by text the mean delta of every token; tensors go elsewhere."""

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from ssm_measures.shown_objects import ShownObject
 from suite_plumbing.precision import full_precision
 from suite_plumbing.result_files import finite_or_none, table_html
 from suite_plumbing.texts import ids_of_tokens
@@ -37,8 +38,8 @@ _CONTEXT_TOKENS = 8
 _STATISTICS = ("mean", "std", "maximum", "kurtosis", "within_text_share")
 
 
-@dataclass(frozen=True, eq=False)
-class NeuronSet:
+@dataclass(frozen=True, eq=False, repr=False)
+class NeuronSet(ShownObject):
     """One method's neurons of one layer; statistics are over the tokens of all texts."""
 
     method: str
@@ -76,6 +77,8 @@ class NeuronSet:
     gathered: Tensor | None = None
     """(b, l, d_inner) the channels that ``attention`` gathered: activations = attention @ gathered
     at tokens; None where the values are no such gathering"""
+    tokens: tuple[tuple[str, ...], ...] | None = None
+    """by text, its tokens without padding; None where only ids were at hand"""
 
     @property
     def ranking(self) -> Tensor:
@@ -137,6 +140,9 @@ class NeuronSet:
     @property
     def _title(self) -> str:
         return f"Neurons by {self.method.replace('_', '-')}, layer {self.layer}"
+
+    def _line(self) -> str:
+        return f"{self._title}: {len(self.importance)}, the first {self.ranking[:3].tolist()}"
 
     def _repr_html_(self) -> str:
         table = table_html(self.to_dataframe().head(TOP_NEURONS))

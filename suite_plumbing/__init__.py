@@ -34,6 +34,8 @@ native_checkpoints  Checkpoints as mamba_ssm and mambapy leave them: recognised,
 native_models   Models of native checkpoints: the sizes read off the weights, the model made in
                 memory
 options         The options that all commands share, spelled once
+other_names     The same argument by other names: text or texts, layer or layers, in every method
+                of the suite
 output_folders  Output folders: each one run's own until it ends, and cleared of what a killed run
                 left
 paths           Paths as a user writes them, refused in one line where they can be none
@@ -47,6 +49,8 @@ result_files    Files of results: written whole or not at all, strict JSON, CSV 
 result_reading  Results read back: a run's JSON with its tensors, and the sections of its texts
                 and steps
 runs            One run of a command: its id, and what it holds until it ends
+saved_objects   Result objects in files: a dataclass of tensors and plain values, whole, and back
+                again
 signals         Signals: a command that is interrupted or terminated ends with its status, wherever
                 it stands
 texts           Texts: checked, read from files, encoded, batched; and tokens as a reader sees

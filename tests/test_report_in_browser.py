@@ -7,6 +7,7 @@ drives it, and axe-core checks that it can be used by everybody.
 import os
 import shutil
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -339,17 +340,18 @@ def test_the_address_keeps_text_layer_and_token(browser, report, opened, analysi
     address = page.evaluate("() => location.hash")
     assert address == "#tokens:1:4:7"
     window = Opened(browser, report)
-    window.page.goto(report.as_uri() + address)
-    window.page.reload()
+    other: Any = window.page
+    other.goto(report.as_uri() + address)
+    other.reload()
     window.wait("text_1/4/absolute")
-    assert window.page.text_content("#token-place").startswith("token 7 ")
-    check_lists(window.page, analysis.tensors["text_1.layer_4.absolute"].numpy(), 7)
+    assert other.text_content("#token-place").startswith("token 7 ")
+    check_lists(other, analysis.tensors["text_1.layer_4.absolute"].numpy(), 7)
     # Another address in the same page, and one that names no place.
-    window.page.evaluate("() => { location.hash = '#tokens:0:2:5'; }")
+    other.evaluate("() => { location.hash = '#tokens:0:2:5'; }")
     window.wait("text_0/2/absolute")
-    assert window.page.text_content("#token-place").startswith("token 5 ")
-    window.page.evaluate("() => { location.hash = '#findings'; }")
-    window.page.wait_for_selector(".finding:visible")
+    assert other.text_content("#token-place").startswith("token 5 ")
+    other.evaluate("() => { location.hash = '#findings'; }")
+    other.wait_for_selector(".finding:visible")
     assert window.said == []
     window.context.close()
 
@@ -376,7 +378,7 @@ def test_a_token_over_all_layers_with_what_it_cost(opened, analysis):
 
 def test_at_400_px_a_token_opens_under_the_finger(browser, report):
     window = Opened(browser, report, viewport={"width": 400, "height": 800}, has_touch=True)
-    page = window.page
+    page: Any = window.page
     token = page.locator('#text [data-place="6"]')
     token.tap()
     below, panel = token.bounding_box(), page.locator("#panel").bounding_box()

@@ -22,6 +22,8 @@ neuron_figures        Figure of one set of neurons: how importance is spread, an
                       ones are active
 neuron_panels         Panels of neurons: across layers by method, and what texts share; each draws
                       on an ``ax``
+object_figures        Figures of single result objects: a layer's components along a text, a
+                      layer's attention
 overview_figures      Figure of the overview: how long each layer keeps a token, copies, and is
                       needed
 pages                 Pages of the figures: style, title, legend of texts, caption with model and
