@@ -136,6 +136,10 @@ def test_links_and_pictures_are_there(page):
         assert (page.parent / link).resolve().exists(), link
 
 
+def test_the_readme_is_read_in_one_go():
+    assert len(README.splitlines()) <= 180
+
+
 def test_every_benchmark_is_listed():
     helpers = {"commands.py", "family_models.py", "other_ways.py", "passages.py"}
     scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - helpers
@@ -159,7 +163,8 @@ def test_the_gallery_shows_what_its_script_draws():
 def test_exit_statuses_are_those_that_the_commands_document():
     from suite_plumbing.commands import run_main
 
-    table = re.findall(r"^\| ([\d, ]+) \| (.+) \|$", README, re.M)
+    page = (ROOT / "docs" / "commands.md").read_text(encoding="utf-8")
+    table = re.findall(r"^\| ([\d, ]+) \| (.+) \|$", page, re.M)
     statuses = {int(number) for numbers, _ in table for number in numbers.split(",")}
     documented = {int(number) for number in re.findall(r"\b(\d+):", run_main.__doc__ or "")}
     assert statuses == documented == {0, 1, 2, 130, 143}
