@@ -35,6 +35,7 @@ from causal_interventions.neuron_effects import (
 from causal_interventions.targets import DEFAULT_TARGET, Target, resolve_target
 from mamba_mixers.sites import find_mixers, model_layers
 from mamba_mixers.weights import MixerParameters, logit_directions, mixer_parameters
+from result_views.step_lines import over_texts, step_lines
 from ssm_component_extractor import capture_for, captures_of
 from ssm_measures.attention_maps import (
     contribution_map,
@@ -490,6 +491,13 @@ def _rollout_step(data: AttentionData, layer: int) -> Tensor:
     return attended + torch.diag_embed(1 - share)
 
 
+_TABLE = {
+    "mean distance (tokens)": ("statistics", "mean_distance", "mean"),
+    "90 % within (tokens)": ("memory_kernel", "lag_90"),
+    "entropy share": ("statistics", "entropy_share", "mean"),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Attention and neurons of texts: summaries as JSON, tensors as safetensors, a CSV table."""
     return run_main(_command, argv)
@@ -519,7 +527,17 @@ def _command(argv: list[str]) -> int:
         if ablated:
             write_csv(ablation, ablated)
     tables = "neurons.csv and neuron_ablation.csv" if ablated else "neurons.csv"
-    print(f"Wrote {path}, attention_neurons.safetensors, {tables} beside it.")
+    # Imported here: an analysis does without matplotlib.
+    from recursive_visualizer import write_step_figure
+
+    found = over_texts([part["attention_data"] for part in results.values()], _TABLE)
+    picture = write_step_figure(job.output_dir, "attention_neurons", "Attention by layer", found)
+    for row in found:
+        for name in NEURON_METHODS:
+            top = results["text_0"]["neurons"][name][f"layer_{row['layer']}"]["top_neurons"]
+            row[f"first by {name.replace('_', ' ')}"] = str(top[0]["neuron"])
+    print("\n".join(step_lines(found)))
+    print(f"Wrote {path}, attention_neurons.safetensors, {tables}, {picture.name} beside it.")
     return 0
 
 

@@ -34,6 +34,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mamba_mixers.sites import model_layers
+from result_views.step_lines import over_texts, step_lines
 from selective_scan.scan import half_life
 from ssm_component_extractor import capture_for, capture_texts, captures_of
 from ssm_measures.components import (
@@ -60,6 +61,7 @@ from suite_plumbing.commands import (
     run_main,
     write_step_results,
 )
+from suite_plumbing.messages import quoted
 from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer, require_tokenizer
 from suite_plumbing.other_names import also_named
@@ -349,6 +351,13 @@ def _pieces_of(tokenizer: PreTrainedTokenizerBase, captures: Sequence[Capture]) 
     ]
 
 
+_TABLE = {
+    "half-life (tokens)": ("memory", "channel_half_life", "median"),
+    "kept per token": ("memory", "persistence"),
+    "selectivity": ("memory", "selectivity"),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Analyse delta; write JSON, a table of delta by token, and delta itself as safetensors."""
     return run_main(_command, argv)
@@ -379,7 +388,16 @@ def _command(argv: list[str]) -> int:
         path = write_step_results(job, "delta_analysis.json", results)
         write_csv(job.output_dir / "delta_by_token.csv", rows, ["layer", *TokenDelta._fields])
         write_tensors(job.output_dir / "delta.safetensors", tensors)
-    print(f"Wrote {path}, delta_by_token.csv and delta.safetensors beside it.")
+    # Imported here: an analysis does without matplotlib.
+    from recursive_visualizer import write_step_figure
+
+    found = over_texts([results], _TABLE)
+    picture = write_step_figure(job.output_dir, "delta_analysis", "Delta by layer", found)
+    for row, part in zip(found, results.values(), strict=True):
+        opening = part["gate_tokens"]["opening"]
+        row["opens the gate"] = quoted(opening[0]["token"]) if opening else ""
+    print("\n".join(step_lines(found)))
+    print(f"Wrote {path}, delta_by_token.csv, delta.safetensors and {picture.name} beside it.")
     return 0
 
 

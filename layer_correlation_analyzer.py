@@ -19,7 +19,7 @@ if __name__ == "__main__":  # --help and a wrong option end before torch is load
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mamba_mixers.sites import find_mixers, model_layers, num_layers
+from result_views.step_lines import step_lines
 from ssm_component_extractor import (
     capture_each,
     capture_for,
@@ -483,7 +484,20 @@ def _write_all(job: Job) -> str:
         path = write_step_results(job, "layer_correlations.json", results)
         write_csv(job.output_dir / _PAIRS_NAME, rows, columns)
         write_tensors(job.output_dir / _TENSORS_NAME, tensors)
-    return f"Wrote {path}, {_PAIRS_NAME} and {_TENSORS_NAME} beside it."
+    lines = step_lines([row for pairs in correlations.values() for row in _pair_rows(pairs)])
+    return "\n".join([*lines, f"Wrote {path}, {_PAIRS_NAME} and {_TENSORS_NAME} beside it."])
+
+
+def _pair_rows(pairs: Mapping[str, CrossLayerCorrelation]) -> list[dict[str, Any]]:
+    """A line a pair of layers: mean |r| over pairs of channels, and what chance gives."""
+    rows = []
+    for pair in pairs.values():
+        test = pair.mean_abs
+        low, high = test.null_low, test.null_high
+        chance = "" if low is None or high is None else f"{low:.3g} to {high:.3g}"
+        rows.append({"stream": pair.stream, "layers": f"{pair.layers[0]} and {pair.layers[1]}",
+                     "mean |r|": test.value, "chance": chance})  # fmt: skip
+    return rows
 
 
 if __name__ == "__main__":

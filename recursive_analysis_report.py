@@ -42,7 +42,7 @@ from result_views.report.tables import between, shown
 from result_views.report.token_view import deflated_json, neuron_tables, token_view, view_maps
 from suite_plumbing.commands import run_main
 from suite_plumbing.output_folders import claim_output_dir
-from suite_plumbing.progress import configure_logging
+from suite_plumbing.progress import configure_logging, progress
 from suite_plumbing.result_files import (
     StrPath,
     check_output_dir,
@@ -141,7 +141,7 @@ def _pages(
     shown_figures = [
         path for path in figures if path.suffix == ".png" and path.stem not in findings
     ]
-    maps = view_maps(results, tensors)
+    maps = view_maps(results, tensors, functools.partial(progress, desc="report"))
     page = _template().render(
         sections=SECTIONS,
         run_id=entry_at(results, *RUN_ID),

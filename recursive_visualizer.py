@@ -41,6 +41,7 @@ from result_views.figures.overview_figures import OVERVIEW_FIGURES
 from result_views.figures.pages import page, styled
 from result_views.figures.patching_figures import PATCHING_FIGURES
 from result_views.figures.single_panels import draw_panel, panels_of
+from result_views.figures.step_figures import figure_by_layer
 from result_views.figures.titles import (
     attention_title,
     change_title,
@@ -55,7 +56,7 @@ from suite_plumbing.commands import run_main
 from suite_plumbing.errors import failure_of
 from suite_plumbing.options import FIGURE_FORMATS
 from suite_plumbing.output_folders import claim_output_dir
-from suite_plumbing.progress import configure_logging
+from suite_plumbing.progress import configure_logging, progress
 from suite_plumbing.result_files import StrPath, check_output_dir, table_html, write_atomically
 from suite_plumbing.result_reading import (
     Section,
@@ -348,7 +349,8 @@ def write_figures(
         validate_choice("format", name, FIGURE_FORMATS)
     folder = check_output_dir(save_dir)
     paths, errors = [], {}
-    for name, draw in (figures_of(results) if figures is None else figures).items():
+    wanted = figures_of(results) if figures is None else figures
+    for name, draw in progress(list(wanted.items()), desc="figures"):
         try:
             figure = _drawn(draw, results, tensors)
             for kind in formats:
@@ -361,6 +363,11 @@ def write_figures(
     if failures is not None:
         failures.update({name: failure_of(error) for name, error in errors.items()})
     return paths
+
+
+def write_step_figure(folder: Path, name: str, title: str, rows: Sequence[Row]) -> Path:
+    """The picture of a step's table by layer, as a PNG; returns its path."""
+    return write_figures({}, folder, figures={name: lambda _: figure_by_layer(title, rows)})[0]
 
 
 def figure_files(folder: Path, figures: Iterable[str]) -> list[Path]:

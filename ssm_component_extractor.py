@@ -24,6 +24,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mamba_mixers.recording import LayerRecord, record_layers, record_streams
 from mamba_mixers.sites import model_layers
+from result_views.step_lines import over_texts, step_lines
 from selective_scan.operands import with_groups
 from selective_scan.scan import half_life
 from ssm_measures.components import (
@@ -277,6 +278,16 @@ def captures_of(job: Job) -> list[Capture]:
     )
 
 
+_TABLE = {
+    "half-life (tokens)": ("dynamics", "half_life", "median"),
+    "mean delta": ("delta", "mean"),
+    "state norm": ("dynamics", "state_norm", "mean"),
+    "write (L2)": ("dynamics", "write_energy", "mean"),
+    "retain (L2)": ("dynamics", "retain_energy", "mean"),
+    "replay error": ("replay_error",),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Extract components; write summaries as JSON and tensors as safetensors."""
     return run_main(_command, argv)
@@ -297,7 +308,13 @@ def _command(argv: list[str]) -> int:
     with written_together():
         path = write_step_results(job, "ssm_components.json", results)
         write_tensors(job.output_dir / "ssm_components.safetensors", tensors)
-    print(f"Wrote {path} and ssm_components.safetensors beside it.")
+    # Imported here: an analysis does without matplotlib.
+    from recursive_visualizer import write_step_figure
+
+    rows = over_texts(list(results.values()), _TABLE)
+    picture = write_step_figure(job.output_dir, "ssm_components", "Components by layer", rows)
+    print("\n".join(step_lines(rows)))
+    print(f"Wrote {path}, ssm_components.safetensors and {picture.name} beside it.")
     return 0
 
 

@@ -12,6 +12,8 @@ faithfulness_rows  The faithfulness table of attributions as rows: a line a meth
                    a terminal
 glossary           What the numbers of a report are: name, unit, definition and how each can mislead
 layer_names        Layers by name in a sentence: single numbers, runs, and every second one
+step_lines         What a step's command found, for a terminal: a line a layer, numbers with their
+                   units
 summaries          Results of an analysis as a notebook shows them and as a run ends: tables read
                    from the results
 figures/  what draws results; the only folder that imports matplotlib

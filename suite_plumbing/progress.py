@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -37,11 +37,25 @@ def configure_logging(debug: bool = False, quiet: bool = False) -> None:
         raise ValueError("--debug and --quiet are both given; pass one of them")
     _bars["disable"] = True if quiet else None
     level = logging.DEBUG if debug else logging.WARNING if quiet else logging.INFO
-    logging.basicConfig(level=level, format="%(levelname)s %(name)s: %(message)s", force=True)
+    logging.basicConfig(
+        level=level, format="%(levelname)s %(name)s: %(message)s", handlers=[_BesideBars()],
+        force=True,
+    )  # fmt: skip
     for name in ("matplotlib", "PIL", "fontTools", "httpx", "filelock", "fsspec", "urllib3"):
         logging.getLogger(name).setLevel(logging.WARNING)
     if quiet or not sys.stderr.isatty():
         transformers_logging.disable_progress_bar()
+
+
+class _BesideBars(logging.StreamHandler):
+    """Lines on stderr above a bar that is being drawn, not in the middle of it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record as a line of its own."""
+        try:
+            tqdm.write(self.format(record), file=sys.stderr)
+        except Exception:
+            self.handleError(record)
 
 
 @contextmanager
@@ -66,6 +80,8 @@ def debug_logging(enabled: bool) -> Iterator[None]:
 def progress(iterable: Iterable[T], **options: Any) -> Iterable[T]:
     """Show a tqdm bar on stderr while iterating, where that is a terminal; `options` are tqdm's.
 
-    None is shown after `configure_logging(quiet=True)`.
+    None is shown after `configure_logging(quiet=True)`, nor where there is nothing to do.
     """
+    if isinstance(iterable, Sized) and len(iterable) == 0:
+        return iterable
     return tqdm(iterable, **{"leave": False, **_bars, **options})

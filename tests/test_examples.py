@@ -20,16 +20,17 @@ from tests.conftest import make_tiny_model
 
 FOLDER = Path(__file__).resolve().parent.parent / "examples"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
+EMPTY = [path for path in NOTEBOOKS if path.stem != "ten_cells"]  # whose outputs are kept
 
 
-def executed(name: str, monkeypatch: pytest.MonkeyPatch):
-    """The notebook with the outputs of a run in its folder, one thread, offline."""
+def executed(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path = FOLDER):
+    """The notebook with the outputs of a run in a folder, one thread, offline."""
     for variable, value in {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}.items():
         monkeypatch.setenv(variable, value)
     notebook = nbformat.read(FOLDER / f"{name}.ipynb", as_version=4)
     for cell in notebook.cells:
         cell.source = cell.source.replace('"state-spaces/mamba-130m-hf"', '"../demo_model"')
-    options = {"timeout": 600, "resources": {"metadata": {"path": str(FOLDER)}}}
+    options = {"timeout": 600, "resources": {"metadata": {"path": str(folder)}}}
     return NotebookClient(notebook, **options).execute()
 
 
@@ -71,7 +72,26 @@ def test_mamba_130m_says_what_it_downloads_before_it_does():
     assert said < next(i for i, text in enumerate(sources) if "load_model(" in text)
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_ten_cells_import_three_modules_and_show_what_is_kept(monkeypatch, tmp_path):
+    kept = nbformat.read(FOLDER / "ten_cells.ipynb", as_version=4)
+    code = [cell for cell in kept.cells if cell.cell_type == "code"]
+    assert len(code) == 10
+    lines = [line for cell in code for line in cell.source.splitlines() if " import " in line]
+    own = {line.split()[1] for line in lines if line.startswith("from ")} - {"transformers"}
+    assert own == {"attention_neurons", "layer_correlation_analyzer", "mamba_mixers"}
+    assert all(cell.outputs for cell in code[1:])
+    (tmp_path / "demo_model").symlink_to(FOLDER.parent / "demo_model")
+    (tmp_path / "examples").mkdir()
+    monkeypatch.setenv("PYTHONPATH", str(FOLDER.parent))
+    found = executed("ten_cells", monkeypatch, tmp_path / "examples")
+    assert (tmp_path / "examples" / "attention_of_layer_11.pdf").is_file()
+    assert len(shown(found, "image/png")) == len(shown(kept, "image/png")) == 1
+    # What is kept is what comes; the last digits may be of another machine.
+    words = [re.sub(r"[\d.e+-]+", "#", "".join(shown(one, "text"))) for one in (kept, found)]
+    assert words[0] == words[1]
+
+
+@pytest.mark.parametrize("path", EMPTY, ids=lambda path: path.stem)
 def test_notebooks_are_committed_empty_and_small(path):
     notebook = nbformat.read(path, as_version=4)
     nbformat.validate(notebook)
@@ -82,7 +102,7 @@ def test_notebooks_are_committed_empty_and_small(path):
 
 
 def test_each_notebook_has_a_test():
-    assert [path.stem for path in NOTEBOOKS] == ["causal_memory", "first_look", "mamba_130m"]
+    assert [path.stem for path in EMPTY] == ["causal_memory", "first_look", "mamba_130m"]
 
 
 def test_the_gallery_draws_every_figure_of_both_analyses(tiny_tokenizer, tmp_path, monkeypatch):

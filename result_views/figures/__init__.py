@@ -34,6 +34,7 @@ patching_figures      Figures of activation patching: effects by layer and token
                       their size
 single_panels         Single panels by name: any panel of the pages, of one layer, text or stretch
                       of tokens
+step_figures          The picture of a step: the numbers of its table, a panel each, over layers
 titles                Titles of the figures: what each shows of these results, as a sentence with
                       its numbers
 """

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -73,9 +73,16 @@ def token_view(results: Section, tensors: Mapping[str, Tensor]) -> dict[str, Any
     }
 
 
-def view_maps(results: Section, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Packed maps by text, layer and name; cost about 0.1 s for a map of 512 tokens."""
-    return {text: _maps(results, tensors, text) for text in _shown_texts(results)}
+def view_maps(
+    results: Section,
+    tensors: Mapping[str, Tensor],
+    watched: Callable[[list[str]], Iterable[str]] = list,
+) -> dict[str, Any]:
+    """Packed maps by text, layer and name; cost about 0.1 s for a map of 512 tokens.
+
+    ``watched`` passes the texts on, one at a time, to whoever shows progress.
+    """
+    return {text: _maps(results, tensors, text) for text in watched(_shown_texts(results))}
 
 
 def deflated_json(data: Any) -> str:

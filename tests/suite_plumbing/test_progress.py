@@ -44,11 +44,30 @@ def test_progress_is_silent_where_there_is_no_terminal(
     assert "layers" in capsys.readouterr().err
 
 
-def test_progress_shows_on_a_terminal_unless_quiet() -> None:
-    class Terminal(io.StringIO):
-        def isatty(self) -> bool:
-            return True
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
 
+
+def test_nothing_to_do_shows_no_bar() -> None:
+    configure_logging()
+    terminal = Terminal()
+    assert list(progress([], desc="layers", file=terminal)) == []
+    assert terminal.getvalue() == ""
+
+
+def test_a_line_of_the_log_stands_above_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr("sys.stderr", terminal)
+    configure_logging()
+    for _ in progress([1, 2], desc="layers", file=terminal, mininterval=0):
+        logging.getLogger("x").warning("a line")
+    lines = terminal.getvalue().replace("\r", "\n").split("\n")
+    assert lines.count("WARNING x: a line") == 2
+    assert any(line.startswith("layers") for line in lines)
+
+
+def test_progress_shows_on_a_terminal_unless_quiet() -> None:
     def shown(quiet: bool) -> str:
         configure_logging(quiet=quiet)
         terminal = Terminal()
