@@ -44,7 +44,7 @@ from suite_plumbing.commands import (
 from suite_plumbing.errors import AnalysisError, is_recoverable
 from suite_plumbing.messages import quoted
 from suite_plumbing.model_inputs import encode_inputs
-from suite_plumbing.models import ModelAnalyzer, execution_device
+from suite_plumbing.models import ModelAnalyzer, execution_device, require_tokenizer
 from suite_plumbing.other_names import also_named
 from suite_plumbing.progress import progress
 from suite_plumbing.result_files import write_tensors, written_together
@@ -237,6 +237,8 @@ def capture_for(
     """
     layers = model_layers(model, layer_indices)
     captured = capture(model, *encode_inputs(model, tokenizer, inputs), layers)
+    if isinstance(inputs, (str, list, tuple)):  # texts, not ids
+        tokenizer = require_tokenizer(model, tokenizer)
     if tokenizer is None:
         return captured
     tokens = tuple(

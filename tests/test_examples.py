@@ -1,4 +1,4 @@
-"""The example notebooks run from top to bottom, show what they say, and are committed empty.
+"""The example notebooks run from top to bottom and show what they say; all but one are empty.
 
 They run on the demo model, in a kernel of their own; the one for mamba-130m with that model's name
 replaced, so that nothing is downloaded.
