@@ -51,6 +51,7 @@ from mamba_mixers.sites import find_mixers, model_layers
 from mamba_mixers.weights import bias_parameters
 from selective_scan.attention import attention_map, attention_row
 from ssm_component_extractor import capture
+from ssm_measures.attention_maps import kernel_of
 from ssm_measures.attention_measures import mixer_share, row_shares, row_stochastic
 from ssm_measures.components import Capture
 from suite_plumbing.arguments import torch_rng, validate_choice
@@ -191,7 +192,7 @@ def _rollout(explained: Explained) -> Scores:
     for layer in reversed(captured.layers):
         parts = captured.components[layer]
         share = mixer_share(parts, captured.block_inputs[layer])[0].double()
-        alpha = attention_map(parts.delta, parts.A, parts.B, parts.C, absolute=True)[0]
+        alpha = attention_map(**kernel_of(parts), absolute=True)[0]
         row = (row * share) @ row_stochastic(alpha.double()) + row * (1 - share)
     return Scores(row)
 
@@ -207,9 +208,9 @@ def _hidden_attention(explained: Explained) -> Scores:
     weights = _read_positions(explained)
     total = torch.zeros_like(weights)
     for parts in captured.components.values():
-        operands = (parts.delta, parts.A, parts.B, parts.C)
+        operands = kernel_of(parts)
         for query in weights.nonzero().flatten().tolist():
-            row = row_shares(attention_row(*operands, query, absolute=True)[0].double())
+            row = row_shares(attention_row(**operands, query=query, absolute=True)[0].double())
             total += weights[query] * row / len(captured.layers)
     nothing = "no layer attends to anything from the position explained"
     return Scores(total, reason=None if bool(total.any()) else nothing)
@@ -229,8 +230,7 @@ def _gradient_rollout(explained: Explained) -> Scores:
     for replay, grad_y in reversed(list(zip(replays, gradients, strict=True))):
         signed, magnitude = (
             attention_map(
-                replay.delta, replay.A, replay.B, replay.C,
-                query_weight=grad_y, key_weight=replay.u, absolute=absolute,
+                **kernel_of(replay), query_weight=grad_y, key_weight=replay.u, absolute=absolute,
             )[0]
             for absolute in (False, True)
         )  # fmt: skip
@@ -253,7 +253,7 @@ def _mamba_attribution(explained: Explained) -> Scores:
     replays, gradients = _layer_gradients(explained, lambda replay: replay.output)
     row = _read_positions(explained)
     for replay, gradient in reversed(list(zip(replays, gradients, strict=True))):
-        alpha = attention_map(replay.delta, replay.A, replay.B, replay.C)[0].double().cpu()
+        alpha = attention_map(**kernel_of(replay))[0].double().cpu()
         weight = gradient[0].double().mean(-1).cpu()
         row = row + row @ (weight[:, None] * alpha).clamp_min(0)
     return Scores(row)

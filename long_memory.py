@@ -37,6 +37,7 @@ from recursive_visualizer import write_figures
 from result_views.report.markdown import markdown_table
 from selective_scan.attention import attention_map
 from selective_scan.scan import half_life, scan_hidden_states
+from ssm_measures.attention_maps import kernel_of
 from ssm_measures.attention_measures import MemoryKernel, kernel_of_means
 from suite_plumbing.arguments import validate_int, whole_numbers
 from suite_plumbing.commands import command_line, run_main
@@ -247,7 +248,6 @@ class _ChunkSums:
         self.count = 0
         self.mean = self.squares = torch.zeros((), dtype=torch.float32)
         self.kernel_sums = self.kernel_counts = torch.zeros(0, dtype=torch.float64)
-        self.state: Tensor | None = None
         self.A = torch.zeros((), dtype=torch.float32)
 
     def add(self, replay: MixerReplay, with_kernel: bool) -> None:
@@ -259,7 +259,6 @@ class _ChunkSums:
         self.survival.append(float(torch.exp(steps[:, None] * replay.A.double()).mean()))
         if with_kernel:
             self._add_kernel(replay)
-        self.state = replay.memory.state
 
     def _add_delta(self, delta: Tensor) -> None:
         """Mean and sum of squares about it, merged chunk by chunk (Chan et al. 1979)."""
@@ -271,16 +270,18 @@ class _ChunkSums:
         self.count = total
 
     def _mean_norm(self, replay: MixerReplay) -> float:
-        total, state = 0.0, self.state
+        total, state = 0.0, replay.state_before
         for part in torch.arange(replay.u.shape[1]).split(_STATES_AT_ONCE):
             u, delta, B = (x[:, part] for x in (replay.u.float(), replay.delta, replay.B))
-            h = scan_hidden_states(u, delta, replay.A, B, state)
+            share = None if replay.own_share is None else replay.own_share[:, part]
+            operands = u, delta, replay.A, B, state
+            h = scan_hidden_states(*operands, own_share=share)
             total += float(h[0].flatten(1).norm(dim=1).double().sum())
-            state = h[:, -1]
+            state = (h if share is None else scan_hidden_states(*operands))[:, -1]
         return total / replay.u.shape[1]
 
     def _add_kernel(self, replay: MixerReplay) -> None:
-        absolute = attention_map(replay.delta, replay.A, replay.B, replay.C, absolute=True)[0]
+        absolute = attention_map(**kernel_of(replay), absolute=True)[0]
         length = len(absolute)
         sums = torch.stack([absolute.diagonal(-k).double().sum() for k in range(length)])
         counts = torch.arange(length, 0, -1, dtype=torch.float64)

@@ -250,11 +250,12 @@ def capture_for(
 
 def _components(record: LayerRecord, mask: Tensor, layer: int) -> SSMComponents:
     names = ("A", "B", "C", "delta", "u", "gate", "y", "gated", "conv_input")
-    scale = record.replay.norm_scale
+    only_some = ("norm_scale", "own_share", "write", "skip", "angle")
+    some = {name: getattr(record.replay, name) for name in only_some}
     return SSMComponents(
         **{name: _kept(getattr(record.replay, name)) for name in names},
         D=_kept(record.replay.D).clone(),  # in float32 it is the model's own parameter
-        norm_scale=None if scale is None else _kept(scale),
+        **{name: None if x is None else _kept(x) for name, x in some.items()},
         mixer_output=_kept(record.mixer_output),
         attention_mask=mask,
         replay_errors=tuple(record.replay_error.tolist()),

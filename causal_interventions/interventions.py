@@ -188,7 +188,9 @@ def hide_source(source: Rows, layers: Layers, query: Rows | None = None) -> Inte
         reads = token_positions(y) > sources.to(y.device)[:, None]
         reads = reads if queries is None else _at(queries, "query", y)
         written = u * _like(writes, u)
-        alone = selective_scan(written, delta, A, B, C, carry=seen["carry"])
+        alone = selective_scan(
+            written, delta, A, B, C, carry=seen["carry"], own_share=seen.get("own_share")
+        )
         return y - alone * _like(reads, y)
 
     heard = [None] * len(sources) if queries is None else queries.tolist()
@@ -278,6 +280,7 @@ def patch_state(layer: int, token: Rows, state: Tensor) -> Intervention:
 def state_after(components: SSMComponents, token: int) -> Tensor:
     """State h (d_inner, N) of one captured text after ``token``, for :func:`patch_state`.
 
+    In Mamba-3 what the next token takes over, the share that it writes of this one included.
     Raises ValueError for a batch and for a token that the text does not have. Cost: one scan.
     """
     rows, length = components.attention_mask.shape
@@ -385,7 +388,10 @@ def _like(mask: Tensor, x: Tensor) -> Tensor:
 
 def _scan_operands(seen: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
     """u, delta, A, B, C as they entered the layer's scan, u and B rounded as there."""
-    return seen["u"].float(), seen["delta"], seen["A"], seen["B"].float(), seen["C"]
+    u, B = seen["u"], seen["B"]
+    if "own_share" not in seen:  # all but Mamba-3 round
+        u, B = u.float(), B.float()
+    return u, seen["delta"], seen["A"], B, seen["C"]
 
 
 def _values_like(value: Tensor, gated: Tensor) -> Tensor:

@@ -108,11 +108,14 @@ def _in_rows(layer: int, memory: MixerMemory, layers: Sequence[int]) -> MixerMem
     Its state is erased in the second and, where it is one of those tried, in the last.
     """
     so_far = sum(other <= layer for other in layers)
-    conv, state = (x.expand(so_far + 2, -1, -1).clone() for x in memory)
-    state[1] = 0.0
-    if layer in layers:
-        state[-1] = 0.0
-    return MixerMemory(conv, state)
+    rows = memory.each(lambda x: x.expand(so_far + 2, *x.shape[1:]).clone())
+    # In Mamba-3 the next token still writes a share of the last one: that is memory too.
+    for erased in (rows.state, rows.written):
+        if erased is not None:
+            erased[1] = 0.0
+            if layer in layers:
+                erased[-1] = 0.0
+    return rows
 
 
 def _loss_changes(logits: Tensor, ids: Tensor, start: int) -> Tensor:

@@ -22,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mamba_mixers.exclusive_use import acting_thread
+from mamba_mixers.mamba3 import Mamba3Cache, Mamba3Memory
 from mamba_mixers.replay import MixerMemory
 from mamba_mixers.sites import UnsupportedModelError
 
@@ -33,6 +34,8 @@ def read_memory(mixer: Any, cache: Any, cache_position: Tensor | None) -> MixerM
     the first token at hand. Raises UnsupportedModelError for a cache of an unknown make, and for
     one that records its past to be cut back: a state cannot be.
     """
+    if isinstance(cache, Mamba3Cache):
+        return _of_mamba3(cache.memories.get(mixer.layer_idx))
     _check_known(mixer, cache)
     if not _has_read(mixer, cache, cache_position):
         return None
@@ -48,6 +51,9 @@ def write_memory(mixer: Any, cache: Any, memory: MixerMemory) -> None:
     layers, which Mamba-2 has in ``transformers`` 4, rounds it to the model's dtype, as there.
     """
     layer = mixer.layer_idx
+    if isinstance(cache, Mamba3Cache):
+        cache.memories[layer] = _to_mamba3(mixer, memory)
+        return
     # The mixers keep one input more than the next token needs; it passes out unread.
     window = F.pad(memory.conv_input.detach().mT, (1, 0))
     state = memory.state.detach().reshape(_state_shape(mixer, memory.state))
@@ -56,6 +62,20 @@ def write_memory(mixer: Any, cache: Any, memory: MixerMemory) -> None:
         return
     cache.update_conv_state(window, layer)
     cache.update_recurrent_state(state, layer)
+
+
+def _of_mamba3(memory: Mamba3Memory | None) -> MixerMemory | None:
+    if memory is None:
+        return None
+    state, written = (x.flatten(1, 2) for x in (memory.state, memory.written))
+    return MixerMemory(state[:, :0], state, memory.angle, written)
+
+
+def _to_mamba3(mixer: Any, memory: MixerMemory) -> Mamba3Memory:
+    shape = (len(mixer.dt_bias), -1)
+    tensors = (x.detach() for x in memory[1:] if x is not None)
+    state, angle, written = tensors
+    return Mamba3Memory(state.unflatten(1, shape), angle, written.unflatten(1, shape))
 
 
 @contextmanager
@@ -150,6 +170,9 @@ def _state_shape(mixer: Any, state: Tensor) -> tuple[int, ...]:
 def _tensors(mixer: Any, cache: Any) -> tuple[Tensor, Tensor]:
     """The convolution's window (b, channels, K) and the state (b, ..., N) of this mixer's layer."""
     layer = mixer.layer_idx
+    if isinstance(cache, Mamba3Cache):
+        memory = cache.memories[layer]
+        return memory.written, memory.state
     if hasattr(cache, "conv_states"):
         return cache.conv_states[layer], cache.ssm_states[layer]
     of_layer = cache.layers[layer]

@@ -1,6 +1,7 @@
 """The families of selective SSM mixers in ``transformers``: a table, and what its rows are made of.
 
-A family is a row of ``FAMILIES``. Rows share a ``Form``: Mamba-1 (every channel has its own step
+A family is a row of ``FAMILIES``. Rows share a ``Form``: Mamba-3 (rates made of
+the tokens, states that turn: see ``mamba3_scan``), Mamba-1 (every channel has its own step
 size, made of u by a product of low rank), the same with heads that have B and C of their own
 (Zamba), and Mamba-2 (H heads of P channels; the step sizes of the heads, B and C come out of the
 input projection beside u). What a form computes is in the heads form of ``selective_scan``'s
@@ -15,6 +16,7 @@ Names of ``transformers`` and the suite's:
     dt_proj, dt_bias what makes dt the argument of softplus
     A_log, D         A = -exp(A_log); D
     norm             Mamba-2: RMS norm of y * SiLU(gate) over the channels of a group
+                     Mamba-3: RMS norm of each head's y, in front of the gate
     out_proj         the gated output -> the mixer's output (b, l, d_model)
 
 Sizes are read off the parameters, not off configs, whose words for them differ by family.
@@ -97,9 +99,18 @@ class MixerFamily(NamedTuple):
     alone and writes nothing to the stream itself"""
 
     @property
+    def is_trapezoid(self) -> bool:
+        """Whether a token writes by the trapezoid rule, into states that turn: Mamba-3."""
+        return self.form.project is _other_form
+
+    @property
     def scans_in_float32(self) -> bool:
         """Whether ``transformers`` scans in float32 whatever the model's dtype: Mamba-2."""
         return self.form.coefficients is _convolved
+
+
+def _other_form(*operands: Any) -> Any:
+    raise TypeError("a Mamba-3 has no convolution: mamba3_scan has its stages")
 
 
 def _halves(mixer: Any, hidden_states: Tensor) -> Projected:
@@ -179,6 +190,12 @@ MAMBA1_BY_HEADS = Form(
 
 MAMBA2 = Form((*_AROUND, "dt_bias", "n_groups"), _all_in_one, _convolved)
 
+MAMBA3 = Form(
+    ("B_bias", "B_norm", "C_bias", "C_norm", "D", "dt_bias", "in_proj", "out_proj"),
+    _other_form,
+    _other_form,
+)
+
 FAMILIES = (
     MixerFamily("mamba", "MambaMixer", MAMBA1),
     MixerFamily("falcon_mamba", "FalconMambaMixer", MAMBA1, normalise=_by_modules_or_weightless),
@@ -214,6 +231,7 @@ FAMILIES = (
         logit_scale="lm_head_multiplier",
     ),
     MixerFamily("nemotron_h", "NemotronHMamba2Mixer", MAMBA2, shortest_step="time_step_min"),
+    MixerFamily("mamba3", "Mamba3Mixer", MAMBA3),
 )
 
 
@@ -236,13 +254,15 @@ def time_scale_tensors(module: Any) -> list[Tensor]:
     """A_log, D and the bias of delta of a mixer, by channel or head; [] of any other module.
 
     The first axes of each, flattened, are the channels (Mamba-1: d_inner, Zamba: of all heads) or
-    the heads (Mamba-2), as many as D has entries.
+    the heads (Mamba-2), as many as D has entries. A Mamba-3, which makes its rates of the tokens,
+    has the other two.
     """
-    if not (hasattr(module, "A_log") and hasattr(module, "D")):
+    has_rates = hasattr(module, "A_log") or hasattr(module, "B_bias")
+    if not (has_rates and hasattr(module, "D")):
         return []
     step = getattr(module, "dt_proj", None)
     biases = (getattr(module, "dt_bias", None), getattr(module, "dt_proj_bias", None))
-    found = (module.A_log, module.D, *biases, getattr(step, "bias", None))
+    found = (getattr(module, "A_log", None), module.D, *biases, getattr(step, "bias", None))
     return [tensor for tensor in found if tensor is not None]
 
 

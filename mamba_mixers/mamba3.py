@@ -146,14 +146,15 @@ class Mamba3Memory(NamedTuple):
     """(b, H, P, N) h after the last token"""
     angle: Tensor
     """(b, H, S) theta of the last token"""
-    b: Tensor
-    """(b, H, R, N) what the last token wrote with, turned"""
-    v: Tensor
-    """(b, H, R, P) what it wrote"""
+    written: Tensor
+    """(b, H, P, N) the last token's v b, summed over ranks: the next token writes a share of it"""
 
 
-class Mamba3Cache(dict[int, Mamba3Memory]):
-    """The memory of each layer, by its number, after the last token read."""
+class Mamba3Cache:
+    """The memory of each layer after the last token read, by the layer's number."""
+
+    def __init__(self) -> None:
+        self.memories: dict[int, Mamba3Memory] = {}
 
 
 class Mamba3RMSNorm(nn.Module):
@@ -220,26 +221,24 @@ class Mamba3Mixer(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        cache_params: Mamba3Cache | None = None,
+        cache: Mamba3Cache | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         """(b, l, d_model) to (b, l, d_model); the memory is read from the cache and left there."""
         dtype = hidden_states.dtype
         if attention_mask is not None and attention_mask.shape == hidden_states.shape[:2]:
             hidden_states = (hidden_states * attention_mask.unsqueeze(-1)).to(dtype)
-        memory = None if cache_params is None else cache_params.get(self.layer_idx)
+        memory = None if cache is None else cache.memories.get(self.layer_idx)
         inputs = mamba3_inputs(self, hidden_states, None if memory is None else memory.angle)
         v = by_rank(self, "mimo_x", inputs.x)
         if memory is None:
             state = v.new_zeros(len(v), *v.shape[2:3], v.shape[4], inputs.b.shape[-1])
         else:
-            last = torch.einsum("bhrp,bhrn->bhpn", memory.v, memory.b)
-            state = memory.state + inputs.entry[:, :, None, None] * last
+            state = memory.state + inputs.entry[:, :, None, None] * memory.written
         read, state = chunked_scan(inputs, v, state)
-        if cache_params is not None:
-            cache_params[self.layer_idx] = Mamba3Memory(
-                state, inputs.angle[:, -1], inputs.b[:, -1], v[:, -1]
-            )
+        if cache is not None:
+            written = torch.einsum("bhrp,bhrn->bhpn", v[:, -1], inputs.b[:, -1])
+            cache.memories[self.layer_idx] = Mamba3Memory(state, inputs.angle[:, -1], written)
         return self.out_proj(self._gated(read + self.D[:, None, None] * v, inputs.z).to(dtype))
 
     def _gated(self, y: Tensor, z: Tensor) -> Tensor:
@@ -284,12 +283,12 @@ class Mamba3Block(nn.Module):
     def forward(
         self,
         hidden_states: Tensor,
-        cache_params: Mamba3Cache | None = None,
+        cache: Mamba3Cache | None = None,
         attention_mask: Tensor | None = None,
     ) -> Tensor:
         dtype = self.norm.weight.dtype
         stream = at_least_float32(hidden_states) if self.residual_in_fp32 else hidden_states
-        mixed = self.mixer(self.norm(stream.to(dtype)), cache_params, attention_mask)
+        mixed = self.mixer(self.norm(stream.to(dtype)), cache, attention_mask)
         stream = stream + mixed
         return stream + self.mlp(self.norm2(stream.to(dtype))) if hasattr(self, "mlp") else stream
 
@@ -302,7 +301,7 @@ class Mamba3Output:
     """mean -ln p of the labels, each from the tokens before it"""
     logits: Tensor | None = None
     """(b, l, V); None of a model without a head"""
-    cache_params: Mamba3Cache | None = None
+    cache: Mamba3Cache | None = None
     """the memory after the last token, where it was asked for"""
     last_hidden_state: Tensor | None = None
     """(b, l, d_model) behind the final norm; None of a model with a head"""
@@ -348,7 +347,7 @@ class Mamba3Model(Mamba3PreTrainedModel):
         input_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        cache_params: Mamba3Cache | None = None,
+        cache: Mamba3Cache | None = None,
         use_cache: bool = False,
         output_hidden_states: bool = False,
         return_dict: bool = True,
@@ -357,15 +356,15 @@ class Mamba3Model(Mamba3PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass one of input_ids and inputs_embeds")
         x = self.embedding(input_ids) if inputs_embeds is None else inputs_embeds
-        cache = Mamba3Cache() if cache_params is None and use_cache else cache_params
+        cache = Mamba3Cache() if cache is None and use_cache else cache
         streams = [x]
         for layer in self.layers:
-            x = layer(x, cache_params=cache, attention_mask=attention_mask)
+            x = layer(x, cache=cache, attention_mask=attention_mask)
             if output_hidden_states:
                 streams.append(x)
         return Mamba3Output(
             last_hidden_state=self.norm_f(x.to(self.norm_f.weight.dtype)),
-            cache_params=cache,
+            cache=cache,
             hidden_states=tuple(streams) if output_hidden_states else None,
         )
 
@@ -404,7 +403,7 @@ class Mamba3ForCausalLM(Mamba3PreTrainedModel):
         input_ids: Tensor | None = None,
         inputs_embeds: Tensor | None = None,
         attention_mask: Tensor | None = None,
-        cache_params: Mamba3Cache | None = None,
+        cache: Mamba3Cache | None = None,
         labels: Tensor | None = None,
         use_cache: bool = False,
         output_hidden_states: bool = False,
@@ -422,7 +421,7 @@ class Mamba3ForCausalLM(Mamba3PreTrainedModel):
             input_ids=input_ids,
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
-            cache_params=cache_params,
+            cache=cache,
             use_cache=use_cache,
             output_hidden_states=output_hidden_states,
         )
@@ -432,7 +431,7 @@ class Mamba3ForCausalLM(Mamba3PreTrainedModel):
         loss = None
         if labels is not None:
             loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
-        return Mamba3Output(loss, logits, output.cache_params, None, output.hidden_states)
+        return Mamba3Output(loss, logits, output.cache, None, output.hidden_states)
 
     @torch.no_grad()
     def generate(
@@ -455,7 +454,7 @@ class Mamba3ForCausalLM(Mamba3PreTrainedModel):
         cache, ids, part = Mamba3Cache(), input_ids, input_ids
         done = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
         for _ in range(steps):
-            logits = self(part, attention_mask=attention_mask, cache_params=cache).logits[:, -1]
+            logits = self(part, attention_mask=attention_mask, cache=cache).logits[:, -1]
             if do_sample:
                 part = torch.multinomial((logits.float() / temperature).softmax(-1), 1)
             else:

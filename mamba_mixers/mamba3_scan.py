@@ -84,7 +84,7 @@ def mamba3_inputs(mixer: Any, hidden_states: Tensor, angle: Tensor | None = None
     later = (1 - share) * dt
     own = share * dt
     b, c = (
-        _rotated(_by_head(norm(part), bias), theta, interleaved=not mixer.is_mimo)
+        rotated(_by_head(norm(part), bias), theta, interleaved=not mixer.is_mimo)
         for part, norm, bias in (
             (B.unflatten(-1, (ranks, -1, states)), mixer.B_norm, mixer.B_bias),
             (C.unflatten(-1, (ranks, -1, states)), mixer.C_norm, mixer.C_bias),
@@ -125,7 +125,7 @@ def _by_head(x: Tensor, bias: Tensor) -> Tensor:
     return x.transpose(2, 3).repeat_interleave(heads // x.shape[3], dim=2) + bias
 
 
-def _rotated(x: Tensor, angle: Tensor, *, interleaved: bool) -> Tensor:
+def rotated(x: Tensor, angle: Tensor, *, interleaved: bool) -> Tensor:
     """x (b, l, H, R, N) with pairs of its entries turned by angle (b, l, H, S).
 
     Pair i is (2 i, 2 i + 1), or, not interleaved, (i, i + N / 2); (p, q) becomes

@@ -20,9 +20,11 @@ from mamba_mixers.families import (
     at_least_float32,
     decay_rates,
     gated_norm,
+    inverse_rms,
     norm_scale,
     step_limits,
 )
+from mamba_mixers.mamba3_scan import Mamba3Inputs, by_rank, mamba3_inputs
 from mamba_mixers.placement import parameters_at_hand
 from mamba_mixers.sites import MixerSite
 from mamba_mixers.token_positions import TokensRead, reading
@@ -37,7 +39,11 @@ EDITABLE = (
 (b, l, channels) are what the convolution takes and gives, before SiLU; in Mamba-2 B and C pass it
 too, behind u. ``carry`` (b, l) is 1 everywhere and scales the state that a token takes over from
 the one before: 0 resets the memory there. In Mamba-1, dt, B and C are made of u and follow an edit
-of it; in Mamba-2 they stand beside it. ``gate`` is z before SiLU."""
+of it; in Mamba-2 they stand beside it. ``gate`` is z before SiLU.
+
+Mamba-3 has no convolution: ``conv_input`` is u, and ``convolved`` is not called; ``own_share``
+comes behind delta, and C behind carry. An edit of its delta scales decay and write alike, one of A
+the decay alone. In MIMO the gate is part of C, and its stage comes before that of C."""
 
 
 class Rules(NamedTuple):
@@ -83,6 +89,14 @@ class MixerMemory(NamedTuple):
     before the text. In Mamba-2 B and C pass the convolution too: channels is d_inner + 2 G N"""
     state: Tensor
     """(b, d_inner, N) h after the last token"""
+    angle: Tensor | None = None
+    """(b, H, S) Mamba-3's theta at the last token"""
+    written: Tensor | None = None
+    """(b, d_inner, N) in Mamba-3 the last token's b x, of which the next token writes a share"""
+
+    def each(self, function: Callable[[Tensor], Tensor]) -> MixerMemory:
+        """The memory with this function applied to every tensor that it has."""
+        return MixerMemory(*(x if x is None else function(x) for x in self))
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +135,16 @@ class MixerReplay:
     """(b, l, d_model) the mixer's output"""
     memory: MixerMemory
     """after the last token, from which the next chunk of the text goes on"""
+    state_before: Tensor | None = None
+    """(b, d_inner, N) what the first token takes over; None at a text's start"""
+    own_share: Tensor | None = None
+    """(b, l, H) in Mamba-3 the share of what a token writes that it reads itself; None: all"""
+    write: Tensor | None = None
+    """(b, l, H) in Mamba-3 what a token's b x is written with; delta B is that times b"""
+    skip: Tensor | None = None
+    """(b, l, d_inner) in place of D where it changes by token: in MIMO, where D passes the gates"""
+    angle: Tensor | None = None
+    """(b, l, H, S) in Mamba-3 theta, by which pairs of states have turned"""
 
 
 def compute_replay(
@@ -164,8 +188,156 @@ def compute_replay(
     output = mixer.out_proj(gated.to(hidden_states.dtype))
     return MixerReplay(
         conv_input[..., :d_inner], gate, u, delta, A, B, C, D, y, scale, gated, output,
-        MixerMemory(conv_memory, state),
+        MixerMemory(conv_memory, state), before,
     )  # fmt: skip
+
+
+class _Written(NamedTuple):
+    """What a Mamba-3 writes, by head, or in MIMO with every channel a head."""
+
+    delta: Tensor
+    """decay; at least _LEAST_DECAY"""
+    B: Tensor
+    """write b / decay"""
+    own_share: Tensor
+    unit: Tensor
+    """(b, heads, N) the last token's b, with which the next token writes its share of it"""
+    entry: Tensor
+    """(b, heads) the share that the first token writes of the token before"""
+
+
+# Below this a decay changes no state in any precision, and a quotient by it is still finite.
+_LEAST_DECAY = 1e-15
+
+
+def compute_mamba3(
+    mixer: Any,
+    hidden_states: Tensor,
+    mask: Tensor | None,
+    edit: Edit | None,
+    rules: Rules,
+    memory: MixerMemory | None,
+) -> MixerReplay:
+    """A Mamba-3 by the suite's scan: see ``mamba3_scan`` and the glossary's ``own_share``.
+
+    Decay plays delta, with A = -1, and B is what is written for each nat of decay, so that delta B
+    is the write. In MIMO B sums what the ranks write into a channel, and C what they read of it
+    through their gates. Arguments as in :func:`replay_mixer`.
+    """
+    carry_edit, edit = edit, edit or _no_edit
+    before = None if memory is None else memory.angle
+    inputs = mamba3_inputs(mixer, masked(hidden_states, mask), before)
+    u = edit("u", edit("conv_input", inputs.x))
+    # An edit may branch one text into several rows, of which the others then are copies.
+    inputs = Mamba3Inputs(*(x.expand(len(u), *x.shape[1:]) for x in inputs))
+    parts = _written_by_channel(mixer, inputs) if mixer.is_mimo else _written_by_head(inputs)
+    A = edit("A", -torch.ones_like(parts.delta[0, 0]).unsqueeze(1))
+    B = rules.coefficient(edit("B", parts.B))
+    delta = rules.coefficient(edit("delta", parts.delta))
+    share = rules.coefficient(edit("own_share", parts.own_share))
+    carry = None if carry_edit is None else edit("carry", torch.ones_like(delta[..., 0]))
+    taken = _taken_over(parts, memory, u, rules)
+
+    def scan(C: Tensor) -> tuple[Tensor, Tensor]:
+        return selective_scan_chunk(
+            u, delta, A, B, C, None, taken, carry=carry, own_share=share
+        )  # fmt: skip
+
+    gate, D = inputs.z, mixer.D.to(u.dtype)
+    if mixer.is_mimo:
+        gate = edit("gate", gate)
+        C, skip = _read_by_channel(mixer, inputs, u, gate, scan)
+        D = _wide(D, u)
+    else:
+        C, skip = inputs.c[:, :, :, 0], _wide(D, u)
+    C, skip = rules.coefficient(edit("C", C)), rules.coefficient(skip)
+    y, state = scan(C)
+    y, scale = edit("y", y + skip * u), None
+    gated = y
+    if not mixer.is_mimo:
+        gate = edit("gate", gate)
+        gated, scale = _gate(gated_norm(mixer), y, gate, rules)
+    gated = edit("gated", gated)
+    output = mixer.out_proj(gated.to(hidden_states.dtype))
+    last = _last_written(parts, u, B, delta)
+    return MixerReplay(
+        inputs.x, gate, u, delta, A, B, C, D, y, scale, gated, output,
+        MixerMemory(u[:, :0], state, inputs.angle[:, -1], last), taken, share, inputs.write,
+        skip if mixer.is_mimo else None, inputs.angle,
+    )  # fmt: skip
+
+
+def _written_by_head(inputs: Mamba3Inputs) -> _Written:
+    """SISO: the heads as they are, one vector b each."""
+    delta, b = inputs.decay.clamp_min(_LEAST_DECAY), inputs.b[:, :, :, 0]
+    B = b * (inputs.write / delta).unsqueeze(-1)
+    return _Written(delta, B, _own_share(inputs), b[:, -1], inputs.entry)
+
+
+def _written_by_channel(mixer: Any, inputs: Mamba3Inputs) -> _Written:
+    """MIMO: every channel a head, with the B of all ranks that write: d_inner N numbers a token."""
+    delta, write, share = (
+        x.repeat_interleave(mixer.headdim, 2)
+        for x in (inputs.decay.clamp_min(_LEAST_DECAY), inputs.write, _own_share(inputs))
+    )
+    into = at_least_float32(mixer.mimo_x)
+    b = torch.einsum("blhrn,hrp->blhpn", inputs.b, into).flatten(2, 3)
+    entry = inputs.entry.repeat_interleave(mixer.headdim, 1)
+    return _Written(delta, b * (write / delta).unsqueeze(-1), share, b[:, -1], entry)
+
+
+def _read_by_channel(
+    mixer: Any,
+    inputs: Mamba3Inputs,
+    u: Tensor,
+    gate: Tensor,
+    scan: Callable[[Tensor], tuple[Tensor, Tensor]],
+) -> tuple[Tensor, Tensor]:
+    """MIMO: C (b, l, d_inner, N) and what multiplies u, of all ranks through their gates.
+
+    A norm's factor for each rank is taken as it is at the data, edits included: one more scan a
+    rank.
+    """
+    width = mixer.headdim
+    into, out = at_least_float32(mixer.mimo_x), at_least_float32(mixer.mimo_o)
+    weights = F.silu(by_rank(mixer, "mimo_z", gate)) * out
+    if gated_norm(mixer) is not None:
+        read = [scan(c.repeat_interleave(width, 2))[0] for c in inputs.c.unbind(3)]
+        by_head = torch.stack(read, 2).unflatten(3, (-1, width)).transpose(2, 3)
+        y = by_head + mixer.D[:, None, None] * by_rank(mixer, "mimo_x", u)
+        scale = inverse_rms(y, mixer.norm.variance_epsilon)
+        weights = weights * mixer.norm.weight.view(-1, 1, width) * scale
+    C = torch.einsum("blhrp,blhrn->blhpn", weights, inputs.c).flatten(2, 3)
+    return C, ((weights * into).sum(3) * mixer.D[:, None]).flatten(2)
+
+
+def _taken_over(
+    parts: _Written, memory: MixerMemory | None, u: Tensor, rules: Rules
+) -> Tensor | None:
+    """(b, d_inner, N) what the first token takes over: the state, and a share of the last write."""
+    if memory is None or memory.written is None:
+        return None
+    entry = rules.coefficient(_wide(parts.entry, u))
+    return memory.state + entry.unsqueeze(-1) * memory.written
+
+
+def _own_share(inputs: Mamba3Inputs) -> Tensor:
+    """own / write; 1 where nothing is written."""
+    written = inputs.write > 0
+    return torch.where(written, inputs.own / inputs.write.where(written, 1.0), 1.0)
+
+
+def _wide(x: Tensor, u: Tensor) -> Tensor:
+    """x (..., heads) for the channels of u (b, l, d_inner)."""
+    return x.repeat_interleave(u.shape[2] // x.shape[-1], -1)
+
+
+def _last_written(parts: _Written, u: Tensor, B: Tensor, delta: Tensor) -> Tensor:
+    """(b, d_inner, N) the last token's b x, with what edits of B and delta made of it."""
+    before, after = parts.B[:, -1], B[:, -1]
+    unit = torch.where(before.abs() > 1e-25, after / before.where(before != 0, 1.0), 1.0)
+    unit = parts.unit * unit * (delta[:, -1] / parts.delta[:, -1]).unsqueeze(-1)
+    return _wide(unit.mT, u).mT * u[:, -1].unsqueeze(-1)
 
 
 def masked(x: Tensor, mask: Tensor | None) -> Tensor:
@@ -244,6 +416,8 @@ def replay_mixer(
         )
     tokens = tokens or TokensRead(attention_mask, None, False)
     with parameters_at_hand(site.mixer, gated_norm(site.mixer)), reading(tokens):
+        if site.family.is_trapezoid:
+            return compute_mamba3(site.mixer, hidden_states, attention_mask, edit, rules, memory)
         return compute_replay(
             site.mixer, site.family, hidden_states, attention_mask, edit, rules, memory
         )

@@ -228,7 +228,7 @@ def _replaying_forward(
             replay = _replay_after_cache(site, call, begins_at, edit, rules)
         if memories is not None:
             # Cloned: a view of a few tokens would keep the inputs of the whole chunk alive.
-            memories[site.layer] = MixerMemory(*(x.detach().clone() for x in replay.memory))
+            memories[site.layer] = replay.memory.each(lambda x: x.detach().clone())
         if observe is not None:
             observe(site.layer, replay)
         return replay.output

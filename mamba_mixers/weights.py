@@ -22,8 +22,9 @@ FINAL_NORMS = ("norm_f", "final_layernorm", "norm")
 class MixerParameters(NamedTuple):
     """Weights around a mixer's scan, detached, on the CPU; float32 unless they are float64."""
 
-    conv_weight: Tensor
-    """(d_inner, K) depthwise causal convolution; the last entry weighs the token itself"""
+    conv_weight: Tensor | None
+    """(d_inner, K) depthwise causal convolution; the last entry weighs the token itself; None of a
+    Mamba-3, which has none"""
     conv_bias: Tensor | None
     """(d_inner,)"""
     out_weight: Tensor
@@ -40,14 +41,14 @@ def mixer_parameters(site: MixerSite) -> MixerParameters:
     projection is given as its module computes it, with adapters and in any storage
     (:func:`affine_of`). The convolution is read, as ``transformers`` reads it.
     """
-    conv = site.mixer.conv1d
+    conv = getattr(site.mixer, "conv1d", None)
     scale = block_output_scale(site)
     with parameters_at_hand(conv, site.mixer.out_proj):
         out = affine_of(site.mixer.out_proj)
         d_inner = out.weight.shape[1]
         return MixerParameters(
-            _weights(conv.weight)[:d_inner].squeeze(1),
-            None if conv.bias is None else _weights(conv.bias)[:d_inner],
+            None if conv is None else _weights(conv.weight)[:d_inner].squeeze(1),
+            None if conv is None or conv.bias is None else _weights(conv.bias)[:d_inner],
             out.weight * scale,
             None if out.bias is None else out.bias * scale,
         )

@@ -30,6 +30,7 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,7 +54,7 @@ def mean_map(components: SSMComponents, *, absolute: bool = False) -> Tensor:
     Cost: see :func:`selective_scan.attention_map`.
     """
     return attention_map(
-        *_parameters(components),
+        **kernel_of(components),
         query_weight=_at_tokens(components, 1 / components.delta.shape[2]),
         key_weight=_at_tokens(components, 1.0),
         absolute=absolute,
@@ -67,7 +68,7 @@ def written_map(components: SSMComponents) -> Tensor:
     gives nothing. No target is known here; `contribution_map` weighs by one. Padding is zero.
     """
     keep = components.attention_mask.unsqueeze(-1).to(components.u)
-    return attention_map(*_parameters(components), key_weight=components.u * keep, absolute=True)
+    return attention_map(**kernel_of(components), key_weight=components.u * keep, absolute=True)
 
 
 def contribution_map(components: SSMComponents, grad_y: Tensor) -> Tensor:
@@ -77,7 +78,7 @@ def contribution_map(components: SSMComponents, grad_y: Tensor) -> Tensor:
     ``grad_y`` (b, l, d_inner) being df/dy. Row t sums to sum_c (df/dy_t)[c] (y_t - D u_t)[c]
     exactly. Raises ValueError for another shape of grad_y.
     """
-    return attention_map(*_parameters(components), query_weight=grad_y, key_weight=components.u)
+    return attention_map(**kernel_of(components), query_weight=grad_y, key_weight=components.u)
 
 
 def direction_map(components: SSMComponents, out_weight: Tensor, direction: Tensor) -> Tensor:
@@ -92,7 +93,7 @@ def direction_map(components: SSMComponents, out_weight: Tensor, direction: Tens
     """
     query_weight = components.gating * _channel_direction(out_weight, direction)
     return attention_map(
-        *_parameters(components), query_weight=query_weight, key_weight=components.u
+        **kernel_of(components), query_weight=query_weight, key_weight=components.u
     )
 
 
@@ -117,7 +118,7 @@ def head_maps(components: SSMComponents, heads: Sequence[int] | None = None) -> 
     saying how large it would be and what to ask for instead. Cost: 4 l^2 bytes a head.
     """
     return implicit_attention(
-        *_parameters(components), heads=checked_heads(components, heads, components.delta.shape[2])
+        **kernel_of(components), heads=checked_heads(components, heads, components.delta.shape[2])
     )
 
 
@@ -174,7 +175,7 @@ def group_maps(components: SSMComponents, groups: Tensor, *, absolute: bool = Fa
             f"groups must give each of {num_heads} heads a group, numbered from 0 without gaps; "
             f"got shape {tuple(groups.shape)} with {counts.tolist()} heads a group"
         )
-    delta, A, B, C = _parameters(components)
+    delta, A, B, C, share = kernel_of(components).values()
     query, key = _at_tokens(components, 1.0), _at_tokens(components, 1.0)
     maps = []
     for group in range(len(counts)):
@@ -186,14 +187,23 @@ def group_maps(components: SSMComponents, groups: Tensor, *, absolute: bool = Fa
         }
         maps.append(
             attention_map(
-                delta[..., heads], A[heads], B_heads, C_heads, **weights, absolute=absolute
+                delta[..., heads],
+                A[heads],
+                B_heads,
+                C_heads,
+                **weights,
+                absolute=absolute,
+                own_share=None if share is None else share[..., heads],
             )
         )
     return torch.stack(maps, dim=1)
 
 
-def _parameters(components: SSMComponents) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return components.delta, components.A, components.B, components.C
+def kernel_of(parts: Any) -> dict[str, Any]:
+    """What implicit attention is made of, by the names of `selective_scan`'s arguments, from a
+    layer's components or its replay."""
+    names = ("delta", "A", "B", "C", "own_share")
+    return {name: getattr(parts, name) for name in names}
 
 
 def _at_tokens(components: SSMComponents, value: float) -> Tensor | None:

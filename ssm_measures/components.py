@@ -13,12 +13,13 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeVar
 
 import pandas as pd
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from selective_scan.scan import scan_hidden_states
 from ssm_measures.shown_objects import ShownObject, named_layer, per_token, sizes
-from ssm_measures.states import StateMeasures, measure_states
+from ssm_measures.states import StateMeasures, measure_states, unrotated
 from suite_plumbing.checks import int_or_none
 from suite_plumbing.messages import quoted
 from suite_plumbing.result_files import five_digits
@@ -78,6 +79,17 @@ class SSMComponents(ShownObject):
     """number of the layer; None where nobody said"""
     tokens: tuple[tuple[str, ...], ...] | None = None
     """by text, its tokens without padding; None where only ids were at hand"""
+    own_share: Tensor | None = None
+    """(b, l, H) in Mamba-3 the share of what a token writes that it reads itself, the rest being
+    for later tokens; None in the other families: all of it"""
+    write: Tensor | None = None
+    """(b, l, H) in Mamba-3, where ``delta`` is the decay alone, what a token's b x is written with,
+    b being ``delta B / write``; None in the other families, where delta is both"""
+    skip: Tensor | None = None
+    """(b, l, d_inner) in a Mamba-3 of several ranks what multiplies u beside what is read of the
+    state, D through the gates of the ranks; None elsewhere: D"""
+    angle: Tensor | None = None
+    """(b, l, heads, pairs) in Mamba-3 the angle by which pairs of states have turned at a token"""
 
     @property
     def replay_error(self) -> float:
@@ -105,8 +117,11 @@ class SSMComponents(ShownObject):
 
         Without a norm y enters the gated output linearly, with this factor. With one this is the
         exact factor at the data, in which the token's root mean square, which depends on y too, is
-        held: what a map of the full mixer uses.
+        held: what a map of the full mixer uses. In a Mamba-3 of several ranks it is 1: each rank
+        has a gate of its own, and all are part of C.
         """
+        if self.skip is not None:  # the ranks' gates are part of C
+            return torch.ones_like(self.gate)
         activated = F.silu(self.gate)
         return activated if self.norm_scale is None else activated * self.norm_scale
 
@@ -116,17 +131,53 @@ class SSMComponents(ShownObject):
         return self.mixer_output * self.output_scale
 
     @property
+    def channel_skip(self) -> Tensor:
+        """What multiplies u beside what is read of the state: (d_inner,) D, or ``skip``."""
+        return self.D.repeat_interleave(self.head_width) if self.skip is None else self.skip
+
+    @property
     def hidden_states(self) -> Tensor:
         """(b, l, d_inner, d_state) state h_t after every token, computed anew at each access.
 
+        In Mamba-3 in the frame in which it decays without turning: what a token reads and writes
+        turns instead, so that equal numbers mean different things to different tokens; see
+        ``unrotated_states``.
+
         Memory b * l * d_inner * d_state floats: 50 MB for mamba-130m at 512 tokens.
         """
-        return scan_hidden_states(self.u, self.delta, self.A, self.B)
+        return scan_hidden_states(self.u, self.delta, self.A, self.B, own_share=self.own_share)
+
+    @property
+    def unrotated_states(self) -> Tensor:
+        """``hidden_states`` as each token's own C before it turns reads them: in Mamba-3 turned
+        back by the token's angle, elsewhere as they are."""
+        return self._turned_back(self.hidden_states)
+
+    def _turned_back(self, h: Tensor, channels: slice = slice(None)) -> Tensor:
+        if self.angle is None:
+            return h
+        width = self.u.shape[2] // self.angle.shape[2]
+        heads = torch.arange(self.u.shape[2])[channels] // width
+        return unrotated(h, self.angle[:, :, heads], self.turns_halves)
+
+    @property
+    def turns_halves(self) -> bool:
+        """Whether state i turns with state i + d_state / 2, as in a Mamba-3 of several ranks, and
+        not with its neighbour."""
+        return self.skip is not None
 
     @cached_property
     def states(self) -> StateMeasures:
         """Norms, steps and inner products of the states, computed once: l^2 floats a text."""
-        return measure_states(self.u, self.delta, self.A, self.B, self.attention_mask)
+        return measure_states(
+            self.u,
+            self.delta,
+            self.A,
+            self.B,
+            self.attention_mask,
+            own_share=self.own_share,
+            turned=self._turned_back,
+        )
 
     def text(self, row: int) -> SSMComponents:
         """The components of one text of the batch, b = 1, without its padding.
@@ -138,7 +189,8 @@ class SSMComponents(ShownObject):
         if len(self.attention_mask) == 1 and bool(self.attention_mask.all()):
             return self
         per_token = ("B", "C", "delta", "u", "gate", "y", "norm_scale", "gated", "conv_input",
-                     "mixer_output", "attention_mask")  # fmt: skip
+                     "mixer_output", "attention_mask", "own_share", "write", "skip", "angle",
+                     )  # fmt: skip
         tensors = {name: getattr(self, name) for name in per_token}
         fields = {name: x[row : row + 1, keep] for name, x in tensors.items() if x is not None}
         tokens = None if self.tokens is None else (self.tokens[row],)
@@ -176,7 +228,8 @@ class SSMComponents(ShownObject):
     def to_dict(self) -> dict:
         """Shapes, summaries, and by text the mean delta of every token; tensors go elsewhere."""
         keep = self.attention_mask.bool()
-        per_token = {name: getattr(self, name)[keep] for name in ("delta", "B", "C", "u", "y")}
+        names = ("delta", "B", "C", "u", "y", *(("write",) if self.write is not None else ()))
+        per_token = {name: getattr(self, name)[keep] for name in names}
         return {
             "shapes": {
                 name: list(getattr(self, name).shape) for name in ("A", "B", "C", "D", "delta")

@@ -292,9 +292,10 @@ def _squared_changes(text: SSMComponents, factor: float, new: Tensor) -> Tensor:
     First as it is; then with u divided by the factor, so that delta B u stays and only the decay
     changes. D u is the same before and after and cancels.
     """
-    before = selective_scan(text.u, text.delta, text.A, text.B, text.C)
+    share = text.own_share
+    before = selective_scan(text.u, text.delta, text.A, text.B, text.C, own_share=share)
     changes = [
-        selective_scan(u, text.delta * factor, text.A, text.B, text.C) - before
+        selective_scan(u, text.delta * factor, text.A, text.B, text.C, own_share=share) - before
         for u in (text.u, text.u / factor)
     ]
     return (torch.cat(changes) * text.gating)[:, new].double().square().sum(dim=1)

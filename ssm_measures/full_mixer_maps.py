@@ -166,13 +166,19 @@ def _mixer_operator(
     """Follow x_s through the taps: the state that it leaves and what each query reads of it."""
     length, d_inner = components.u.shape[1:]
     head = heads // components.head_width
-    delta, A, D = components.delta[..., head], components.A[head], components.D[head]
+    delta, A = components.delta[..., head], components.A[head]
+    D = components.channel_skip[..., heads]
+    share = 1.0 if components.own_share is None else components.own_share[..., head]
     B, C = (maps_by_head(x, heads, d_inner) for x in (components.B, components.C))
     gain = _convolution_gain(components, parameters, heads)
     b_conv = 0.0 if parameters.conv_bias is None else parameters.conv_bias[heads]
-    bias = selective_scan(gain * b_conv, delta, A, B, C, D)
+    bias = delta.new_zeros(delta.shape)
+    if parameters.conv_bias is not None:
+        bias = selective_scan(gain * b_conv, delta, A, B, C, components.D[head])
     B, C = (x.unsqueeze(2) if x.dim() == 3 else x for x in (B, C))
-    taps = parameters.conv_weight[heads].flip(1)[:, :length]
+    taps = gain.new_ones(len(heads), 1)  # a Mamba-3 has no convolution
+    if parameters.conv_weight is not None:
+        taps = parameters.conv_weight[heads].flip(1)[:, :length]
     decay = torch.exp(delta.unsqueeze(-1) * A)
     state = delta.new_zeros(*delta.shape, B.shape[-1])
     near = []
@@ -180,7 +186,8 @@ def _mixer_operator(
         passed = gain[:, lag:] * taps[:, lag]
         state = state[:, : length - lag].mul_(decay[:, lag:])
         state.addcmul_((delta[:, lag:] * passed).unsqueeze(-1), B[:, lag:])
-        near.append(F.pad((C[:, lag:] * state).sum(-1) + D * passed, (0, 0, lag, 0)))
+        read = (C[:, lag:] * state).sum(-1) * share
+        near.append(F.pad(read + D * passed, (0, 0, lag, 0)))
     # The maps multiply a key by its delta, which is divided out here; the bound is for a delta
     # that softplus has rounded to 0, and changes no decay.
     step = delta.clamp_min(1e-30)
@@ -193,11 +200,14 @@ def _convolution_gain(
 ) -> Tensor:
     """sigmoid(p) (b, l, heads) with p the convolution's output, so that u = p sigmoid(p); 0 at
     padding."""
+    mask = components.attention_mask.unsqueeze(-1)
+    if parameters.conv_weight is None:
+        return mask.to(components.u).expand(-1, -1, len(heads))
     weight = parameters.conv_weight[heads].unsqueeze(1)
     b_conv = None if parameters.conv_bias is None else parameters.conv_bias[heads]
     x = F.pad(components.conv_input[..., heads].mT, (weight.shape[2] - 1, 0))
     p = F.conv1d(x, weight, b_conv, groups=len(weight)).mT
-    gain = torch.sigmoid(p) * components.attention_mask.unsqueeze(-1)
+    gain = torch.sigmoid(p) * mask
     u = components.u[..., heads]
     if (gain * p - u).norm() > 1e-3 * u.norm():
         raise ValueError(

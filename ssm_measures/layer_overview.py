@@ -18,7 +18,7 @@ from torch import Tensor
 from selective_scan.attention import attention_map, implicit_attention
 from selective_scan.operands import with_groups
 from selective_scan.scan import half_life, scan_hidden_states
-from ssm_measures.attention_maps import LIMITED_SHARE
+from ssm_measures.attention_maps import LIMITED_SHARE, kernel_of
 from ssm_measures.attention_measures import CONVOLUTION_REACH, memory_kernel, row_shares
 from ssm_measures.tokens_to_half import tokens_to_half
 from token_statistics.description import FloatArray
@@ -68,6 +68,11 @@ class ScanOperands(Protocol):
         """of B's shape"""
         ...
 
+    @property
+    def own_share(self) -> Tensor | None:
+        """(1, l, H) in Mamba-3; None elsewhere"""
+        ...
+
 
 class Operands(NamedTuple):
     """The operands of some heads of a layer, on one text."""
@@ -78,6 +83,7 @@ class Operands(NamedTuple):
     A: Tensor
     B: Tensor
     C: Tensor
+    own_share: Tensor | None = None
 
 
 class LayerText(NamedTuple):
@@ -125,8 +131,9 @@ def layer_text(scan: ScanOperands, max_heads: int) -> LayerText:
     """
     heads = measured_heads(scan.delta.shape[2], with_groups(scan.B).shape[2], max_heads)
     some = operands_of(scan, heads)
-    absolute = attention_map(some.delta, some.A, some.B, some.C, absolute=True)
-    written = attention_map(some.delta, some.A, some.B, some.C, key_weight=some.u, absolute=True)
+    kernel = kernel_of(some)
+    absolute = attention_map(**kernel, absolute=True)
+    written = attention_map(**kernel, key_weight=some.u, absolute=True)
     mask = torch.ones(absolute.shape[:2], dtype=torch.long, device=absolute.device)
     write, retain = energies(some)
     half_lives = half_life(scan.delta[0].mean(0), scan.A)
@@ -159,6 +166,8 @@ def heads_that_fit(length: int) -> int:
 def measured_heads(num_heads: int, num_groups: int, max_heads: int) -> Tensor:
     """Numbers of at most so many heads, as many of every group, evenly spaced within it."""
     size = num_heads // num_groups
+    if size == 1 and num_groups > max_heads:  # groups of one head: some of them
+        return (torch.arange(max_heads) * num_groups) // max_heads
     count = max(1, min(size, max_heads // num_groups))
     within = (torch.arange(count) * size) // count
     return (torch.arange(num_groups)[:, None] * size + within).flatten()
@@ -168,7 +177,14 @@ def operands_of(scan: ScanOperands, heads: Tensor) -> Operands:
     """The operands of these heads, float32 unless float64; B and C of all groups stay."""
     heads = heads.to(scan.delta.device)
     u = scan.u.unflatten(2, (scan.delta.shape[2], -1))[:, :, heads].flatten(2)
-    return Operands(u, scan.delta[:, :, heads], scan.A[heads], scan.B, scan.C)
+    B, C = (_of_heads(x, heads, scan.delta.shape[2]) for x in (scan.B, scan.C))
+    share = None if scan.own_share is None else scan.own_share[:, :, heads]
+    return Operands(u, scan.delta[:, :, heads], scan.A[heads], B, C, share)
+
+
+def _of_heads(x: Tensor, heads: Tensor, num_heads: int) -> Tensor:
+    """B or C, of these heads alone where each has one of its own."""
+    return x[:, :, heads] if x.dim() == 4 and x.shape[2] == num_heads else x
 
 
 def _median_tokens_to_half(some: Operands) -> float:
@@ -183,7 +199,7 @@ def energies(some: Operands) -> tuple[float, float]:
     The second over the tokens after the first. Cost: one scan.
     """
     width = some.u.shape[2] // some.delta.shape[2]
-    h = scan_hidden_states(*some[:4])[0].unflatten(1, (-1, width))
+    h = scan_hidden_states(*some[:4], own_share=some.own_share)[0].unflatten(1, (-1, width))
     decay = torch.exp(some.delta[0].unsqueeze(-1) * some.A).unsqueeze(2)
     kept = decay[1:] * h[:-1]
     new = torch.cat([h[:1], h[1:] - kept])
@@ -223,7 +239,7 @@ def _sink_heads(some: Operands, heads: Tensor) -> tuple[int, ...]:
     found = []
     for start in range(0, len(heads), 16):
         chosen = range(start, min(start + 16, len(heads)))
-        maps = implicit_attention(*some[1:], heads=chosen)[0].abs()
+        maps = implicit_attention(**kernel_of(some), heads=chosen)[0].abs()
         share = row_shares(maps)[:, SINK_NEIGHBOURS:, 0].mean(1)
         found += heads[start : start + 16][(share >= _HEAD_SINK).cpu()].tolist()
     return tuple(found)

@@ -7,7 +7,7 @@ there as a whole. Pure tensors; letters are those of the glossary in ``selective
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -41,8 +41,20 @@ class StateMeasures:
 
 @torch.no_grad()
 @in_full_precision
-def measure_states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, mask: Tensor) -> StateMeasures:
+def measure_states(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    mask: Tensor,
+    *,
+    own_share: Tensor | None = None,
+    turned: Callable[[Tensor, slice], Tensor] = lambda h, channels: h,
+) -> StateMeasures:
     """Measures of the states that these operands of a scan give; u (b, l, d_inner).
+
+    ``own_share`` as in the glossary. ``turned`` (states of some channels, which) puts them into the
+    frame in which they are compared across tokens: in Mamba-3 see :func:`unrotated`.
 
     ``mask`` (b, l) is 0 at padding, which counts in no participation ratio. States are
     float32 unless the operands are float64, their products and sums float64. Cost: one scan, and
@@ -54,18 +66,42 @@ def measure_states(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, mask: Tensor)
     is_long = length > d_inner * B.shape[-1]
     gram = None if is_long else squares.new_zeros(batch, length, length)
     for heads, channels, group in _blocks(u, delta, with_groups(B)):
-        h = scan_hidden_states(u[..., channels], delta[..., heads], A[heads], group)
+        share = None if own_share is None else own_share[..., heads]
+        h = scan_hidden_states(
+            u[..., channels], delta[..., heads], A[heads], group, own_share=share
+        )
+        h = turned(h, channels)
         squares += _squares(h, delta[..., heads], A[heads])
         if gram is not None:
             states = h.flatten(2).double()
             gram.baddbmm_(states, states.mT)
     if gram is None:
-        ratios = _of_states(scan_hidden_states(u, delta, A, B).flatten(2), keep)
+        h = scan_hidden_states(u, delta, A, B, own_share=own_share)
+        ratios = _of_states(turned(h, slice(None)).flatten(2), keep)
     else:
         ratios = tuple(_of_gram(*text) for text in zip(gram, keep, strict=True))
     dtype = compute_dtype(u, delta, A, B)
     norm, step, retained = squares.sqrt_().to(dtype)
     return StateMeasures(norm, step, retained, ratios, None if gram is None else gram.to(dtype))
+
+
+def unrotated(h: Tensor, angle: Tensor, halves: bool) -> Tensor:
+    """States h (b, l, channels, N) turned back by theta (b, l, channels, pairs).
+
+    With ``halves`` state i turns with i + N / 2, else 2 i with 2 i + 1. What a token's C reads of
+    h when it has turned by theta, it reads of this as it is: numbers mean the same at every token.
+    """
+    theta = angle.to(h.dtype)
+    cos, sin, pairs = theta.cos(), theta.sin(), theta.shape[-1]
+    first, second = (
+        (slice(pairs), slice(h.shape[-1] // 2, h.shape[-1] // 2 + pairs))
+        if halves
+        else (slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2))
+    )
+    result = h.clone()
+    result[..., first] = h[..., first] * cos + h[..., second] * sin
+    result[..., second] = h[..., second] * cos - h[..., first] * sin
+    return result
 
 
 def _blocks(u: Tensor, delta: Tensor, B: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:

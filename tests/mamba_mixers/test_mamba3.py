@@ -48,12 +48,12 @@ def test_a_mixer_is_the_loop_written_from_the_equations(kind):
 def test_chunks_of_a_text_are_the_text(kind):
     model, ids = make_mamba3(kind).double(), make_ids(41)
     whole, cache = model(ids).logits, Mamba3Cache()
-    parts = [model(part, cache_params=cache).logits for part in ids.split([1, 7, 1, 32], dim=1)]
+    parts = [model(part, cache=cache).logits for part in ids.split([1, 7, 1, 32], dim=1)]
     assert relative_error(torch.cat(parts, 1), whole) <= 1e-12
-    other = model(ids, use_cache=True).cache_params
+    other = model(ids, use_cache=True).cache
     assert other is not None
-    for layer, memory in cache.items():
-        for mine, beside in zip(memory, other[layer], strict=True):
+    for layer, memory in cache.memories.items():
+        for mine, beside in zip(memory, other.memories[layer], strict=True):
             assert relative_error(torch.cos(mine), torch.cos(beside)) <= 1e-10
 
 
