@@ -168,7 +168,8 @@ def hide_source(source: Rows, layers: Layers, query: Rows | None = None) -> Inte
     """Knock out what ``source`` gives later tokens through the state: y_t - alpha[t, s] u_s.
 
     For every t > s, or for t = ``query`` >= s alone. What the source gives through D, the
-    convolution and its own residual stream stays, and so does what every other source gives. By a
+    convolution and its own residual stream stays, and so does what every other source gives (in a
+    Mamba-3 of several ranks with a norm, as it was normed before). By a
     second scan in which this source alone writes, so that alpha is never built. Raises ValueError
     for a query before its source; when the text runs, for a token that it does not have; and when
     composed with a piece that hides the same source from the same query of a layer, for what it
@@ -263,6 +264,7 @@ def patch_state(layer: int, token: Rows, state: Tensor) -> Intervention:
         return carry.masked_fill(_since(tokens, carry) == 1, 0.0)
 
     def add(y: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
+        _check_no_rank_norm(seen)
         u, delta, A, B, C = _scan_operands(seen)
         since = _since(tokens, y)
         # Without a step nothing decays: the state reaches its token as it is.
@@ -384,6 +386,14 @@ def _check_whole(piece: str) -> None:
 def _like(mask: Tensor, x: Tensor) -> Tensor:
     """A mask (rows, l) with the further axes of x."""
     return mask.view(*mask.shape, *[1] * (x.dim() - 2))
+
+
+def _check_no_rank_norm(seen: Mapping[str, Tensor]) -> None:
+    if "rank_scale" in seen:
+        raise ValueError(
+            "patch_state would hold the norms of a Mamba-3's ranks, which a state put in place "
+            "changes; use reset_state, scale_delta or set_neuron"
+        )
 
 
 def _scan_operands(seen: Mapping[str, Tensor]) -> tuple[Tensor, ...]:

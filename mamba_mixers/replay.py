@@ -43,7 +43,8 @@ of it; in Mamba-2 they stand beside it. ``gate`` is z before SiLU.
 
 Mamba-3 has no convolution: ``conv_input`` is u, and ``convolved`` is not called; ``own_share``
 comes behind delta, and C behind carry. An edit of its delta scales decay and write alike, one of A
-the decay alone. In MIMO the gate is part of C, and its stage comes before that of C."""
+the decay alone. In MIMO the gate is part of C, and its stage comes before that of C; with a norm so
+does ``rank_scale`` (b, l, H, R, 1), what each rank's norm multiplies by."""
 
 
 class Rules(NamedTuple):
@@ -246,7 +247,7 @@ def compute_mamba3(
     gate, D = inputs.z, mixer.D.to(u.dtype)
     if mixer.is_mimo:
         gate = edit("gate", gate)
-        C, skip = _read_by_channel(mixer, inputs, u, gate, scan)
+        C, skip = _read_by_channel(mixer, inputs, u, gate, scan, edit)
         D = _wide(D, u)
     else:
         C, skip = inputs.c[:, :, :, 0], _wide(D, u)
@@ -292,6 +293,7 @@ def _read_by_channel(
     u: Tensor,
     gate: Tensor,
     scan: Callable[[Tensor], tuple[Tensor, Tensor]],
+    edit: Edit,
 ) -> tuple[Tensor, Tensor]:
     """MIMO: C (b, l, d_inner, N) and what multiplies u, of all ranks through their gates.
 
@@ -305,7 +307,7 @@ def _read_by_channel(
         read = [scan(c.repeat_interleave(width, 2))[0] for c in inputs.c.unbind(3)]
         by_head = torch.stack(read, 2).unflatten(3, (-1, width)).transpose(2, 3)
         y = by_head + mixer.D[:, None, None] * by_rank(mixer, "mimo_x", u)
-        scale = inverse_rms(y, mixer.norm.variance_epsilon)
+        scale = edit("rank_scale", inverse_rms(y, mixer.norm.variance_epsilon))
         weights = weights * mixer.norm.weight.view(-1, 1, width) * scale
     C = torch.einsum("blhrp,blhrn->blhpn", weights, inputs.c).flatten(2, 3)
     return C, ((weights * into).sum(3) * mixer.D[:, None]).flatten(2)

@@ -48,6 +48,8 @@ KINDS = ("siso", "siso normed", "mimo", "mimo, all turning, heavy tail", "mimo n
 
 FLOAT32, FLOAT64 = 1e-5, 1e-10
 
+unnormed = pytest.mark.parametrize("kind", KINDS[:-1], scope="module")
+
 
 @pytest.fixture(scope="module", params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
@@ -229,6 +231,15 @@ def test_a_reset_starts_the_text_anew(site, x):
 
 
 @torch.no_grad()
+def test_what_a_norm_of_ranks_would_follow_is_refused():
+    site = find_mixers(make_mamba3("mimo normed, with MLPs"))[1]
+    x = torch.zeros(1, 19, 12)
+    edit = patch_state(1, 7, torch.zeros(24, 10))[1]
+    with pytest.raises(ValueError, match="patch_state would hold the norms of a Mamba-3's ranks"):
+        replay_mixer(site, x, edit=edit)
+
+
+@torch.no_grad()
 def test_hiding_a_source_takes_out_its_attention(site, x):
     plain = replay_mixer(site, x)
     alpha = implicit_attention(**kernel_of(plain))
@@ -245,6 +256,7 @@ def test_hiding_a_source_takes_out_its_attention(site, x):
 
 
 @torch.no_grad()
+@unnormed
 def test_a_state_of_its_own_put_in_place_changes_nothing(model, ids, captured):
     plain = logits_of(model, ids)
     state = state_after(captured.components[1], 7)
@@ -266,7 +278,7 @@ def test_an_edit_of_any_stage_reaches_what_follows_it(site, x, stage):
     names = ("u", "A", "B", "C", "delta", "own_share")
     values = {name: getattr(plain, name) for name in names}
     values |= {stage: values[stage] / 2} if stage in values else {}
-    if stage == "u" and plain.skip is not None:
+    if stage != "C" and plain.skip is not None:
         values["C"] = edited.C  # a norm of the ranks follows what they read
     heads = plain.delta.shape[2]
     values["u"] = values["u"].unflatten(2, (heads, -1))
@@ -287,7 +299,7 @@ def test_every_stage_of_the_suite_but_the_convolution_is_called(site, x):
 
     with torch.no_grad():
         replay_mixer(site, x, edit=note)
-    assert {*EDITABLE} - {"convolved"} == {*seen} - {"own_share"}
+    assert {*EDITABLE} - {"convolved"} == {*seen} - {"own_share", "rank_scale"}
 
 
 @torch.no_grad()
@@ -392,12 +404,15 @@ def test_the_overviews_row_of_a_layer(site, x):
 TEXTS = ["the net held, and the net", "one two three, one two"]
 
 
+@pytest.mark.parametrize("kind", ["siso", "mimo normed, with MLPs"])
 def test_all_eight_steps_and_the_memory_analysis_run(kind):
     model, tokenizer = make_mamba3(kind), make_tiny_tokenizer()
     analyzer = CorrectedRecursiveSSMAttentionNeuronAnalyzer(model, tokenizer=tokenizer)
     results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS, [0, 1])
     assert results["self_check"]["without_result"] == {}
     assert results["self_check"]["replay_agrees"]
-    memory = MemoryRecursionNeuronAnalyzer(model, tokenizer=tokenizer)
+    memory = MemoryRecursionNeuronAnalyzer(
+        model, tokenizer=tokenizer, num_positions=2, num_ablations=3
+    )
     found = memory.analyze_memory_recursion_effects(TEXTS, [0, 1])
     assert found["self_check"]["without_result"] == {}
