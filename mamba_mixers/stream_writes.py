@@ -79,6 +79,10 @@ class MixerTrace(NamedTuple):
     """(d_inner,) gated / y at the last token: SiLU(gate), times the gated norm's factor"""
     gated: Tensor
     """(d_inner,) the neurons at the last token"""
+    own_share: Tensor | None = None
+    """(l, H) in Mamba-3 the share of its own write that a token reads"""
+    skip: Tensor | None = None
+    """(d_inner,) what multiplies the last token's u, where it is not D alone"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -196,6 +200,8 @@ def record_writes(model: Any, input_ids: Tensor) -> StreamWrites:
 
 def _trace(replay: MixerReplay) -> MixerTrace:
     gating = F.silu(at_least_float32(replay.gate[0, -1]))
+    if replay.skip is not None:  # the gates are part of C
+        gating = torch.ones_like(gating)
     if replay.norm_scale is not None:
         gating = gating * replay.norm_scale[0, -1]
     per_token = (_kept(x[0]) for x in
@@ -204,6 +210,8 @@ def _trace(replay: MixerReplay) -> MixerTrace:
     return MixerTrace(
         conv_input, u, delta, _kept(replay.A), B, C, _kept(replay.D).clone(), _kept(gating),
         _kept(replay.gated[0, -1]),
+        None if replay.own_share is None else _kept(replay.own_share[0]),
+        None if replay.skip is None else _kept(replay.skip[0, -1]),
     )  # fmt: skip
 
 

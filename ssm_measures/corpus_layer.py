@@ -46,6 +46,11 @@ class LayerReplay(ScanOperands, Protocol):
         """(H,)"""
         ...
 
+    @property
+    def skip(self) -> Tensor | None:
+        """(b, l, d_inner) in a Mamba-3 of several ranks, in place of D; None elsewhere"""
+        ...
+
 
 class CorpusBatch(NamedTuple):
     """Windows that are read at once."""

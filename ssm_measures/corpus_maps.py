@@ -16,6 +16,7 @@ from torch import Tensor
 from selective_scan.attention import attention_map
 from selective_scan.operands import with_groups
 from selective_scan.scan import scan_hidden_states
+from ssm_measures.attention_maps import kernel_of
 from ssm_measures.attention_measures import query_statistics, row_shares
 from ssm_measures.copying import EarlierTokens, copying_sums, query_shifts
 from ssm_measures.corpus_layer import BLOCKS, LayerReplay
@@ -59,13 +60,16 @@ class MapText(NamedTuple):
     C: Tensor
     D: Tensor
     y: Tensor
+    own_share: Tensor | None = None
+    skip: Tensor | None = None
 
 
 def text_of(replay: LayerReplay, row: int, length: int) -> MapText:
     """The operands of one row of a batch, without what is padded behind it."""
     part = (slice(row, row + 1), slice(0, length))
     per_token = (replay.u[part], replay.delta[part], replay.A, replay.B[part], replay.C[part])
-    return MapText(*per_token, replay.D, replay.y[part])
+    some = (None if x is None else x[part] for x in (replay.own_share, replay.skip))
+    return MapText(*per_token, replay.D, replay.y[part], *some)
 
 
 class MapSums:
@@ -92,10 +96,9 @@ class MapSums:
         """Add one text. Cost: two maps and one scan of MAP_HEADS heads."""
         heads = measured_heads(text.delta.shape[2], with_groups(text.B).shape[2], MAP_HEADS)
         some = operands_of(text, heads)
-        absolute = attention_map(some.delta, some.A, some.B, some.C, absolute=True)
-        written = attention_map(
-            some.delta, some.A, some.B, some.C, key_weight=some.u, absolute=True
-        )
+        kernel = kernel_of(some)
+        absolute = attention_map(**kernel, absolute=True)
+        written = attention_map(**kernel, key_weight=some.u, absolute=True)
         first = self._add_queries(absolute)
         shares = row_shares(absolute)[0].double().cpu().numpy()
         self._add_lags(absolute[0].double().cpu().numpy())
@@ -154,7 +157,7 @@ class MapSums:
     def _add_states(self, some: Operands) -> None:
         """Norms by position of h, of what is kept of it and of what is written, over the heads."""
         width = some.u.shape[2] // some.delta.shape[2]
-        h = scan_hidden_states(some.u, some.delta, some.A, some.B)[0].unflatten(1, (-1, width))
+        h = scan_hidden_states(*some[:4], own_share=some.own_share)[0].unflatten(1, (-1, width))
         decay = torch.exp(some.delta[0].unsqueeze(-1) * some.A).unsqueeze(2)
         kept = torch.cat([torch.zeros_like(h[:1]), decay[1:] * h[:-1]])
         for name, x in (("state_norm", h), ("retained_norm", kept), ("written_norm", h - kept)):
@@ -165,7 +168,8 @@ class MapSums:
     def _add_outputs(self, text: MapText) -> None:
         """Squares of the two parts of y, over all channels: D u, which the convolution of the last
         tokens gives, and C h, which the state gives."""
-        direct = (text.u * text.D.repeat_interleave(text.u.shape[2] // len(text.D))).double()
+        skip = text.D.repeat_interleave(text.u.shape[2] // len(text.D))
+        direct = (text.u * (skip if text.skip is None else text.skip)).double()
         state = text.y.double() - direct
         self.sums["output_squares"] += (float(direct.square().sum()), float(state.square().sum()))
 

@@ -63,13 +63,17 @@ def neuron_shares(trace: MixerTrace, parameters: MixerParameters) -> NeuronShare
     """
     taps, b = _taps(trace, parameters), parameters.conv_bias
     b = torch.zeros_like(taps[0, 0]) if b is None else b.to(taps)
-    exact, scanned = _gains(trace, taps.sum(0) + b)
+    exact, scanned = torch.ones_like(trace.u), torch.ones_like(trace.u)
+    if parameters.conv_weight is not None:  # a Mamba-3 has no convolution
+        exact, scanned = _gains(trace, taps.sum(0) + b)
+    share = None if trace.own_share is None else trace.own_share[None]
     alpha = attention_row_by_head(
-        trace.delta[None], trace.A, trace.B[None], trace.C[None], -1
+        trace.delta[None], trace.A, trace.B[None], trace.C[None], -1, own_share=share
     )[0]  # fmt: skip
     width = trace.u.shape[1] // alpha.shape[1]
     through_state = scanned * alpha.repeat_interleave(width, dim=1) * trace.gating
-    now = through_state[-1] + exact[-1] * trace.D.repeat_interleave(width) * trace.gating
+    skip = trace.D.repeat_interleave(width) if trace.skip is None else trace.skip
+    now = through_state[-1] + exact[-1] * skip * trace.gating
     through_state[-1] = 0.0
     state, convolution = torch.zeros_like(through_state), torch.zeros_like(through_state)
     for lag, tap in enumerate(taps):
@@ -81,7 +85,10 @@ def neuron_shares(trace: MixerTrace, parameters: MixerParameters) -> NeuronShare
 
 def _taps(trace: MixerTrace, parameters: MixerParameters) -> Tensor:
     """(K, l, d_inner) kappa_j x_{s-j} at token s, by lag j; at most as many lags as tokens."""
-    x, weight = trace.conv_input, parameters.conv_weight.to(trace.conv_input)
+    x = trace.conv_input
+    if parameters.conv_weight is None:
+        return x[None]
+    weight = parameters.conv_weight.to(x)
     lags = min(weight.shape[1], len(x))
     return torch.stack(
         [F.pad(x, (0, 0, lag, 0))[: len(x)] * weight[:, -1 - lag] for lag in range(lags)]

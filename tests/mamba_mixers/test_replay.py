@@ -143,8 +143,10 @@ def test_padding_before_a_text_leaves_its_memory_as_it_is():
         logits_of(model, padded, mask)
     alone = in_chunks(model, ids[1:, :28], [28])[1]
     for layer, memory in memories.items():
-        for value, expected in zip(memory, alone[layer], strict=True):
+        for name in ("conv_input", "state"):  # a Mamba-1 remembers no more
+            value, expected = getattr(memory, name), getattr(alone[layer], name)
             assert relative_error(value[1:], expected) <= 1e-5  # float32
+        assert memory[2:] == (None, None)
 
 
 def test_memories_are_small_and_keep_no_graph_and_no_chunk_alive():
@@ -152,7 +154,7 @@ def test_memories_are_small_and_keep_no_graph_and_no_chunk_alive():
     memories: dict[int, MixerMemory] = {}
     with fast_scan(model, memories=memories):
         model(make_ids(), use_cache=False)
-    for tensor in (x for memory in memories.values() for x in memory):
+    for tensor in (x for memory in memories.values() for x in memory[:2]):
         assert not tensor.requires_grad
         assert tensor.untyped_storage().nbytes() == tensor.numel() * tensor.element_size()
 
