@@ -20,6 +20,7 @@ from causal_interventions.interventions import (
     scale_delta,
     state_after,
 )
+from causal_interventions.logit_parts import logit_parts
 from causal_interventions.targets import resolve_target
 from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
 from input_attribution import ATTRIBUTION_METHODS, attribute
@@ -324,6 +325,14 @@ def test_a_forward_from_a_block_and_directions_of_logits(model, ids, captured):
     x = captured.block_outputs[1].double()
     normed = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)
     assert relative_error(whole, normed @ logit_directions(model).double().mT) <= FLOAT64
+
+
+def test_parts_of_a_logit_sum_to_it(model, ids):
+    found = logit_parts(model, ids, 7, 30)
+    within = FLOAT64 * found.largest_logit
+    assert abs(sum(part.value for part in found.parts) - found.logit) < within
+    stock = logits_of(model, ids)[0, -1]
+    assert abs(float(stock[7] - stock[30]) - found.logit) < within
 
 
 @pytest.mark.parametrize("method", sorted(ATTRIBUTION_METHODS))
