@@ -17,6 +17,7 @@ if __name__ == "__main__":  # --help and a wrong option end before torch is load
 import math
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -252,10 +253,11 @@ def _components(record: LayerRecord, mask: Tensor, layer: int) -> SSMComponents:
     names = ("A", "B", "C", "delta", "u", "gate", "y", "gated", "conv_input")
     only_some = ("norm_scale", "own_share", "write", "skip", "angle")
     some = {name: getattr(record.replay, name) for name in only_some}
+    kept: dict[str, Any] = {name: None if x is None else _kept(x) for name, x in some.items()}
+    kept |= {name: _kept(getattr(record.replay, name)) for name in names}
     return SSMComponents(
-        **{name: _kept(getattr(record.replay, name)) for name in names},
         D=_kept(record.replay.D).clone(),  # in float32 it is the model's own parameter
-        **{name: None if x is None else _kept(x) for name, x in some.items()},
+        **kept,
         mixer_output=_kept(record.mixer_output),
         attention_mask=mask,
         replay_errors=tuple(record.replay_error.tolist()),

@@ -153,10 +153,10 @@ def measure(model: Any, tokenizer: PreTrainedTokenizerBase, held_out: str) -> Me
     passages = torch.stack([ids[start : start + PASSAGE] for start in starts])
     recalled = np.linspace(0, len(ids) - AGAIN, RECALLS).astype(int)
     drawn = torch.Generator().manual_seed(0)
-    texts = [tokenizer.decode(passage) for passage in passages]
+    texts = [str(tokenizer.decode(passage)) for passage in passages]
     encoded = encode_texts(tokenizer, texts, PASSAGE, vocab_size=model.config.vocab_size)
     seen = overview(model, encoded, tokenizer)
-    rows = seen["layers"].values() if isinstance(seen["layers"], dict) else seen["layers"]
+    rows = seen["layers"]
     return {
         "parameters": sum(p.numel() for p in model.parameters()),
         "loss": float(losses(model, passages).mean()),
@@ -167,7 +167,7 @@ def measure(model: Any, tokenizer: PreTrainedTokenizerBase, held_out: str) -> Me
             model,
             torch.randint(1, model.config.vocab_size, (RECALLS, AGAIN), generator=drawn),
         ),
-        "half_lives": [row["half_life"] for row in rows],
+        "half_lives": [row["median_half_life"] for row in rows],
         "answers": [answer["sentence"] for answer in seen["answers"]],
     }
 

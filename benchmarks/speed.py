@@ -50,6 +50,7 @@ from benchmarks.other_ways import (
     row_by_row_map,
     token_loop_states,
 )
+from mamba_mixers.mamba3 import Mamba3Config, Mamba3ForCausalLM
 from mamba_mixers.running import fast_scan
 from selective_scan.attention import attention_map
 from selective_scan.scan import scan_hidden_states
@@ -140,6 +141,21 @@ class Bench:
         set_seed(0)
         return MambaForCausalLM(config).eval().requires_grad_(False)
 
+    @cached_property
+    def mamba3(self) -> Mamba3ForCausalLM:
+        """A random Mamba-3 of as many layers and channels, with eight times the states."""
+        sizes = self.sizes
+        head = min(64, sizes.d_inner)
+        config = Mamba3Config(
+            vocab_size=sizes.vocabulary,
+            hidden_size=sizes.hidden,
+            num_hidden_layers=sizes.layers,
+            state_size=8 * sizes.d_state,
+            head_dim=head,
+        )
+        set_seed(0)
+        return Mamba3ForCausalLM(config).eval().requires_grad_(False)
+
     def ids(self, length: int) -> Tensor:
         """Random token ids (1, length)."""
         generator = torch.Generator().manual_seed(0)
@@ -196,6 +212,16 @@ def forward_rows(bench: Bench) -> list[Row]:
         lambda: bench.stock_forward(length), lambda: bench.fast_forward(length)
     )
     return [_in_stock_passes("forward with our scan", ours, stock, 0.5)]
+
+
+def mamba3_rows(bench: Bench) -> list[Row]:
+    """Mamba-3's own forward pass, as deep and wide, beside Mamba-1's with our scan."""
+    length = bench.sizes.length
+    mamba1, ours = bench.times(
+        lambda: bench.fast_forward(length), lambda: bench.mamba3(input_ids=bench.ids(length))
+    )
+    way = "Mamba-1 with our scan"
+    return [Row("Mamba-3's own forward", ours, mamba1, way, "s", ours / mamba1, "M", None)]
 
 
 def capture_rows(bench: Bench) -> list[Row]:
@@ -326,6 +352,7 @@ def growth_rows(bench: Bench) -> list[Row]:
 
 ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "forward": forward_rows,
+    "mamba3": mamba3_rows,
     "capture": capture_rows,
     "overview": overview_rows,
     "states": states_rows,

@@ -97,7 +97,8 @@ class MixerMemory(NamedTuple):
 
     def each(self, function: Callable[[Tensor], Tensor]) -> MixerMemory:
         """The memory with this function applied to every tensor that it has."""
-        return MixerMemory(*(x if x is None else function(x) for x in self))
+        parts: list[Any] = [x if x is None else function(x) for x in self]
+        return MixerMemory(*parts)
 
 
 @dataclass(frozen=True, eq=False)

@@ -225,7 +225,8 @@ def resolve_model(
     elif not isinstance(model, PreTrainedModel):
         raise ValueError(
             f"model is of type {type(model).__name__}; pass a transformers model, or the name or "
-            "folder of one"
+            "folder of one; of a model built of mamba_ssm's or mambapy's modules, the folder of "
+            "its config.json and state_dict"
         )
     else:
         _check_weights(model, type(model).__name__)

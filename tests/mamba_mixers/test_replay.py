@@ -70,6 +70,7 @@ def test_edits_around_the_convolution_reach_what_it_makes():
     plain = replay_mixer(site, x)
     conv = mixer_parameters(site)
     assert conv.conv_bias is not None
+    assert conv.conv_weight is not None
     without_bias = reference.causal_convolution(
         plain.conv_input.double(), conv.conv_weight.double(), torch.zeros_like(conv.conv_bias)
     )
