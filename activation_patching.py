@@ -9,7 +9,7 @@ gradient for all places at once, by edges between layers and by pairs of tokens 
 (:meth:`ActivationPatching.circuit`). Sites: ``causal_interventions.patching.sites``.
 
     patching = ActivationPatching("demo_model")
-    found = patching.patch(clean, corrupt, (" Tom", " Ruth"), sites=("state", "window"))
+    found = patching.patch(clean, corrupt, (" Emma", " Jane"), sites=("state", "window"))
     found.effect["state"]  # layers x tokens
 
 From a shell: ``python activation_patching.py pairs.jsonl``.
@@ -361,12 +361,12 @@ def _command(argv: list[str]) -> int:
     estimated = patching.attribution(
         *pairs, sites=args.sites, direction=args.direction, steps=args.steps, **options
     )
-    curve = patching.circuit(*pairs, steps=args.steps, **options)
+    curve = patching.circuit(*pairs, steps=args.steps, **options) if args.circuit else None
     results = {
         "schema_version": SCHEMA_VERSION,
         "patching": found.to_dict(),
         "attribution": estimated.to_dict(found),
-        "circuit": curve.to_dict(),
+        "circuit": None if curve is None else curve.to_dict(),
         "provenance": provenance(
             model, command=command_line("activation_patching.py", argv), seed=args.seed
         ),

@@ -480,6 +480,10 @@ def activation_patching_options(argv: Argv = None) -> argparse.Namespace:
         parser, "steps", 5, "points of the path that attribution takes gradients at; 0: one"
     )
     parser.add_argument("--no-control", action="store_true", help="no patches from unrelated pairs")
+    parser.add_argument(
+        "--circuit", action="store_true",
+        help="also circuits of the strongest edges, beside random ones: some 500 forwards a pair",
+    )  # fmt: skip
     parser.set_defaults(output_dir="activation_patching")
     args = _read(parser, argv)
     validate_int("steps", args.steps, 0)

@@ -122,7 +122,15 @@ def test_the_command_writes_what_it_found(tmp_path, capsys):
     line = {"clean": "the lamp the", "corrupt": "the map. the", "answers": ["t", "m"]}
     pairs.write_text(json.dumps(line) + "\n", encoding="utf-8")
     out = tmp_path / "out"
-    options = ["--model", str(folder), "--output-dir", str(out), "--sites", "state,window"]
+    options = [
+        "--model",
+        str(folder),
+        "--output-dir",
+        str(out),
+        "--sites",
+        "state,window",
+        "--circuit",
+    ]
     assert main([str(pairs), *options, "--quiet", "--steps", "2"]) == 0
     results = json.loads((out / "patching_results.json").read_text(encoding="utf-8"))
     assert set(results["patching"]["sites"]) == {"state", "window"}
