@@ -20,7 +20,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pandas as pd
 from torch import Tensor
@@ -35,6 +35,9 @@ from suite_plumbing.arguments import validate_int
 from suite_plumbing.messages import quoted
 from suite_plumbing.precision import in_full_precision
 from suite_plumbing.result_files import table_html
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 HALF_LIFE_GROUPS = ("short", "middle", "long")
 """Thirds of a Mamba-1 layer's channels by half-life."""
@@ -145,6 +148,13 @@ class LogitParts:
 
     def _repr_html_(self) -> str:
         return table_html(self.to_dataframe())
+
+    def figure(self) -> Figure:
+        """Bars by layer and path, and by source token."""
+        # Imported here: an analysis does without matplotlib.
+        from result_views.figures.attribution_figures import figure_logit_parts
+
+        return figure_logit_parts(self.to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: by path, by source over all layers, and beside the total effects."""

@@ -13,6 +13,8 @@ corpus_layer        Sums over the texts of a corpus of what one layer computed, 
                     any parts
 corpus_maps         Sums over the texts of a corpus of what takes a map, the states, or a series
 delta_neurons       The neurons that go with delta, and those that depend on it
+direct_maps         Direct attribution of every position of a text at once, in one layer: by
+                    source and by path
 full_mixer_maps     Maps of the full mixer: convolution and its bias, SiLU, gate and D around the
                     implicit attention
 gate_tokens         Which tokens open a layer's gate and which close it: delta by token and by

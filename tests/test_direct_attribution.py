@@ -46,6 +46,9 @@ def test_text_and_spelled_tokens(suite, tiny_tokenizer):
     assert found.agreement.count == 4
     assert "logit of" in repr(found)
     assert "<table" in found._repr_html_()
+    by_layer, by_source = found.figure().axes
+    assert by_layer.get_title() == "By layer and path"
+    assert len(by_source.containers[0]) == min(len(found.tokens), 24)
 
 
 def test_an_id_needs_no_tokenizer():

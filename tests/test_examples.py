@@ -59,6 +59,15 @@ def test_causal_memory_shows_that_a_reset_is_causal(monkeypatch):
     assert re.search(r"repeated -?\d+\.\d+, new -?\d+\.\d+ nats", printed)
 
 
+def test_direct_attribution_shows_parts_that_sum_to_the_logit(monkeypatch):
+    notebook = executed("direct_attribution", monkeypatch)
+    printed = "".join(shown(notebook, "text"))
+    logit, total = re.findall(r"-?\d+\.\d+", printed)
+    assert float(total) == pytest.approx(float(logit), abs=2e-4)  # printed with four decimals
+    assert len(shown(notebook, "image/png")) == 1
+    assert len(shown(notebook, "text/html")) == 5
+
+
 def test_mamba_130m_uses_what_there_is_to_use(monkeypatch):
     notebook = executed("mamba_130m", monkeypatch)
     assert "Largest replay error" in shown(notebook, "text/html")[0]

@@ -47,6 +47,23 @@ def figure_direct_attribution(results: Section) -> Figure:
     return figure
 
 
+@styled
+def figure_logit_parts(section: Section) -> Figure:
+    """One logit by layer and path, and by source token."""
+    figure, axes = page(
+        {},
+        _title(section),
+        "Direct: what was written to the residual stream itself, led through the final norm at its "
+        "value; the parts sum to the logit. Total, where measured: what the logit loses without "
+        f"all that a layer wrote at this token. The {MAX_SOURCES} source tokens that gave most.",
+        [(1, 1.5), (1, 1.5)],
+        {},
+    )
+    plot_by_layer(section, axes[0][0])
+    plot_by_source(section, axes[1][0])
+    return figure
+
+
 DIRECT_ATTRIBUTION_FIGURES = {"direct_attribution": figure_direct_attribution}
 
 
@@ -80,6 +97,7 @@ def plot_by_layer(section: Section, ax: Axes | None = None) -> Axes:
         ax.bar(range(len(places)), values, bottom=base, color=colour, label=path, width=0.7)
         above, below = above + values.clip(min=0), below + values.clip(max=0)
     if section["total_effects"]:
+        # Live results have numbers for layers, those from JSON words.
         layers = {str(layer): value for layer, value in section["total_effects"].items()}
         known = [(i, layers[str(p)]) for i, p in enumerate(places) if str(p) in layers]
         ax.plot(*zip(*known, strict=True), "D", color="black", markersize=3, label="total")
