@@ -219,7 +219,7 @@ def _command(argv: list[str]) -> int:
         validate_int(name, getattr(args, name), 2)
     model = load_model(args.model)
     if args.cost:
-        _print_cost(model)
+        print("\n".join(_cost_lines(model)))
         return 0
     ids = load_tokenizer(args.model)(read_book(args.text), verbose=False)["input_ids"]
     rows = repeated_rows(ids, args.passages)
@@ -257,15 +257,15 @@ def _second_title(args: Any) -> str:
     )
 
 
-def _print_cost(model: PreTrainedModel) -> None:
-    for name, each, length in (
-        ("the given model", model, 512), ("mamba-130m's shape", like_mamba_130m(), 512),
-    ):  # fmt: skip
+def _cost_lines(model: PreTrainedModel, length: int = 512) -> list[str]:
+    lines = []
+    for name, each in (("the given model", model), ("mamba-130m's shape", like_mamba_130m())):
         seconds, stock = cost(each, length)
-        print(
+        lines.append(
             f"{name}, {length} tokens: attribution {seconds:.3f} s, stock forward {stock:.3f} s, "
             f"{seconds / stock:.2f} of it"
         )
+    return lines
 
 
 if __name__ == "__main__":
