@@ -30,7 +30,7 @@ def text():
     u, D = drawn(1, 30, 6), drawn(6)
     replay: Any = SimpleNamespace(
         u=u, delta=drawn(1, 30, 6).exp() / 4, A=-drawn(6, 3).exp(), B=drawn(1, 30, 3),
-        C=drawn(1, 30, 3), D=D, y=u * D + drawn(1, 30, 6),
+        C=drawn(1, 30, 3), D=D, y=u * D + drawn(1, 30, 6), own_share=None, skip=None,
     )  # fmt: skip
     return text_of(replay, 0, 30)
 
