@@ -41,6 +41,7 @@ from result_views.figures.overview_figures import OVERVIEW_FIGURES
 from result_views.figures.pages import page, styled
 from result_views.figures.patching_figures import PATCHING_FIGURES
 from result_views.figures.single_panels import draw_panel, panels_of
+from result_views.figures.steering_figures import STEERING_FIGURES
 from result_views.figures.step_figures import figure_by_layer
 from result_views.figures.titles import (
     attention_title,
@@ -296,6 +297,7 @@ _BY_KEY = (
     ("readings", LONG_MEMORY_FIGURES),
     ("corpus", CORPUS_FIGURES),
     ("patching", PATCHING_FIGURES),
+    ("by_coefficient", STEERING_FIGURES),
     ("pairs", COMPARISON_FIGURES),
 )
 """Figures of the results other than the main analysis's, by a key that these hold."""
@@ -305,7 +307,7 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
     """The figures that results hold the numbers for, by file name; functions of the results.
 
     Results of the main analysis, of the memory analysis, of ``intervention_study``,
-    ``attribution_faithfulness``, ``direct_attribution``, ``activation_patching``,
+    ``attribution_faithfulness``, ``direct_attribution``, ``activation_patching``, ``steering``,
     ``model_comparison``, ``long_memory`` or ``corpus_analysis``, live or from JSON. Raises
     ValueError for a dict that is none.
     """
@@ -322,8 +324,8 @@ def figures_of(results: Section) -> dict[str, Callable[..., Figure]]:
             raise ValueError(
                 f"results hold the keys {sorted(results)}; figures are drawn of the results of the "
                 "main or memory analysis, intervention_study, attribution_faithfulness, "
-                "direct_attribution, activation_patching, model_comparison, long_memory or "
-                "corpus_analysis"
+                "direct_attribution, activation_patching, steering, model_comparison, long_memory "
+                "or corpus_analysis"
             )
         figures = dict(found)
     return figures | finding_figures(results)

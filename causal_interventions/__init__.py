@@ -22,6 +22,12 @@ perturbation_curves  How a quantity falls while the parts that it is said to dep
                      away
 state_resets         What erasing a layer's state costs the next predictions: one erasure a layer,
                      in one pass
+steering_curves      What steering does and what it costs, over the coefficient, beside random
+                     vectors
+steering_edits       A model steered: a vector added at its site at every token, projected out, or
+                     channels scaled
+steering_vectors     Steering vectors: a direction at one site of one layer, from contrastive texts
+                     or given
 targets              Scalar targets of a language model: what an attribution or a gradient
                      explains
 total_effects        Total effects: what a logit loses without what a layer or a source token

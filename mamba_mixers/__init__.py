@@ -28,6 +28,8 @@ running           Models run by the suite's own scan: faster, differentiable, ed
 sites             Where the selective SSM mixers of a model sit, and which models have none
 stream_writes     What each layer of one forward pass wrote into the residual stream at a
                   text's last token
+stream_edits      The residual stream, changed where it enters a layer; everything else is the
+                  model's own code
 token_positions   Which tokens of their texts an edit has before it: all of them, or the next of a
                   generation
 untrained_twins   Untrained twins of a model: what a measure gives on them needs no training

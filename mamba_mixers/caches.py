@@ -94,8 +94,8 @@ def no_lost_beams(model: Any) -> Iterator[None]:
     def with_one_beam(*args: Any, **kwargs: Any) -> Any:
         if acting_thread() == thread and _num_beams(model, args, kwargs) > 1:
             raise RuntimeError(
-                "a beam search with edits needs use_cache=False: this version of transformers does "
-                f"not reorder the states of {type(model).__name__} with its beams"
+                "a beam search needs use_cache=False: this version of transformers does not "
+                f"reorder the states of {type(model).__name__} with its beams"
             )
         return generate(*args, **kwargs)
 

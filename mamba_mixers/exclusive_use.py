@@ -64,6 +64,16 @@ def replaced_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
         replacement.undo(module)
 
 
+def forward_in_place(module: nn.Module) -> Forward | None:
+    """What this thread put in place of the module's ``forward`` last; None for nothing."""
+    top: Any = vars(module).get("forward")
+    while isinstance(top, _Replacement):
+        if top.thread == acting_thread():
+            return top.forward
+        top = top.below
+    return None
+
+
 class _Replacement:
     """A module's ``forward`` for one thread, on top of what the module had."""
 

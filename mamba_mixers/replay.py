@@ -34,12 +34,14 @@ Edit = Callable[[str, Tensor], Tensor]
 
 EDITABLE = (
     "conv_input", "convolved", "u", "A", "B", "C", "delta", "carry", "y", "gate", "gated",
+    "output",
 )  # fmt: skip
 """Stages, in the order in which an edit is called on them. ``conv_input`` and ``convolved``
 (b, l, channels) are what the convolution takes and gives, before SiLU; in Mamba-2 B and C pass it
 too, behind u. ``carry`` (b, l) is 1 everywhere and scales the state that a token takes over from
 the one before: 0 resets the memory there. In Mamba-1, dt, B and C are made of u and follow an edit
-of it; in Mamba-2 they stand beside it. ``gate`` is z before SiLU.
+of it; in Mamba-2 they stand beside it. ``gate`` is z before SiLU. ``output``
+is the mixer's.
 
 Mamba-3 has no convolution: ``conv_input`` is u, and ``convolved`` is not called; ``own_share``
 comes behind delta, and C behind carry. An edit of its delta scales decay and write alike, one of A
@@ -187,7 +189,7 @@ def compute_replay(
     gate = edit("gate", gate)
     gated, scale = _gate(gated_norm(mixer), y, gate, rules)
     gated = edit("gated", gated)
-    output = mixer.out_proj(gated.to(hidden_states.dtype))
+    output = edit("output", mixer.out_proj(gated.to(hidden_states.dtype)))
     return MixerReplay(
         conv_input[..., :d_inner], gate, u, delta, A, B, C, D, y, scale, gated, output,
         MixerMemory(conv_memory, state), before,
@@ -260,7 +262,7 @@ def compute_mamba3(
         gate = edit("gate", gate)
         gated, scale = _gate(gated_norm(mixer), y, gate, rules)
     gated = edit("gated", gated)
-    output = mixer.out_proj(gated.to(hidden_states.dtype))
+    output = edit("output", mixer.out_proj(gated.to(hidden_states.dtype)))
     last = _last_written(parts, u, B, delta)
     return MixerReplay(
         inputs.x, gate, u, delta, A, B, C, D, y, scale, gated, output,
@@ -418,6 +420,7 @@ def replay_mixer(
             "go on with the same texts, in the same order"
         )
     tokens = tokens or TokensRead(attention_mask, None, False)
+    tokens = tokens._replace(state=None if memory is None else memory.state)
     with parameters_at_hand(site.mixer, gated_norm(site.mixer)), reading(tokens):
         if site.family.is_trapezoid:
             return compute_mamba3(site.mixer, hidden_states, attention_mask, edit, rules, memory)

@@ -23,6 +23,7 @@ from mamba_mixers.exclusive_use import (
     acting_for,
     acting_thread,
     exclusive_use,
+    forward_in_place,
     replaced_forward,
 )
 from mamba_mixers.replay import GRADIENT, Edit, MixerMemory, MixerReplay, Rules, replay_mixer
@@ -66,6 +67,8 @@ def fast_scan(
     that makes several rows of one, for ``memories`` or ``recompute``, and for a beam search whose
     cache ``transformers`` does not reorder.
 
+    Within another such context its edits go first, and its observer sees nothing.
+
     All of that is so for the thread that entered. Another one that enters, or records, waits until
     this one has left; one that calls the model directly runs it as it is.
 
@@ -95,14 +98,14 @@ def fast_scan(
     with ExitStack() as stack:
         stack.enter_context(exclusive_use(model))
         for site in sites.values():
-            edit = edits.get(site.layer)
+            edit = _both(_edit_in_place(site.mixer), edits.get(site.layer))
             forward = _replaying_forward(site, edit, observe, rules, memories, recompute)
             stack.enter_context(replaced_forward(site.mixer, forward))
         for block in (
             blocks_of(model) if edits and model_family(model).reads_embeddings_again else ()
         ):
             stack.enter_context(replaced_forward(block, _with_rows_alike(block)))
-        if edits and hasattr(model, "generate"):
+        if hasattr(model, "generate"):
             stack.enter_context(no_lost_beams(model))
         for norm in _rms_norms(model) if rules is not GRADIENT else ():
             forward = partial(rules.elementwise, norm.forward)
@@ -233,7 +236,19 @@ def _replaying_forward(
             observe(site.layer, replay)
         return replay.output
 
+    vars(forward)["edit"] = edit
     return forward
+
+
+def _edit_in_place(mixer: Any) -> Edit | None:
+    """The edit of a context around this one, of the same thread."""
+    return getattr(forward_in_place(mixer), "edit", None)
+
+
+def _both(outer: Edit | None, inner: Edit | None) -> Edit | None:
+    if outer is None or inner is None:
+        return outer or inner
+    return lambda stage, x: inner(stage, outer(stage, x))
 
 
 def _replay_after_cache(

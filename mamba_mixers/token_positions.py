@@ -29,6 +29,8 @@ class TokensRead(NamedTuple):
     """(b,) real tokens of each text that earlier calls read, None where nobody counted them"""
     in_parts: bool
     """whether earlier or later calls read other parts of the same texts"""
+    state: Tensor | None = None
+    """(b, d_inner, N) the mixer's state before the first of them; None at the start of a text"""
 
 
 @contextmanager
@@ -64,6 +66,12 @@ def token_positions(x: Tensor) -> Tensor:
         )
     before = tokens.before.to(x.device)[:, None]
     return torch.where(positions < 0, positions, positions + before)
+
+
+def state_before() -> Tensor | None:
+    """(b, d_inner, N) state of the mixer before the tokens at hand; None at a text's start."""
+    tokens: TokensRead | None = getattr(_here, "tokens", None)
+    return None if tokens is None else tokens.state
 
 
 def reads_in_parts() -> bool:

@@ -29,6 +29,12 @@ ATTRIBUTION_METHODS = (
     "gradient_rollout", "mamba_attribution", "occlusion", "knockout", "recency", "random",
 )  # fmt: skip
 
+STEERING_SITES = ("residual", "mixer", "neurons", "delta", "state")
+
+STEERING_METHODS = ("mean", "pca")
+
+STEERING_MODES = ("add", "project", "scale")
+
 A_ACTIVATIONS = ("softplus", "heavy_tail")
 
 MAIN_OUTPUT_DIR = "corrected_mamba_analysis"
@@ -345,6 +351,78 @@ def attribution_faithfulness_options(argv: Argv = None) -> argparse.Namespace:
     for name in args.methods or ():
         validate_choice("method", name, ATTRIBUTION_METHODS)
     return args
+
+
+def steering_options(argv: Argv = None) -> argparse.Namespace:
+    """Of the command of that name; `coefficients` as numbers, `position` None for the mean."""
+    parser = _parser(
+        "A Mamba steered: a vector from contrastive texts, what it does and what it costs.",
+        "steering.py --positive 'the sea' --negative 'the house' --token ' sea' --layer 6",
+    )
+    for kind in ("positive", "negative"):
+        parser.add_argument(f"--{kind}", action="append", metavar="TEXT", help=_CONTRAST_HELP[kind])
+        parser.add_argument(f"--{kind}-file", metavar="FILE", help="the same, as --texts-file")
+    parser.add_argument("--vector", metavar="FILE", help="a saved vector in place of such texts")
+    parser.add_argument(
+        "--layer", type=int, metavar="N", help="default: the middle one with an SSM"
+    )
+    parser.add_argument("--site", choices=STEERING_SITES, default="residual")
+    parser.add_argument("--method", choices=STEERING_METHODS, default="mean")
+    parser.add_argument(
+        "--position", default="mean", metavar="N|mean",
+        help="token of the texts that is read, -1 is the last (default: the mean over all)",
+    )  # fmt: skip
+    parser.add_argument("--mode", choices=STEERING_MODES, default="add")
+    parser.add_argument("--coefficients", default="-4,-2,-1,-0.5,0.5,1,2,4", metavar="-1,1")
+    parser.add_argument("--prompt", action="append", help="text whose continuation is steered")
+    parser.add_argument("--token", help="token whose probability is followed (default: the first "
+                        "prompt's likeliest next one)")  # fmt: skip
+    _add_number(parser, "num-random", 20, "random vectors of the same norm, at least 20")
+    _add_number(parser, "generate", 24, "tokens that the first prompt is continued by, steered")
+    names = (*(name for name in STEP_OPTIONS if name not in ("layers", "batch_size")), "formats")
+    add_common_options(parser, *names)
+    parser.set_defaults(output_dir="steering", layers=None)
+    args = _read(parser, argv)
+    validate_int("num-random", args.num_random, 20)
+    validate_int("generate", args.generate, 0)
+    args.coefficients = parse_numbers("coefficients", args.coefficients)
+    args.position = None if args.position == "mean" else parse_whole("position", args.position)
+    _check_contrast(args)
+    return args
+
+
+_CONTRAST_HELP = {
+    "positive": "text that the vector leads to; may be given several times",
+    "negative": "text that it leads away from; may be given several times",
+}
+
+
+def _check_contrast(args: argparse.Namespace) -> None:
+    refuse_both(args, "positive", "positive_file")
+    refuse_both(args, "negative", "negative_file")
+    given = [
+        getattr(args, kind) or getattr(args, f"{kind}_file") for kind in ("positive", "negative")
+    ]
+    if args.vector is not None and any(given):
+        raise ValueError("--vector and contrastive texts are both given; pass one of them")
+    if any(given) and not all(given):
+        raise ValueError("contrastive texts are of one kind only; pass --positive and --negative")
+
+
+def parse_numbers(name: str, listed: str) -> list[float]:
+    """Numbers from "-1,0.5"; ValueError for anything else."""
+    try:
+        return [float(part) for part in listed.split(",") if part.strip()]
+    except ValueError:
+        raise ValueError(f"{name} is {quoted(listed)}; pass numbers, as in -1,0.5") from None
+
+
+def parse_whole(name: str, value: str) -> int:
+    """A whole number, or ValueError."""
+    try:
+        return int(value)
+    except ValueError:
+        raise ValueError(f"{name} is {quoted(value)}; pass a whole number, or mean") from None
 
 
 def long_memory_options(argv: Argv = None) -> argparse.Namespace:

@@ -23,7 +23,7 @@ ORDER = (
     {
         "delta_extraction", "layer_correlation_analyzer", "attention_neurons",
         "intervention_study", "input_attribution", "long_memory", "direct_attribution",
-        "activation_patching",
+        "activation_patching", "steering",
     },
     {"analysis_pipelines", "attribution_faithfulness"},
     {

@@ -35,6 +35,8 @@ patching_figures      Figures of activation patching: effects by layer and token
 single_panels         Single panels by name: any panel of the pages, of one layer, text or stretch
                       of tokens
 step_figures          The picture of a step: the numbers of its table, a panel each, over layers
+steering_figures      Figure of a steered model: what a vector does and what it costs, beside
+                      random vectors
 titles                Titles of the figures: what each shows of these results, as a sentence with
                       its numbers
 """

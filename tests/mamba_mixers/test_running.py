@@ -89,6 +89,24 @@ def test_fast_scan_within_fast_scan():
     assert_untouched(model)
 
 
+def test_edits_of_contexts_within_each_other_are_made_one_after_the_other():
+    model, ids = make_tiny_model(), make_ids()
+
+    def raised(stage: str, x: Tensor) -> Tensor:
+        return x + 1 if stage == "y" else x
+
+    with fast_scan(model, edits={1: lambda stage, x: raised(stage, doubled("y")(stage, x))}):
+        expected = logits_of(model, ids)
+    with fast_scan(model, edits={1: doubled("y")}):
+        outer = logits_of(model, ids)
+        with fast_scan(model, edits={1: raised}):
+            assert torch.equal(logits_of(model, ids), expected)
+        with fast_scan(model):
+            assert torch.equal(logits_of(model, ids), outer)
+    assert not torch.equal(outer, expected)
+    assert_untouched(model)
+
+
 def test_a_recomputed_block_keeps_less_for_the_same_gradient():
     model, ids = make_tiny_model(), make_ids()
     found, kept = [], []
