@@ -66,8 +66,10 @@ def capture(
     without selective SSM mixers, and AnalysisError where a layer's quantities overflow. Cost: that
     forward pass and one replay for each layer; memory about 8 * b * l * d_inner floats a layer.
     """
-    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2:
+    if not isinstance(input_ids, Tensor) or input_ids.dim() != 2 or not input_ids.numel():
         raise ValueError(f"input_ids is {quoted(input_ids)}; pass a tensor (b, l) of token ids")
+    if input_ids.is_floating_point() or input_ids.is_complex() or input_ids.dtype == torch.bool:
+        raise ValueError(f"input_ids is of {input_ids.dtype}; token ids are whole numbers")
     layers = model_layers(model, layer_indices)
     input_ids = input_ids.long()
     mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -132,6 +132,10 @@ def _check_alone(site: MixerSite, name: str, others: dict[int, MixerSite]) -> No
 
 
 def _check_unwrapped(model: nn.Module) -> None:
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"model is {quoted(model)}, of type {type(model).__name__}; pass a transformers model"
+        )
     for name, module in model.named_modules():
         what = "the model" if module is model else f"its {name}"
         for cls in type(module).__mro__:

@@ -114,6 +114,20 @@ def test_what_is_no_layer_is_refused_before_anything_runs(layer):
             call()
 
 
+@pytest.mark.parametrize(
+    "ids", [IDS.float(), IDS.to(torch.complex64), IDS > 3, IDS[:, :0], IDS[0], IDS.tolist()]
+)
+def test_what_is_no_token_id_is_not_cut_to_one(ids):
+    with pytest.raises(ValueError, match="input_ids is"):
+        capture(make_tiny_model(), ids, None, [0])
+
+
+@pytest.mark.parametrize("model", [None, "demo_model", torch.tensor(1.5)])
+def test_what_is_no_model_is_refused(model):
+    with pytest.raises(ValueError, match="of type .*; pass a transformers model"):
+        layer_parameters(model, [0])
+
+
 def test_effects_on_a_model_steered_by_a_hook():
     model, vector = make_tiny_model(), torch.randn(32, generator=torch.Generator().manual_seed(0))
 
