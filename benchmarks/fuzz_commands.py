@@ -16,6 +16,7 @@ import convert_checkpoint
 import corpus_analysis
 import corrected_recursive_ssm_attention_analyzer
 import delta_extraction
+import direct_attribution
 import input_attribution
 import intervention_study
 import layer_correlation_analyzer
@@ -44,7 +45,8 @@ _MAIN = ("--ablate", "--twins", "--formats", "--faithfulness", "--resume", "--on
 
 _MEMORY = ("--num-positions", "--ablate", "--num-random", "--twins", "--formats", "--resume")
 
-_FLAGS = ("--faithfulness", "--resume", "--one-text", "--direct", "--pairs")
+_FLAGS = ("--faithfulness", "--resume", "--one-text", "--direct", "--pairs", "--total-effects",
+          "--tuned-lens")  # fmt: skip
 
 _MAY_BE_EMPTY = ("--token", "--contrast", "--text")
 """Options of which an empty value may be meant, or is one of several."""
@@ -69,6 +71,10 @@ COMMANDS = {
     ),
     "input_attribution": _Command(
         input_attribution.main, ("--method", "--target", "--token", "--contrast")
+    ),
+    "direct_attribution": _Command(
+        direct_attribution.main,
+        ("--token", "--contrast", "--position", "--total-effects", "--tuned-lens", "--formats"),
     ),
     "intervention_study": _Command(
         intervention_study.main,
