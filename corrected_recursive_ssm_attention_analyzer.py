@@ -22,12 +22,10 @@ from suite_plumbing.command_lines import MAIN_OUTPUT_DIR, main_analysis_options,
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(main_analysis_options)
 
-import hashlib
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,7 +49,7 @@ from analysis_pipelines.analysis_results import (
 from analysis_pipelines.key_findings import key_findings
 from analysis_pipelines.overview import overview
 from analysis_pipelines.step_runner import Step, run_steps, step_sections
-from analysis_pipelines.text_parts import TextParts, open_parts
+from analysis_pipelines.text_parts import TextParts, configuration_of, open_parts
 from analysis_pipelines.text_steps import TextInputs, analyze_text, without_capture
 from analysis_pipelines.token_predictions import token_predictions
 from attention_neurons import layer_parameters
@@ -74,7 +72,6 @@ from ssm_component_extractor import capture, capture_each
 from ssm_measures.components import Capture
 from suite_plumbing.arguments import validate_int
 from suite_plumbing.commands import (
-    Job,
     announcement,
     command_line,
     job_from_options,
@@ -86,7 +83,6 @@ from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer, execution_device
 from suite_plumbing.other_names import also_named
 from suite_plumbing.progress import debug_logging, progress
-from suite_plumbing.provenance import provenance
 from suite_plumbing.result_files import check_output_dir, write_json
 from suite_plumbing.result_reading import load_results
 from suite_plumbing.texts import (
@@ -403,7 +399,8 @@ def _command(argv: list[str]) -> int:
         faithfulness=args.faithfulness,
         command=job.command,
     )
-    parts = open_parts(job.output_dir, _configuration(job, settings), args.resume)
+    configuration = configuration_of(job.model, job.encoded, job.tokenizer, settings)
+    parts = open_parts(job.output_dir, configuration, args.resume)
     with parts.announced(len(job.encoded)):
         analysis = analyze(
             job.model, job.encoded, job.tokenizer, settings, after_each=tracker.cleanup, parts=parts
@@ -414,22 +411,6 @@ def _command(argv: list[str]) -> int:
     results, figures = _write_pages(path, args.formats)
     print(run_summary(results, _files(path, figures, tracker.stats())))
     return 1 if results["self_check"]["without_result"] else 0
-
-
-def _configuration(job: Job, settings: Settings) -> dict[str, Any]:
-    """Everything that the analysis of a text depends on, and nothing else."""
-    origin = provenance(job.model, seed=settings.seed)
-    asked = asdict(replace(settings, command=None))
-    ids = json.dumps([text.input_ids for text in job.encoded])
-    return {
-        **{key: value for key, value in origin.items() if key not in ("run", "command")},
-        "settings": {key: value for key, value in asked.items() if key != "command"},
-        "padding_id": padding_id(job.tokenizer),
-        "texts": {
-            "number": len(job.encoded),
-            "sha256_of_ids": hashlib.sha256(ids.encode()).hexdigest(),
-        },
-    }
 
 
 def _earlier_pages(folder: Path) -> list[Path]:

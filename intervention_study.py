@@ -61,6 +61,7 @@ from suite_plumbing.commands import (
     run_main,
     write_step_results,
 )
+from suite_plumbing.kept_values import kept, kept_tensor, tensor_kept
 from suite_plumbing.progress import progress
 from suite_plumbing.result_files import table_html, write_csv, written_together
 
@@ -150,16 +151,20 @@ def causal_memory_curve(
     max_lag = validate_int("max_lag", max_lag, 1, length - 1)
     later = [layer for layer in find_mixers(model) if layer > max(chosen)] if direct else []
     held = hold_layers(captured.components, later) if later else {}
-    found = batched_effects(
-        model,
-        captured,
-        lambda tokens: compose(chosen_kind.intervention(tokens, chosen), held),
-        places,
-    )
-    curves = [
-        _by_lag(values, places, max_lag, chosen_kind.first_lag)
-        for values in (found.kl, found.loss_change)
-    ]
+
+    def measured() -> list[Any]:
+        found = batched_effects(
+            model,
+            captured,
+            lambda tokens: compose(chosen_kind.intervention(tokens, chosen), held),
+            places,
+        )
+        curves = (_by_lag(values, places, max_lag, chosen_kind.first_lag)
+                  for values in (found.kl, found.loss_change))  # fmt: skip
+        return [kept_tensor(curve) for curve in curves]
+
+    name = f"curve {kind} {chosen} {places} {max_lag} {direct} of text {text}"
+    curves = map(tensor_kept, kept(name, measured))
     return CausalMemoryCurve(kind, tuple(chosen), tuple((text, j) for j in places), *curves)
 
 

@@ -36,6 +36,7 @@ from analysis_pipelines.memory_steps import (
 from analysis_pipelines.memory_table import memory_by_layer
 from analysis_pipelines.memory_twins import TwinFindings, by_kind, twin_findings
 from analysis_pipelines.step_runner import StepOutcomes, run_steps, step_sections
+from analysis_pipelines.text_parts import configuration_of, open_parts
 from attention_neurons import NEURON_METHODS, layer_parameters
 from mamba_mixers.replay_check import replay_check
 from mamba_mixers.sites import model_layers
@@ -55,6 +56,7 @@ from suite_plumbing.commands import (
     run_main,
 )
 from suite_plumbing.errors import failure_of
+from suite_plumbing.kept_values import keeping
 from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer
 from suite_plumbing.other_names import also_named
@@ -298,8 +300,12 @@ def _command(argv: list[str]) -> int:
         job.layers, args.batch_size, args.seed, args.num_positions, args.ablate,
         args.num_random, args.twins, command,
     )  # fmt: skip
-    analysis = analyze_memory(job.model, job.encoded, job.tokenizer, settings)
+    configuration = configuration_of(job.model, job.encoded, job.tokenizer, settings)
+    parts = open_parts(job.output_dir, configuration, args.resume)
+    with keeping(parts.values()):
+        analysis = analyze_memory(job.model, job.encoded, job.tokenizer, settings)
     path = write_memory_analysis(analysis, job.output_dir, stale=_earlier_pages(job.output_dir))
+    parts.remove()
     figures = _write_pages(analysis.results, path, args.formats)
     files = [
         f"Results: {path}, its .safetensors, findings.csv and memory_by_layer.csv",

@@ -34,6 +34,7 @@ from intervention_study import (
     spread_positions,
 )
 from ssm_measures.components import Capture, captured_ids
+from suite_plumbing.kept_values import kept, kept_tensor, tensor_kept
 from suite_plumbing.related_texts import readings
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.intervals import mean_interval
@@ -162,12 +163,19 @@ def delta_interventions(
     """
     result = {}
     for name, build in DELTA_INTERVENTIONS.items():
-        found = [intervention_effects(model, one, build(layer)) for one in captures]
-        result[name] = {
-            "kl": [float(one.kl.mean()) for one in found],
-            "loss_change": [float(one.loss_change.nanmean()) for one in found],
-        }
+        found = [
+            kept(f"delta {name} {layer} of text {i}", partial(_means, model, one, build(layer)))
+            for i, one in enumerate(captures)
+        ]
+        kl, loss_change = zip(*found, strict=True)
+        result[name] = {"kl": list(kl), "loss_change": list(loss_change)}
     return result
+
+
+def _means(model: PreTrainedModel, captured: Capture, intervention: Intervention) -> list[float]:
+    """Mean KL and loss change over a text's tokens."""
+    found = intervention_effects(model, captured, intervention)
+    return [float(found.kl.mean()), float(found.loss_change.nanmean())]
 
 
 def neurons_beside_random(
@@ -185,13 +193,19 @@ def neurons_beside_random(
     with the ``reason``, for fewer than 5 neurons. Cost: see :func:`neuron_interventions`, on each
     text.
     """
-    found = [
-        neuron_interventions(
+
+    def measured(one: Capture) -> list[Any]:
+        found = neuron_interventions(
             model, one, layer, neurons, value="mean", num_random=num_random, seed=seed
         )
-        for one in captures
+        return [kept_tensor(x) for x in _both(found)]
+
+    name = f"neurons {layer} {list(neurons)} of text"
+    found = [
+        map(tensor_kept, kept(f"{name} {i}", partial(measured, one)))
+        for i, one in enumerate(captures)
     ]
-    kl, random_kl = (torch.stack(x).mean(0) for x in zip(*map(_both, found), strict=True))
+    kl, random_kl = (torch.stack(x).mean(0) for x in zip(*found, strict=True))
     excess = (kl - random_kl).numpy()
     return {
         "neurons": list(neurons),

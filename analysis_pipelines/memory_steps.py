@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -47,6 +48,7 @@ from ssm_component_extractor import RecursiveDynamics, recursive_dynamics
 from ssm_measures.attention_measures import kernel_of_means
 from ssm_measures.components import Capture, SSMComponents, captured_ids, layer_components
 from ssm_measures.gate_tokens import gate_tokens
+from suite_plumbing.kept_values import kept
 from suite_plumbing.related_texts import readings
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.description import summarise
@@ -224,11 +226,15 @@ def passing_step(inputs: MemoryInputs) -> dict[str, Any]:
         return {"reason": "needs at least two layers"}
     return {
         f"layer_{a}_to_{b}": {
-            f"text_{i}": passing(inputs.model, one, a, b, seed=inputs.settings.seed).to_dict()
+            f"text_{i}": kept(f"passing {a} {b} of text {i}", partial(_passing, inputs, one, a, b))
             for i, one in enumerate(inputs.captures)
         }
         for a, b in pairwise(sorted(inputs.settings.layers))
     }
+
+
+def _passing(inputs: MemoryInputs, one: Capture, a: int, b: int) -> dict[str, Any]:
+    return passing(inputs.model, one, a, b, seed=inputs.settings.seed).to_dict()
 
 
 def neurons_step(inputs: MemoryInputs, attention: TextAttention) -> TextNeurons:
@@ -247,20 +253,17 @@ def ablation_step(inputs: MemoryInputs, neurons: TextNeurons) -> dict[int, dict[
     The neurons are a random sample of each layer, the same in every text.
     """
     settings = inputs.settings
-    checks = [
-        ablation_check(
-            inputs.model,
-            captured,
-            sets,
-            resolve_target(),
-            settings.num_ablations,
-            seed=settings.seed,
-        )
-        for captured, sets in zip(inputs.captures, neurons.texts, strict=True)
-    ]
+
+    def checked(captured: Capture, sets: Mapping[str, Any]) -> list[dict]:
+        target, number = resolve_target(), settings.num_ablations
+        found = ablation_check(inputs.model, captured, sets, target, number, seed=settings.seed)
+        return [found[layer] for layer in settings.layers]
+
+    both = enumerate(zip(inputs.captures, neurons.texts, strict=True))
+    checks = [kept(f"ablation of text {i}", partial(checked, *one)) for i, one in both]
     return {
-        layer: {f"text_{i}": check[layer] for i, check in enumerate(checks)}
-        for layer in settings.layers
+        layer: {f"text_{i}": check[place] for i, check in enumerate(checks)}
+        for place, layer in enumerate(settings.layers)
     }
 
 

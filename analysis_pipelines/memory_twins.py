@@ -30,6 +30,7 @@ from mamba_mixers.untrained_twins import twins_to_make, untrained_twin
 from ssm_component_extractor import capture_texts
 from ssm_measures.attention_maps import mean_map
 from ssm_measures.attention_measures import memory_kernel
+from suite_plumbing.kept_values import keeping_part, kept
 from suite_plumbing.progress import progress
 from suite_plumbing.result_files import to_jsonable
 from suite_plumbing.texts import EncodedText
@@ -90,7 +91,8 @@ def _findings(
     captures = capture_texts(
         twin, encoded, layers, batch_size=batch_size, pad_token_id=pad_token_id
     )
-    return claims_measured(replace(inputs, model=twin, captures=captures, parameters={}))
+    with keeping_part(f"{kind} {seed}"):
+        return claims_measured(replace(inputs, model=twin, captures=captures, parameters={}))
 
 
 def _kernel_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
@@ -128,7 +130,10 @@ def _ablation_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
         deltas = torch.cat([parts.channel_delta[0] for parts in inputs.components(layer)]).double()
         chosen = random_neurons(deltas.shape[1], settings.num_ablations, settings.seed)
         by_text = {
-            f"text_{i}": ablation_effects(inputs.model, one, layer, chosen, target).to_dict()
+            f"text_{i}": kept(
+                f"ablation {layer} of text {i}",
+                lambda: ablation_effects(inputs.model, one, layer, chosen, target).to_dict(),  # noqa: B023
+            )
             for i, one in enumerate(inputs.captures)
         }
         ids, effects = mean_effects(by_text)

@@ -13,7 +13,7 @@ import hashlib
 import json
 import logging
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -24,10 +24,13 @@ import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis_pipelines.analysis_results import TextAnalysis
 from analysis_pipelines.cross_text_steps import TextMeasures
+from suite_plumbing.kept_values import VALUES_NAME, KeptValues
 from suite_plumbing.messages import quoted
+from suite_plumbing.provenance import provenance
 from suite_plumbing.result_files import (
     StrPath,
     read_json,
@@ -37,6 +40,7 @@ from suite_plumbing.result_files import (
     write_tensors,
 )  # fmt: skip
 from suite_plumbing.result_reading import Lazy, TensorFile
+from suite_plumbing.texts import EncodedText, padding_id
 from token_statistics.channel_correlations import PooledActivations
 
 logger = logging.getLogger(__name__)
@@ -83,6 +87,10 @@ class TextParts:
         }
         write_json(self._path(index, "json"), part)
         return self._analysis(index, to_jsonable(part))
+
+    def values(self) -> KeptValues:
+        """Single measurements of the run, kept beside its texts."""
+        return KeptValues(self.folder / VALUES_NAME)
 
     def load(self, index: int) -> TextAnalysis | None:
         """A text's analysis; None where it was not kept, or its files were damaged since."""
@@ -163,8 +171,33 @@ def open_parts(output_dir: Path, configuration: Mapping[str, Any], resume: bool)
                 "%d texts of a run that was stopped are discarded: --resume would go on from them",
                 kept,
             )
+        elif (folder / VALUES_NAME).exists():
+            logger.warning("what a stopped run measured is discarded: --resume would go on from it")
         shutil.rmtree(folder)
     return TextParts(folder, configuration)
+
+
+def configuration_of(
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    tokenizer: PreTrainedTokenizerBase,
+    settings: Any,
+) -> dict[str, Any]:
+    """Everything that the analysis of a text depends on, and nothing else.
+
+    ``settings``: a dataclass, of which the command line stays out.
+    """
+    origin = provenance(model, seed=settings.seed)
+    ids = json.dumps([text.input_ids for text in encoded])
+    return {
+        **{key: value for key, value in origin.items() if key not in ("run", "command")},
+        "settings": {key: value for key, value in vars(settings).items() if key != "command"},
+        "padding_id": padding_id(tokenizer),
+        "texts": {
+            "number": len(encoded),
+            "sha256_of_ids": hashlib.sha256(ids.encode()).hexdigest(),
+        },
+    }
 
 
 def _check_same(there: Any, here: Mapping[str, Any], folder: StrPath) -> None:

@@ -21,6 +21,8 @@ commands        The command line that all modules share: options, a job made of 
                 statuses, results
 errors          The one error that a pipeline records and goes on from, which others count as such,
                 and what becomes of those of other libraries
+kept_values     What a run has measured so far, value by value in a file, from which a stopped run
+                goes on
 lazy_names      Names that a folder passes on from its modules, each loaded when it is first asked
                 for
 loud_libraries  Lines of other libraries that say nothing to a user of the suite

@@ -153,6 +153,12 @@ def memory_analysis_options(argv: Argv = None) -> argparse.Namespace:
         "and permuted weights, which a supported claim has to exceed: each takes about as long as "
         "the model; 5 show large effects, 19 moderate ones",
     )  # fmt: skip
+    parser.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from what a run of the same configuration, stopped in the same output folder, "
+        "has measured",
+    )
     parser.set_defaults(output_dir=MEMORY_OUTPUT_DIR)
     args = _read(parser, argv)
     for name, least in (("num_positions", 1), ("ablate", 3), ("num_random", 1), ("twins", 0)):

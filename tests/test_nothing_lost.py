@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import input_attribution
 import memory_recursion_neuron_analyzer as memory_analysis
 import recursive_visualizer
 from analysis_pipelines.step_runner import Step
+from suite_plumbing.kept_values import KeptValues
 from suite_plumbing.output_folders import LOCK_NAME, owning
 from suite_plumbing.result_reading import load_results
 
@@ -61,11 +63,11 @@ def without_run(results):
     return {**results, "provenance": origin}
 
 
-def assert_same_files(one: Path, other: Path) -> None:
+def assert_same_files(one: Path, other: Path, stem: str = "analysis_results") -> None:
     """Every file the same but for the run's id, time, and command with its `--resume`."""
     assert names(one) == names(other)
-    results, tensors = load_results(one / "analysis_results.json")
-    others, other_tensors = load_results(other / "analysis_results.json")
+    results, tensors = load_results(one / f"{stem}.json")
+    others, other_tensors = load_results(other / f"{stem}.json")
     assert without_run(results) == without_run(others)
     assert list(tensors) == list(other_tensors)
     assert all(torch.equal(tensors[name], other_tensors[name]) for name in tensors)
@@ -98,6 +100,46 @@ def test_a_run_stopped_at_a_text_goes_on_to_the_same_files(
     assert command(*options, "--resume", texts=TEXTS) == 0
     assert len(seen) - before == (2 if twins == "0" else 8)
     assert_same_files(tmp_path / "whole", tmp_path / "out")
+
+
+def test_a_stopped_memory_run_goes_on_from_the_last_measurement_to_the_same_files(
+    command, tmp_path, monkeypatch, capsys
+):
+    texts = [f"{text} and {text[::-1]} and {text}" for text in TEXTS[:3]]
+    options = ("--num-positions", "2", "--ablate", "3", "--num-random", "1", "--twins", "1")
+    options += ("--formats", "svg")
+    run = partial(command, *options, module=memory_analysis, texts=texts)
+    made: list[str] = []
+    of, last = KeptValues.of, [10**9]
+
+    def counted(self, name, make):
+        def count():
+            made.append(name)
+            if len(made) > last[0]:
+                raise KeyboardInterrupt
+            return make()
+
+        return of(self, name, count)
+
+    monkeypatch.setattr(KeptValues, "of", counted)
+    assert run(folder="whole") == 0
+    total = len(made)
+    assert len(set(made)) > 30
+    made.clear()
+    last[0] = total - 10  # in the last twin
+    assert run() == 130
+    assert f"{total - 10} measurements are kept: the same command with --resume" in (
+        capsys.readouterr().err
+    )
+    values = tmp_path / "out" / ".texts" / "values.jsonl"
+    with values.open("a") as file:
+        file.write('["half a line that a kill cut", [1.0')
+    made.clear()
+    last[0] = 10**9
+    assert command("--resume", *options, "--seed", "1", module=memory_analysis, texts=texts) == 2
+    assert run("--resume") == 0
+    assert len(made) == 10
+    assert_same_files(tmp_path / "whole", tmp_path / "out", "memory_recursion_results")
 
 
 def test_texts_kept_on_disk_give_what_texts_in_memory_give(command, tiny_model_dir, tmp_path):
