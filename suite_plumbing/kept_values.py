@@ -28,14 +28,14 @@ VALUES_NAME = "values.jsonl"
 class KeptValues:
     """Values by name, of lists, dicts with string keys, strings and numbers, in a file of lines."""
 
-    def __init__(self, path: Path, within: str = "") -> None:
+    def __init__(self, path: Path, within: str = "", known: dict[str, Any] | None = None) -> None:
         self.path = path
         self._within = within
-        self._known = dict(_read(path))
+        self._known = dict(_read(path)) if known is None else known
 
     def part(self, name: str) -> KeptValues:
         """The same file, for values that belong to a part of the run: one of several models."""
-        return KeptValues(self.path, f"{self._within}{name}/")
+        return KeptValues(self.path, f"{self._within}{name}/", self._known)
 
     def of(self, name: str, make: Callable[[], V]) -> V:
         """The value of this name; made and appended if it is not there.
