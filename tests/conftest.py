@@ -76,7 +76,11 @@ def tiny_tokenizer() -> PreTrainedTokenizerFast:
 @pytest.fixture
 def tiny_model_dir(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> Path:
     """A folder of the test's own with the model and its tokenizer, as save_pretrained leaves it."""
-    folder = tmp_path / "tiny_model"
+    return save_tiny_model(tmp_path / "tiny_model", tiny_tokenizer)
+
+
+def save_tiny_model(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """The tiny model and its tokenizer as save_pretrained leaves them; returns the folder."""
     make_tiny_model().save_pretrained(folder)
-    tiny_tokenizer.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder
