@@ -36,6 +36,7 @@ from token_statistics.position_course import (
     paired_correlations,
     ranks_among,
     unit_columns_without,
+    why_scaled_by_position,
 )
 from token_statistics.time_shift_nulls import (
     NUM_SHIFTS,
@@ -170,6 +171,7 @@ def delta_neuron_correlation(
     if reason is None:
         n_eff = _effective_samples(x, y, course)
         reason = why_too_slow(n_eff[varies], axes, tokens.num_distinct, course.samples)
+        reason = reason or why_scaled_by_position(x.values, y.values, tokens)
     if reason is not None:
         return DeltaNeuronCorrelation(**counts, **_no_claim(reason, n))
     matched = tokens.end_matched(y.moving[:, varies])

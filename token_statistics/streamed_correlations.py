@@ -12,7 +12,8 @@ What is correlated, and what its null moves, are those of `channel_correlations`
   do its texts lie on one axis: a text that comes alone is moved within itself, so that where its
   end is moved to its beginning it may part from a relative of another length in another batch.
 - The course over position is taken out of each batch by itself. Batches of fewer than MIN_GROUPS
-  independent texts that have a position lose a smooth course alone.
+  independent texts that have a position lose a smooth course alone. Layers that vary by position
+  alike (`position_course.why_scaled_by_position`) are not refused here.
 - Draws cost as much as the data: where a layer has more than `num_sampled` channels, the null, the
   lags and the distribution that single pairs are held against are those of a seeded sample of them,
   the same in every batch, and the value tested is that of the sample too; the values over all

@@ -35,6 +35,7 @@ from token_statistics.position_course import (
     paired_correlations,
     ranks_among,
     unit_columns_without,
+    why_scaled_by_position,
 )
 
 MIN_TOKENS = 40
@@ -226,7 +227,8 @@ def spearman_shift_test(
     Of the observations (`observations`; related texts are known by `tokens`, ids or what stands
     for a token, by text; without them by equal values), ranks without their course over position
     (`position_course`). Undefined, with the reason, for fewer than MIN_TOKENS tokens or MIN_SHIFTS
-    shifts, where a side is constant, and for series too slow for shifts (`why_too_slow`). Cost:
+    shifts, where a side is constant, for series too slow for shifts (`why_too_slow`), and for sides
+    that vary by position alike (`why_scaled_by_position`). Cost:
     two sorts and num_shifts inner products. Source: [3].
     """
     validate_int("seed", seed, 0)
@@ -244,7 +246,9 @@ def spearman_shift_test(
     rho = autocorrelation_within_texts(units.values, used, max(used) // 4)
     independent = course.samples
     n_eff = effective_samples(rho[:, :1], rho[:, 1:], independent, pairs=False)
-    if reason := why_too_slow(n_eff, axes, observed.num_distinct, independent):
+    reason = why_too_slow(n_eff, axes, observed.num_distinct, independent)
+    sides = units.values[:, :1], units.values[:, 1:]
+    if reason := reason or why_scaled_by_position(*sides, observed):
         return undefined(reason, n)
     second = units.moving[:, 1:]
     matched = observed.end_matched(second)
