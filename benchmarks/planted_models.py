@@ -99,7 +99,7 @@ def gates(seed: int) -> float:
     with torch.no_grad():
         mixer.x_proj.weight[0, 0] = float(rng.uniform(0.5, 2.0))
         mixer.dt_proj.weight.fill_(1.0)
-    captured = _captured(model, rng)
+    captured = _captured(model, rng, marked)
     ids = captured.input_ids[0].tolist()
     found = gate_tokens([captured.components[0]], [list(map(str, ids))], token_ids=[ids])
     return float(found.opening[0].token == str(marked))
