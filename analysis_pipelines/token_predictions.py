@@ -35,7 +35,7 @@ def _of_text(
 ) -> dict[str, list[Any]]:
     tokens = torch.tensor([list(ids)], device=execution_device(model))
     with fast_scan(model):
-        logits = model(input_ids=tokens, use_cache=False).logits[0, :-1].float()
+        logits = model(input_ids=tokens, use_cache=False, return_dict=True).logits[0, :-1].float()
     if not bool(torch.isfinite(logits).all()):
         raise AnalysisError("the logits hold NaN or infinity: the model overflows on a text")
     normaliser = logits.logsumexp(-1)

@@ -252,7 +252,9 @@ def _batches(model: Any, encoded: Sequence[EncodedText], padding: int) -> list[_
 
 
 def _logits(model: Any, batch: _Batch) -> Tensor:
-    return model(input_ids=batch.ids, attention_mask=batch.mask, use_cache=False).logits.float()
+    return model(
+        input_ids=batch.ids, attention_mask=batch.mask, use_cache=False, return_dict=True
+    ).logits.float()
 
 
 def _predictions(logits: Tensor, batch: _Batch) -> tuple[Tensor, Tensor]:
