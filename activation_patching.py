@@ -257,7 +257,7 @@ def _evenly(pairs: Sequence[TextPair], number: int) -> list[Sequence[TextPair]]:
 
 def _width(site: MixerSite) -> int:
     """d_inner."""
-    return len(mixer_parameters(site).conv_weight)
+    return mixer_parameters(site).out_weight.shape[1]
 
 
 def _check_metric(

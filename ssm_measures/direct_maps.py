@@ -66,8 +66,12 @@ def _own(
     B, C = with_groups(components.B)[0], with_groups(components.C)[0]
     width, heads = components.head_width, components.delta.shape[2]
     own = ((B * C).sum(-1).repeat_interleave(heads // B.shape[1], 1)) * components.delta[0]
-    factor = (own + components.D).repeat_interleave(width, 1)
+    own = own if components.own_share is None else own * components.own_share[0]
+    factor = own.repeat_interleave(width, 1) + components.channel_skip
     x = components.conv_input[0]
+    if parameters.conv_weight is None:  # a Mamba-3 has no convolution
+        skip = (weight * factor * x).sum(1)
+        return skip, torch.zeros_like(skip)
     taps = parameters.conv_weight.to(x)
     before = F.pad(x, (0, 0, taps.shape[1] - 1, 0)).unfold(0, taps.shape[1], 1)
     p = (before * taps).sum(-1)

@@ -14,6 +14,7 @@ def test_mixer_parameters_are_the_weights_around_the_scan():
     for model in (make_odd_model(), make_odd_model(bias=False)):
         site = find_mixers(in_dtype(model, torch.bfloat16))[1]
         weights, state = mixer_parameters(site), site.mixer.state_dict()
+        assert weights.conv_weight is not None
         assert torch.equal(weights.conv_weight, state["conv1d.weight"].squeeze(1).float())
         assert torch.equal(weights.out_weight, state["out_proj.weight"].float())
         for value, key in ((weights.conv_bias, "conv1d.bias"), (weights.out_bias, "out_proj.bias")):

@@ -7,6 +7,7 @@ import pytest
 import reference
 import torch
 from conftest import make_tiny_model
+from defined import known
 from map_cases import BOUND, captured_layer, error, make_mixer, reference_alpha
 from torch import Tensor
 
@@ -238,7 +239,7 @@ def test_bad_input_is_named():
         direction_map(components, parameters.out_weight, torch.ones(5))
     with pytest.raises(ValueError, match="contrast is 64; the vocabulary has tokens 0 to 63"):
         token_direction(torch.ones(64, 4), 3, 64)
-    other = parameters._replace(conv_weight=parameters.conv_weight.flip(0))
+    other = parameters._replace(conv_weight=known(parameters.conv_weight).flip(0))
     with pytest.raises(ValueError, match="do not belong together"):
         full_mixer_map(components, other)
 

@@ -4,6 +4,7 @@ import pytest
 import reference
 import torch
 from conftest import make_tiny_model
+from defined import known
 from map_cases import BOUND, captured_layer, error, make_mixer, reference_alpha
 
 from mamba_mixers.sites import find_mixers
@@ -24,7 +25,7 @@ def test_full_mixer_head_maps_are_the_product_of_the_mixers_matrices(length, bia
         components.D,
         components.gate[0],
         components.conv_input[0],
-        parameters.conv_weight,
+        known(parameters.conv_weight),
         parameters.conv_bias,
     )
     maps = full_mixer_head_maps(components, parameters)
@@ -96,7 +97,7 @@ def test_a_delta_of_zero_has_a_full_mixer_map():
     alpha = reference_alpha(components)[0]
     M, _ = reference.full_mixer_operator(
         alpha, components.D, components.gate[0], components.conv_input[0],
-        parameters.conv_weight, parameters.conv_bias,
+        known(parameters.conv_weight), parameters.conv_bias,
     )  # fmt: skip
     maps = full_mixer_head_maps(components, parameters)
     assert error(maps.tokens[0], M) < BOUND[torch.float64]
