@@ -113,8 +113,8 @@ def check_site(model: PreTrainedModel, layer: Any, site: str) -> int:
 
 
 def site_shape(model: PreTrainedModel, layer: int, site: str) -> tuple[int, ...]:
-    """Shape of a vector at this site, see the module. Cost: one token up to the layer."""
-    ids = torch.zeros(1, 1, dtype=torch.long, device=execution_device(model))
+    """Shape of a vector at this site, see the module. Cost: two tokens up to the layer."""
+    ids = torch.zeros(1, 2, dtype=torch.long, device=execution_device(model))
     return tuple(_values(model, layer, site, ids, torch.ones_like(ids)).shape[2:])
 
 
@@ -207,7 +207,8 @@ def _of_record(record: LayerRecord, site: str) -> Tensor:
     replay = record.replay
     if site == "state":
         return scan_hidden_states(replay.u.float(), replay.delta, replay.A, replay.B.float())
-    return {"mixer": record.mixer_output, "neurons": replay.gated, "delta": replay.delta}[site]
+    # The replay's output: of a single token some mixers of transformers 4 give another shape.
+    return {"mixer": replay.output, "neurons": replay.gated, "delta": replay.delta}[site]
 
 
 def _up_to(text: EncodedText, index: int, position: int | None) -> EncodedText:
