@@ -67,7 +67,8 @@ def _own(
     width, heads = components.head_width, components.delta.shape[2]
     own = ((B * C).sum(-1).repeat_interleave(heads // B.shape[1], 1)) * components.delta[0]
     own = own if components.own_share is None else own * components.own_share[0]
-    factor = own.repeat_interleave(width, 1) + components.channel_skip
+    through = components.channel_skip  # (d_inner,), in a Mamba-3 of several ranks (1, l, d_inner)
+    factor = own.repeat_interleave(width, 1) + (through if through.dim() == 1 else through[0])
     x = components.conv_input[0]
     if parameters.conv_weight is None:  # a Mamba-3 has no convolution
         skip = (weight * factor * x).sum(1)

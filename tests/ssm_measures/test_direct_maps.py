@@ -4,6 +4,7 @@ from functools import partial
 
 import pytest
 import torch
+from mamba3_cases import make_mamba3
 from mixer_cases import make_odd_model
 
 from benchmarks.family_models import make_model
@@ -17,9 +18,13 @@ from ssm_measures.neuron_shares import neuron_shares
 IDS = torch.tensor([[5, 40, 3, 3, 17, 60, 22]])
 
 
-@pytest.mark.parametrize("name", ["odd", "zamba", "mamba2", "falcon_h1 normed"])
+MADE = {"odd": make_odd_model, "siso": partial(make_mamba3, "siso"),
+        "mimo normed, with MLPs": partial(make_mamba3, "mimo normed, with MLPs")}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*MADE, "zamba", "mamba2", "falcon_h1 normed"])
 def test_every_row_is_that_of_the_text_that_ends_there(name):
-    model = make_odd_model() if name == "odd" else make_model(name)
+    model = MADE.get(name, partial(make_model, name))()
     site = find_mixers(model)[1]
     parameters = mixer_parameters(site)
     parts = capture(model, IDS, None, [1]).components[1]
