@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -10,6 +11,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
+import activation_patching
 import attention_neurons
 import attribution_faithfulness
 import convert_checkpoint
@@ -28,6 +30,7 @@ import recursive_analysis_report
 import recursive_visualizer
 import run_memory_recursion_analysis
 import ssm_component_extractor
+import steering
 from benchmarks.fuzz_inputs import TEXT, Case, Stand
 
 STRINGS = (
@@ -59,7 +62,8 @@ class _Command(NamedTuple):
     cheap: tuple[str, ...] = ()
     """what makes a run that is let through short"""
     reads: str = "model"
-    """what it works on: a model with texts, a file of texts or a book; results; or a checkpoint"""
+    """what it works on: a model with texts, a file of texts, of pairs or a book; results; or a
+    checkpoint"""
 
 
 COMMANDS = {
@@ -75,6 +79,18 @@ COMMANDS = {
     "direct_attribution": _Command(
         direct_attribution.main,
         ("--token", "--contrast", "--position", "--total-effects", "--tuned-lens", "--formats"),
+    ),
+    "activation_patching": _Command(
+        activation_patching.main,
+        ("--sites", "--metric", "--direction", "--position", "--steps", "--formats"),
+        ("--sites", "residual", "--steps", "0"), "pairs",
+    ),
+    "steering": _Command(
+        steering.main,
+        ("--layer", "--site", "--method", "--mode", "--position", "--coefficients", "--vector",
+         "--prompt", "--token", "--num-random", "--formats"),
+        ("--positive", "the sea", "--negative", "the lamp", "--coefficients", "1", "--generate",
+         "2"),
     ),
     "intervention_study": _Command(
         intervention_study.main,
@@ -158,6 +174,10 @@ def _right(command: _Command, stand: Stand, folder: Path) -> list[str]:
     if command.reads == "book":
         (folder / "book.txt").write_text(TEXT)
         return [str(folder / "book.txt"), *model, *out, *command.cheap]
+    if command.reads == "pairs":
+        pair = {"clean": "the lamp burned", "corrupt": "the tide burned", "answers": [3, 4]}
+        (folder / "pairs.jsonl").write_text(f"{json.dumps(pair)}\n")
+        return [str(folder / "pairs.jsonl"), *model, *out, *command.cheap]
     if command.reads == "texts":
         (folder / "texts.txt").write_text(f"{TEXT}\n{TEXT[::-1]}\n")
         return ["--texts-file", str(folder / "texts.txt"), *model, *out, *command.cheap]

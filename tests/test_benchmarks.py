@@ -9,6 +9,7 @@ import torch
 from attribution_faithfulness import faithfulness_table
 from benchmarks import faithfulness, other_ways, speed, whole_run
 from benchmarks.speed import MEASURED, ROWS, SMOKE, Bench, Row, Sizes, main, table
+from suite_plumbing.texts import EXAMPLE_TEXTS
 from token_statistics.description import relative_error
 
 OPERANDS = other_ways.random_operands(12, 6, 4)
@@ -152,7 +153,8 @@ def test_faithfulness_tables(tiny_model_dir, tmp_path, capsys, monkeypatch):
     few = partial(faithfulness_table, methods=["mamba_lrp", "occlusion", "rollout"])
     monkeypatch.setattr(faithfulness, "faithfulness_table", few)
     path = tmp_path / "text.txt"
-    path.write_text("the state forgets what it has read before. " * 20, encoding="utf-8")
+    # Passages of one sentence that repeats are one text, of which there is no interval.
+    path.write_text(" ".join(EXAMPLE_TEXTS), encoding="utf-8")
     options = ["--model", str(tiny_model_dir), "--texts", "5", "--tokens", "8"]
     assert faithfulness.main([str(path), *options, "--neuron-texts", "2", "--neurons", "4"]) == 0
     out = capsys.readouterr().out.replace("\\", "")  # what Markdown escapes, as it is read

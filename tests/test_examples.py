@@ -111,7 +111,9 @@ def test_notebooks_are_committed_empty_and_small(path):
 
 
 def test_each_notebook_has_a_test():
-    assert [path.stem for path in EMPTY] == ["causal_memory", "first_look", "mamba_130m"]
+    assert [path.stem for path in EMPTY] == [
+        "causal_memory", "direct_attribution", "first_look", "mamba_130m",
+    ]  # fmt: skip
 
 
 def test_the_gallery_draws_every_figure_of_both_analyses(tiny_tokenizer, tmp_path, monkeypatch):

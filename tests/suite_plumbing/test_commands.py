@@ -142,6 +142,7 @@ def test_the_tokenizer_may_be_elsewhere(tiny_model_dir: Path, tmp_path: Path) ->
 def test_every_command_that_loads_a_model_takes_a_tokenizer() -> None:
     for name, options in vars(command_lines).items():
         if name.endswith("_options") and options.__module__ == command_lines.__name__:
-            book = ["book.txt"] if name == "long_memory_options" else []
-            args = options(book)
+            given = {"long_memory_options": ["book.txt"],
+                     "activation_patching_options": ["pairs.jsonl"]}  # fmt: skip
+            args = options(given.get(name, []))
             assert hasattr(args, "tokenizer") == hasattr(args, "model"), name
