@@ -143,6 +143,7 @@ def test_every_command_that_loads_a_model_takes_a_tokenizer() -> None:
     for name, options in vars(command_lines).items():
         if name.endswith("_options") and options.__module__ == command_lines.__name__:
             given = {"long_memory_options": ["book.txt"],
-                     "activation_patching_options": ["pairs.jsonl"]}  # fmt: skip
+                     "activation_patching_options": ["pairs.jsonl"],
+                     "convert_checkpoint_options": ["folder", "out"]}  # fmt: skip
             args = options(given.get(name, []))
             assert hasattr(args, "tokenizer") == hasattr(args, "model"), name
