@@ -8,8 +8,8 @@ Seven steps for every text, from one forward pass a batch, and an eighth over al
     4 layer activations and   8 cross-text analysis
       their correlations
 
-Each text has what its tokens cost, too. Before the texts in the results stands the overview: all
-layers in one pass, and answers made from it.
+Each text has what its tokens cost, and what made each prediction, too. Before the texts in the
+results stands the overview: all layers in one pass, and answers made from it.
 
 From a shell: ``python corrected_recursive_ssm_attention_analyzer.py`` runs it on the bundled demo
 model and three built-in texts, offline.
@@ -43,11 +43,13 @@ from analysis_pipelines.analysis_results import (
     with_findings,
     with_overview,
     with_predictions,
+    with_tensors,
     without_repeats,
     write_analysis,
 )
 from analysis_pipelines.key_findings import key_findings
 from analysis_pipelines.overview import overview
+from analysis_pipelines.prediction_parts import prediction_parts
 from analysis_pipelines.step_runner import Step, run_steps, step_sections
 from analysis_pipelines.text_parts import TextParts, configuration_of, open_parts
 from analysis_pipelines.text_steps import TextInputs, analyze_text, without_capture
@@ -152,6 +154,7 @@ def analyze(
     step = Step("predictions", lambda _: token_predictions(model, encoded, tokenizer))
     found = step_sections(run_steps([step], None, after_each), [step])
     analysis = with_predictions(analysis, found["predictions"])
+    analysis = _with_prediction_parts(analysis, model, encoded, tokenizer, after_each)
     findings = key_findings(without_repeats(analysis.results), settings.seed)
     alone = replace(settings, num_twins=0, num_ablations=0, faithfulness=False)
     twins = []
@@ -345,6 +348,23 @@ def _overview(
     """What every layer does with its memory, and answers; or the failure."""
     step = Step("overview", lambda seed: overview(model, encoded, tokenizer, seed=seed))
     return step_sections(run_steps([step], settings.seed, after_each), [step])["overview"]
+
+
+def _with_prediction_parts(
+    analysis: Analysis,
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    tokenizer: PreTrainedTokenizerBase,
+    after_each: Callable[[], None] | None,
+) -> Analysis:
+    """The analysis with what made each prediction; or with the failure."""
+    name = "prediction_parts"
+    step = Step(name, lambda _: prediction_parts(model, encoded, tokenizer))
+    outcomes = run_steps([step], None, after_each)
+    if name in outcomes.failures:
+        return with_predictions(analysis, outcomes.failures[name], name)
+    sections, tensors = outcomes.results[name]
+    return with_tensors(with_predictions(analysis, sections, name), tensors)
 
 
 def _together(

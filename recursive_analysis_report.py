@@ -36,7 +36,7 @@ from recursive_visualizer import figures_of, write_figures
 from result_views.claims import figure_of
 from result_views.figures.finding_figures import finding_figures
 from result_views.glossary import MEASURES
-from result_views.report.content import SECTIONS, report_content
+from result_views.report.content import NO_PREDICTIONS, SECTIONS, report_content
 from result_views.report.markdown import markdown_report
 from result_views.report.tables import between, shown
 from result_views.report.token_view import deflated_json, neuron_tables, token_view, view_maps
@@ -150,6 +150,7 @@ def _pages(
         view=deflated_json(view),
         maps=maps,
         levels=_levels(maps),
+        no_predictions=NO_PREDICTIONS,
         figures=[(path.stem, _embedded(path), *words[path]) for path in shown_figures],
         figure_ids={path.stem for path in shown_figures},
         verdict_marks=VERDICT_MARKS,

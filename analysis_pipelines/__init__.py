@@ -27,6 +27,8 @@ overview_questions   The questions of the overview tried together: how small a p
                      five are asked
 overview_rows        Rows of the overview, one a layer: the texts joined, and each quantity beside
                      its null
+prediction_parts     What made each prediction of a text, for the report: exact parts as tensors,
+                     their sizes as JSON
 predictions          Direct attribution of every prediction of a text: by source token, by
                      layer and path
 shared_pieces        Pieces of a text that several tokenizers have in common, and what models say

@@ -132,18 +132,29 @@ def with_overview(analysis: Analysis, section: Mapping[str, Any]) -> Analysis:
     return replace(analysis, results={**first, "overview": dict(section), **rest})
 
 
-def with_predictions(analysis: Analysis, section: Mapping[str, Any]) -> Analysis:
-    """The analysis with ``predictions`` of each text, by text; a failure is in the check."""
+def with_predictions(
+    analysis: Analysis, section: Mapping[str, Any], name: str = "predictions"
+) -> Analysis:
+    """The analysis with a section ``name`` of each text, by text; a failure is in the check."""
     rest = dict(analysis.results)
     if "error" in section:
-        lost = {**rest["self_check"]["without_result"], "predictions": dict(section)}
+        lost = {**rest["self_check"]["without_result"], name: dict(section)}
         rest["self_check"] = {**rest["self_check"], "without_result": lost}
         return replace(analysis, results=rest)
     texts = {
-        name: {**part, "predictions": section[name]}
-        for name, part in rest["individual_texts"].items()
+        text: {**part, name: section[text]} if text in section else part
+        for text, part in rest["individual_texts"].items()
     }
     return replace(analysis, results={**rest, "individual_texts": texts})
+
+
+def with_tensors(analysis: Analysis, more: Mapping[str, Tensor]) -> Analysis:
+    """The analysis with more tensors; those that are read from disk when asked for stay there."""
+    if isinstance(analysis.tensors, dict):
+        return replace(analysis, tensors={**analysis.tensors, **more})
+    readers = {key: partial(analysis.tensors.__getitem__, key) for key in analysis.tensors}
+    readers |= {key: partial(more.__getitem__, key) for key in more}
+    return replace(analysis, tensors=Lazy(readers))
 
 
 def write_analysis(analysis: Analysis, path: Path, stale: Iterable[Path] = ()) -> Path:

@@ -399,3 +399,38 @@ def test_figures_follow_the_theme(opened):
     page.click("#theme")
     page.click("#theme")
     assert filtered().startswith("invert(")
+
+
+def test_the_prediction_view_shows_what_the_tensors_hold(opened, analysis):
+    page = opened.page
+    page.select_option("#which-text", "1")
+    opened.wait(f"text_1/{LAYERS[1]}/absolute")
+    part = analysis.results["individual_texts"]["text_1"]["prediction_parts"]
+    parts = analysis.tensors["text_1.prediction_parts"].numpy()
+    sources = analysis.tensors["text_1.prediction_sources"].numpy()
+
+    def shown(name: str, label: str = "part") -> dict[str, float]:
+        return dict(
+            page.eval_on_selector_all(
+                f"#{name} li[data-{label}]",
+                f"items => items.map(item => [item.dataset.{label}, Number(item.dataset.value)])",
+            )
+        )
+
+    for token in (0, 9):
+        page.locator(f'#prediction-text [data-place="{token}"]').click()
+        assert f"predicted after token {token} " in page.text_content("#prediction-place")
+        givers = {int(place): value for place, value in shown("givers", "place").items()}
+        exact = {place: float(sources[token, place]) for place in givers}
+        assert givers == pytest.approx(exact, rel=0.005)  # three digits
+        assert len(givers) == min(token + 1, 8)
+        for name, column in (("given-layers", 0), ("given-paths", 1)):
+            expected: dict[str, float] = {}
+            for place, value in zip(part["parts"], parts[token].tolist(), strict=True):
+                key = str(place[column])
+                expected[key] = expected.get(key, 0.0) + value
+            assert shown(name) == pytest.approx(expected, rel=0.005, abs=1e-9)
+        assert list(shown("given-layers"))[:2] == ["embedding", "0"]
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("() => document.activeElement.dataset.place") == "10"
+    assert page.text_content("#token-place").startswith("token 10 ")

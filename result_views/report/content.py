@@ -17,6 +17,7 @@ from result_views.answers import ShownAnswer, shown_answers
 from result_views.checks import check_sentence, failures
 from result_views.claims import ClaimGroup, counts, grouped
 from result_views.glossary import method_name
+from result_views.report.prediction_view import prediction_notes, prediction_table
 from result_views.report.tables import (
     Table,
     cross_text_tables,
@@ -36,6 +37,8 @@ from token_statistics.findings import Finding, caveat
 
 _NEEDED = ("individual_texts", "analysis_metadata", "self_check", "provenance")
 
+NO_PREDICTIONS = "These results do not say what made each prediction."
+
 
 class ReportSection(NamedTuple):
     """A part of the report, in every form that has it."""
@@ -50,6 +53,7 @@ class ReportSection(NamedTuple):
 SECTIONS = (
     ReportSection("answers", "Answers", "Answers"),
     ReportSection("tokens", "What each token attends to", "Tokens"),
+    ReportSection("predictions", "What made each prediction", "Predictions"),
     ReportSection("neurons", "Neurons", "Neurons"),
     ReportSection("findings", "Claims", "Claims"),
     ReportSection("layers", "Tables", "Tables"),
@@ -84,6 +88,8 @@ class ReportContent:
     answers: list[ShownAnswer]
     overview: Table | None
     """by layer, over all layers; None without an overview"""
+    predictions: Table | None
+    """by layer and path; None where no prediction was attributed"""
     claims: list[ClaimGroup]
     """of all findings, those of the memory analysis among them"""
     claim_counts: str
@@ -169,6 +175,7 @@ def report_content(
         summary=_summary(results, [*found, *remembered]),
         answers=shown_answers(results),
         overview=overview_table(results),
+        predictions=prediction_table(results),
         claims=grouped([*found, *remembered]),
         claim_counts=counts([*found, *remembered]),
         findings_note=caveat([*found, *remembered])
@@ -233,6 +240,7 @@ def _limits(results: Section, tensors: Mapping[str, Tensor], memory: Section | N
         "Numbers and verdicts are of this model on these texts.",
         *_cuts(results),
         *view_notes(results, tensors),
+        *prediction_notes(results, tensors),
         *_neuron_notes(results),
         *_other_model(results, memory),
         *(

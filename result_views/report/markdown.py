@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from result_views.claims import grouped
 from result_views.glossary import MEASURES
-from result_views.report.content import SECTIONS, ReportContent
+from result_views.report.content import NO_PREDICTIONS, SECTIONS, ReportContent
 from result_views.report.tables import Cell, Table
 from token_statistics.findings import Finding, compared, number
 
@@ -48,6 +48,7 @@ def markdown_report(
     limits = [*(f"- {escape_markdown(line)}" for line in content.limits), ""]
     parts = {
         "answers": {"Answers": _answers(content)},
+        "predictions": {"What made each prediction": _predictions(content)},
         "neurons": {"Neurons": _tables(neurons)},
         "findings": {"Claims": _claims(content)},
         "layers": {"Texts": _texts(content), "All texts together": _tables(together)},
@@ -74,6 +75,12 @@ def _answers(content: ReportContent) -> list[str]:
     ]
     table = [] if content.overview is None else _table(content.overview)
     return [*(lines or ["These results hold no answers."]), "", *table]
+
+
+def _predictions(content: ReportContent) -> list[str]:
+    if content.predictions is None:
+        return [NO_PREDICTIONS, ""]
+    return _table(content.predictions)
 
 
 def _claims(content: ReportContent) -> list[str]:

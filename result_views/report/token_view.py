@@ -17,6 +17,7 @@ from torch import Tensor
 
 from result_views.glossary import MEASURES, method_name
 from result_views.report.packed_maps import pack_maps
+from result_views.report.prediction_view import prediction_view
 from result_views.report.tables import Cell, Column, Table, cell, shown, text_name
 from suite_plumbing.result_reading import Section, entry_at, failure
 from suite_plumbing.texts import clean_token
@@ -187,13 +188,16 @@ def _named(measure: str) -> dict[str, str]:
 
 
 def _maps(results: Section, tensors: Mapping[str, Tensor], text: str) -> dict[str, Any]:
-    """Packed maps of one text by layer and name, all with the same number of levels."""
+    """Packed maps of one text by layer and name, all with the same number of levels; "all" has
+    what sources gave to predictions."""
     found = {
         (str(layer), name): tensors[key].float().numpy()[:MAX_TOKENS, :MAX_TOKENS]
         for layer in results["analysis_metadata"]["layer_indices"]
         for name in _MAPS
         if (key := f"{text}.layer_{layer}.{name}") in tensors
     }
+    if (key := f"{text}.prediction_sources") in tensors:
+        found["all", "predictions"] = tensors[key].float().numpy()
     num_layers = len({layer for layer, _ in found})
     packed = pack_maps({"/".join(key): values for key, values in found.items()},
                        LAYER_BYTES * num_layers)  # fmt: skip
@@ -217,6 +221,7 @@ def _text(
         "predictions": {
             name: values[:MAX_TOKENS] for name, values in part.get("predictions", {}).items()
         },
+        "attributed": prediction_view(part, tensors, text),
         "layers": {str(layer): _layer(part["analysis"], tensors, text, layer) for layer in layers},
     }
 

@@ -1,0 +1,67 @@
+"""What made each prediction of a text, for the report: exact parts as tensors, their sizes as JSON.
+
+`predictions.prediction_maps` of the likeliest token after every position, of the texts and tokens
+that the prediction view shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from analysis_pipelines.predictions import PredictionMaps, prediction_maps
+from suite_plumbing.errors import AnalysisError
+from suite_plumbing.result_files import six_digits
+from suite_plumbing.texts import EncodedText
+
+MAX_TEXTS = 12
+"""Of more texts, the first are attributed: those in the report's view."""
+
+MAX_TOKENS = 256
+"""Of a longer text, the first tokens are attributed: the cost grows with the length squared."""
+
+
+def prediction_parts(
+    model: PreTrainedModel, encoded: Sequence[EncodedText], tokenizer: PreTrainedTokenizerBase
+) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
+    """By text the sections ``prediction_parts``, and the tensors that go beside them.
+
+    A section: ``num_tokens`` that were attributed; ``token``, the likeliest after each, decoded;
+    ``logit``, its logit; ``parts``, [layer, path] of each part, the layers "embedding" and
+    "unembedding" (its bias) beside numbers; ``mean_magnitude`` of each, the mean |value| over the
+    positions. Tensors: ``text_0.prediction_parts`` (l, parts), whose rows sum to the logits;
+    ``text_0.prediction_sources`` (l, l), what token s gave to the logit after t, by all layers;
+    biases are no token's. Of more than ``MAX_TEXTS`` texts the first ones, of longer ones the first
+    ``MAX_TOKENS`` tokens. Raises AnalysisError for values that are NaN or infinite. Cost:
+    `prediction_maps`, a text.
+    """
+    sections, tensors = {}, {}
+    for i, text in enumerate(encoded[:MAX_TEXTS]):
+        found = prediction_maps(model, torch.tensor([list(text.input_ids[:MAX_TOKENS])]))
+        names, values = _parts(found)
+        if not all(bool(torch.isfinite(x).all()) for x in (found.logits, found.sources, values)):
+            raise AnalysisError("parts of logits are NaN or infinite: the model overflows")
+        tensors[f"text_{i}.prediction_parts"] = values.float()
+        tensors[f"text_{i}.prediction_sources"] = found.sources.float()
+        sections[f"text_{i}"] = {
+            "num_tokens": len(values),
+            "token": [tokenizer.decode([token]) for token in found.tokens.tolist()],
+            "logit": six_digits(found.logits.tolist()),
+            "parts": names,
+            "mean_magnitude": six_digits(values.abs().mean(0).tolist()),
+        }
+    return sections, tensors
+
+
+def _parts(found: PredictionMaps) -> tuple[list[list[int | str]], Tensor]:
+    """Names and values (l, parts), in the order of the model."""
+    names: list[list[int | str]] = [["embedding", "skip"]]
+    values = [found.embedding]
+    for layer, by_path in found.paths.items():
+        names += [[layer, path] for path in by_path]
+        values += by_path.values()
+    return [*names, ["unembedding", "bias"]], torch.stack([*values, found.constant], dim=1)
