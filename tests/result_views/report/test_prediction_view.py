@@ -63,7 +63,7 @@ def test_what_is_left_out_is_said(analysis):
     results["individual_texts"]["text_1"].pop("prediction_parts")
     assert [note.split(":")[0] for note in prediction_notes(results, {})] == [
         "Predictions are attributed in the first 1 of 2 texts.",
-        "Of text 0 the predictions after the first 3 tokens are attributed.",
+        "Of Text 0 the predictions after the first 3 tokens are attributed.",
         "The tensors of the predictions are not beside these results",
     ]
     view = prediction_view(results["individual_texts"]["text_0"], {}, "text_0")

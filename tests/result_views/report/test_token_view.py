@@ -80,7 +80,8 @@ def test_series_kernels_and_neurons_are_those_of_the_results(analysis):
 def test_maps_are_packed_by_text_and_layer(analysis):
     maps = view_maps(analysis.results, analysis.tensors)
     assert list(maps) == [f"text_{i}" for i in range(5)]
-    assert set(maps["text_0"]) == {"0", "2"}
+    assert set(maps["text_0"]) == {"0", "2", "all"}  # all: what sources gave to predictions
+    assert set(maps["text_0"].pop("all")) == {"predictions"}
     size = len(analysis.results["individual_texts"]["text_0"]["tokens"])
     assert maps["text_0"]["2"]["attention"]["size"] == size
 
