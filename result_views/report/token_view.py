@@ -196,9 +196,9 @@ def _maps(results: Section, tensors: Mapping[str, Tensor], text: str) -> dict[st
         for name in _MAPS
         if (key := f"{text}.layer_{layer}.{name}") in tensors
     }
+    num_layers = max(len({layer for layer, _ in found}), 1)
     if (key := f"{text}.prediction_sources") in tensors:
         found["all", "predictions"] = tensors[key].float().numpy()
-    num_layers = len({layer for layer, _ in found})
     packed = pack_maps({"/".join(key): values for key, values in found.items()},
                        LAYER_BYTES * num_layers)  # fmt: skip
     by_layer: dict[str, Any] = {}

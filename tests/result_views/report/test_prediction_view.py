@@ -31,6 +31,7 @@ def without(results):
 def test_layers_and_paths_each_sum_to_the_stored_logit(analysis):
     part = analysis.results["individual_texts"]["text_0"]
     view = prediction_view(part, analysis.tensors, "text_0")
+    assert view is not None
     values = analysis.tensors["text_0.prediction_parts"]
     names = part["prediction_parts"]["parts"]
     logits = part["prediction_parts"]["logit"]
@@ -48,6 +49,7 @@ def test_layers_and_paths_each_sum_to_the_stored_logit(analysis):
 
 def test_the_table_holds_the_mean_sizes(analysis):
     table = prediction_table(analysis.results)
+    assert table is not None
     assert [row[0].text for row in table.rows][:2] == ["embedding", "0"]
     found = [part["prediction_parts"] for part in analysis.results["individual_texts"].values()]
     at = found[0]["parts"].index([2, "state"])
@@ -67,6 +69,7 @@ def test_what_is_left_out_is_said(analysis):
         "The tensors of the predictions are not beside these results",
     ]
     view = prediction_view(results["individual_texts"]["text_0"], {}, "text_0")
+    assert view is not None
     assert view["layers"] == view["paths"] == {}
 
 
