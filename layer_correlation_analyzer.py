@@ -51,7 +51,7 @@ from suite_plumbing.models import ModelAnalyzer
 from suite_plumbing.other_names import also_named
 from suite_plumbing.result_files import (
     finite_or_none,
-    five_digits,
+    three_digits,
     write_csv,
     write_tensors,
     written_together,
@@ -116,9 +116,9 @@ class RecursivePatterns:
     """Spearman correlation of the two over tokens; null: circular time-shifts"""
 
     def to_dict(self) -> dict[str, Any]:
-        """Strict JSON, with the changes of every token to five digits."""
+        """Strict JSON, with the changes of every token to three digits."""
         series = ("state_change", "activation_change")
-        short = {name: [five_digits(x) for x in getattr(self, name)] for name in series}
+        short = {name: [three_digits(x) for x in getattr(self, name)] for name in series}
         return {**fields_to_dict(self), **short}
 
 
