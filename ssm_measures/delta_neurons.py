@@ -36,8 +36,8 @@ from token_statistics.position_course import (
     paired_correlations,
     ranks_among,
     unit_columns_without,
-    why_scaled_by_position,
 )
+from token_statistics.position_scale import why_scaled_by_position
 from token_statistics.time_shift_nulls import (
     NUM_SHIFTS,
     NullTest,

@@ -33,6 +33,8 @@ observations            Which tokens of several texts are observations, and how 
 pair_significance       Significance of single pairs of channels from the distribution of all pairs
                         under time-shifts
 position_course         What depends on the position in a text alone, and values without it
+position_scale          Whether two layers vary by position alike, so that shifts in time are no
+                        null for them
 rhythms                 Rhythm of a series: a period at which its spectrum rises again above that
                         of slow change
 smallest_effects        Effects worth a name: the smallest of each kind that a claim may rest on,

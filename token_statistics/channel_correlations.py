@@ -32,8 +32,8 @@ from token_statistics.pair_significance import ShiftedPairs
 from token_statistics.position_course import (
     PositionCourse,
     unit_columns_without,
-    why_scaled_by_position,
 )
+from token_statistics.position_scale import why_scaled_by_position
 from token_statistics.time_shift_nulls import (
     MAX_LAG,
     NUM_SHIFTS,

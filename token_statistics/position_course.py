@@ -16,7 +16,7 @@ is left is distributed alike in both.
 
 What both layers vary by may depend on the position as well: of texts that say the same but at a few
 positions, and are not known as related, those positions alone are left. Then draws, in which they
-no longer meet, are no coincidence, and there is no null (`why_scaled_by_position`).
+no longer meet, are no coincidence, and there is no null (`position_scale`).
 
 What this does not control for. With fewer than MIN_GROUPS groups: a course that is not smooth, such
 as a rhythm of line lengths, cannot be told from what the text says, and neither can a scale that
@@ -44,14 +44,8 @@ from token_statistics.observations import Observations
 MIN_GROUPS = 5
 """Independent groups of texts whose mean at a position is its course."""
 
-MAX_COMMON_SCALE = 1.1
-"""Product of the energies of two layers at equal positions of different texts, over that of any
-positions, up to which a scale that depends on the position is small."""
-
 PER_FUNCTION = 10
 """Observations of a text for each function of its smooth course."""
-
-_MOST_ENERGY = 4.0
 
 _TIME_CONSTANTS = (16.0, 64.0, 4.0, 256.0)
 
@@ -200,55 +194,6 @@ def unit_columns_without(course: PositionCourse, values: FloatArray) -> UnitColu
     scale = np.linalg.norm(left, axis=0)
     inverse = np.divide(1.0, scale, where=scale > 0, out=np.zeros_like(scale))
     return UnitColumns(left * inverse, moving * inverse, scale * largest)
-
-
-def why_scaled_by_position(x: FloatArray, y: FloatArray, tokens: Observations) -> str | None:
-    """Why shifts are no null for sides (n, c) that vary by position alike; None where they are one.
-
-    The energies of x and y at a position (mean squares over channels and texts) are taken from
-    different halves of the groups, so that a token that is large in both counts for nothing: it is
-    the text's own; and of single tokens no more than _MOST_ENERGY times what is usual. Their
-    product, mean over positions, over that of their means is 1 where nothing depends on the
-    position. Refused where it exceeds MAX_COMMON_SCALE, and what chance gives (three standard
-    errors). None for fewer than MIN_GROUPS groups, where this cannot be told.
-    """
-    if len(tokens.group_numbers) < MIN_GROUPS:
-        return None
-    half = np.searchsorted(tokens.group_numbers, tokens.row_groups) % 2
-    energies = [_usual(np.square(side).mean(axis=1)) for side in (x, y)]
-    size = int(tokens.positions.max()) + 1
-    ratios, errors = [], []
-    for first in (0, 1):
-        means = [
-            _by_position(energy, tokens.positions, half == own, size)
-            for energy, own in zip(energies, (first, 1 - first), strict=True)
-        ]
-        known = np.isfinite(means).all(axis=0)
-        a, b = (mean[known] / max(mean[known].mean(), 1e-300) for mean in means)
-        ratios.append(float((a * b).mean()))
-        errors.append(float(a.std() * b.std() / max(known.sum(), 1) ** 0.5))
-    ratio = float(np.mean(ratios))
-    if not ratio > max(MAX_COMMON_SCALE, 1.0 + 3.0 * float(np.mean(errors))):
-        return None
-    return (
-        f"both layers vary at the same positions of every text, {ratio:.2g} times as much as "
-        "chance gives: shifts in time are no coincidence there"
-    )
-
-
-def _usual(energy: FloatArray) -> FloatArray:
-    """Energies (n,) up to _MOST_ENERGY times the mean of the lower 95 %."""
-    usual = np.sort(energy)[: max(1, int(0.95 * len(energy)))].mean()
-    return np.minimum(energy, _MOST_ENERGY * usual)
-
-
-def _by_position(
-    energy: FloatArray, positions: IntArray, chosen: NDArray[np.bool_], size: int
-) -> FloatArray:
-    """(size,) mean of the chosen observations at each position; nan for none."""
-    counts = np.bincount(positions[chosen], minlength=size)
-    sums = np.bincount(positions[chosen], energy[chosen], minlength=size)
-    return np.divide(sums, counts, out=np.full(size, np.nan), where=counts > 0)
 
 
 def paired_correlations(

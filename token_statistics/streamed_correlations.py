@@ -13,7 +13,7 @@ What is correlated, and what its null moves, are those of `channel_correlations`
   end is moved to its beginning it may part from a relative of another length in another batch.
 - The course over position is taken out of each batch by itself. Batches of fewer than MIN_GROUPS
   independent texts that have a position lose a smooth course alone. Layers that vary by position
-  alike (`position_course.why_scaled_by_position`) are not refused here.
+  alike over the whole stream (`position_scale`) are refused at its end.
 - Draws cost as much as the data: where a layer has more than `num_sampled` channels, the null, the
   lags and the distribution that single pairs are held against are those of a seeded sample of them,
   the same in every batch, and the value tested is that of the sample too; the values over all
@@ -52,10 +52,11 @@ from token_statistics.correlation_sums import (
     correlations,
     debiased_cka,
 )
-from token_statistics.description import FloatArray
+from token_statistics.description import FloatArray, IntArray
 from token_statistics.observations import Observations, from_readings, row_tokens
 from token_statistics.pair_significance import ShiftedPairs
-from token_statistics.position_course import PositionCourse, without_course
+from token_statistics.position_course import MIN_GROUPS, PositionCourse, without_course
+from token_statistics.position_scale import PositionEnergy, why_scaled_alike
 from token_statistics.time_shift_nulls import (
     MAX_LAG,
     NUM_SHIFTS,
@@ -170,6 +171,8 @@ class StreamedCorrelations:
         self._widths: dict[int, int] = {}
         self._gathered: list[_Part] = []
         self._layers: dict[int, LayerSums] = {}
+        self._energies: dict[int, PositionEnergy] = {}
+        self._halves: dict[int, int] = {}
         self._sums: dict[tuple[int, int], PairSums] = {}
 
     def update(
@@ -247,7 +250,15 @@ class StreamedCorrelations:
         chosen = sums.chosen.numpy()
         scaled = moving[:, chosen] * (divisor[chosen] / sums.sampled.scale.numpy())
         tokens = course.tokens.end_matched(moving)
+        energy = self._energies.setdefault(layer, PositionEnergy())
+        energy.add(columns.every[:, :-2].numpy(), tokens.positions, self._half_of(tokens))
         return _Batch(columns, torch.from_numpy(scaled.astype(np.float32)), tokens)
+
+    def _half_of(self, tokens: Observations) -> IntArray:
+        """Half of each observation (n,): groups by turns, in the order they came."""
+        for group in tokens.group_numbers:
+            self._halves.setdefault(group, len(self._halves) % 2)
+        return np.array([self._halves[group] for group in tokens.row_groups.tolist()])
 
     def _add_moves(
         self, sums: PairSums, a: LayerColumns, layer: LayerSums, b: _Batch, course: PositionCourse
@@ -281,6 +292,8 @@ class StreamedCorrelations:
         if reason is None and not (a.varies.any() and b.varies.any()):
             reason = "no channel of one of the layers varies over the tokens"
         n = counts.num_used
+        if reason is None and len(self._halves) >= MIN_GROUPS:
+            reason = why_scaled_alike(*(self._energies[layer] for layer in pair))
         if reason is None:
             found = _statistics(a, b, sums, self._axes, self.lengths, counts)
         else:

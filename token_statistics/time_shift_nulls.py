@@ -35,8 +35,8 @@ from token_statistics.position_course import (
     paired_correlations,
     ranks_among,
     unit_columns_without,
-    why_scaled_by_position,
 )
+from token_statistics.position_scale import why_scaled_by_position
 
 MIN_TOKENS = 40
 """Fewer pooled tokens than this, and nothing is claimed."""

@@ -302,6 +302,20 @@ def test_near_copies_over_batches_make_no_finding_of_noise():
     assert np.sum(above, axis=0).max() <= 4
 
 
+def test_texts_that_repeat_each_other_by_position_are_no_null():
+    # Every fourth token is a text's own, as in the test of layers at hand.
+    rng = np.random.default_rng(8)
+    x, y = (np.tile(rng.standard_normal((100, 4)), (20, 1)) for _ in range(2))
+    for side in (x, y):
+        side[3::4] = rng.standard_normal((500, 4))
+    found, expected = streamed(x, y, [[100] * 10] * 2), at_hand(x, y, (100,) * 20)
+    assert "both layers vary at the same positions" in known(expected.reason)
+    assert found.reason == expected.reason  # with the same product, to two digits
+    assert found.values["mean_abs"] is None
+    # What repeats by position in one of the layers alone is in no null, and refuses nothing.
+    assert streamed(rng.standard_normal(x.shape), y, [[100] * 10] * 2).reason is None
+
+
 def test_token_ids_of_other_lengths_are_refused():
     sums = StreamedCorrelations([(0, 1)])
     with pytest.raises(ValueError, match="token_ids holds texts of"):
