@@ -1,9 +1,9 @@
 """Rows of the overview, one a layer: the texts joined, and each quantity beside its null.
 
-Nulls are drawn within texts, related texts alike, so that near copies of a text count no more than
-one of them; the statistics of all layers are tested together, so that one of 24 layers
-is not found by chance. An interval over texts there is from five
-unrelated texts on.
+Related texts weigh as much as one text, with the mean of what they give; nulls are drawn within
+texts, related texts alike: near copies of a text count no more than one of them. The statistics of
+all layers are tested together, so that one of 24 layers is not found by chance. An interval over
+texts there is from five unrelated texts on.
 """
 
 from __future__ import annotations
@@ -72,13 +72,14 @@ def joined(texts: Sequence[TextFacts], seed: int = 0) -> dict[str, Any]:
     """``layers``, a row each; ``all_states``; ``questions``, see `overview_questions`; and what was
     read: ``num_texts``, ``num_tokens``, ``longest`` (tokens)."""
     layers = sorted(texts[0].layers)
+    groups = [text.group for text in texts]
     resets, all_states = _resets(texts, layers)
     parts = zip(_copying(texts, layers, seed), _sinks(texts, layers), resets,
                 _gates(texts, layers, seed), strict=True)  # fmt: skip
     rows = [
         {
             "layer": layer,
-            **_measures([text.layers[layer].measures for text in texts]),
+            **_measures([text.layers[layer].measures for text in texts], groups),
             "copying": copying,
             "sink": sink,
             "reset": reset,
@@ -96,18 +97,24 @@ def joined(texts: Sequence[TextFacts], seed: int = 0) -> dict[str, Any]:
 _MEANS = ("recent_share", "first_share", "self_share", "write", "retain")
 
 
-def _measures(found: Sequence[LayerText]) -> dict[str, Any]:
-    """Medians over texts of times, means over texts of shares and energies."""
-    means = {name: float(np.mean([getattr(one, name) for one in found])) for name in _MEANS}
-    limited = any(one.limited_by_text for one in found)
+_TIMES = ("tokens_to_half", "lag_90")
+
+
+def _measures(found: Sequence[LayerText], groups: Sequence[int]) -> dict[str, Any]:
+    """Medians over independent texts of times, means over them of shares and energies."""
+
+    def each(name: str) -> FloatArray:
+        return one_a_group([getattr(one, name) for one in found], groups)
+
+    # None where a state forgets nothing, as where A or delta is 0.
+    times = {name: float(np.median(each(name))) for name in _TIMES}
+    half_life = float(np.median(each("half_life")))
     return {
         "heads_measured": len(found[0].heads),
-        # None where a state forgets nothing, as where A or delta is 0.
-        "median_half_life": finite_or_none(float(np.median([one.half_life for one in found]))),
-        "tokens_to_half": finite_or_none(float(np.median([one.tokens_to_half for one in found]))),
-        "lag_90": finite_or_none(float(np.median([one.lag_90 for one in found]))),
-        "limited_by_text": limited,
-        **{name: finite_or_none(value) for name, value in means.items()},
+        "median_half_life": finite_or_none(half_life),
+        **{name: finite_or_none(value) for name, value in times.items()},
+        "limited_by_text": any(one.limited_by_text for one in found),
+        **{name: finite_or_none(float(each(name).mean())) for name in _MEANS},
     }
 
 
@@ -139,6 +146,15 @@ def _untested(reason: str, n: int, unit: str) -> dict[str, Any]:
     return {**dict.fromkeys(names), "n": n, "unit": unit, "num_draws": 0, "reason": reason}
 
 
+def one_a_group(values: Sequence[Any] | FloatArray, groups: Sequence[int]) -> FloatArray:
+    """(groups, ...) values of each text, alike in shape, as means over the texts of each group.
+
+    Infinite stays infinite, unlike in `group_means`.
+    """
+    array, numbers = np.asarray(values, dtype=np.float64), np.asarray(groups)
+    return np.array([array[numbers == one].mean(axis=0) for one in dict.fromkeys(groups)])
+
+
 def over_texts(
     values: Sequence[float] | FloatArray, groups: Sequence[int] | IntArray
 ) -> list[float] | None:
@@ -155,13 +171,14 @@ def over_texts(
 def _copying(texts: Sequence[TextFacts], layers: Sequence[int], seed: int) -> list[dict[str, Any]]:
     """The copying score of each layer: see `ssm_measures.copying`."""
     by_text = np.array([[text.layers[layer].copying for layer in layers] for text in texts])
-    groups = np.array([text.group for text in texts])
+    groups = [text.group for text in texts]
     shifted = {
-        group: sums for group in dict.fromkeys(groups.tolist())
-        if len(_kept_shifts(sums := by_text[groups == group].sum(0)))
-    }  # fmt: skip
+        group: sums
+        for group, sums in zip(dict.fromkeys(groups), one_a_group(by_text, groups), strict=True)
+        if len(_kept_shifts(sums))
+    }
     total = np.sum([sums[:, 0] for sums in shifted.values()], axis=0) if shifted else None
-    number = 0 if total is None else int(total[0, 2])
+    number = 0 if total is None else round(total[0, 2])
     draws = _shifted_gains(list(shifted.values()), seed)
     if total is None or number < MIN_PAIRS or len(draws) < MIN_DRAWS:
         reason = (
@@ -171,7 +188,8 @@ def _copying(texts: Sequence[TextFacts], layers: Sequence[int], seed: int) -> li
         return [_untested(reason, number, "repeated tokens") for _ in layers]
     gains = _ratio(total)
     p = largest_of_all_p(gains, draws)
-    repeated = np.array([sum(text.layers[layer].repeated[0] for text in texts) for layer in layers])
+    passages = [[text.layers[layer].repeated[0] for layer in layers] for text in texts]
+    repeated = one_a_group(passages, groups).sum(axis=0)
     each, unit = _ratio(by_text[:, :, 0]), "repeated tokens"
     return [
         _tested(gains[i], draws[:, i], p[i], number, unit, over_texts(each[:, i], groups))
@@ -210,7 +228,7 @@ def _shares(sums: FloatArray) -> dict[str, Any]:
 
 def _passage(sums: FloatArray) -> dict[str, Any]:
     """The gain where a passage is read a second time, and how many tokens that rests on."""
-    return {"value": finite_or_none(float(_ratio(sums))), "n": int(sums[2])}
+    return {"value": finite_or_none(float(_ratio(sums))), "n": round(sums[2])}
 
 
 def _ratio(sums: FloatArray) -> FloatArray:
@@ -223,17 +241,19 @@ def _sinks(texts: Sequence[TextFacts], layers: Sequence[int]) -> list[dict[str, 
     """|alpha| on the first token beside the tokens after it; null: other tokens in its place."""
     measures = [[text.layers[layer].measures for text in texts] for layer in layers]
     heads = [sorted({head for one in of_layer for head in one.sink_heads}) for of_layer in measures]
-    gains = np.array([_ratio(np.sum([one.sink_sums for one in m], axis=0)) for m in measures])
+    groups = [text.group for text in texts]
+    sums = [one_a_group([one.sink_sums for one in m], groups).sum(axis=0) for m in measures]
+    gains, number = np.array([_ratio(one) for one in sums]), len(set(groups))
     draws = gains[:, _SKIPPED:].T
     attending = np.isfinite(gains[:, 0])
     draws = draws[np.isfinite(draws[:, attending]).all(axis=1)]
     if len(draws) < MIN_DRAWS or not attending.any():
         why = f"texts too short to put {MIN_DRAWS} other tokens in the first one's place"
         why = why if attending.any() else "no layer attends to anything"
-        return [_untested(why, len(texts), "texts") | {"heads": held} for held in heads]
+        return [_untested(why, number, "texts") | {"heads": held} for held in heads]
     p = largest_of_all_p(gains[:, 0], draws)
     return [
-        _tested(gains[i, 0], draws[:, i], p[i], len(texts), "texts") | {"heads": heads[i]}
+        _tested(gains[i, 0], draws[:, i], p[i], number, "texts") | {"heads": heads[i]}
         for i in range(len(layers))
     ]
 
@@ -249,26 +269,31 @@ def _resets(
         lacking = [text.why_no_costs for text in texts if text.why_no_costs]
         reason = lacking[0] if finite else "the predictions are NaN or infinite"
         return [_untested(reason, 0, unit) for _ in layers], _untested(reason, 0, unit)
-    number, late = (sum(getattr(one, name) for one in known)
-                    for name in ("num_predictions", "num_late"))  # fmt: skip
+    groups = [text.group for text in texts if text.costs is not None]
+    number, late = (
+        float(one_a_group([getattr(one, name) for one in known], groups).sum())
+        for name in ("num_predictions", "num_late")
+    )
     # A text has no more other tokens than that: further shifts would repeat the first.
     kept = slice(max(text.num_tokens for text in texts))
-    total = np.sum([one.by_layer[kept] for one in known], axis=0) / number
+    total = one_a_group([one.by_layer[kept] for one in known], groups).sum(axis=0) / number
     p = largest_of_all_p(total[0], total[1:])
     each = np.array([one.by_layer[0] / one.num_predictions for one in known])
-    groups = [text.group for text in texts if text.costs is not None]
     erased = {layer: i for i, layer in enumerate(known[0].layers)}
     others = f"of {len(layers)} layers the states of {len(erased)} are erased, this one's is not"
     rows = [
-        _tested(total[0, i], total[1:, i], p[i], number, unit, over_texts(each[:, i], groups))
+        _tested(
+            total[0, i], total[1:, i], p[i], round(number), unit, over_texts(each[:, i], groups)
+        )
         if (i := erased.get(layer)) is not None
         else _untested(others, 0, unit)
         for layer in layers
     ]
-    at_once = np.sum([one.all_states[kept] for one in known], axis=0) / late
+    at_once = one_a_group([one.all_states[kept] for one in known], groups).sum(axis=0) / late
     p_all = largest_of_all_p(at_once[:1], at_once[1:, None])[0]
     by_text = [one.all_states[0] / one.num_late for one in known]
-    return rows, _tested(at_once[0], at_once[1:], p_all, late, unit, over_texts(by_text, groups))
+    interval = over_texts(by_text, groups)
+    return rows, _tested(at_once[0], at_once[1:], p_all, round(late), unit, interval)
 
 
 def _gates(

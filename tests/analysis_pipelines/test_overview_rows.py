@@ -16,6 +16,11 @@ def facts(ids, pieces=None):
     return text_facts(make_tiny_model(), list(ids), pieces, 1000)
 
 
+def apart(texts):
+    """The same texts as unrelated ones."""
+    return [replace(one, group=number) for number, one in enumerate(texts)]
+
+
 @pytest.fixture(scope="module")
 def ids():
     generator = torch.Generator().manual_seed(0)
@@ -23,7 +28,7 @@ def ids():
 
 
 def test_joined_measures_are_means_and_medians_of_the_texts(ids):
-    texts = [facts(one) for one in ids]
+    texts = apart([facts(one) for one in ids])
     found = rows.joined(texts)
     row = found["layers"][1]
     own = [text.layers[1].measures for text in texts]
@@ -32,6 +37,21 @@ def test_joined_measures_are_means_and_medians_of_the_texts(ids):
     sums = np.sum([text.layers[1].copying[0] for text in texts], axis=0)
     assert row["copying"]["value"] == pytest.approx(sums[0] / sums[1])
     assert (found["num_texts"], found["num_tokens"], found["longest"]) == (2, 160, 80)
+
+
+def test_copies_of_a_text_weigh_as_much_as_one(ids):
+    one, other = (facts([*some, *some]) for some in ids)
+    copies = [one, one, one, replace(other, group=1)]
+    found, expected = rows.joined(copies), rows.joined(apart([one, other]))
+    assert found["num_texts"] == 4
+    for row, alone in zip(found["layers"], expected["layers"], strict=True):
+        for name in ("median_half_life", "lag_90", "first_share", "write"):
+            assert row[name] == pytest.approx(alone[name]), name
+        for name in ("copying", "sink", "reset"):
+            parts = ("value", "n", "null_mean", "p_value")
+            assert [row[name][part] for part in parts] == pytest.approx(
+                [alone[name][part] for part in parts]
+            ), name
 
 
 def test_a_kind_counts_each_different_token_once(ids):
@@ -84,10 +104,11 @@ def test_an_interval_is_over_groups_of_related_texts():
 def test_unrelated_texts_are_shifted_apart_and_related_ones_together(ids):
     """Chance of two unrelated texts is of pairs of shifts; of one group of texts, of its shifts."""
     texts = [facts([*one, *one]) for one in ids]
-    apart = rows.joined([replace(one, group=i) for i, one in enumerate(texts)])
+    unrelated = rows.joined(apart(texts))
     alike = rows.joined(texts)
-    tests = [found["layers"][0]["copying"] for found in (apart, alike)]
-    assert tests[0]["value"] == tests[1]["value"]
+    tests = [found["layers"][0]["copying"] for found in (unrelated, alike)]
+    assert tests[0]["value"] == pytest.approx(tests[1]["value"])
+    assert tests[0]["n"] == pytest.approx(2 * tests[1]["n"], abs=1)
     assert tests[0]["num_draws"] == 199
     assert rows.MIN_DRAWS <= tests[1]["num_draws"] < 199
 
