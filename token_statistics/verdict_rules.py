@@ -66,6 +66,8 @@ LAYER_GROUPS = {"early": (0, 3), "middle": (3, 9), "late": (9, 13)}
 P_OF_GROUP = "one_sided_p"
 """Key of the test of several related texts: its one-sided p (`text_groups.by_group`)."""
 
+_SMALLEST_P = 1e-6
+
 _TAIL = 0.025
 
 _TAIL_RATE = 2.0  # of a Gumbel tail in half widths of its central 95 %: 2.5
@@ -131,7 +133,7 @@ def one_sided_p(test: Mapping[str, Any]) -> float:
     draws, width = test.get("num_draws", 0), (high - low) / 2
     if draws and two_sided <= 2.0001 / (1 + draws) and width > 0:
         tail = _TAIL * math.exp(-_TAIL_RATE * (value - high) / width)
-        return min(two_sided / 2, max(tail, 1e-6))
+        return min(two_sided / 2, max(tail, _SMALLEST_P))
     return two_sided / 2
 
 
@@ -147,12 +149,13 @@ def joint_p(p_values: Mapping[str, float]) -> float:
     same thing again: they are joined by `most_of`. Texts, and pairs of layers ("layer_0_to_1",
     which are independent of each other where layers are), are joined by Fisher's method [3]. Texts
     have to be independent: pass one place for a group of related ones (`text_groups.by_group`).
+    Not below 1e-6, where the p of places are extrapolated from few draws (`one_sided_p`).
     """
     groups: dict[str, list[float]] = {}
     for name, p in p_values.items():
         groups.setdefault(_dependent_on(name), []).append(p)
     joined = [most_of(sorted(group)) for group in groups.values()]
-    return float(stats.chi2.sf(-2 * np.log(joined).sum(), 2 * len(joined)))
+    return max(float(stats.chi2.sf(-2 * np.log(joined).sum(), 2 * len(joined))), _SMALLEST_P)
 
 
 def _dependent_on(place: str) -> str:

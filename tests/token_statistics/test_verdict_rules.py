@@ -237,6 +237,8 @@ def test_layers_of_one_text_count_as_dependent_and_texts_are_joined():
     pairs = {"layer_0_to_1": 0.02, "layer_1_to_2": 0.02}
     assert joint_p(pairs) == pytest.approx(stats.combine_pvalues([0.02, 0.02])[1])
     assert joint_p({"text_0.layer_0": 1.0}) == 1.0
+    # Ten texts of 1e-6 each: what a product of extrapolations says is not repeated.
+    assert joint_p({f"text_{i}.layer_0": 1e-6 for i in range(10)}) == 1e-6
 
 
 def test_the_p_of_places_that_say_the_same_thing_is_no_smaller_than_theirs():
