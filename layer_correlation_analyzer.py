@@ -178,15 +178,16 @@ def cross_layer_correlations(
         raise ValueError("captures is empty; pass at least one")
     seed = validate_int("seed", seed, 0)
     pairs = _checked_pairs(layer_pairs, _layers_of(captures[0], stream))
-    pooled = {
-        layer: pooled_activations(captures, layer, stream) for layer in sorted({*sum(pairs, ())})
-    }
-    return {
-        f"layer_{a}_to_{b}": cross_layer_correlation(
+    found, pooled = {}, {}
+    for i, (a, b) in enumerate(pairs):
+        for layer in {a, b} - set(pooled):
+            pooled[layer] = pooled_activations(captures, layer, stream)
+        found[f"layer_{a}_to_{b}"] = cross_layer_correlation(
             pooled[a], pooled[b], layers=(a, b), stream=stream, num_shifts=num_shifts, seed=seed
         )
-        for a, b in pairs
-    }
+        later = {*sum(pairs[i + 1 :], ())}
+        pooled = {layer: values for layer, values in pooled.items() if layer in later}
+    return found
 
 
 def corpus_cross_layer_correlations(

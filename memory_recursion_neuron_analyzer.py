@@ -27,6 +27,7 @@ from torch import Tensor, device
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis_pipelines.memory_claims import claims_on
+from analysis_pipelines.memory_reading import Reading, captured_by
 from analysis_pipelines.memory_steps import (
     MEMORY_STEPS,
     MemoryInputs,
@@ -46,7 +47,6 @@ from recursive_visualizer import Results, figure_files, write_figures
 from result_views.figures.memory_figures import MEMORY_FIGURES
 from result_views.report.memory_report import memory_report
 from result_views.summaries import run_summary
-from ssm_component_extractor import capture_texts
 from ssm_measures.components import Capture
 from suite_plumbing.arguments import validate_int
 from suite_plumbing.commands import (
@@ -101,11 +101,14 @@ def analyze_memory(
     encoded: Sequence[EncodedText],
     tokenizer: PreTrainedTokenizerBase,
     settings: MemorySettings,
+    *,
+    folder: Path | None = None,
 ) -> MemoryAnalysis:
     """Run the steps on tokenized texts and try the claims on what they give.
 
-    All texts are pooled: one given again is left out, and a warning says so. Raises ValueError
-    where twins are asked for and cannot be made.
+    All texts are pooled: one given again is left out, and a warning says so. ``folder``: where
+    captures are kept while it runs, so that memory holds one text's at a time; None: in memory.
+    Raises ValueError where twins are asked for and cannot be made.
 
     Cost: one forward pass a batch, one forward and backward pass a text for the gradient-guided
     neurons, for each ablated neuron and each position and kind of intervention the layers from the
@@ -114,21 +117,17 @@ def analyze_memory(
     check_twins(model, settings.num_twins)
     started = time.perf_counter()
     encoded = distinct_texts(encoded)
-    captures = capture_texts(
-        model,
-        encoded,
-        settings.layers,
-        batch_size=settings.batch_size,
-        pad_token_id=padding_id(tokenizer),
-    )
     pieces = [token_pieces(tokenizer, text.input_ids) for text in encoded]
     parameters = layer_parameters(model, settings.layers)
-    inputs = MemoryInputs(model, captures, pieces, parameters, settings)
-    outcomes = run_steps(MEMORY_STEPS, inputs)
-    twins = twin_findings(inputs, encoded, padding_id(tokenizer))
-    results = _results(inputs, encoded, outcomes, twins)
+    reading = Reading(encoded, settings.layers, settings.batch_size, padding_id(tokenizer), folder)
+    with captured_by(model, reading) as captures:
+        inputs = MemoryInputs(model, captures, pieces, parameters, settings)
+        outcomes = run_steps(MEMORY_STEPS, inputs)
+        twins = twin_findings(inputs, reading)
+        results = _results(inputs, encoded, outcomes, twins)
+        tensors = channel_tensors(inputs, outcomes.results)
     results["provenance"]["run"]["seconds"] = round(time.perf_counter() - started, 3)
-    return MemoryAnalysis(to_jsonable(results), channel_tensors(inputs, outcomes.results))
+    return MemoryAnalysis(to_jsonable(results), tensors)
 
 
 def write_memory_analysis(
@@ -303,7 +302,9 @@ def _command(argv: list[str]) -> int:
     configuration = configuration_of(job.model, job.encoded, job.tokenizer, settings)
     parts = open_parts(job.output_dir, configuration, args.resume)
     with keeping(parts.values()):
-        analysis = analyze_memory(job.model, job.encoded, job.tokenizer, settings)
+        analysis = analyze_memory(
+            job.model, job.encoded, job.tokenizer, settings, folder=parts.folder / "captures"
+        )
     path = write_memory_analysis(analysis, job.output_dir, stale=_earlier_pages(job.output_dir))
     parts.remove()
     figures = _write_pages(analysis.results, path, args.formats)

@@ -120,8 +120,8 @@ def with_streams(model: PreTrainedModel, captured: Capture, layers: Sequence[int
     after = {layer: _kept(stream[1]) for layer, stream in streams.items()}
     return replace(
         captured,
-        block_inputs=captured.block_inputs | before,
-        block_outputs=captured.block_outputs | after,
+        block_inputs={**captured.block_inputs, **before},
+        block_outputs={**captured.block_outputs, **after},
     )
 
 

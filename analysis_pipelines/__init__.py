@@ -13,6 +13,8 @@ memory_causal        Causal memory of a set of texts as the memory analysis repo
                      lag and position
 memory_claims        Claims about memory, each tried on the data at hand by a rule of `findings`
 memory_neurons       Neurons of all texts together, and how they go with delta and memory
+memory_reading       Texts as the memory analysis reads them: one capture each, in memory or from
+                     files
 memory_steps         What a model's states keep of the past and what its predictions lose without
                      it, by layer
 memory_table         One row a layer: the numbers of the memory analysis side by side, read from

@@ -21,7 +21,7 @@ from ssm_measures.delta_neurons import (
     delta_neuron_correlation,
     delta_sensitivity,
 )
-from ssm_measures.neuron_sets import NeuronSet
+from ssm_measures.neuron_sets import NeuronImportance, NeuronSet
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.description import summarise
 from token_statistics.time_shift_nulls import NullTest, spearman_permutation_test
@@ -49,10 +49,18 @@ class DeltaAndNeurons:
 
 
 @dataclass(frozen=True, eq=False)
+class FoundNeurons(NeuronImportance):
+    """What of one text's neurons of a layer is kept by one method: no value at any token."""
+
+    summary: Mapping[str, Any]
+    """size and spread of activations, concentration, top neurons: what goes to JSON"""
+
+
+@dataclass(frozen=True, eq=False)
 class TextNeurons:
     """Neurons of each text by method and layer."""
 
-    texts: Sequence[Mapping[str, Mapping[int, NeuronSet]]]
+    texts: Sequence[Mapping[str, Mapping[int, FoundNeurons]]]
 
     def importance(self, method: str, layer: int) -> Tensor:
         """(d_inner,) share of the layer's importance, mean over texts, so that each counts alike.
@@ -68,13 +76,21 @@ class TextNeurons:
         return {
             f"layer_{layer}": {
                 method: {
-                    f"text_{i}": _neuron_summary(sets[method][layer])
+                    f"text_{i}": dict(sets[method][layer].summary)
                     for i, sets in enumerate(self.texts)
                 }
                 for method in self.texts[0]
             }
             for layer in layers
         }
+
+
+def found_neurons(sets: Mapping[int, NeuronSet]) -> dict[int, FoundNeurons]:
+    """What is kept of one method's neurons by layer, on one text."""
+    return {
+        layer: FoundNeurons(found.importance, _neuron_summary(found))
+        for layer, found in sets.items()
+    }
 
 
 def delta_and_neurons(

@@ -28,16 +28,18 @@ from analysis_pipelines.memory_causal import (
 )
 from analysis_pipelines.memory_neurons import (
     DeltaAndNeurons,
+    FoundNeurons,
     TextNeurons,
     channel_memory,
     delta_and_neurons,
+    found_neurons,
     importance_and_memory,
     mean_effects,
     rank_test,
     ranked,
 )
 from analysis_pipelines.step_runner import Step
-from attention_neurons import NEURON_METHODS, AttentionData, attention_data
+from attention_neurons import NEURON_METHODS, attention_data
 from causal_interventions.neuron_effects import ablation_check
 from causal_interventions.passing import passing
 from causal_interventions.targets import resolve_target
@@ -45,9 +47,11 @@ from delta_extraction import delta_memory
 from layer_correlation_analyzer import STREAMS, cross_layer_correlations, recursive_patterns
 from mamba_mixers.weights import MixerParameters
 from ssm_component_extractor import RecursiveDynamics, recursive_dynamics
-from ssm_measures.attention_measures import kernel_of_means
-from ssm_measures.components import Capture, SSMComponents, captured_ids, layer_components
+from ssm_measures.attention_maps import limited_by_text, mean_map
+from ssm_measures.attention_measures import MemoryKernel, kernel_of_means, memory_kernel
+from ssm_measures.components import Capture, SSMComponents, captured_ids
 from ssm_measures.gate_tokens import gate_tokens
+from ssm_measures.kept_captures import ReadEach
 from suite_plumbing.kept_values import kept
 from suite_plumbing.related_texts import readings
 from suite_plumbing.result_files import finite_or_none
@@ -87,15 +91,15 @@ class MemoryInputs:
 
     model: PreTrainedModel
     captures: Sequence[Capture]
-    """one a text, without padding"""
+    """one a text, without padding; each is asked for anew, and may be read from disk"""
     pieces: Sequence[Sequence[str]]
     """by text: its tokens, decoded"""
     parameters: Mapping[int, MixerParameters]
     settings: MemorySettings
 
-    def components(self, layer: int) -> list[SSMComponents]:
-        """One layer's components for each text."""
-        return layer_components(self.captures, layer)
+    def components(self, layer: int) -> Sequence[SSMComponents]:
+        """One layer's components for each text, of which none is kept here."""
+        return ReadEach(len(self.captures), lambda i: self.captures[i].components[layer])
 
     @property
     def groups(self) -> list[int]:
@@ -110,14 +114,23 @@ class MemoryInputs:
 
 
 @dataclass(frozen=True, eq=False)
-class TextAttention:
-    """Implicit attention of each text, of which the memory kernels go to JSON."""
+class LayerKernel:
+    """How one layer's attention falls off with the lag on one text."""
 
-    texts: Sequence[AttentionData]
+    kernel: MemoryKernel
+    limited: bool
+    """whether its lags are: see `ssm_measures.attention_maps.limited_by_text`"""
+
+
+@dataclass(frozen=True, eq=False)
+class TextAttention:
+    """Implicit attention of each text, as the memory kernel of each layer."""
+
+    texts: Sequence[Mapping[int, LayerKernel]]
 
     def to_dict(self) -> dict[str, Any]:
         """By layer: lags of each text, their summaries, and the kernel, mean over texts."""
-        return {f"layer_{layer}": _kernels(self.texts, layer) for layer in self.texts[0].layers}
+        return {f"layer_{layer}": _kernels(self.texts, layer) for layer in self.texts[0]}
 
 
 def delta_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
@@ -145,7 +158,17 @@ def delta_neurons_step(inputs: MemoryInputs) -> dict[int, DeltaAndNeurons]:
 
 def attention_step(inputs: MemoryInputs) -> TextAttention:
     """Memory kernel of every layer on every text: how its attention falls off with the lag."""
-    return TextAttention([attention_data(one, inputs.parameters) for one in inputs.captures])
+    return TextAttention([kernels_of(one) for one in inputs.captures])
+
+
+def kernels_of(captured: Capture) -> dict[int, LayerKernel]:
+    """Memory kernel of every captured layer on one text (b = 1, no padding)."""
+    return {layer: _kernel(captured.components[layer]) for layer in captured.layers}
+
+
+def _kernel(parts: SSMComponents) -> LayerKernel:
+    kernel = memory_kernel(mean_map(parts, absolute=True), parts.attention_mask)
+    return LayerKernel(kernel, limited_by_text(parts)[0])
 
 
 def state_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
@@ -237,14 +260,16 @@ def _passing(inputs: MemoryInputs, one: Capture, a: int, b: int) -> dict[str, An
     return passing(inputs.model, one, a, b, seed=inputs.settings.seed).to_dict()
 
 
-def neurons_step(inputs: MemoryInputs, attention: TextAttention) -> TextNeurons:
-    """Neurons of every text by each method."""
-    return TextNeurons(
-        [
-            {name: make(data, inputs.model, None) for name, make in NEURON_METHODS.items()}
-            for data in attention.texts
-        ]
-    )
+def neurons_step(inputs: MemoryInputs, _: TextAttention) -> TextNeurons:
+    """Neurons of every text by each method; where attention fails, so would these."""
+    return TextNeurons([_neurons(inputs, one) for one in inputs.captures])
+
+
+def _neurons(inputs: MemoryInputs, captured: Capture) -> dict[str, dict[int, FoundNeurons]]:
+    data = attention_data(captured, inputs.parameters)
+    return {
+        name: found_neurons(make(data, inputs.model, None)) for name, make in NEURON_METHODS.items()
+    }
 
 
 def ablation_step(inputs: MemoryInputs, neurons: TextNeurons) -> dict[int, dict[str, Any]]:
@@ -419,21 +444,21 @@ def channel_tensors(inputs: MemoryInputs, results: Mapping[str, Any]) -> dict[st
     return tensors
 
 
-def _kernels(texts: Sequence[AttentionData], layer: int) -> dict[str, Any]:
+def _kernels(texts: Sequence[Mapping[int, LayerKernel]], layer: int) -> dict[str, Any]:
     """Lags of each text; their summaries, and the mean kernel, as far as the shortest text reaches,
     so that texts and layers compare at equal length."""
-    parts = [data.layers[layer] for data in texts]
+    parts = [kernels[layer] for kernels in texts]
     shortest = min(part.kernel.kernel.shape[1] for part in parts)
     cut = [kernel_of_means(part.kernel.kernel[:, :shortest].double()) for part in parts]
     mean = torch.cat([kernel.kernel for kernel in cut]).double().mean(0)
     return {
         "length": shortest,
-        "limited_by_text": any(part.limited[0] for part in parts),
+        "limited_by_text": any(part.limited for part in parts),
         **{name: summarise([getattr(kernel, name)[0] for kernel in cut]) for name in _LAGS},
         "by_text": {
             f"text_{i}": {
                 **{name: finite_or_none(getattr(part.kernel, name)[0]) for name in _LAGS},
-                "limited_by_text": part.limited[0],
+                "limited_by_text": part.limited,
             }
             for i, part in enumerate(parts)
         },

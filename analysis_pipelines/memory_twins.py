@@ -16,6 +16,7 @@ import torch
 from analysis_pipelines.memory_causal import knockouts_by_layer
 from analysis_pipelines.memory_claims import claims_on
 from analysis_pipelines.memory_neurons import mean_effects, rank_test
+from analysis_pipelines.memory_reading import Reading, captured_by
 from analysis_pipelines.memory_steps import (
     MemoryInputs,
     delta_causes_step,
@@ -27,13 +28,11 @@ from causal_interventions.neuron_effects import ablation_effects, random_neurons
 from causal_interventions.targets import resolve_target
 from layer_correlation_analyzer import cross_layer_correlations, recursive_patterns
 from mamba_mixers.untrained_twins import twins_to_make, untrained_twin
-from ssm_component_extractor import capture_texts
 from ssm_measures.attention_maps import mean_map
 from ssm_measures.attention_measures import memory_kernel
 from suite_plumbing.kept_values import keeping_part, kept
 from suite_plumbing.progress import progress
 from suite_plumbing.result_files import to_jsonable
-from suite_plumbing.texts import EncodedText
 from token_statistics.findings import Finding
 
 
@@ -49,9 +48,7 @@ class TwinFindings:
     """in the order of the model's"""
 
 
-def twin_findings(
-    inputs: MemoryInputs, encoded: Sequence[EncodedText], pad_token_id: int
-) -> list[TwinFindings]:
+def twin_findings(inputs: MemoryInputs, reading: Reading) -> list[TwinFindings]:
     """The claims on ``settings.num_twins`` twins of each kind of the model that was analysed.
 
     Cost of each: a forward pass a batch, and for each ablated neuron and each position the layers
@@ -59,7 +56,7 @@ def twin_findings(
     """
     wanted = twins_to_make(inputs.settings.num_twins, inputs.settings.seed)
     return [
-        TwinFindings(kind, seed, _findings(inputs, encoded, pad_token_id, kind, seed))
+        TwinFindings(kind, seed, _findings(inputs, reading, kind, seed))
         for kind, seed in progress(wanted, desc="twins")
     ]
 
@@ -79,19 +76,9 @@ def claims_measured(inputs: MemoryInputs) -> list[Finding]:
     return claims_on(sections, settings.layers, inputs.num_distinct, settings.seed, inputs.groups)
 
 
-def _findings(
-    inputs: MemoryInputs,
-    encoded: Sequence[EncodedText],
-    pad_token_id: int,
-    kind: str,
-    seed: int,
-) -> list[Finding]:
+def _findings(inputs: MemoryInputs, reading: Reading, kind: str, seed: int) -> list[Finding]:
     twin = untrained_twin(inputs.model, seed, kind)
-    layers, batch_size = inputs.settings.layers, inputs.settings.batch_size
-    captures = capture_texts(
-        twin, encoded, layers, batch_size=batch_size, pad_token_id=pad_token_id
-    )
-    with keeping_part(f"{kind} {seed}"):
+    with captured_by(twin, reading, "twin") as captures, keeping_part(f"{kind} {seed}"):
         return claims_measured(replace(inputs, model=twin, captures=captures, parameters={}))
 
 

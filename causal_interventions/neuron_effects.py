@@ -22,7 +22,7 @@ from mamba_mixers.running import fast_scan
 from mamba_mixers.sites import num_layers
 from mamba_mixers.weights import check_has_logits
 from ssm_measures.components import Capture, extracted_layer
-from ssm_measures.neuron_sets import NeuronSet
+from ssm_measures.neuron_sets import RankedNeurons
 from suite_plumbing.arguments import torch_rng, validate_choice, validate_int, whole_numbers
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import execution_device
@@ -189,7 +189,7 @@ def ablation_agreement(importance: Tensor, effects: AblationEffects) -> dict:
 
 
 def choose_for_ablation(
-    sets: Sequence[NeuronSet], num_random: int, num_top: int = 0, seed: int = 0
+    sets: Sequence[RankedNeurons], num_random: int, num_top: int = 0, seed: int = 0
 ) -> list[int]:
     """Channel numbers to ablate: a random sample, then each set's most important not in it."""
     chosen = random_neurons(len(sets[0].importance), num_random, seed)
@@ -206,7 +206,7 @@ def random_neurons(count: int, num_random: int, seed: int = 0) -> list[int]:
 def ablation_check(
     model: PreTrainedModel,
     captured: Capture,
-    sets: Mapping[str, Mapping[int, NeuronSet]],
+    sets: Mapping[str, Mapping[int, RankedNeurons]],
     target: Target,
     num_random: int,
     seed: int = 0,
@@ -266,7 +266,7 @@ def _checked_value(
     layer: int,
     chosen: Sequence[int],
     target: Target,
-    by_method: Mapping[str, NeuronSet],
+    by_method: Mapping[str, RankedNeurons],
     value: str,
     donor: Capture | None,
 ) -> dict:

@@ -19,6 +19,8 @@ full_mixer_maps     Maps of the full mixer: convolution and its bias, SiLU, gate
                     implicit attention
 gate_tokens         Which tokens open a layer's gate and which close it: delta by token and by
                     class of token
+kept_captures       Captures of texts in files of a folder, read array by array, so that memory
+                    holds none of them
 layer_overview      What one layer does with its memory on one text, in a few numbers: the row of
                     an overview
 neuron_evolution    How a method's neurons, and the attention that made them, change from layer to

@@ -306,11 +306,11 @@ class Capture:
     """(b, l) token ids, left padded"""
     attention_mask: Tensor
     """(b, l) 1 at tokens, 0 at padding"""
-    components: dict[int, SSMComponents]
+    components: Mapping[int, SSMComponents]
     """by layer"""
-    block_inputs: dict[int, Tensor]
+    block_inputs: Mapping[int, Tensor]
     """by layer: (b, l, d_model) residual stream before the layer"""
-    block_outputs: dict[int, Tensor]
+    block_outputs: Mapping[int, Tensor]
     """by layer: (b, l, d_model) residual stream after the layer; with :func:`with_streams` of
     layers without an SSM too"""
 

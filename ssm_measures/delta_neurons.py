@@ -237,15 +237,17 @@ def delta_sensitivity(
     validate_choice("rank_by", rank_by, ("sensitivity", "memory_sensitivity"))
     if validate_number("factor", factor, above=0) == 1:
         raise ValueError(f"factor is {factor}; it must be a positive number other than 1")
-    parts = list(zip(texts, map(torch.from_numpy, tokens.new_by_text), strict=True))
-    gated = torch.cat([text.gated[0, new] for text, new in parts]).double()
+    news = [torch.from_numpy(new) for new in tokens.new_by_text]
+    gated = torch.cat([x.gated[0, new] for x, new in zip(texts, news, strict=True)]).double()
     spread = gated.std(dim=0, correction=0).where(gated.amax(0) > gated.amin(0), math.nan)
-    squares = torch.stack([_squared_changes(text, factor, new) for text, new in parts]).sum(0)
+    changes = (_squared_changes(x, factor, new) for x, new in zip(texts, news, strict=True))
+    squares = torch.stack(list(changes)).sum(0)
     total, memory = (squares / len(gated)).sqrt() / spread
     ranked = total if rank_by == "sensitivity" else memory
     order = torch.argsort(ranked.nan_to_num(nan=-1.0), descending=True, stable=True)
     defined = ~total.isnan()
-    mean_delta = torch.cat([text.channel_delta[0, new] for text, new in parts]).double().mean(0)
+    deltas = [x.channel_delta[0, new] for x, new in zip(texts, news, strict=True)]
+    mean_delta = torch.cat(deltas).double().mean(0)
     agreement = (
         finite_or_none(spearman(total[defined], mean_delta[defined])) if defined.any() else None
     )

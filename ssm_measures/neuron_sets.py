@@ -38,6 +38,19 @@ _CONTEXT_TOKENS = 8
 _STATISTICS = ("mean", "std", "maximum", "kurtosis", "within_text_share")
 
 
+@dataclass(frozen=True, eq=False)
+class NeuronImportance:
+    """What one method says of a layer's neurons, without how it came to it."""
+
+    importance: Tensor
+    """(d_inner,) >= 0: see `NeuronSet`"""
+
+    @property
+    def ranking(self) -> Tensor:
+        """(d_inner,) neurons by importance, largest first; ties by number."""
+        return self.importance.argsort(descending=True, stable=True)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class NeuronSet(ShownObject):
     """One method's neurons of one layer; statistics are over the tokens of all texts."""
@@ -83,7 +96,7 @@ class NeuronSet(ShownObject):
     @property
     def ranking(self) -> Tensor:
         """(d_inner,) neurons by importance, largest first; ties by number."""
-        return self.importance.argsort(descending=True, stable=True)
+        return NeuronImportance(self.importance).ranking
 
     def to_dict(self) -> dict:
         """Summaries, concentration and the most important neurons, for JSON."""
@@ -149,6 +162,10 @@ class NeuronSet(ShownObject):
         note = f"<p>{escape(self.note)}</p>" if self.note else ""
         total = f"the first {TOP_NEURONS} of {len(self.importance)}"
         return f"<p>{escape(self._title)}: {total}</p>{note}{table}"
+
+
+RankedNeurons = NeuronSet | NeuronImportance
+"""What has the importance of a layer's neurons, and their ranking."""
 
 
 def neuron_set(

@@ -17,10 +17,11 @@ from analysis_pipelines.memory_steps import (
     MemoryInputs,
     MemorySettings,
     TextAttention,
+    kernels_of,
     passing_step,
     state_along_text,
 )
-from attention_neurons import attention_data, layer_parameters
+from attention_neurons import layer_parameters
 from ssm_component_extractor import capture, recursive_dynamics
 from token_statistics.findings import ABOVE_CHANCE, NOT_SUPPORTED
 
@@ -62,14 +63,11 @@ def test_the_norm_is_that_of_the_states():
 
 def test_kernels_compare_at_the_length_of_the_shortest_text():
     model = hand_weighted.constant_half_life(6.0)
-    parameters = layer_parameters(model, [0])
 
     def kernels(*lengths):
         return TextAttention(
             [
-                attention_data(
-                    capture(model, torch.ones(1, length, dtype=torch.long), None, [0]), parameters
-                )
+                kernels_of(capture(model, torch.ones(1, length, dtype=torch.long), None, [0]))
                 for length in lengths
             ]
         ).to_dict()["layer_0"]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from conftest import make_tiny_model, make_tiny_tokenizer
 
+from analysis_pipelines.memory_reading import Reading
 from analysis_pipelines.memory_steps import MEMORY_STEPS, MemoryInputs, MemorySettings
 from analysis_pipelines.memory_twins import (
     CLAIM_STEPS,
@@ -24,6 +25,7 @@ TEXTS = [
 ]
 LAYERS = [0, 1, 2, 3]
 ENCODED = encode_texts(make_tiny_tokenizer(), TEXTS, 512)
+READING = Reading(ENCODED, LAYERS, 2, 0)
 
 
 def inputs_of(model, **options) -> MemoryInputs:
@@ -33,7 +35,7 @@ def inputs_of(model, **options) -> MemoryInputs:
 
 def test_on_untrained_weights_no_claim_is_supported():
     base = make_tiny_model()
-    found = by_kind(twin_findings(inputs_of(base, num_twins=6), ENCODED, 0))
+    found = by_kind(twin_findings(inputs_of(base, num_twins=6), READING))
     twins = {kind: list(of.values()) for kind, of in found.items()}
     alone, beside = [], []
     for seed in range(5):
@@ -72,10 +74,10 @@ def test_claims_measured_alone_are_those_of_the_whole_analysis():
 def test_twins_are_seeded_and_leave_the_random_state_as_it_is():
     inputs = inputs_of(make_tiny_model(), num_twins=1)
     state = torch.get_rng_state()
-    first, again = (twin_findings(inputs, ENCODED, 0) for _ in range(2))
+    first, again = (twin_findings(inputs, READING) for _ in range(2))
     assert torch.equal(torch.get_rng_state(), state)
     assert first == again
-    assert twin_findings(inputs_of(make_tiny_model(), num_twins=0), ENCODED, 0) == []
+    assert twin_findings(inputs_of(make_tiny_model(), num_twins=0), READING) == []
 
 
 def test_the_steps_for_claims_are_steps_of_the_analysis():
