@@ -75,10 +75,11 @@ from suite_plumbing.commands import (
     texts_from_options,
     write_step_results,
 )
+from suite_plumbing.messages import quoted
 from suite_plumbing.models import load_tokenizer
 from suite_plumbing.progress import progress
 from suite_plumbing.result_files import finite_or_none, table_html, write_csv, written_together
-from suite_plumbing.texts import EncodedText, read_texts
+from suite_plumbing.texts import EncodedText, read_texts, tokenized
 from token_statistics.association import spearman
 from token_statistics.intervals import mean_interval
 from token_statistics.text_groups import group_means
@@ -495,7 +496,11 @@ def _job(args: argparse.Namespace, command: Sequence[str]) -> Job:
     texts = texts_from_options(args)
     tokenizer = load_tokenizer(args.model if args.tokenizer is None else args.tokenizer)
     minimum = args.min_tokens
-    long = [text for text in texts if len(tokenizer(text, verbose=False)["input_ids"]) >= minimum]
+    lengths = [
+        len(tokenized(tokenizer, text, f"text {i} ({quoted(text, 40)})")["input_ids"])
+        for i, text in enumerate(texts)
+    ]
+    long = [text for text, length in zip(texts, lengths, strict=True) if length >= minimum]
     if not long:
         raise ValueError(f"none of the {len(texts)} texts has {minimum} tokens; lower --min-tokens")
     count = min(args.num_texts, len(long))

@@ -69,6 +69,7 @@ from suite_plumbing.commands import command_line, run_main
 from suite_plumbing.corpus_texts import Source, find_source, passages
 from suite_plumbing.models import execution_device
 from suite_plumbing.output_folders import remove_unfinished
+from suite_plumbing.paths import user_path
 from suite_plumbing.progress import configure_logging, set_seed
 from suite_plumbing.provenance import SCHEMA_VERSION, provenance, weights_sha256
 from suite_plumbing.result_files import (
@@ -224,7 +225,7 @@ def _opened(args: argparse.Namespace, argv: Sequence[str]) -> _Run:
 
 def _anywhere(name: str) -> str:
     """A folder's whole path, for workers that start elsewhere; any other name as it is."""
-    return str(Path(name).resolve()) if Path(name).is_dir() else name
+    return str(Path(name).resolve()) if user_path(name, "model folder").is_dir() else name
 
 
 def _check_not_empty(source: Source) -> None:

@@ -53,7 +53,7 @@ from suite_plumbing.result_files import (
     write_json,
     written_together,
 )
-from suite_plumbing.texts import read_book
+from suite_plumbing.texts import read_book, tokenized
 from token_statistics.description import summarise
 from token_statistics.intervals import mean_interval
 
@@ -388,7 +388,8 @@ def _command(argv: list[str]) -> int:
     text, folder = read_book(args.book), claim_output_dir(args.output_dir)
     model = load_model(args.model, device=args.device, dtype=args.dtype)
     tokenizer = load_tokenizer(args.model if args.tokenizer is None else args.tokenizer)
-    ids = tokenizer(text, verbose=False)["input_ids"][: args.max_tokens]
+    book = tokenized(tokenizer, text, f"book {quoted(args.book)}")
+    ids = list(book["input_ids"])[: args.max_tokens]
     if len(ids) < 2:
         raise ValueError(
             f"book {quoted(args.book)} has {len(ids)} token(s); losses need at least 2"

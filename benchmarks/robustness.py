@@ -8,7 +8,9 @@ one of three ways, and looks at what it left:
   tensors of one run, and the next run clears what is left
 - full disks: no file can grow beyond a random size (a limit of the process, which writes of every
   kind meet as they meet a full disk). Right: status 1, whole files only
-- memory limits: a random limit on the address space. Right: status 1, whole files only
+- memory limits: the address space may be no larger than a random share of what a run takes.
+  Right: status 1 with one line, or 0 where it was enough; whole files only. Libraries that end the
+  process themselves (OpenBLAS does) are counted apart: then the next run has to clear what is left
 
 How to run::
 
@@ -17,8 +19,10 @@ How to run::
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -29,6 +33,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 # The suite is flat: its folder has to be on the path when this file is run as a script.
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -65,7 +70,16 @@ SMALL = ["--layers", "0,6", "--max-sequence-length", "48", "--quiet"]
 _HANGS = 1200
 """Seconds after which a run is taken to hang, and killed."""
 
-_GIGABYTE = 1_000_000_000
+_ENDED_BY = ("OpenBLAS", "libgomp", "terminate called")
+"""Words on stderr of libraries that end a process without leaving it a last word."""
+
+
+class Usual(NamedTuple):
+    """A run that nothing stops."""
+
+    seconds: float
+    address_space: int
+    """bytes, the most"""
 
 
 @dataclass(frozen=True)
@@ -84,10 +98,12 @@ def run(
     folder: Path,
     limit: Callable[[], None] | None = None,
     after: tuple[float, int] | None = None,
+    watch: Callable[[int], None] | None = None,
 ) -> tuple[int, str]:
     """Status and stderr of a command; ``limit`` is called in its process before it starts.
 
-    ``after``: seconds, and the signal that is sent then.
+    ``after``: seconds, and the signal that is sent then. ``watch`` is given the process's id, again
+    and again while it runs.
     """
 
     def prepare() -> None:
@@ -108,12 +124,40 @@ def run(
             process.wait(after[0])
         except subprocess.TimeoutExpired:
             process.send_signal(after[1])
+    while watch is not None and process.poll() is None:
+        watch(process.pid)
+        time.sleep(0.05)
     try:
         _, said = process.communicate(timeout=_HANGS)
     except subprocess.TimeoutExpired:
         process.kill()
         _, said = process.communicate()
     return process.returncode, said
+
+
+def usual_run(command: str) -> Usual:
+    """How long a run takes, and its largest address space as the Linux kernel counts it."""
+    largest = 0
+
+    def watch(process: int) -> None:
+        nonlocal largest
+        with contextlib.suppress(OSError):
+            largest = max(largest, peak_address_space(Path(f"/proc/{process}/status").read_text()))
+
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as name:
+        status, said = run(command, Path(name) / "out", watch=watch)
+    if status:
+        raise ValueError(
+            f"the {command} command ends with status {status} by itself: {said[-200:]}"
+        )
+    return Usual(time.monotonic() - start, largest)
+
+
+def peak_address_space(status: str) -> int:
+    """Bytes of VmPeak in the text of a /proc/PID/status; 0 where there is none."""
+    found = re.search(r"^VmPeak:\s*(\d+) kB", status, re.M)
+    return 1024 * int(found[1]) if found else 0
 
 
 def faults_of(
@@ -138,14 +182,14 @@ def faults_of(
     return faults
 
 
-def stopped_by_a_signal(command: str, seconds: float, draw: random.Random) -> Outcome:
+def stopped_by_a_signal(command: str, usual: Usual, draw: random.Random) -> Outcome:
     """A run that a signal meets at a random moment, and what the next run makes of its folder."""
     number = draw.choice((signal.SIGINT, signal.SIGTERM))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "out"
         # From a tenth of a second on: before that the interpreter itself is starting, and a
         # process that has no handler yet is ended by the system.
-        moment = draw.uniform(0.1, seconds)
+        moment = draw.uniform(0.1, usual.seconds)
         status, said = run(command, folder, after=(moment, number))
         faults = faults_of(command, folder, status, said, (0, 128 + number))
         next_status, _ = run(command, folder)
@@ -154,7 +198,7 @@ def stopped_by_a_signal(command: str, seconds: float, draw: random.Random) -> Ou
     return Outcome(number.name, command, status, tuple(faults))
 
 
-def on_a_full_disk(command: str, _: float, draw: random.Random) -> Outcome:
+def on_a_full_disk(command: str, _: Usual, draw: random.Random) -> Outcome:
     """A run that can write no file beyond a random size."""
     size = int(10 ** draw.uniform(2, 5.5))
 
@@ -168,19 +212,25 @@ def on_a_full_disk(command: str, _: float, draw: random.Random) -> Outcome:
     return Outcome("full disk", command, status, tuple(faults))
 
 
-def in_little_memory(command: str, _: float, draw: random.Random) -> Outcome:
-    """A run whose address space is limited."""
-    size = int(draw.uniform(0.6, 2.5) * _GIGABYTE)
+def in_little_memory(command: str, usual: Usual, draw: random.Random) -> Outcome:
+    """A run whose address space is limited to a share of what it takes."""
+    size = int(draw.uniform(0.2, 1.0) * usual.address_space)
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
     with tempfile.TemporaryDirectory() as name:
-        status, said = run(command, Path(name) / "out", limit)
-        faults = faults_of(command, Path(name) / "out", status, said, (0, 1))
+        folder, way = Path(name) / "out", "memory limit"
+        status, said = run(command, folder, limit)
+        faults = faults_of(command, folder, status, said, (0, 1))
+        if by := next((words for words in _ENDED_BY if words in said), None):
+            way = f"memory limit, ended by a library ({by})"
+            status_then, _ = run(command, folder)
+            faults = faults_of(command, folder, status_then, "", (0,))
+            faults += [f"leftover {path.name}" for path in folder.glob(".*")]
         if faults:
             faults.append((said.strip().splitlines() or [""])[-1][:80])
-    return Outcome("memory limit", command, status, tuple(faults))
+    return Outcome(way, command, status, tuple(faults))
 
 
 def report(outcomes: Sequence[Outcome]) -> str:
@@ -191,6 +241,7 @@ def report(outcomes: Sequence[Outcome]) -> str:
     for way, command, status in sorted({key[:3] for key in counts}):
         good, bad = (counts[(way, command, status, faulty)] for faulty in (False, True))
         lines.append(f"| {way} | {command} | {status} | {good + bad} | {bad} |")
+    lines += ["", "Status 0 of a limit: it was enough; of a signal: the run had ended before."]
     faults = [
         f"- {one.way}, {one.command}: {'; '.join(one.faults)}" for one in outcomes if one.faults
     ]
@@ -209,16 +260,12 @@ def _command(argv: list[str]) -> int:
         parser.add_argument(f"--{name}", type=int, default=2, metavar="N", help="default: 2")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     args = parser.parse_args(argv)
-    draw, outcomes, seconds = random.Random(args.seed), [], {}
-    for command in COMMANDS:
-        start = time.monotonic()
-        with tempfile.TemporaryDirectory() as name:
-            run(command, Path(name) / "out")
-        seconds[command] = time.monotonic() - start
+    draw, outcomes = random.Random(args.seed), []
+    usual = {command: usual_run(command) for command in COMMANDS}
     for name, stopped in ways.items():
         for number in range(validate_int(name, getattr(args, name), 0)):
             command = list(COMMANDS)[number % len(COMMANDS)]
-            outcomes.append(stopped(command, seconds[command], draw))
+            outcomes.append(stopped(command, usual[command], draw))
             print(outcomes[-1], flush=True)
     print(report(outcomes))
     if args.save:

@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from suite_plumbing.arguments import LARGEST_INT, int_or_none, validate_choice, validate_int
 from suite_plumbing.messages import quoted
-from suite_plumbing.texts import clean_token
+from suite_plumbing.texts import clean_token, tokenized
 
 DEFAULT_TARGET = "log_probability"
 
@@ -169,7 +169,8 @@ def resolve_token(token: str | int | None, tokenizer: PreTrainedTokenizerBase | 
     vocabulary = tokenizer.get_vocab()
     if token in vocabulary:
         return int(vocabulary[token])
-    ids = tokenizer.encode(token, add_special_tokens=False)
+    shown = f"token {quoted(token)}"
+    ids = list(tokenized(tokenizer, token, shown, add_special_tokens=False)["input_ids"])
     if len(ids) == 1 and ids[0] != tokenizer.unk_token_id:
         return int(ids[0])
     pieces = tokenizer.convert_ids_to_tokens(ids)

@@ -6,7 +6,8 @@ Every refusal is a ValueError that names the argument, what came and what is all
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
 from operator import index as as_int
 from typing import Any, TypeVar
 
@@ -14,18 +15,32 @@ from suite_plumbing.messages import quoted
 
 T = TypeVar("T")
 
+LISTED_LENGTH = 400
+"""Characters that the names of what is allowed may take in a message."""
+
 LARGEST_INT = sys.maxsize
 """What an integer may be at most where nothing else bounds it: 64 bits with their sign."""
 
 
 def validate_choice(name: str, value: T, allowed: Iterable[T]) -> T:
-    """Return `value` if it is one of `allowed`; else raise ValueError that lists them."""
+    """Return `value` if it is one of `allowed`; else raise ValueError that lists them.
+
+    Of more than fit a sentence it names the nearest.
+    """
     known = list(allowed)
     # Compared one by one, and only with what can be equal: an array's == is an array.
     if not any(value is one or (isinstance(value, type(one)) and value == one) for one in known):
-        listed = ", ".join(map(str, known))
-        raise ValueError(f"{name} is {quoted(value)}; it must be one of {listed}")
+        raise ValueError(f"{name} is {quoted(value)}; it must be one of {_listed(value, known)}")
     return value
+
+
+def _listed(value: object, known: Sequence[object]) -> str:
+    """The names of what is allowed, or how many there are and those nearest to ``value``."""
+    names = [str(one) for one in known]
+    if len(", ".join(names)) <= LISTED_LENGTH:
+        return ", ".join(names)
+    near = get_close_matches(quoted(value, 40), names, n=5, cutoff=0.0)
+    return f"{len(names)} names, of which the nearest are {', '.join(near)}"
 
 
 def validate_int(name: str, value: Any, minimum: int, maximum: int | None = None) -> int:

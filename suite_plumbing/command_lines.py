@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -516,6 +517,16 @@ def _checked_corpus(args: argparse.Namespace) -> argparse.Namespace:
         validate_int(name.replace("_", "-"), getattr(args, name), minimum)
     if args.tasks is not None:
         validate_int("tasks", args.tasks, 1, 100_000)
+    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", args.slurm_time):
+        raise ValueError(
+            f"slurm-time is {quoted(args.slurm_time)}; pass a time as Slurm takes it, as in "
+            "12:00:00 or 2-00:00:00"
+        )
+    if not re.fullmatch(r"[^\s,]+(,[^\s,]+)*", args.slurm_partition):
+        raise ValueError(
+            f"slurm-partition is {quoted(args.slurm_partition)}; name a partition, or several "
+            "with commas between them"
+        )
     return args
 
 

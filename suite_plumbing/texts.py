@@ -12,7 +12,7 @@ import logging
 import re
 import sys
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,15 +116,25 @@ def encode_texts(
     return encoded
 
 
+def tokenized(
+    tokenizer: PreTrainedTokenizerBase, text: str, shown: str, **options: Any
+) -> Mapping[str, Any]:
+    """What a tokenizer says of one text; ``shown`` says in a message what text it is.
+
+    Raises ValueError, in one sentence, whatever the tokenizer raises.
+    """
+    advice = "leave out what the tokenizer does not know, such as half of a surrogate pair"
+    # verbose=False: the tokenizer's own remark on its model_max_length, which is not meant here.
+    with reading(f"{shown} cannot be tokenized", advice):
+        return tokenizer(text, verbose=False, **options)
+
+
 def _encode(
     tokenizer: PreTrainedTokenizerBase, text: str, index: int, max_length: int
 ) -> EncodedText:
     has_offsets = bool(getattr(tokenizer, "is_fast", False))
     shown = f"text {index} ({quoted(text, 40)})"
-    advice = "leave out what the tokenizer does not know, such as half of a surrogate pair"
-    # verbose=False: the tokenizer's own remark on its model_max_length; ours follows below.
-    with reading(f"{shown} cannot be tokenized", advice):
-        encoding = tokenizer(text, return_offsets_mapping=has_offsets, verbose=False)
+    encoding = tokenized(tokenizer, text, shown, return_offsets_mapping=has_offsets)
     ids: list[int] = list(encoding["input_ids"])
     if len(ids) < 2:
         raise ValueError(f"{shown} has {len(ids)} token(s); an analysis needs at least 2")

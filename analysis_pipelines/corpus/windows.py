@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ssm_measures.corpus_layer import CorpusBatch
 from suite_plumbing.corpus_texts import Passage
-from suite_plumbing.errors import reading
+from suite_plumbing.texts import tokenized
 from token_statistics.kept_windows import window_hash
 
 PLACES = 1 << 32
@@ -66,8 +66,7 @@ def windows_of(
     if passage.text is None:
         return Unread(passage.index, passage.place, passage.failure or "no text")
     try:
-        with reading("cannot be tokenized"):
-            ids = list(tokenizer(passage.text, verbose=False)["input_ids"])
+        ids = list(tokenized(tokenizer, passage.text, "it")["input_ids"])
     except ValueError as error:
         return Unread(passage.index, passage.place, str(error))
     if ids and max(ids) >= vocabulary:

@@ -107,6 +107,9 @@ def test_a_token_outside_the_vocabulary_is_refused_with_what_to_do(tiny_tokenize
         resolve_token("€", tiny_tokenizer)
     with pytest.raises(ValueError, match="no tokenizer; pass one, or a token id"):
         resolve_token(" the", None)
+    # Half of a surrogate pair, which no tokenizer takes as text.
+    with pytest.raises(ValueError, match=r"token '\\ud800' cannot be tokenized"):
+        resolve_token("\ud800", tiny_tokenizer)
     with pytest.raises(ValueError, match="token is 1.5 of type float"):
         resolve_token(1.5, tiny_tokenizer)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="token 7 .* ids 0 to 6"):

@@ -15,6 +15,15 @@ def test_validate_choice_returns_the_value_or_lists_what_is_allowed() -> None:
         validate_choice("kind", "c", (name for name in "ab"))
 
 
+def test_of_more_choices_than_fit_a_sentence_the_nearest_are_named() -> None:
+    many = [f"name number {i}" for i in range(40)]
+    with pytest.raises(ValueError, match="one of 40 names, of which the nearest are name number 7"):
+        validate_choice("kind", "name number 7x", many)
+    with pytest.raises(ValueError, match="40 names") as caught:
+        validate_choice("kind", 10**5000, many)
+    assert len(str(caught.value)) < 300
+
+
 @pytest.mark.parametrize("value", [3, np.int64(3), torch.tensor(3)])
 def test_integers_of_python_numpy_and_torch_are_integers(value: Any) -> None:
     assert (validate_int("n", value, 0, 3), type(validate_int("n", value, 0))) == (3, int)
