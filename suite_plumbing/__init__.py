@@ -35,6 +35,8 @@ models          Models and tokenizers: loaded from a folder or the hub, checked 
 native_checkpoints  Checkpoints as mamba_ssm and mambapy leave them: recognised, read, checked
 native_models   Models of native checkpoints: the sizes read off the weights, the model made in
                 memory
+no_memory       Whether an exception says that memory ran out, and one line for it while
+                modules are loaded
 options         The options that all commands share, spelled once
 other_names     The same argument by other names: text or texts, layer or layers, in every method
                 of the suite

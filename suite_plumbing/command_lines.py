@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 
 from suite_plumbing.checks import validate_choice, validate_int
 from suite_plumbing.messages import quoted, shortened
+from suite_plumbing.no_memory import one_line_without_memory
 from suite_plumbing.options import COMMON_OPTIONS, STEP_OPTIONS, add_common_options, refuse_both
 from suite_plumbing.signals import end_at_once_on_signals
 
@@ -51,9 +52,11 @@ def parse_first(options: Callable[[Argv], argparse.Namespace], argv: Argv = None
 
     Ends the process with argparse's statuses, 0 and 2, or with 2 and one line on stderr for a
     ValueError of `options`, as `run_main` would. Until `run_main` begins, a signal ends the process
-    at once. Call it before torch is imported.
+    at once, and memory that does not suffice for the libraries is one line. Call it before torch is
+    imported.
     """
     end_at_once_on_signals()
+    one_line_without_memory()
     wait_passively()
     try:
         options(argv)

@@ -3,7 +3,6 @@ becomes of those that other libraries raise."""
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from suite_plumbing.messages import reason_of
+from suite_plumbing.no_memory import says_no_memory
 
 
 def is_recoverable(error: Exception) -> bool:
@@ -18,31 +18,12 @@ def is_recoverable(error: Exception) -> bool:
     return isinstance(error, AnalysisError) or is_out_of_memory(error)
 
 
-_NO_MEMORY = (
-    "DefaultCPUAllocator",
-    "Cannot allocate memory",
-    "could not create a primitive",  # oneDNN
-    "could not create a memory",
-    "bad_alloc",
-    "ALLOC_FAILED",  # cuBLAS, cuDNN
-    "can't start new thread",  # no memory for its stack
-    "failed to map segment from shared object",
-)
-"""What libraries say in a plain RuntimeError, or an ImportError, where memory ran out."""
-
-
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an exception says that memory ran out: Python's, CUDA's, or a library's own words.
 
     For the CPU neither torch nor oneDNN has an exception of its own.
     """
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
-        return True
-    return isinstance(error, (RuntimeError, ImportError)) and any(
-        words in str(error) for words in _NO_MEMORY
-    )
+    return isinstance(error, torch.OutOfMemoryError) or says_no_memory(error)
 
 
 @contextmanager

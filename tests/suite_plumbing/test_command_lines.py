@@ -28,7 +28,9 @@ from suite_plumbing.command_lines import ATTRIBUTION_METHODS, TARGETS, parse_fir
 def signals_as_they_were():
     """`parse_first` lets signals end the process, which here is that of all tests."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    hook = sys.excepthook
     yield
+    sys.excepthook = hook
     for number, handler in before.items():
         signal.signal(number, handler)
 
