@@ -207,7 +207,8 @@ def reset_table(costs: Mapping[str, ResetCost]) -> list[str]:
     ]
     for name, cost in costs.items():
         share = "no benefit" if cost.share is None else f"{cost.share:.0%}"
-        lines.append(f"| {name} | {' | '.join(map(str, cost[:4]))} | {share} |")
+        cells = [interval.text() for interval in cost[:4]]
+        lines.append(f"| {name} | {' | '.join(cells)} | {share} |")
     return lines
 
 

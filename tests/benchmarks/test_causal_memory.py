@@ -15,6 +15,7 @@ from benchmarks.causal_memory import (
     knockout_curves,
     lag_effect,
     reset_cost,
+    reset_table,
     sources_of,
     unrelated_rows,
 )
@@ -74,6 +75,8 @@ def test_an_untrained_model_recalls_nothing():
     cost = reset_cost(model, rows)
     assert cost.share is None
     assert abs(known(cost.recall.value)) < 1e-3
+    # Three passages: means, and no interval.
+    assert reset_table({"tiny": cost})[-1].count("(n = 3)") == 4
     effect = lag_effect(knockout_curves(model, rows, 2)["together"])
     assert known(effect.kl.value) < 1e-6
 
