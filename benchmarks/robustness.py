@@ -14,12 +14,13 @@ one of three ways, and looks at what it left:
 
 How to run::
 
-    python benchmarks/robustness.py --signals 40 --disks 20 --limits 20 --save    # about an hour
+    python benchmarks/robustness.py --signals 40 --disks 20 --limits 20 --log runs.jsonl --save
 """
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import re
@@ -30,8 +31,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -233,6 +234,33 @@ def in_little_memory(command: str, usual: Usual, draw: random.Random) -> Outcome
     return Outcome(way, command, status, tuple(faults))
 
 
+WAYS = {"signals": stopped_by_a_signal, "disks": on_a_full_disk, "limits": in_little_memory}
+"""By option: a run that is stopped in one way, (command, what a run takes, random numbers)."""
+
+
+def tried(counts: Mapping[str, int], seed: int, log: Path | None = None) -> Iterator[Outcome]:
+    """The outcomes of so many runs of each way; those that the log holds are not made again.
+
+    A run depends on the seed, its way and its number, and on how long a run takes here and now.
+    """
+    lines = log.read_text().splitlines() if log is not None and log.exists() else []
+    held = dict(map(json.loads, lines))
+    usual: dict[str, Usual] = {}
+    for name, count in counts.items():
+        for number in range(count):
+            command, key = list(COMMANDS)[number % len(COMMANDS)], f"{seed}/{name}/{number}"
+            if key not in held:
+                if command not in usual:
+                    usual[command] = usual_run(command)
+                held[key] = astuple(WAYS[name](command, usual[command], random.Random(key)))
+                print(key, *held[key], flush=True)
+                if log is not None:
+                    with log.open("a") as file:
+                        file.write(json.dumps([key, held[key]]) + "\n")
+            way, command, status, faults = held[key]
+            yield Outcome(way, command, status, tuple(faults))
+
+
 def report(outcomes: Sequence[Outcome]) -> str:
     """A table of ways and statuses, and every fault."""
     counts = Counter((one.way, one.command, one.status, bool(one.faults)) for one in outcomes)
@@ -255,18 +283,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> int:
     parser = benchmark_parser(__doc__, "how runs that are stopped end, and what they leave")
-    ways = {"signals": stopped_by_a_signal, "disks": on_a_full_disk, "limits": in_little_memory}
-    for name in ways:
+    for name in WAYS:
         parser.add_argument(f"--{name}", type=int, default=2, metavar="N", help="default: 2")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    parser.add_argument(
+        "--log", metavar="FILE", help="keep outcomes there, and go on from those it holds"
+    )
     args = parser.parse_args(argv)
-    draw, outcomes = random.Random(args.seed), []
-    usual = {command: usual_run(command) for command in COMMANDS}
-    for name, stopped in ways.items():
-        for number in range(validate_int(name, getattr(args, name), 0)):
-            command = list(COMMANDS)[number % len(COMMANDS)]
-            outcomes.append(stopped(command, usual[command], draw))
-            print(outcomes[-1], flush=True)
+    counts = {name: validate_int(name, getattr(args, name), 0) for name in WAYS}
+    log = None if args.log is None else Path(args.log)
+    outcomes = list(tried(counts, args.seed, log))
     print(report(outcomes))
     if args.save:
         keep_section(RESULTS, report(outcomes))

@@ -71,3 +71,20 @@ def test_a_library_that_ends_the_process_is_counted_apart_and_the_next_run_looke
     found = robustness.in_little_memory("main", usual, robustness.random.Random(0))
     assert found == Outcome("memory limit, ended by a library (OpenBLAS)", "main", 1, ())
     assert next(ends, None) is None
+
+
+def test_runs_that_a_log_holds_are_not_made_again(monkeypatch, tmp_path):
+    made = []
+
+    def stopped(command, usual, draw):
+        made.append((command, usual, draw.random()))
+        return Outcome("full disk", command, 1, ())
+
+    monkeypatch.setattr(robustness, "WAYS", {"disks": stopped})
+    monkeypatch.setattr(robustness, "usual_run", lambda command: robustness.Usual(1.0, 2))
+    log = tmp_path / "runs.jsonl"
+    first = list(robustness.tried({"disks": 3}, 0, log))
+    assert [one.command for one in first] == ["main", "memory", "main"]
+    assert len({number for *_, number in made}) == 3
+    assert list(robustness.tried({"disks": 4}, 0, log))[:3] == first
+    assert len(made) == 4
