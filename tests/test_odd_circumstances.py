@@ -13,12 +13,14 @@ from mixer_cases import logits_of
 
 from attention_neurons import MambaAttentionNeurons, layer_parameters
 from causal_interventions.effects import intervention_effects
-from causal_interventions.interventions import reset_state, scale_delta
+from causal_interventions.interventions import reset_state, scale_delta, set_neuron
+from causal_interventions.neuron_effects import ablation_effects
 from causal_interventions.passing import passing
 from causal_interventions.targets import resolve_target
 from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
 from delta_extraction import DeltaExtractor
 from input_attribution import ATTRIBUTION_METHODS, attribute, explain
+from intervention_study import causal_memory_curve
 from mamba_mixers.running import fast_scan, forward_from
 from mamba_mixers.sites import UnsupportedModelError
 from ssm_component_extractor import capture
@@ -98,6 +100,38 @@ def test_layers_of_any_kind_of_whole_number(number):
     moved = intervention_effects(model, captured, scale_delta(number(2), [number(0)])).kl
     assert torch.equal(moved, intervention_effects(model, captured, scale_delta(2, [0])).kl)
     assert passing(model, captured, *numpy_layers).cut is not None
+
+
+def test_every_argument_that_counts_takes_numpys_integers():
+    model, i = make_tiny_model(), np.int64
+    captured = capture(model, IDS, None, [0, 1])
+    target = resolve_target("logit", token=i(5), position=i(3))
+    assert (target.token_id, target.position) == (5, 3)
+    by_baseline = [
+        attribute(explain(model, IDS[0], LOGIT, baseline=one), "occlusion").scores
+        for one in (i(3), 3)
+    ]
+    assert torch.equal(*by_baseline)
+    for intervention, plain in (
+        (reset_state(np.array([5, 6]), i(1)), reset_state([5, 6], 1)),
+        (set_neuron(i(1), i(3)), set_neuron(1, 3)),
+    ):
+        effects = [intervention_effects(model, captured, one).kl for one in (intervention, plain)]
+        assert torch.equal(*effects)
+    curve = causal_memory_curve(model, captured, i(1), [i(5)], i(4))
+    assert torch.equal(curve.kl, causal_memory_curve(model, captured, 1, [5], 4).kl)
+    ablated = ablation_effects(model, captured, i(0), np.array([0, 2]), resolve_target())
+    assert torch.equal(ablated.neurons, torch.tensor([0, 2]))
+
+
+def test_a_seed_or_a_count_that_is_none_is_refused():
+    extractor = DeltaExtractor(make_tiny_model(), tokenizer=make_tiny_tokenizer())
+    extractor.extract_deltas([0], TEXTS[0])
+    nothing: Any = None
+    with pytest.raises(ValueError, match="seed is None"):
+        extractor.analyze_memory(0, seed=nothing)
+    with pytest.raises(ValueError, match="top_k is -1"):
+        extractor.find_gate_tokens(0, top_k=-1)
 
 
 @pytest.mark.parametrize("layer", [1.0, True, "1", None, 4, 1 + 0j])

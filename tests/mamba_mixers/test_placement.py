@@ -10,7 +10,10 @@ from conftest import make_tiny_tokenizer
 from torch import Tensor, nn
 
 from attention_neurons import MambaAttentionNeurons
+from attribution_faithfulness import randomisation_test
 from benchmarks.family_models import make_model, ssm_layers
+from causal_interventions.targets import resolve_target
+from input_attribution import explain
 from mamba_mixers.placement import (
     affine_of,
     bring_into_memory,
@@ -66,6 +69,16 @@ def test_an_offloaded_model_gives_the_same_numbers(name, where, tmp_path):
     with torch.no_grad(), fast_scan(split), fast_scan(whole):
         logits = [model(input_ids=ids, use_cache=False).logits for model in (split, whole)]
     assert torch.equal(*logits)
+
+
+def test_what_is_randomised_of_an_offloaded_model_is_its_weights(tmp_path):
+    found = []
+    for model in (make_model("mamba"), offloaded("mamba", "disk", tmp_path)):
+        text = explain(model, make_ids()[0], resolve_target("logit"))
+        found.append(randomisation_test([text], ["gradient_x_input"])["gradient_x_input"])
+    in_memory, on_disk = ([one.mean for one in estimates] for estimates in found)
+    assert in_memory == on_disk
+    assert max(in_memory) < 0.99  # of weights that were left as they are it is 1
 
 
 def test_neurons_of_an_offloaded_model():
