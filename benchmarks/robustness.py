@@ -124,7 +124,7 @@ def run(
         try:
             process.wait(after[0])
         except subprocess.TimeoutExpired:
-            process.send_signal(after[1])
+            send_once_heard(process, after[1])
     while watch is not None and process.poll() is None:
         watch(process.pid)
         time.sleep(0.05)
@@ -134,6 +134,25 @@ def run(
         process.kill()
         _, said = process.communicate()
     return process.returncode, said
+
+
+def send_once_heard(process: subprocess.Popen[str], number: int) -> None:
+    """Send a signal as soon as the process has a handler for it, or not if it ends before.
+
+    While the interpreter itself is starting there is none, and the system would end the process.
+    """
+    while process.poll() is None:
+        with contextlib.suppress(OSError):
+            if hears(Path(f"/proc/{process.pid}/status").read_text(), number):
+                process.send_signal(number)
+                return
+        time.sleep(0.01)
+
+
+def hears(status: str, number: int) -> bool:
+    """Whether the text of a /proc/PID/status says that this signal has a handler."""
+    found = re.search(r"^SigCgt:\s*([0-9a-f]+)$", status, re.M)
+    return found is not None and bool(int(found[1], 16) >> (number - 1) & 1)
 
 
 def usual_run(command: str) -> Usual:
@@ -188,9 +207,7 @@ def stopped_by_a_signal(command: str, usual: Usual, draw: random.Random) -> Outc
     number = draw.choice((signal.SIGINT, signal.SIGTERM))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name) / "out"
-        # From a tenth of a second on: before that the interpreter itself is starting, and a
-        # process that has no handler yet is ended by the system.
-        moment = draw.uniform(0.1, usual.seconds)
+        moment = draw.uniform(0.0, usual.seconds)
         status, said = run(command, folder, after=(moment, number))
         faults = faults_of(command, folder, status, said, (0, 128 + number))
         next_status, _ = run(command, folder)

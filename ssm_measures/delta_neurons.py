@@ -8,7 +8,7 @@ y * SiLU(gate). Tokens of all texts are pooled. Letters: the glossary of `select
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -267,14 +267,18 @@ def delta_sensitivity(
 def _unit_ranks(
     texts: Sequence[SSMComponents], course: PositionCourse
 ) -> tuple[UnitColumns, UnitColumns]:
-    """Ranks over tokens of the channel's delta and of |activation|, without their course."""
-    deltas = [text.channel_delta[0].double().numpy() for text in texts]
-    activations = [np.abs(text.gated[0].double().numpy()) for text in texts]
-    x, y = (
-        unit_columns_without(course, ranks_among(np.concatenate(v), course.tokens.rows))
-        for v in (deltas, activations)
-    )
-    return x, y
+    """Ranks over tokens of the channel's delta and of |activation|, without their course.
+
+    Delta is never moved, and what would be is left out: these columns are the largest arrays here.
+    """
+    x = _ranked((text.channel_delta[0].double().numpy() for text in texts), course)
+    x = x._replace(moving=np.empty((0, x.values.shape[1])))
+    return x, _ranked((np.abs(text.gated[0].double().numpy()) for text in texts), course)
+
+
+def _ranked(of_texts: Iterator[FloatArray], course: PositionCourse) -> UnitColumns:
+    ranks = ranks_among(np.concatenate(list(of_texts)), course.tokens.rows)
+    return unit_columns_without(course, ranks)
 
 
 def _effective_samples(x: UnitColumns, y: UnitColumns, course: PositionCourse) -> FloatArray:

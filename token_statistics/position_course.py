@@ -103,14 +103,14 @@ class PositionCourse:
         for text, warm in enumerate(tokens.warm_up):
             own = slice(begins[text], begins[text + 1])
             result[own] -= result[own][warm:].mean(axis=0)
-        measured = result[tokens.rows]
         means = np.zeros((len(self._counts), values.shape[1]))
-        own = torch.from_numpy(self._own)
-        torch.from_numpy(means).index_add_(0, own, torch.from_numpy(measured[self._by_mean]))
+        own, measured = torch.from_numpy(self._own), result[tokens.rows[self._by_mean]]
+        torch.from_numpy(means).index_add_(0, own, torch.from_numpy(measured))
         means /= self._counts[:, None]
-        positions = np.concatenate([np.arange(length) for length in tokens.lengths])
-        slots = np.append(self._slots, -1)[np.minimum(positions, len(self._slots))]
-        result[slots >= 0] -= means[slots[slots >= 0]]
+        for text, length in enumerate(tokens.lengths):
+            positions = np.minimum(np.arange(length), len(self._slots))
+            slots = np.append(self._slots, -1)[positions]
+            result[begins[text] + np.flatnonzero(slots >= 0)] -= means[slots[slots >= 0]]
         return result
 
     @in_full_precision
@@ -177,8 +177,13 @@ def without_course(
     centre = measured.mean(axis=0)
     largest = np.abs(measured - centre).max(axis=0)
     moves = (np.ptp(measured, axis=0) > 0) & (largest > 0)
+    del measured  # of a layer's size, as what follows
     largest = np.where(moves, largest, 1.0)
-    moving = course.moving(np.where(moves, (values - centre) / largest, 0.0))
+    scaled = values - centre
+    scaled /= largest
+    scaled[:, ~moves] = 0.0
+    moving = course.moving(scaled)
+    del scaled
     left = course.taken_out_(torch.from_numpy(moving[rows])).numpy()
     gone = np.abs(left).max(axis=0) < 1e-10
     left[:, gone] = moving[:, gone] = 0.0
@@ -193,7 +198,9 @@ def unit_columns_without(course: PositionCourse, values: FloatArray) -> UnitColu
     left, moving, largest = without_course(course, values)
     scale = np.linalg.norm(left, axis=0)
     inverse = np.divide(1.0, scale, where=scale > 0, out=np.zeros_like(scale))
-    return UnitColumns(left * inverse, moving * inverse, scale * largest)
+    left *= inverse
+    moving *= inverse
+    return UnitColumns(left, moving, scale * largest)
 
 
 def paired_correlations(

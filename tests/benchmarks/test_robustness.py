@@ -1,6 +1,8 @@
 """What a stopped run left is looked at: planted faults are found, right ends pass."""
 
 import json
+import signal
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,6 +57,19 @@ def test_the_table_counts_by_way_command_and_status():
 def test_the_kernels_word_for_the_address_space_is_read():
     assert peak_address_space("Name:\tpython\nVmPeak:\t    2048 kB\nVmSize:\t 1024 kB\n") == 2 << 20
     assert peak_address_space("Name:\tpython\n") == 0
+
+
+def test_the_kernels_word_for_handlers_is_read():
+    def handle(number, frame):
+        """Never called."""
+
+    before = signal.signal(signal.SIGUSR1, handle)
+    try:
+        assert robustness.hears(Path("/proc/self/status").read_text(), signal.SIGUSR1)
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+    assert not robustness.hears("SigCgt:\t0000000000000002\n", signal.SIGINT + 1)
+    assert robustness.hears("SigCgt:\t0000000000000002\n", signal.SIGINT)
 
 
 def test_a_library_that_ends_the_process_is_counted_apart_and_the_next_run_looked_at(
