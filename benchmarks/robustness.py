@@ -270,7 +270,6 @@ def tried(counts: Mapping[str, int], seed: int, log: Path | None = None) -> Iter
                 if command not in usual:
                     usual[command] = usual_run(command)
                 held[key] = astuple(WAYS[name](command, usual[command], random.Random(key)))
-                print(key, *held[key], flush=True)
                 if log is not None:
                     with log.open("a") as file:
                         file.write(json.dumps([key, held[key]]) + "\n")
@@ -309,7 +308,10 @@ def _command(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     counts = {name: validate_int(name, getattr(args, name), 0) for name in WAYS}
     log = None if args.log is None else Path(args.log)
-    outcomes = list(tried(counts, args.seed, log))
+    outcomes: list[Outcome] = []
+    for one in tried(counts, args.seed, log):
+        outcomes.append(one)
+        print(one, flush=True)
     print(report(outcomes))
     if args.save:
         keep_section(RESULTS, report(outcomes))
