@@ -14,6 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis_pipelines.predictions import PredictionMaps, prediction_maps
+from mamba_mixers.sites import UnsupportedModelError
+from mamba_mixers.weights import final_norm
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.result_files import six_digits
 from suite_plumbing.texts import EncodedText
@@ -36,9 +38,10 @@ def prediction_parts(
     positions. Tensors: ``text_0.prediction_parts`` (l, parts), whose rows sum to the logits;
     ``text_0.prediction_sources`` (l, l), what token s gave to the logit after t, by all layers;
     biases are no token's. Of more than ``MAX_TEXTS`` texts the first ones, of longer ones the first
-    ``MAX_TOKENS`` tokens. Raises AnalysisError for values that are NaN or infinite. Cost:
-    `prediction_maps`, a text.
+    ``MAX_TOKENS`` tokens. Raises AnalysisError for values that are NaN or infinite, and where the
+    model's final norm is none through which logits are led back. Cost: `prediction_maps`, a text.
     """
+    _check_final_norm(model)
     sections, tensors = {}, {}
     for i, text in enumerate(encoded[:MAX_TEXTS]):
         found = prediction_maps(model, torch.tensor([list(text.input_ids[:MAX_TOKENS])]))
@@ -55,6 +58,13 @@ def prediction_parts(
             "mean_magnitude": six_digits(values.abs().mean(0).tolist()),
         }
     return sections, tensors
+
+
+def _check_final_norm(model: PreTrainedModel) -> None:
+    try:
+        final_norm(model)
+    except UnsupportedModelError as error:
+        raise AnalysisError(str(error)) from error
 
 
 def _parts(found: PredictionMaps) -> tuple[list[list[int | str]], Tensor]:

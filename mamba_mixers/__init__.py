@@ -15,6 +15,11 @@ hooks             Forward hooks that are removed whatever happens; the only plac
                   any
 mamba3            Mamba-3 as a plain torch model: SISO and MIMO, generation by memory, save and load
 mamba3_scan       What a Mamba-3 mixer makes of its input, and its recurrence in chunks
+own_models        A user's own model, taken apart and put together as one that every analysis
+                  reads
+own_modules       Parts of a user's own model, with the attributes and calls that the suite reads
+own_structure     Where embedding, layers, final norm and head of a user's model lie, read off one
+                  forward pass
 placement         Parameters that are not where a computation needs them: offloaded, or quantised
 recording         One forward pass of a model, recorded: mixers replayed, and the residual stream
                   around them
@@ -49,6 +54,9 @@ if TYPE_CHECKING:
     from mamba_mixers.mamba3 import (
         Mamba3Config,
         Mamba3ForCausalLM,
+    )
+    from mamba_mixers.own_models import (
+        own_model,
     )
     from mamba_mixers.recording import (
         LayerRecord,
@@ -91,6 +99,7 @@ __getattr__, __dir__, __all__ = lazy_names(
     {
         "mamba_mixers.families": ["FAMILIES", "MixerFamily"],
         "mamba_mixers.mamba3": ["Mamba3Config", "Mamba3ForCausalLM"],
+        "mamba_mixers.own_models": ["own_model"],
         "mamba_mixers.recording": ["LayerRecord", "record_layers", "record_streams"],
         "mamba_mixers.replay": [
             "EDITABLE",

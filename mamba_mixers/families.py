@@ -94,6 +94,8 @@ class MixerFamily(NamedTuple):
     """entry of the config that multiplies the logits"""
     logit_divisor: str | None = None
     """entry of the config that divides the logits"""
+    is_own: bool = False
+    """a module of a user's own model (``own_models``): it keeps float64, and padding never was"""
     reads_embeddings_again: bool = False
     """later layers read the embeddings beside the residual stream; their attention feeds the mixer
     alone and writes nothing to the stream itself"""
@@ -106,7 +108,7 @@ class MixerFamily(NamedTuple):
     @property
     def scans_in_float32(self) -> bool:
         """Whether ``transformers`` scans in float32 whatever the model's dtype: Mamba-2."""
-        return self.form.coefficients is _convolved
+        return self.form.coefficients is _convolved and not self.is_own
 
 
 def _other_form(*operands: Any) -> Any:
@@ -234,19 +236,27 @@ FAMILIES = (
     MixerFamily("mamba3", "Mamba3Mixer", MAMBA3),
 )
 
+OWN_FAMILIES = (
+    MixerFamily("own Mamba-1", "OwnMamba1", MAMBA1, output_scale="output_scale", is_own=True),
+    MixerFamily("own Mamba-2", "OwnMamba2", MAMBA2, output_scale="output_scale", is_own=True),
+)
+"""Mixers of models that are not ``transformers``', as ``own_modules`` shows them."""
+
 
 def family_of(module: nn.Module) -> MixerFamily | None:
     """The family of a mixer, known by its class and what it has; None for any other module."""
     names = {cls.__name__ for cls in type(module).__mro__}
-    for family in FAMILIES:
+    for family in (*FAMILIES, *OWN_FAMILIES):
         if family.mixer_class in names and all(hasattr(module, a) for a in family.form.attributes):
             return family
     return None
 
 
 def decay_rates(mixer: Any) -> Tensor:
-    """A as (H, N), or (H, 1) where a head has one rate; always from A_log in float32."""
-    A = -torch.exp(mixer.A_log.float())
+    """A as (H, N), or (H, 1) where a head has one rate; from A_log in float32, as transformers."""
+    family = family_of(mixer)
+    keeps_float64 = family is not None and family.is_own
+    A = -torch.exp(at_least_float32(mixer.A_log) if keeps_float64 else mixer.A_log.float())
     return A.unsqueeze(-1) if A.dim() == 1 else A.flatten(0, -2)
 
 

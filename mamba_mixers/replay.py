@@ -179,12 +179,13 @@ def compute_replay(
     dt, B, C = family.form.coefficients(mixer, family.normalise, u, rest, dt)
     # transformers takes these in float32, whatever the model's dtype (float64 included); the same
     # rounding here is what lets a float64 replay agree with it to float64 precision.
-    A, D = edit("A", decay_rates(mixer)), mixer.D.float().flatten()
-    B, C = rules.coefficient(edit("B", B).float()), rules.coefficient(edit("C", C))
+    rounded = at_least_float32 if family.is_own else Tensor.float
+    A, D = edit("A", decay_rates(mixer)), rounded(mixer.D).flatten()
+    B, C = rules.coefficient(rounded(edit("B", B))), rules.coefficient(edit("C", C))
     delta = rules.coefficient(edit("delta", _steps(dt, *step_limits(mixer, family))))
     carry = None if carry_edit is None else edit("carry", torch.ones_like(delta[..., 0]))
     before = None if memory is None else memory.state
-    scanned, state = selective_scan_chunk(u.float(), delta, A, B, C, None, before, carry=carry)
+    scanned, state = selective_scan_chunk(rounded(u), delta, A, B, C, None, before, carry=carry)
     y = edit("y", scanned + u * D.repeat_interleave(d_inner // len(D)))
     gate = edit("gate", gate)
     gated, scale = _gate(gated_norm(mixer), y, gate, rules)
@@ -351,9 +352,9 @@ def masked(x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 def _project(mixer: Any, family: MixerFamily, hidden_states: Tensor, mask: Tensor | None):
-    """The input projection without padding: before it, or in Mamba-1 before transformers 5.15
-    behind it, which with a bias is not the same."""
-    if hasattr(mixer, "slow_forward"):
+    """The input projection without padding: before it, or behind it, which with a bias is not the
+    same: in Mamba-1 before transformers 5.15, and where a text is as if it had no padding."""
+    if family.is_own or hasattr(mixer, "slow_forward"):
         projected = family.form.project(mixer, hidden_states)
         return projected._replace(conv_input=masked(projected.conv_input, mask))
     return family.form.project(mixer, masked(hidden_states, mask))

@@ -193,7 +193,12 @@ def _with_one_more_row(block: nn.Module) -> Callable[..., Any]:
 
 
 def _rms_norms(model: nn.Module) -> list[nn.Module]:
-    """The model's RMS norms, x * weight / rms(x)."""
+    """The model's RMS norms, x * weight / rms(x); UnsupportedModelError beside a LayerNorm."""
+    if any(isinstance(module, nn.LayerNorm) for module in model.modules()):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} has a LayerNorm, for which MambaLRP has no rule: take another "
+            "attribution method"
+        )
     return [module for module in model.modules() if is_rms_norm(module)]
 
 

@@ -29,6 +29,17 @@ WRAPPERS = {
 """Classes around a model that hooks and replaced forwards do not reach through, and what to do."""
 
 
+class TheirCode(nn.Module):
+    """A user's own module, run as it is; mixers inside are those of the layer around it."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        return self.module(*args, **kwargs)
+
+
 class MixerSite(NamedTuple):
     """Where a selective SSM mixer sits in a model."""
 
@@ -46,7 +57,7 @@ def find_mixers(model: nn.Module) -> dict[int, MixerSite]:
     (Gated DeltaNet and its kin) are refused too, and so are a layer with two mixers, a module that
     serves several layers, an adapter on ``dt_proj``, and models inside one of ``WRAPPERS``.
     """
-    _check_unwrapped(model)
+    check_unwrapped(model)
     names = _mixer_names(model)
     if not names:
         raise UnsupportedModelError(_refusal(model))
@@ -96,8 +107,13 @@ def model_family(model: nn.Module) -> MixerFamily:
 
 def _mixer_names(model: nn.Module) -> list[str]:
     """Every name of every mixer: several for a module that serves several layers."""
-    modules = model.named_modules(remove_duplicate=False)
-    return [name for name, module in modules if family_of(module) is not None]
+    modules = dict(model.named_modules(remove_duplicate=False))
+    theirs = tuple(f"{name}." for name, m in modules.items() if isinstance(m, TheirCode))
+    return [
+        name
+        for name, module in modules.items()
+        if family_of(module) is not None and not name.startswith(theirs)
+    ]
 
 
 def _block_of(name: str) -> tuple[str, int]:
@@ -131,7 +147,8 @@ def _check_alone(site: MixerSite, name: str, others: dict[int, MixerSite]) -> No
             )
 
 
-def _check_unwrapped(model: nn.Module) -> None:
+def check_unwrapped(model: nn.Module) -> None:
+    """Raise UnsupportedModelError for a model inside one of WRAPPERS, ValueError for no module."""
     if not isinstance(model, nn.Module):
         raise ValueError(
             f"model is {quoted(model)}, of type {type(model).__name__}; pass a transformers model"

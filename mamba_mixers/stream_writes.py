@@ -261,6 +261,8 @@ def _has_other_modules(block: nn.Module, site: MixerSite | None, attends: bool) 
     """Whether a block has modules that write to the stream beside a mixer and attention."""
     if site is not None and site.family.reads_embeddings_again:
         return False
+    if site is not None and site.family.is_own:
+        return bool(block.writes_beside_mixer)
     return any(
         child is not getattr(site, "mixer", None)
         and not is_rms_norm(child)

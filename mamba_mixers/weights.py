@@ -99,11 +99,20 @@ def final_norm(model: nn.Module) -> Any:
     base = getattr(model, "base_model", model)
     norm = next((getattr(base, name) for name in FINAL_NORMS if hasattr(base, name)), None)
     if norm is None or not is_rms_norm(norm):
-        raise UnsupportedModelError(
-            f"the final norm of {type(model).__name__} is no RMSNorm called "
-            f"{', '.join(FINAL_NORMS)}; load it with AutoModelForCausalLM.from_pretrained"
-        )
+        raise UnsupportedModelError(_no_final_norm(model))
     return norm
+
+
+def _no_final_norm(model: nn.Module) -> str:
+    if model_family(model).is_own:
+        return (
+            "the final norm of this model is no RMS norm (weight / rms(x)), through which alone "
+            "logits are led back to the residual stream"
+        )
+    return (
+        f"the final norm of {type(model).__name__} is no RMSNorm called "
+        f"{', '.join(FINAL_NORMS)}; load it with AutoModelForCausalLM.from_pretrained"
+    )
 
 
 @torch.no_grad()

@@ -38,6 +38,7 @@ from suite_plumbing.model_folders import (
 )
 from suite_plumbing.native_checkpoints import is_native, native_tokenizer
 from suite_plumbing.native_models import (
+    model_of_modules,
     native_model,
     native_snapshot,
     other_name,
@@ -207,14 +208,15 @@ def load_tokenizer(name_or_path: StrPath) -> PreTrainedTokenizerBase:
 
 
 def resolve_model(
-    model: PreTrainedModel | StrPath,
+    model: PreTrainedModel | nn.Module | StrPath,
     tokenizer: PreTrainedTokenizerBase | StrPath | None = None,
     device: str | torch.device | None = None,
 ) -> tuple[PreTrainedModel, PreTrainedTokenizerBase | None, torch.device]:
     """Return (model in eval mode, tokenizer or None, device) from what a user passed.
 
     A model object stays on its device unless `device` is given, and is changed to eval mode in
-    place, with a log line if it was training. A name or path is loaded by `load_model`.
+    place, with a log line if it was training. One that is not `transformers`', but holds
+    mamba_ssm's mixers, is put together as one that is. A name or path is loaded by `load_model`.
     tokenizer None stays None: `require_tokenizer` fetches the one beside the weights when needed.
     Raises ValueError for what is no model or tokenizer, and for weights that hold NaN or infinity,
     have no values (on the meta device), or allow no gradients (made in `torch.inference_mode`).
@@ -222,13 +224,9 @@ def resolve_model(
     silence_kernel_advice()
     if isinstance(model, (str, os.PathLike)):
         model = load_model(model, device=device)
-    elif not isinstance(model, PreTrainedModel):
-        raise ValueError(
-            f"model is of type {type(model).__name__}; pass a transformers model, or the name or "
-            "folder of one; of a model built of mamba_ssm's or mambapy's modules, the folder of "
-            "its config.json and state_dict"
-        )
     else:
+        if not isinstance(model, PreTrainedModel):
+            model = model_of_modules(model)
         _check_weights(model, type(model).__name__)
         if device is not None:
             nn.Module.to(model, resolve_device(device))

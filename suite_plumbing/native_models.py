@@ -48,6 +48,14 @@ def register_own_model(model_type: str) -> bool:
     return model_type in OWN_MODELS
 
 
+def model_of_modules(model: Any) -> PreTrainedModel:
+    """A user's own module, put together as a model that every analysis reads.
+
+    Raises ValueError for what is no module, or holds no mixers that are known.
+    """
+    return import_module("mamba_mixers.own_models").own_model(model)
+
+
 def native_model(
     folder: Path, dtype: torch.dtype, a_activation: str | None = None
 ) -> PreTrainedModel:

@@ -149,8 +149,8 @@ def _model_identity(model: nn.Module) -> dict[str, Any]:
     name = str(getattr(config, "name_or_path", "") or "")
     if name and Path(os.path.realpath(name)) == DEMO_MODEL_PATH:
         name = DEMO_MODEL_PATH.name
-    native = getattr(model, "native_checkpoint", None)
-    return ({} if native is None else {"native_checkpoint": native}) | {
+    made_of = {key: getattr(model, key, None) for key in ("native_checkpoint", "own_model")}
+    return {key: value for key, value in made_of.items() if value is not None} | {
         "id": name or None,
         "class": type(model).__name__,
         "revision": getattr(config, "_commit_hash", None),
