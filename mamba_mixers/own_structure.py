@@ -151,7 +151,7 @@ def find_structure(
     starts = [embedding] if embedding is not None else _embeddings(seen)
     reached = 0
     for start in starts:
-        for stream in (call.gave[0] for call in seen.of(start) if call.gave):
+        for stream in _given_by(start, seen):
             for layers in _paths(seen, list(mixers.values()), stream):
                 reached = max(reached, len(layers))
                 if len(layers) < len(mixers):
@@ -181,6 +181,12 @@ def _embeddings(seen: Traced) -> list[nn.Module]:
         for call in seen.calls
         if isinstance(call.module, nn.Embedding) and torch.equal(call.given[0], seen.ids)
     ]
+
+
+@torch.no_grad()
+def _given_by(embedding: nn.Module, seen: Traced) -> list[Tensor]:
+    """What the embedding gave; of one whose weight is read without a call, what it would give."""
+    return [c.gave[0] for c in seen.of(embedding) if c.gave] or [embedding(seen.ids)]
 
 
 def _paths(seen: Traced, mixers: Sequence[nn.Module], stream: Tensor) -> Iterator[list[LayerPart]]:

@@ -96,7 +96,7 @@ def _taps(trace: MixerTrace, parameters: MixerParameters) -> Tensor:
 
 
 def _gains(trace: MixerTrace, p: Tensor) -> tuple[Tensor, Tensor]:
-    """sigma(p) (l, d_inner), and the same for u as the scan rounds it, to float32."""
+    """sigma(p) (l, d_inner), and the same for u as the scan rounds it, to the dtype of B."""
     gain, u = torch.sigmoid(p), trace.u
     if (gain * p - u).norm() > 1e-3 * u.norm():
         raise ValueError(
@@ -104,5 +104,5 @@ def _gains(trace: MixerTrace, p: Tensor) -> tuple[Tensor, Tensor]:
             "conv_input is not u. Pass the parameters of the same layer; an activation other than "
             "SiLU has no such shares"
         )
-    rounded = torch.where(u == 0, 1.0, u.float().to(u) / u.masked_fill(u == 0, 1.0))
+    rounded = torch.where(u == 0, 1.0, u.to(trace.B).to(u) / u.masked_fill(u == 0, 1.0))
     return gain, gain * rounded

@@ -53,8 +53,9 @@ def test_all_eight_steps_and_the_memory_analysis_run(name, tokenizer):
     analyzer = CorrectedRecursiveSSMAttentionNeuronAnalyzer(theirs, tokenizer=tokenizer)
     results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS, [0, 1])
     assert results["self_check"]["replay_agrees"]
-    assert results["self_check"]["without_result"] == {}
-    if "LayerNorm" in name:
+    missing = ["prediction_parts"] if "LayerNorm" in name else []
+    assert list(results["self_check"]["without_result"]) == missing
+    if missing:
         assert "no RMS norm" in results["prediction_parts"]["error"]["message"]
     memory = MemoryRecursionNeuronAnalyzer(
         theirs, tokenizer=tokenizer, num_positions=2, num_ablations=3

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from mamba3_cases import KINDS, SIZES, make_mamba3, twin_of
+from mamba3_parallel import FinalStates, parallel_mamba3
 from native_folders import native_config, native_names, write_native
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -41,6 +42,28 @@ def test_a_mixer_is_the_loop_written_from_the_equations(kind):
     assert relative_error(output, twin_of(mixer, x)["output"]) <= 1e-5
     wide = mixer.double()
     assert relative_error(wide(x.double()), twin_of(wide, x)["output"]) <= 1e-10
+
+
+@each_kind
+@torch.no_grad()
+def test_a_mixer_is_the_authors_parallel_reference_in_chunks_too(kind):
+    """With 8 states, of which quarters are whole numbers; memory between chunks is theirs."""
+    model = make_mamba3(kind, state_size=8).double()
+    mixer, cache, config = model.backbone.layers[1].mixer, Mamba3Cache(), model.config
+    x = torch.randn(2, 33, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    given: dict[str, Any] = {
+        "groups": config.n_groups, "rope_fraction": config.rope_fraction,
+        "a_activation": config.a_activation, "A_floor": config.A_floor,
+    }  # fmt: skip
+    states: FinalStates | None = None
+    for part in x.split([20, 13], dim=1):
+        expected, states = parallel_mamba3(mixer.state_dict(), part, **given, initial=states)
+        assert relative_error(mixer(part, cache), expected) <= 1e-12
+        memory = cache.memories[1]
+        assert relative_error(memory.state, states.ssm) <= 1e-12
+        assert relative_error(torch.cos(memory.angle), torch.cos(states.angle)) <= 1e-12
+        written = torch.einsum("brhp,brhn->bhpn", states.V, states.K)
+        assert relative_error(memory.written, written) <= 1e-12
 
 
 @each_kind
