@@ -43,8 +43,8 @@ import transformers
 
 from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from benchmarks.family_models import (
+    ALL_MODELS,
     CONFIGS,
-    MODELS,
     final_states,
     make_model,
     make_tiny_tokenizer,
@@ -183,7 +183,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> int:
     parser = benchmark_parser(__doc__, "a table: a row a model and precision")
-    parser.add_argument("--models", nargs="*", default=MODELS, choices=MODELS)
+    parser.add_argument("--models", nargs="*", default=ALL_MODELS, choices=ALL_MODELS)
     parser.add_argument("--versions", nargs="*", help="of transformers, each tested by itself")
     parser.add_argument(
         "--environments", type=Path, default=Path.home() / ".cache" / "mamba_families",

@@ -17,6 +17,8 @@ import transformers
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
 
+from mamba_mixers.families import time_scale_tensors
+from mamba_mixers.mamba3 import Mamba3Config
 from suite_plumbing.texts import EXAMPLE_TEXTS
 
 IS_VERSION_5 = int(transformers.__version__.split(".")[0]) >= 5
@@ -48,6 +50,12 @@ ZAMBA_LAYERS: dict[str, Any] = {
     "num_hidden_layers": 4,
     "layers_block_type": [SSM, "hybrid", SSM, "hybrid"],
 }
+
+
+def _mamba3(**options: Any) -> Any:
+    return Mamba3Config(
+        **COMMON, num_hidden_layers=2, state_size=8, head_dim=8, n_groups=2, **options
+    )
 
 
 def _falcon_h1(**options: Any) -> Any:
@@ -103,11 +111,16 @@ CONFIGS: dict[str, Callable[[], Any]] = {
         **HYBRID, layers_block_type=[SSM, "mlp", ATTENTION, SSM], head_dim=8, mamba_num_heads=8,
         mamba_head_dim=8, n_groups=2, ssm_state_size=4, chunk_size=8,
     ),
+    "mamba3": _mamba3,
+    "mamba3 of ranks": lambda: _mamba3(is_mimo=True, mimo_rank=2, a_activation="heavy_tail"),
 }  # fmt: skip
 """Configuration of each model by its name: the family's, and what is special about it."""
 
-MODELS = [name for name in CONFIGS if IS_VERSION_5 or name != "nemotron_h"]
-"""Those that the installed version of transformers has: Nemotron-H came with version 5."""
+ALL_MODELS = [name for name in CONFIGS if IS_VERSION_5 or name != "nemotron_h"]
+"""Those that are there: Nemotron-H came with version 5 of transformers."""
+
+MODELS = [name for name in ALL_MODELS if not name.startswith("mamba3")]
+"""Those of transformers, with a convolution each and rates that are parameters."""
 
 SSM_LAYERS = {
     "jamba": [0, 2],
@@ -142,8 +155,8 @@ def ssm_layers(name: str) -> list[int]:
 
 
 def mixers_of(model: nn.Module) -> list[Any]:
-    """Its modules with an A_log, in order."""
-    return [module for module in model.modules() if hasattr(module, "A_log")]
+    """Its modules with time scales, in order."""
+    return [module for module in model.modules() if time_scale_tensors(module)]
 
 
 FAULTY = () if IS_VERSION_5 else ("zamba2",)
@@ -158,8 +171,11 @@ def final_states(
     model: Any, layers: list[int], ids: torch.Tensor, mask: torch.Tensor
 ) -> dict[int, torch.Tensor]:
     """The states after the last token in the model's own cache, by layer."""
-    given = {} if IS_VERSION_5 else _cache_for(model, ids)
+    has_own = IS_VERSION_5 or isinstance(model.config, Mamba3Config)
+    given = {} if has_own else _cache_for(model, ids)
     output = model(input_ids=ids, attention_mask=mask, use_cache=True, **given)
+    if hasattr(getattr(output, "cache", None), "memories"):
+        return {layer: output.cache.memories[layer].state for layer in layers}
     cache = getattr(output, "cache_params", None)
     cache = output.past_key_values if cache is None else cache
     if hasattr(cache, "ssm_states"):

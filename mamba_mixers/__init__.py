@@ -14,6 +14,7 @@ families          The families of selective SSM mixers in ``transformers``: a ta
 hooks             Forward hooks that are removed whatever happens; the only place that registers
                   any
 mamba3            Mamba-3 as a plain torch model: SISO and MIMO, generation by memory, save and load
+mamba3_config     Sizes and choices of a Mamba-3, and those of an official checkpoint
 mamba3_scan       What a Mamba-3 mixer makes of its input, and its recurrence in chunks
 own_models        A user's own model, taken apart and put together as one that every analysis
                   reads

@@ -9,7 +9,6 @@ the type "mamba3". The equations stand in ``mamba3_scan``.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -17,126 +16,16 @@ import torch
 import torch.nn.functional as F
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from mamba_mixers.families import at_least_float32, inverse_rms
-from mamba_mixers.mamba3_scan import A_ACTIVATIONS, by_rank, chunked_scan, mamba3_inputs
-from suite_plumbing.arguments import validate_choice, validate_int, validate_number
-from suite_plumbing.messages import quoted
+from mamba_mixers.mamba3_config import Mamba3Config
+from mamba_mixers.mamba3_scan import by_rank, chunked_scan, mamba3_inputs
+from suite_plumbing.arguments import validate_int
 
 _EPSILON = 1e-5
 
 _VERSION_5 = int(transformers.__version__.split(".")[0]) >= 5
-
-
-class Mamba3Config(PretrainedConfig):
-    """Sizes and choices of a Mamba-3; ValueError for those that make no model.
-
-    ``a_activation``: what the decay rates pass, "softplus" (mamba_ssm 2.3.2) or "heavy_tail"
-    (later). ``rope_fraction``: share of the states that turn, in pairs. ``is_mimo`` with
-    ``mimo_rank`` ranks. ``mlp_size`` > 0: a gated MLP of that width after each mixer.
-    ``is_outproj_norm``: an RMS norm of each head's output in front of the gate. ``n_groups`` share
-    B and C. The inner width is ``expand`` times ``hidden_size``, in heads of ``head_dim``.
-    """
-
-    model_type = "mamba3"
-
-    def __init__(
-        self,
-        vocab_size: int = 50_280,
-        hidden_size: int = 768,
-        num_hidden_layers: int = 24,
-        expand: float = 2,
-        state_size: int = 128,
-        head_dim: int = 64,
-        n_groups: int = 1,
-        rope_fraction: float = 0.5,
-        is_mimo: bool = False,
-        mimo_rank: int = 4,
-        A_floor: float = 1e-4,
-        a_activation: str = "softplus",
-        is_outproj_norm: bool = False,
-        mlp_size: int = 0,
-        residual_in_fp32: bool = True,
-        tie_word_embeddings: bool = True,
-        time_step_min: float = 0.001,
-        time_step_max: float = 0.1,
-        initializer_range: float = 0.02,
-        pad_token_id: int | None = 0,
-        bos_token_id: int | None = 0,
-        eos_token_id: int | None = 0,
-        **kwargs: Any,
-    ) -> None:
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.num_hidden_layers = num_hidden_layers
-        self.expand = expand
-        self.state_size = state_size
-        self.head_dim = head_dim
-        self.n_groups = n_groups
-        self.rope_fraction = rope_fraction
-        self.is_mimo = is_mimo
-        self.mimo_rank = mimo_rank
-        self.A_floor = A_floor
-        self.a_activation = a_activation
-        self.is_outproj_norm = is_outproj_norm
-        self.mlp_size = mlp_size
-        self.residual_in_fp32 = residual_in_fp32
-        self.time_step_min = time_step_min
-        self.time_step_max = time_step_max
-        self.initializer_range = initializer_range
-        tokens: dict[str, Any] = {
-            "pad_token_id": pad_token_id,
-            "bos_token_id": bos_token_id,
-            "eos_token_id": eos_token_id,
-        }
-        super().__init__(**tokens, **kwargs)
-        self.tie_word_embeddings = tie_word_embeddings
-        _check_config(self)
-
-    @property
-    def d_inner(self) -> int:
-        """Channels of a mixer."""
-        return int(self.expand * self.hidden_size)
-
-    @property
-    def num_heads(self) -> int:
-        """Heads of a mixer."""
-        return self.d_inner // self.head_dim
-
-    @property
-    def ranks(self) -> int:
-        """Vectors that a head writes and reads a token: 1 in SISO."""
-        return self.mimo_rank if self.is_mimo else 1
-
-    @property
-    def num_rope_angles(self) -> int:
-        """Pairs of states that turn."""
-        return int(self.state_size * self.rope_fraction) // 2
-
-
-def _check_config(config: Mamba3Config) -> None:
-    for name in ("vocab_size", "hidden_size", "num_hidden_layers", "state_size", "head_dim",
-                 "n_groups", "mimo_rank"):  # fmt: skip
-        validate_int(name, getattr(config, name), 1)
-    validate_int("mlp_size", config.mlp_size, 0)
-    validate_choice("a_activation", config.a_activation, A_ACTIVATIONS)
-    if validate_number("A_floor", config.A_floor) < 0:
-        raise ValueError(f"A_floor is {quoted(config.A_floor)}; it must not be negative")
-    if config.num_heads < 1 or config.d_inner % config.head_dim:
-        raise ValueError(
-            f"expand {quoted(config.expand)} times hidden_size {config.hidden_size} is no multiple "
-            f"of head_dim {config.head_dim}"
-        )
-    if config.num_heads % config.n_groups:
-        raise ValueError(
-            f"n_groups is {config.n_groups}; it must divide the {config.num_heads} heads"
-        )
-    if config.state_size % 2 or not 1 <= config.num_rope_angles <= config.state_size // 2:
-        raise ValueError(
-            f"state_size is {config.state_size} and rope_fraction {quoted(config.rope_fraction)}; "
-            "states turn in pairs: give an even number, and a fraction that leaves one pair or more"
-        )
 
 
 class Mamba3Memory(NamedTuple):
@@ -320,6 +209,14 @@ class Mamba3PreTrainedModel(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """Modules are made with their initial values."""
 
+    def get_input_embeddings(self) -> nn.Module:
+        """The embedding."""
+        return self.base_model.embedding  # pyright: ignore[reportReturnType]
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        """Put another embedding in its place."""
+        self.base_model.embedding = value
+
 
 class Mamba3Model(Mamba3PreTrainedModel):
     """Embedding, blocks and final norm."""
@@ -333,14 +230,6 @@ class Mamba3Model(Mamba3PreTrainedModel):
         self.norm_f = Mamba3RMSNorm(config.hidden_size)
         _scale_last_projections(layers)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The embedding."""
-        return self.embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Put another embedding in its place."""
-        self.embedding = value
 
     def forward(
         self,
@@ -381,14 +270,6 @@ class Mamba3ForCausalLM(Mamba3PreTrainedModel):
         self.backbone = Mamba3Model(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The embedding."""
-        return self.backbone.embedding
-
-    def set_input_embeddings(self, value: nn.Module) -> None:
-        """Put another embedding in its place."""
-        self.backbone.embedding = value
 
     def get_output_embeddings(self) -> nn.Module:
         """The head."""
@@ -476,67 +357,6 @@ def _scale_last_projections(layers: list[Mamba3Block]) -> None:
         layer.mixer.out_proj.weight.div_(math.sqrt(added * len(layers)))
         if hasattr(layer, "mlp"):
             layer.mlp.fc2.weight.div_(math.sqrt(added * len(layers)))
-
-
-def config_of_native(
-    mixer: Mapping[str, Tensor],
-    ssm_cfg: Mapping[str, Any],
-    *,
-    mlp: Tensor | None,
-    a_activation: str | None,
-    **common: Any,
-) -> Mamba3Config:
-    """The configuration of an official checkpoint, from its first mixer's tensors and ``ssm_cfg``.
-
-    Raises ValueError where ``a_activation`` is None, for nothing in the checkpoint tells it, and
-    where ``ssm_cfg`` does not fit the tensors.
-    """
-    activation = a_activation or ssm_cfg.get("a_activation")
-    if activation is None:
-        raise ValueError(
-            "give a_activation (--a-activation), which a checkpoint of Mamba-3 does not tell: "
-            '"softplus" for weights of mamba_ssm 2.3.2, "heavy_tail" for later ones; the right one '
-            "has the lower loss"
-        )
-    heads, ranks, states = mixer["B_bias"].shape
-    d_model, d_inner = mixer["out_proj.weight"].shape
-    is_mimo = bool(ssm_cfg.get("is_mimo", "mimo_x" in mixer))
-    if is_mimo != ("mimo_x" in mixer) or (ranks > 1 and not is_mimo):
-        raise ValueError(
-            f"ssm_cfg gives is_mimo {is_mimo}, and the weights "
-            f"{'lack' if is_mimo else 'hold'} the parameters of MIMO"
-        )
-    # What is left of in_proj behind z, x and three numbers a head: B and C of groups, and angles.
-    rest = mixer["in_proj.weight"].shape[0] - 2 * d_inner - 3 * heads
-    groups = int(ssm_cfg.get("ngroups", 1))
-    angles = rest - 2 * groups * ranks * states
-    stated = {
-        "d_state": (ssm_cfg.get("d_state", 128), states),
-        "headdim": (ssm_cfg.get("headdim", 64), d_inner // heads),
-        "mimo_rank": (ssm_cfg.get("mimo_rank", 4) if is_mimo else 1, ranks),
-        "rope_fraction": (int(states * ssm_cfg.get("rope_fraction", 0.5)) // 2, angles),
-    }
-    for name, (given, found) in stated.items():
-        if given != found:
-            raise ValueError(
-                f"{name} of ssm_cfg (or its default) gives {quoted(given)}, the weights have "
-                f"{found}"
-            )
-    return Mamba3Config(
-        hidden_size=d_model,
-        expand=d_inner / d_model,
-        state_size=states,
-        head_dim=d_inner // heads,
-        n_groups=groups,
-        rope_fraction=2 * angles / states,
-        is_mimo=is_mimo,
-        mimo_rank=ranks if is_mimo else 4,
-        A_floor=float(ssm_cfg.get("A_floor", 1e-4)),
-        a_activation=activation,
-        is_outproj_norm="norm.weight" in mixer,
-        mlp_size=0 if mlp is None else mlp.shape[1],
-        **common,
-    )
 
 
 AutoConfig.register("mamba3", Mamba3Config, exist_ok=True)

@@ -150,7 +150,7 @@ def _mamba2_config(checkpoint: NativeCheckpoint, a_activation: str | None) -> Pr
 
 
 def _mamba3_config(checkpoint: NativeCheckpoint, a_activation: str | None) -> PretrainedConfig:
-    return import_module(OWN_MODELS["mamba3"]).config_of_native(
+    return import_module("mamba_mixers.mamba3_config").config_of_native(
         checkpoint.mixer,
         checkpoint.ssm_cfg,
         mlp=checkpoint.tensors.get("backbone.layers.0.mlp.fc2.weight"),

@@ -1,9 +1,11 @@
 """Small Mamba-3 models of every kind, and the twin of a mixer in `reference` with their sizes."""
 
+from pathlib import Path
 from typing import Any
 
 import reference
 import torch
+from native_folders import native_config, native_names, write_native
 from torch import Tensor
 
 from mamba_mixers.mamba3 import Mamba3Config, Mamba3ForCausalLM
@@ -52,3 +54,18 @@ def twin_of(mixer: Any, x: Tensor) -> dict[str, Tensor]:
         a_activation=mixer.a_activation,
         A_floor=mixer.A_floor,
     )
+
+
+def ssm_cfg_of(model: Mamba3ForCausalLM) -> dict:
+    config = model.config
+    return {
+        "layer": "Mamba3", "d_state": config.state_size, "headdim": config.head_dim,
+        "ngroups": config.n_groups, "is_mimo": config.is_mimo, "mimo_rank": config.mimo_rank,
+        "rope_fraction": config.rope_fraction, "is_outproj_norm": config.is_outproj_norm,
+    }  # fmt: skip
+
+
+def write_official(model: Mamba3ForCausalLM, folder: Path, **changed) -> Path:
+    config = native_config(model, **(ssm_cfg_of(model) | changed))
+    config["d_intermediate"] = model.config.mlp_size
+    return write_native(folder, config, native_names(model), "pytorch_model.bin")

@@ -1,6 +1,7 @@
 """Every analysis on models of one's own: it runs, or says in a sentence why it does not."""
 
 import re
+import runpy
 from pathlib import Path
 from typing import Any
 
@@ -110,11 +111,12 @@ def test_patching_steering_and_twins(model, tokenizer):
         untrained_twin(model, 1, FRESH)
 
 
-def test_the_snippet_of_the_page_runs(tokenizer):
+def test_the_snippet_of_the_page_runs(tokenizer, tmp_path):
     page = (Path(__file__).parent.parent / "docs" / "checkpoints.md").read_text(encoding="utf-8")
     (snippet,) = re.findall(r"^```python\n(.*?)^```$", page, re.S | re.M)
-    names: dict[str, Any] = {"my_model": make_own("cells"), "my_tokenizer": tokenizer}
-    exec(compile(snippet, "docs/checkpoints.md", "exec"), names)
+    (tmp_path / "snippet.py").write_text(snippet, encoding="utf-8")
+    given: dict[str, Any] = {"my_model": make_own("cells"), "my_tokenizer": tokenizer}
+    names = runpy.run_path(str(tmp_path / "snippet.py"), given)
     assert isinstance(names["extractor"], SSMComponentExtractor)
     assert float(names["components"][0].replay_error) <= 1e-5
     assert names["model"].get_input_embeddings() is names["my_model"].words

@@ -12,7 +12,7 @@ from hand_weighted import constant_half_life, induction
 from analysis_pipelines.overview import overview, text_facts
 from analysis_pipelines.overview_answers import answers
 from analysis_pipelines.overview_rows import joined
-from benchmarks.family_models import MODELS, family_of, make_model, ssm_layers
+from benchmarks.family_models import ALL_MODELS, family_of, make_model, ssm_layers
 from mamba_mixers.sites import find_mixers
 from mamba_mixers.untrained_twins import FRESH, PERMUTED, untrained_twin
 from suite_plumbing.errors import AnalysisError
@@ -133,7 +133,7 @@ def test_a_model_that_overflows_is_an_analysis_error():
         found_on(model, random_ids(1, 40, VOCAB_SIZE))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL_MODELS)
 def test_every_family_untrained_copies_nothing(name):
     """And where a model remembers outside its SSMs, no state is erased."""
     found, said = found_on(make_model(name), random_ids(1, 80, 60))

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from analysis_pipelines.predictions import OTHER, prediction_maps
-from benchmarks.family_models import FAULTY, FAULTY_BEYOND, MODELS, make_model
+from benchmarks.family_models import ALL_MODELS, FAULTY, FAULTY_BEYOND, make_model
 from causal_interventions.logit_parts import logit_parts
 
 IDS = torch.tensor([[5, 40, 3, 3, 17, 60, 22, 9, 31, 8, 3, 12]])
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL_MODELS)
 def test_parts_of_every_position_sum_to_its_logit(name):
     ids = IDS[:, :FAULTY_BEYOND] if name in FAULTY else IDS
     model = make_model(name)

@@ -10,7 +10,7 @@ from hand_weighted import HandWeighted, every_token
 from mixer_cases import make_odd_model
 from torch import Tensor, nn
 
-from benchmarks.family_models import FAULTY, FAULTY_BEYOND, MODELS, family_of, make_model
+from benchmarks.family_models import ALL_MODELS, FAULTY, FAULTY_BEYOND, family_of, make_model
 from causal_interventions.logit_parts import LogitParts, logit_parts
 from mamba_mixers.hooks import forward_hooks
 from mamba_mixers.sites import find_mixers
@@ -38,7 +38,7 @@ def made(name: str, dtype: torch.dtype) -> Any:
     return model
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=ALL_MODELS)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

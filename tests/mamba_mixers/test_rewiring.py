@@ -3,13 +3,13 @@
 import pytest
 import torch
 
-from benchmarks.family_models import MODELS, make_model
+from benchmarks.family_models import ALL_MODELS, make_model
 from mamba_mixers.rewiring import rewired
 from mamba_mixers.sites import num_layers
 from token_statistics.description import relative_error
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL_MODELS)
 def test_the_sum_of_all_that_was_written_is_the_stream(name):
     model = make_model(name)
     ids = torch.arange(1, 10)[None]

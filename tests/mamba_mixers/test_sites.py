@@ -16,7 +16,7 @@ from transformers import (
     Qwen3NextForCausalLM,
 )
 
-from benchmarks.family_models import MODELS, family_of, make_model, ssm_layers
+from benchmarks.family_models import ALL_MODELS, family_of, make_model, ssm_layers
 from mamba_mixers.families import FAMILIES
 from mamba_mixers.recording import record_layers
 from mamba_mixers.sites import (
@@ -28,7 +28,7 @@ from mamba_mixers.sites import (
 )
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL_MODELS)
 def test_blocks_are_the_models_layers_in_order(name):
     model = make_model(name)
     blocks = blocks_of(model)

@@ -8,7 +8,7 @@ from conftest import make_tiny_neox
 from torch import Tensor
 from transformers import MambaModel
 
-from benchmarks.family_models import FAULTY, FAULTY_BEYOND, MODELS, make_model
+from benchmarks.family_models import ALL_MODELS, FAULTY, FAULTY_BEYOND, make_model
 from mamba_mixers.hooks import forward_hooks
 from mamba_mixers.sites import UnsupportedModelError, blocks_of
 from mamba_mixers.stream_writes import StreamWrites, record_writes
@@ -23,7 +23,7 @@ def ids_for(name: str) -> Tensor:
     return IDS[:, :FAULTY_BEYOND] if name in FAULTY else IDS
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=ALL_MODELS)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -8,14 +8,14 @@ from accelerate import cpu_offload
 from conftest import make_tiny_model, make_tiny_neox
 from transformers import MambaConfig, MambaForCausalLM
 
-from benchmarks.family_models import MODELS, make_model, mixers_of
+from benchmarks.family_models import ALL_MODELS, make_model, mixers_of
 from mamba_mixers.families import time_scale_tensors
 from mamba_mixers.untrained_twins import check_twins, twin_seeds, untrained_twin
 from suite_plumbing.precision import default_dtype
 from token_statistics.twin_bounds import FRESH, PERMUTED, TWIN_KINDS
 
 each_kind = pytest.mark.parametrize("kind", TWIN_KINDS)
-each_model = pytest.mark.parametrize("name", MODELS)
+each_model = pytest.mark.parametrize("name", ALL_MODELS)
 
 
 class OwnConfig(MambaConfig):

@@ -6,7 +6,7 @@ import torch
 from hand_weighted import two_layers
 from patching_cases import runs_of
 
-from benchmarks.family_models import MODELS, make_model
+from benchmarks.family_models import ALL_MODELS, make_model
 from causal_interventions.patching.circuits import (
     all_edges,
     circuit_curve,
@@ -22,7 +22,7 @@ from mamba_mixers.sites import model_family, num_layers
 CLOSE = 5e-4
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", ALL_MODELS)
 def test_all_edges_are_the_clean_run_and_none_the_corrupt(name):
     model = make_model(name)
     runs = runs_of(model)

@@ -5,7 +5,7 @@ import torch
 from hand_weighted import two_layers
 from patching_cases import naive_logits, pairs_of, random_pairs, runs_of
 
-from benchmarks.family_models import MODELS, make_model, ssm_layers
+from benchmarks.family_models import ALL_MODELS, make_model, ssm_layers
 from causal_interventions.patching import exact
 from causal_interventions.patching.exact import pair_runs, patched_values
 from causal_interventions.patching.pairs import text_pairs
@@ -16,7 +16,7 @@ from mamba_mixers.running import fast_scan, forward_from
 CLOSE = 2e-4
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=ALL_MODELS)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

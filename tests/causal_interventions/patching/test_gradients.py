@@ -6,7 +6,7 @@ import torch
 from hand_weighted import two_layers
 from patching_cases import runs_of, scan_parts
 
-from benchmarks.family_models import MODELS, make_model
+from benchmarks.family_models import ALL_MODELS, make_model
 from causal_interventions.patching.exact import PairRuns, pair_runs, patched_values
 from causal_interventions.patching.gradients import (
     edge_scores,
@@ -24,7 +24,7 @@ from token_statistics.description import relative_error
 FLOAT32 = 1e-4
 
 
-@pytest.fixture(scope="module", params=MODELS)
+@pytest.fixture(scope="module", params=ALL_MODELS)
 def model(request: pytest.FixtureRequest):
     return make_model(request.param)
 
