@@ -170,7 +170,8 @@ def check_unwrapped(model: nn.Module) -> None:
 def _refusal(model: nn.Module) -> str:
     lookalikes = sorted({type(m).__name__ for m in model.modules() if hasattr(m, "A_log")})
     reason = (
-        f"its {', '.join(lookalikes)} layers have an A_log but are not a selective SSM of these"
+        f"its {', '.join(lookalikes)} layers have an A_log but are not a selective SSM of these; "
+        "if they are mamba_ssm's, pass own_model(model) (from mamba_mixers import own_model)"
         if lookalikes
         else "none of its layers is a selective SSM"
     )
