@@ -57,7 +57,12 @@ from causal_interventions.patching.patching_results import (
     PatchingResult,
     check_apart,
 )
-from causal_interventions.patching.sites import DEFAULT_SITES, check_sites, layers_of_site
+from causal_interventions.patching.sites import (
+    DEFAULT_SITES,
+    check_sites,
+    layers_of_site,
+    sites_at_hand,
+)
 from mamba_mixers.sites import MixerSite, find_mixers, num_layers
 from mamba_mixers.weights import mixer_parameters
 from recursive_visualizer import write_figures
@@ -94,7 +99,7 @@ class ActivationPatching(ModelAnalyzer):
         corrupt: Texts,
         answers: Any,
         *,
-        sites: str | Sequence[str] = DEFAULT_SITES,
+        sites: str | Sequence[str] | None = None,
         metric: str = "logit_difference",
         direction: str = "denoising",
         position: int = -1,
@@ -105,6 +110,7 @@ class ActivationPatching(ModelAnalyzer):
     ) -> PatchingResult:
         """Effect of every site at every layer and token, one at a time; exact.
 
+        ``sites``: some of ``SITES``; by default all that the model has but single neurons.
         ``metric``: see ``METRICS``, at the token ``position`` places from the end. ``direction``:
         "denoising" puts values of the clean run into the corrupt one, "noising" the other way.
         ``neurons``, {layer: channels}, are those of the site "neurons". ``control`` also patches
@@ -113,7 +119,7 @@ class ActivationPatching(ModelAnalyzer):
         a control: half a forward for each layer and token.
         """
         pairs = self._pairs(clean, corrupt, answers, alignment)
-        names = check_sites(sites, bool(neurons))
+        names = _checked_sites(self.model, sites, bool(neurons))
         chosen = _checked_neurons(self.model, neurons or {})
         _check_choices(metric, direction)
         back, parts = _back(position, pairs), _parts(self.model, pairs)
@@ -131,7 +137,7 @@ class ActivationPatching(ModelAnalyzer):
         corrupt: Texts,
         answers: Any,
         *,
-        sites: str | Sequence[str] = DEFAULT_SITES,
+        sites: str | Sequence[str] | None = None,
         metric: str = "logit_difference",
         direction: str = "denoising",
         steps: int = 0,
@@ -146,7 +152,7 @@ class ActivationPatching(ModelAnalyzer):
         forwards and a backward pass, with ``steps`` one of both for each.
         """
         pairs = self._pairs(clean, corrupt, answers, None)
-        names = check_sites(sites, bool(neurons))
+        names = _checked_sites(self.model, sites, bool(neurons))
         chosen = _checked_neurons(self.model, neurons or {})
         _check_choices(metric, direction)
         validate_int("steps", steps, 0)
@@ -221,6 +227,19 @@ def _holds_text(*given: Any) -> bool:
 def _check_choices(metric: str, direction: str) -> None:
     validate_choice("metric", metric, METRICS)
     validate_choice("direction", direction, DIRECTIONS)
+
+
+def _checked_sites(
+    model: PreTrainedModel, sites: str | Sequence[str] | None, has_neurons: bool
+) -> tuple[str, ...]:
+    """The sites asked for, that the model has; by default all that it has."""
+    at_hand = sites_at_hand(model)
+    # The command's default is the same list for every model.
+    is_default = sites is None or (not isinstance(sites, str) and tuple(sites) == DEFAULT_SITES)
+    names = at_hand if is_default or sites is None else check_sites(sites, has_neurons)
+    for name in names:
+        layers_of_site(model, name, {})
+    return names
 
 
 def _checked_neurons(model: PreTrainedModel, neurons: Neurons) -> dict[int, list[int]]:

@@ -184,6 +184,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 def shown(values: Sequence[float]) -> str:
     """Mean and half-width over seeds; the mean alone of one seed."""
     mean, half = interval(values)
+    mean = round(mean, 2) + 0.0  # no minus before a zero
     return f"{mean:.2f} ± {half:.2f}" if np.isfinite(half) else f"{mean:.2f}"
 
 

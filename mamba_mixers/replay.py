@@ -238,7 +238,8 @@ def compute_mamba3(
     parts = _written_by_channel(mixer, inputs) if mixer.is_mimo else _written_by_head(inputs)
     A = edit("A", -torch.ones_like(parts.delta[0, 0]).unsqueeze(1))
     B = rules.coefficient(edit("B", parts.B))
-    delta = rules.coefficient(edit("delta", parts.delta))
+    # A node of its own: B is made of the decay before an edit, and does not follow one.
+    delta = rules.coefficient(edit("delta", parts.delta.clone()))
     share = rules.coefficient(edit("own_share", parts.own_share))
     carry = None if carry_edit is None else edit("carry", torch.ones_like(delta[..., 0]))
     taken = _taken_over(parts, memory, u, rules)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import reference
@@ -104,6 +105,8 @@ def _loop(
                     change = other["conv_input"] - own["conv_input"]
                     changed[:, later] += weight[:, reach - 1 - lag] * change[:, later - lag]
         return "convolved", changed
+    if layer in runs.clean.turns:
+        return "y", _turned_loop(runs, layer, text, token, own, other)
     D = mixer.D.double().flatten()
     first = scan_parts(own, stop=token + 1)
     y, h = reference.scan(**first, D=D)
@@ -113,6 +116,42 @@ def _loop(
     if rest["u"].shape[1]:
         y = torch.cat([y, reference.scan(**rest, D=D, initial_state=clean_h[:, -1])[0]], 1)
     return "y", y.flatten(2)
+
+
+def _turned_loop(
+    runs: PairRuns, layer: int, text: int, token: int, own: dict, other: dict
+) -> Tensor:
+    """Mamba-3's y, to which later tokens add what they read of the difference of the states, the
+    other run's turned into this run's frame pair by pair."""
+    ends = []
+    for stages in (own, other):
+        parts = scan_parts(stages, stop=token + 1)
+        none = torch.zeros(parts["delta"].shape[2], dtype=torch.float64)
+        ends.append(reference.scan(**parts, D=none)[1][:, -1].flatten(1, 2))
+    angles = [run.turns[layer].angle[text, token].double() for run in (runs.corrupt, runs.clean)]
+    difference = (
+        _turned(ends[1][0], angles[0] - angles[1], runs.clean.turns[layer].halves) - ends[0][0]
+    )
+    y, rest = own["y"].clone(), scan_parts(own, start=token + 1)
+    if rest["u"].shape[1]:
+        rest["u"] = torch.zeros_like(rest["u"])
+        heads = rest["delta"].shape[2]
+        none = torch.zeros(heads, dtype=torch.float64)
+        initial = difference.unflatten(0, (heads, -1))[None]
+        y[:, token + 1 :] += reference.scan(**rest, D=none, initial_state=initial)[0].flatten(2)
+    return y
+
+
+def _turned(h: Tensor, angle: Tensor, halves: bool) -> Tensor:
+    """h (d_inner, N) with the pairs of head j's channels turned by angle (H, S)."""
+    found, width, states = h.clone(), len(h) // len(angle), h.shape[1]
+    for channel in range(len(h)):
+        for pair, theta in enumerate(angle[channel // width].tolist()):
+            i, j = (pair, pair + states // 2) if halves else (2 * pair, 2 * pair + 1)
+            p, q = h[channel, i], h[channel, j]
+            found[channel, i] = p * math.cos(theta) - q * math.sin(theta)
+            found[channel, j] = p * math.sin(theta) + q * math.cos(theta)
+    return found
 
 
 def scan_parts(

@@ -57,7 +57,8 @@ def test_all_eight_steps_and_the_memory_analysis_run(name, tokenizer):
     missing = ["prediction_parts"] if "LayerNorm" in name else []
     assert list(results["self_check"]["without_result"]) == missing
     if missing:
-        assert "no RMS norm" in results["prediction_parts"]["error"]["message"]
+        reason = results["self_check"]["without_result"]["prediction_parts"]["error"]
+        assert "no RMS norm" in reason["message"]
     memory = MemoryRecursionNeuronAnalyzer(
         theirs, tokenizer=tokenizer, num_positions=2, num_ablations=3
     )

@@ -129,7 +129,7 @@ def patched_logits(
     """(r, V) logits of the base run with one site of one layer patched at each row's token."""
     edits = {}
     if site != "residual":
-        edits = {layer: site_edit(site, find_mixers(model)[layer], source, places, neurons)}
+        edits = {layer: site_edit(site, find_mixers(model)[layer], base, source, places, neurons)}
     stream = patched_stream(base, source, layer, places, site == "residual")
     ids = base.input_ids[places.text]
     with fast_scan(model, edits=edits):
@@ -148,7 +148,10 @@ def _places(runs: PairRuns, direction: str, order: Tensor) -> Iterator[Places]:
     if is_own and runs.clean.input_ids.shape == runs.corrupt.input_ids.shape:
         differs = runs.clean.input_ids != runs.corrupt.input_ids
         moved = runs.alignment != torch.arange(aligned.shape[1], device=order.device)
-        aligned = aligned & ((differs | moved).cumsum(1) > 0)
+        changes = differs | moved
+        if runs.clean.turns:  # a Mamba-3's token writes what the next one says, too
+            changes[:, :-1] |= changes[:, 1:].clone()
+        aligned = aligned & (changes.cumsum(1) > 0)
     texts, tokens = aligned.nonzero().unbind(1)
     others = runs.alignment[texts, tokens]
     places = Places(texts, tokens, order[texts], others)

@@ -27,7 +27,14 @@ from transformers import PreTrainedModel
 
 from causal_interventions.patching.exact import PairRuns
 from causal_interventions.patching.metrics import measured
-from causal_interventions.patching.sites import STAGES, Places, Run, run_kept, window_change
+from causal_interventions.patching.sites import (
+    STAGES,
+    Places,
+    Run,
+    run_kept,
+    turned_states,
+    window_change,
+)
 from mamba_mixers.sites import MixerSite, find_mixers
 from mamba_mixers.weights import input_embeddings
 from selective_scan.attention import attention_map
@@ -82,7 +89,7 @@ def _gradients_at(
     run = run_kept(model, ids, runs.back, embeddings)
     value = measured(runs.metric, run.logits, runs.answers).sum()
     places = [("streams", i, "") for i in run.streams] + [("outputs", i, "") for i in run.outputs]
-    places += [("stages", i, stage) for i in run.stages for stage in _STAGES]
+    places += [("stages", i, stage) for i in run.stages for stage in _stages_of(run, i)]
     tensors = [
         run.stages[i][stage] if stage else getattr(run, kind)[i] for kind, i, stage in places
     ]
@@ -95,9 +102,14 @@ def _gradients_at(
     streams, outputs = (
         {i: by_place[kind, i, ""] for i in run.streams} for kind in ("streams", "outputs")
     )
-    stages = {i: {s: by_place["stages", i, s] for s in _STAGES} for i in run.stages}
+    stages = {i: {s: by_place["stages", i, s] for s in _stages_of(run, i)} for i in run.stages}
     by_state = {i: state_gradient(run, i, stages[i]["y"]) for i in stages} if states else {}
     return Gradients(streams, outputs, stages, by_state)
+
+
+def _stages_of(run: Run, layer: int) -> list[str]:
+    """Stages of which gradients are taken; a Mamba-3 has no convolution."""
+    return [stage for stage in _STAGES if stage in run.stages[layer]]
 
 
 @torch.no_grad()
@@ -187,8 +199,12 @@ def _stage_scores(
 
 def _state_scores(base: Run, source: Run, layer: int, gradient: Tensor) -> Tensor:
     rows = []
+    tokens = torch.arange(gradient.shape[1], device=gradient.device)
     for row in range(len(gradient)):
-        change = source.states(layer, row) - base.states(layer, row)
+        text = torch.full_like(tokens, row)
+        places = Places(text, tokens, text, tokens)
+        states = turned_states(source.states(layer, row), base, source, layer, places)
+        change = states - base.states(layer, row)
         rows.append((change.double() * gradient[row].double()).flatten(1).sum(1))
     return torch.stack(rows)
 
@@ -255,7 +271,7 @@ def _read(run: Run, layer: int, of_y: Tensor) -> Tensor:
     made = run.stages[layer]
     return attention_map(
         made["delta"], made["A"], made["B"].float(), made["C"],
-        query_weight=of_y, key_weight=made["u"].to(of_y),
+        query_weight=of_y, key_weight=made["u"].to(of_y), own_share=made.get("own_share"),
     )  # fmt: skip
 
 

@@ -11,16 +11,18 @@ computed from it by the model's own code and the suite's scan.
                the step, the projections of the state, z before SiLU, the scan's output with D u
     state      h after the token: what later tokens find in the layer's state
     window     what the convolution keeps after the token: its last K - 1 inputs up to it, for the
-               tokens that follow
+               tokens that follow; Mamba-3 has none
 
-State and window after a token are all that a mixer knows of what came before. Letters: the glossary
-of ``selective_scan``.
+State and window after a token are all that a mixer knows of what came before. Mamba-3's state is
+what the next token takes over, with the share that this one writes of the token before it, and is
+turned from the frame of its token to that of the token it is put at. Letters: the glossary of
+``selective_scan``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import torch
@@ -29,11 +31,12 @@ from transformers import PreTrainedModel
 
 from causal_interventions.interventions import patch_state
 from mamba_mixers.recording import kept_streams
-from mamba_mixers.replay import Edit
+from mamba_mixers.replay import Edit, MixerReplay
 from mamba_mixers.running import fast_scan
-from mamba_mixers.sites import MixerSite, find_mixers, num_layers
+from mamba_mixers.sites import MixerSite, find_mixers, model_family, num_layers
 from mamba_mixers.weights import convolved_change
 from selective_scan.scan import scan_hidden_states
+from ssm_measures.states import unrotated
 from suite_plumbing.arguments import validate_choice
 
 STAGES = {
@@ -46,6 +49,15 @@ SITES = ("residual", *STAGES, "state", "window")
 """All sites by name."""
 
 DEFAULT_SITES = tuple(site for site in SITES if site != "neurons")
+
+
+class Turns(NamedTuple):
+    """By how much the frame of a Mamba-3's tokens has turned."""
+
+    angle: Tensor
+    """(b, l, H, S) theta"""
+    halves: bool
+    """whether state i turns with i + N / 2, or neighbours with each other"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +74,8 @@ class Run:
     """by layer with an SSM and stage of ``EDITABLE``"""
     logits: Tensor
     """(b, V) at the position that is read"""
+    turns: dict[int, Turns] = field(default_factory=dict)
+    """by layer, of a Mamba-3"""
 
     def states(self, layer: int, row: int) -> Tensor:
         """(l, d_inner, N) state after every token of one text. Cost: one scan."""
@@ -80,6 +94,7 @@ def run_kept(
     memory of some 12 tensors (b, l, d_inner) a layer.
     """
     stages: dict[int, dict[str, Tensor]] = {layer: {} for layer in find_mixers(model)}
+    turns: dict[int, Turns] = {}
 
     def keep(layer: int) -> Edit:
         def edit(stage: str, x: Tensor) -> Tensor:
@@ -88,13 +103,17 @@ def run_kept(
 
         return edit
 
+    def observe(layer: int, replay: MixerReplay) -> None:
+        if replay.angle is not None:
+            turns[layer] = Turns(replay.angle.detach(), replay.skip is not None)
+
     given = {"input_ids": input_ids} if embeddings is None else {"inputs_embeds": embeddings}
     edits = {layer: keep(layer) for layer in stages}
-    with fast_scan(model, edits=edits), kept_streams(model) as streams:
+    with fast_scan(model, edits=edits, observe=observe), kept_streams(model) as streams:
         logits = model(**given, use_cache=False, return_dict=True).logits[:, -back]
     before = {layer: stream for layer, (stream, _) in streams.items()}
     after = {layer: stream for layer, (_, stream) in streams.items()}
-    return Run(input_ids, before, after, stages, logits)
+    return Run(input_ids, before, after, stages, logits, turns)
 
 
 class Places(NamedTuple):
@@ -120,7 +139,12 @@ def patched_stream(base: Run, source: Run, layer: int, places: Places, is_patche
 
 
 def site_edit(
-    site: str, mixer: MixerSite, source: Run, places: Places, neurons: Tensor | None = None
+    site: str,
+    mixer: MixerSite,
+    base: Run,
+    source: Run,
+    places: Places,
+    neurons: Tensor | None = None,
 ) -> Edit:
     """The edit of a layer that puts a site's value of the source run into every row's token.
 
@@ -130,21 +154,32 @@ def site_edit(
     if site == "window":
         return _window_edit(mixer, made["conv_input"], places)
     if site == "state":
-        return patch_state(mixer.layer, places.token, _states(source, mixer.layer, places))[
-            mixer.layer
-        ]
+        states = _states(base, source, mixer.layer, places)
+        return patch_state(mixer.layer, places.token, states)[mixer.layer]
     stage = STAGES[site]
     values = made[stage][places.source_text, places.source_token]
     return _token_edit(stage, values, places.token, neurons if site == "neurons" else None)
 
 
-def _states(source: Run, layer: int, places: Places) -> Tensor:
+def _states(base: Run, source: Run, layer: int, places: Places) -> Tensor:
     """(r, d_inner, N); the states of one text at a time are in memory."""
     parts = []
     for text in places.source_text.unique_consecutive().tolist():
         tokens = places.source_token[places.source_text == text]
         parts.append(source.states(layer, text)[tokens])
-    return torch.cat(parts)
+    return turned_states(torch.cat(parts), base, source, layer, places)
+
+
+def turned_states(h: Tensor, base: Run, source: Run, layer: int, places: Places) -> Tensor:
+    """States (r, d_inner, N) of the source run's tokens in the frames of the base run's: in Mamba-3
+    turned by how much further these have turned, elsewhere as they are."""
+    if layer not in source.turns:
+        return h
+    there, here = source.turns[layer], base.turns[layer]
+    behind = there.angle[places.source_text, places.source_token]
+    behind = behind - here.angle[places.text, places.token]
+    by_channel = behind.repeat_interleave(h.shape[1] // behind.shape[1], 1)
+    return unrotated(h[:, None], by_channel[:, None], there.halves)[:, 0]
 
 
 def _token_edit(wanted: str, values: Tensor, tokens: Tensor, channels: Tensor | None) -> Edit:
@@ -195,6 +230,12 @@ def window_change(mixer: MixerSite, own: Tensor, inputs: Tensor, places: Places)
     return change * (lag < 0)[..., None]
 
 
+def sites_at_hand(model: PreTrainedModel) -> tuple[str, ...]:
+    """DEFAULT_SITES, of a Mamba-3 without the window that it does not have."""
+    without = ("window",) if model_family(model).is_trapezoid else ()
+    return tuple(site for site in DEFAULT_SITES if site not in without)
+
+
 def check_sites(sites: str | Sequence[str], has_neurons: bool) -> tuple[str, ...]:
     """The sites asked for; ValueError for an unknown one, none, or neurons that are not named."""
     names = (sites,) if isinstance(sites, str) else tuple(sites)
@@ -212,7 +253,15 @@ def check_sites(sites: str | Sequence[str], has_neurons: bool) -> tuple[str, ...
 def layers_of_site(
     model: PreTrainedModel, site: str, neurons: Mapping[int, Sequence[int]]
 ) -> list[int]:
-    """Layers that have this site: all of them, those with an SSM, or those with chosen neurons."""
+    """Layers that have this site: all of them, those with an SSM, or those with chosen neurons.
+
+    Raises ValueError for the window of a Mamba-3, which has no convolution.
+    """
     if site == "residual":
         return list(range(num_layers(model)))
+    if site == "window" and model_family(model).is_trapezoid:
+        raise ValueError(
+            "site 'window' is that of a convolution, which a Mamba-3 does not have; what its state "
+            "does not hold after a token is nothing: leave the window out"
+        )
     return sorted(neurons) if site == "neurons" else list(find_mixers(model))

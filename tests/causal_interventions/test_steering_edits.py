@@ -8,7 +8,7 @@ import torch
 from conftest import make_tiny_model
 from torch import Tensor
 
-from benchmarks.family_models import ALL_MODELS, make_model, ssm_layers
+from benchmarks.family_models import MODELS, make_model, ssm_layers
 from causal_interventions.interventions import reset_state
 from causal_interventions.steering_edits import MODES, moved, steered
 from causal_interventions.steering_vectors import SITES, SteeringVector, site_shape
@@ -26,7 +26,7 @@ def random_vector(model: Any, layer: int, site: str, size: float = 1.0) -> Steer
     return SteeringVector(size * values / values.norm(), layer, site, "given")
 
 
-@pytest.fixture(scope="module", params=ALL_MODELS)
+@pytest.fixture(scope="module", params=MODELS)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.family_models import ALL_MODELS, FAULTY, IS_VERSION_5, make_model, ssm_layers
+from benchmarks.family_models import FAULTY, IS_VERSION_5, MODELS, make_model, ssm_layers
 from mamba_mixers import caches
 from mamba_mixers.calls import forward_signature
 from mamba_mixers.running import fast_scan
@@ -30,7 +30,7 @@ STOCK_STEPS_DIFFER = (
 LOSES_BEAMS = () if IS_VERSION_5 else ("mamba", "falcon_mamba", "mamba2")
 
 
-@pytest.fixture(scope="module", params=ALL_MODELS)
+@pytest.fixture(scope="module", params=MODELS)
 def name(request: pytest.FixtureRequest) -> str:
     return request.param
 

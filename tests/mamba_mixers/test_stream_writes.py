@@ -112,6 +112,8 @@ def test_only_what_writes_to_the_stream_counts(name, writes):
             "jamba": ["mr", "ar", "mr"],
             "zamba": ["m"] * 4,  # the shared attention is read by mixers alone
             "mamba2": ["m", "m"],
+            "mamba3": ["m", "m"],
+            "mamba3 of ranks": ["m", "m"],
             "bamba": ["mr", "ar", "mr"],
             "granitemoehybrid": ["mr", "ar", "mr"],
             "zamba2": ["m"] * 4,

@@ -96,7 +96,8 @@ def test_time_scales_go_with_their_channel_or_head(name):
             torch.cat([x.detach().reshape(count, -1) for x in time_scale_tensors(mixer)], dim=1)
             for mixer in (mine, theirs)
         )
-        assert rows.shape[1] >= 3  # a rate, D and a bias at least
+        # A rate, D and a bias at least; Mamba-3 makes its rates of the tokens.
+        assert rows.shape[1] >= (2 if name.startswith("mamba3") else 3)
         assert sorted(map(tuple, rows.tolist())) == sorted(map(tuple, moved.tolist()))
         assert not torch.equal(rows, moved)
 
