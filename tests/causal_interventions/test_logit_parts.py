@@ -10,7 +10,14 @@ from hand_weighted import HandWeighted, every_token
 from mixer_cases import make_odd_model
 from torch import Tensor, nn
 
-from benchmarks.family_models import ALL_MODELS, FAULTY, FAULTY_BEYOND, family_of, make_model
+from benchmarks.family_models import (
+    ALL_MODELS,
+    FAULTY,
+    FAULTY_BEYOND,
+    MODELS,
+    family_of,
+    make_model,
+)
 from causal_interventions.logit_parts import LogitParts, logit_parts
 from mamba_mixers.hooks import forward_hooks
 from mamba_mixers.sites import find_mixers
@@ -95,6 +102,7 @@ def test_layers_sum_over_sources_and_neurons(dtype, parts):
     assert totals["value"].sum() == pytest.approx(parts.logit, abs=within)
 
 
+@pytest.mark.parametrize("name", MODELS)  # the loop of a Mamba-3 has other stages
 def test_parts_are_those_of_loops_over_channels_and_tokens(name):
     """Everything again from a float64 twin with mixers by loops, multipliers from the configs."""
     model, ids = made(name, torch.float64), ids_for(name)
