@@ -45,6 +45,19 @@ class OwnConfig(PretrainedConfig):
 
     model_type = "own_model"
 
+    vocab_size: int = 0
+    hidden_size: int = 0
+    num_hidden_layers: int = 0
+
+    def __init__(self, **kwargs: Any) -> None:
+        names = ("vocab_size", "hidden_size", "num_hidden_layers")
+        given = {name: kwargs.pop(name, 0) for name in names}
+        super().__init__(**kwargs)
+        for name, size in given.items():
+            setattr(self, name, size)
+        # A tied head is the user's own parameter already.
+        self.tie_word_embeddings = False
+
 
 class OwnBackbone(nn.Module):
     """Embedding, layers and final norm of a user's model."""
@@ -198,7 +211,6 @@ def _put_together(model: nn.Module, structure: Structure, ids: Tensor) -> OwnMod
         vocab_size=min(len(embedding.weight), seen.logits.shape[-1]),
         hidden_size=structure.layers[0].before.shape[-1],
         num_hidden_layers=len(layers),
-        tie_word_embeddings=False,
     )
     made = OwnModelForCausalLM(config, OwnBackbone(structure, layers, norm), structure.head)
     kinds = {type(layer.mixer).__name__.removeprefix("Own") for layer in layers}

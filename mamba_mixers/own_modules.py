@@ -247,7 +247,8 @@ class OwnBlock(nn.Module):
             for theirs, ours in self.beside:
                 stack.enter_context(replaced_forward(theirs, _through(ours, {})))
             if self.adds == "of two":
-                return sum(self.theirs(hidden_states, None))
+                wrote, stream = self.theirs(hidden_states, None)
+                return wrote + stream
             normed = hidden_states if self.their_norm is None else self.their_norm(hidden_states)
             given = self.theirs(normed)
             given = given[0] if isinstance(given, tuple) else given

@@ -1,6 +1,7 @@
 """The benchmark of the generations: rows, intervals, what reading again saves, the table."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def test_a_row_is_of_the_text_and_one_in_four_reads_its_first_half_twice():
 
 def test_every_generation_has_the_sizes_asked_for():
     for name, make in benchmark.GENERATIONS.items():
-        config = make(50).config
+        config: Any = make(50).config
         assert config.num_hidden_layers == benchmark.LAYERS, name
         assert (config.hidden_size, config.state_size) == (benchmark.WIDTH, benchmark.STATES)
 

@@ -8,7 +8,18 @@ import own_model_cases
 import pytest
 import torch
 import torch.nn.functional as F
-from own_model_cases import MODELS, WIDTH, Cell, Mamba, Mamba2, Scale, TinyLM, loop_scan, make_own
+from own_model_cases import (
+    MODELS,
+    WIDTH,
+    Cell,
+    Mamba,
+    Mamba2,
+    RMSNormGated,
+    Scale,
+    TinyLM,
+    loop_scan,
+    make_own,
+)
 from torch import Tensor, nn
 from transformers import MambaConfig, MambaForCausalLM
 
@@ -53,7 +64,7 @@ def model(theirs: Any) -> Any:
 
 
 @torch.no_grad()
-def plain(model: Any, ids: Tensor = IDS, **options: Any) -> Tensor:
+def plain(model: Any, ids: Tensor | None = IDS, **options: Any) -> Tensor:
     return model(input_ids=ids, **options).logits
 
 
@@ -73,7 +84,11 @@ def test_the_components_and_the_map_rebuild_what_the_users_mixer_gave(theirs, mo
     found = capture(model, IDS, None, list(find_mixers(model)))
     mixers = [m for m in theirs.modules() if isinstance(m, (Mamba, Mamba2))]
     real: list[Tensor] = []
-    handles = [m.register_forward_hook(lambda m, args, out: real.append(out)) for m in mixers]
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        real.append(output)
+
+    handles = [m.register_forward_hook(keep) for m in mixers]
     logits_of(theirs, IDS)
     for handle in handles:
         handle.remove()
@@ -120,9 +135,11 @@ def test_an_intervention_is_the_users_code_changed_likewise(name, theirs, model,
     expected_before = logits_of(theirs, IDS)
 
     def forgetful(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tensor:
-        parts = [slice(0, 6), slice(6, None)]
-        return torch.cat([loop_scan(*(x[:, p] for x in (u, delta)), A, B[:, p], C[:, p])
-                          for p in parts], 1)  # fmt: skip
+        parts = [
+            loop_scan(u[:, p], delta[:, p], A, B[:, p], C[:, p])
+            for p in (slice(0, 6), slice(6, None))
+        ]
+        return torch.cat(parts, 1)
 
     layers = list(find_mixers(model))
     with fast_scan(model, edits=reset_state(6, layers)):
@@ -282,10 +299,19 @@ def one_mixer_twice() -> TinyLM:
 
 
 def with_groups_unsaid() -> TinyLM:
+    """Its norm is of groups of 12 channels, and says 24."""
     model = TinyLM([Cell(Scale, Mamba2(WIDTH))])
-    mixer: Any = model.trunk["cells"]
-    mixer[0].core.norm.group_size = 4
-    mixer[0].core.norm.forward = lambda x, z: Mamba2(WIDTH).norm.forward(x, z)  # of other groups
+    norm: Any = model.get_submodule("trunk.cells.0.core.norm")
+
+    class Silent(RMSNormGated):
+        def forward(self, x: Tensor, z: Tensor) -> Tensor:
+            self.group_size = WIDTH
+            try:
+                return super().forward(x, z)
+            finally:
+                self.group_size = 2 * WIDTH
+
+    norm.__class__, norm.group_size = Silent, 2 * WIDTH
     return model
 
 
