@@ -253,8 +253,14 @@ def family_of(module: nn.Module) -> MixerFamily | None:
 
 
 def decay_rates(mixer: Any) -> Tensor:
-    """A as (H, N), or (H, 1) where a head has one rate; from A_log in float32, as transformers."""
+    """A as (H, N), or (H, 1) where a head has one rate; from A_log in float32, as transformers.
+
+    Of a Mamba-3, whose delta is the decay, -1 of every head, in MIMO of every channel.
+    """
     family = family_of(mixer)
+    if family is not None and family.is_trapezoid:
+        heads = mixer.d_inner if mixer.is_mimo else len(mixer.dt_bias)
+        return -at_least_float32(torch.ones_like(mixer.dt_bias[:1])).expand(heads, 1)
     keeps_float64 = family is not None and family.is_own
     A = -torch.exp(at_least_float32(mixer.A_log) if keeps_float64 else mixer.A_log.float())
     return A.unsqueeze(-1) if A.dim() == 1 else A.flatten(0, -2)

@@ -48,6 +48,18 @@ def test_patching_gives_tables_of_layers_and_tokens(patching, task, direction):
     assert patching.result_ is found
 
 
+def test_a_mamba3_is_patched_at_all_sites_that_it_has(task):
+    patching = ActivationPatching(make_model("mamba3"))
+    given = (task.clean, task.corrupt, task.answers)
+    found = patching.patch(*given, control=False)
+    assert list(found.effect) == [site for site in DEFAULT_SITES if site != "window"]
+    assert all(bool(table.notna().all().all()) for table in found.effect.values())
+    estimated = patching.attribution(*given, sites=DEFAULT_SITES)
+    assert list(estimated.nodes.effect) == list(found.effect)
+    with pytest.raises(ValueError, match="'window' is that of a convolution, which a Mamba-3"):
+        patching.patch(*given, sites=("state", "window"))
+
+
 def test_neurons_metrics_and_positions_can_be_chosen(patching, task):
     found = patching.patch(
         task.clean, task.corrupt, task.answers, sites="neurons", neurons={1: [0, 3]}, metric="kl",

@@ -7,6 +7,7 @@ import pytest
 import reference
 import torch
 from conftest import make_tiny_tokenizer
+from corpus_cases import made_texts
 from mamba3_cases import make_mamba3, twin_of
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from causal_interventions.interventions import (
 )
 from causal_interventions.logit_parts import logit_parts
 from causal_interventions.targets import resolve_target
+from corpus_analysis import RESULTS_NAME
+from corpus_analysis import main as analyse_corpus
 from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
 from input_attribution import ATTRIBUTION_METHODS, attribute
 from long_memory import read_through
@@ -42,6 +45,7 @@ from ssm_component_extractor import capture, recursive_dynamics
 from ssm_measures.attention_maps import contribution_map, head_maps, kernel_of, mean_map
 from ssm_measures.full_mixer_maps import full_mixer_head_maps, full_mixer_map, full_mixer_row
 from ssm_measures.layer_overview import layer_text
+from suite_plumbing.result_reading import load_results
 from token_statistics.description import relative_error
 from token_statistics.twin_bounds import TWIN_KINDS
 
@@ -425,3 +429,25 @@ def test_all_eight_steps_and_the_memory_analysis_run(kind):
     )
     found = memory.analyze_memory_recursion_effects(TEXTS, [0, 1])
     assert found["self_check"]["without_result"] == {}
+
+
+@pytest.mark.parametrize("kind", ["siso", "mimo"])
+def test_a_corpus_is_read_with_the_half_lives_of_the_texts(kind, tmp_path):
+    model, texts = make_mamba3(kind), made_texts(4)
+    model.save_pretrained(tmp_path / "model")
+    make_tiny_tokenizer().save_pretrained(tmp_path / "model")
+    (tmp_path / "texts.txt").write_text("\n".join(texts), encoding="utf-8")
+    given = ["--model", str(tmp_path / "model"), "--texts-file", str(tmp_path / "texts.txt"),
+             "--maps-every", "1", "--importance-every", "2", "--layers", "0",
+             "--output-dir", str(tmp_path / "out"), "--quiet"]  # fmt: skip
+    assert analyse_corpus(given) == 0
+    results, _ = load_results(tmp_path / "out" / RESULTS_NAME)
+    assert results["self_check"]["replay_agrees"]
+    found = results["layers"]["layer_0"]
+    ids = [torch.tensor([make_tiny_tokenizer()(text).input_ids]) for text in texts]
+    read = [capture(model, text, None, [0]).components[0] for text in ids]
+    mean = torch.cat([parts.delta[0] for parts in read]).double().mean(0)
+    # Six digits are kept, of means over float32 sums.
+    assert found["half_life"]["mean"] == pytest.approx(float((math.log(2) / mean).mean()), rel=1e-4)
+    norms = torch.cat([parts.states.norm[0] for parts in read])
+    assert found["maps"]["state_norm"] == pytest.approx(float(norms.mean()), rel=1e-4)
