@@ -123,15 +123,23 @@ def _turned_loop(
 ) -> Tensor:
     """Mamba-3's y, to which later tokens add what they read of the difference of the states, the
     other run's turned into this run's frame pair by pair."""
+    both = [(runs.corrupt, own), (runs.clean, other)]
+    angles = [run.turns[layer].angle[text, token].double() for run, _ in both]
+    written = [run.turns[layer].write[text, token].double() for run, _ in both]
+    shares = [stages["own_share"][0, token] for _, stages in both]
+    width = len(shares[0]) // len(written[0])
+    own_part = written[1] * shares[1][::width]
+    ahead = written[0] * (1 - shares[0][::width])
+    other["B"] = other["B"].clone()
+    # The clean token writes itself as it did, and of it the corrupt text's next token its share.
+    other["B"][0, token] *= ((own_part + ahead) / written[1]).repeat_interleave(width)[:, None]
     ends = []
-    for stages in (own, other):
+    for _, stages in both:
         parts = scan_parts(stages, stop=token + 1)
         none = torch.zeros(parts["delta"].shape[2], dtype=torch.float64)
-        ends.append(reference.scan(**parts, D=none)[1][:, -1].flatten(1, 2))
-    angles = [run.turns[layer].angle[text, token].double() for run in (runs.corrupt, runs.clean)]
-    difference = (
-        _turned(ends[1][0], angles[0] - angles[1], runs.clean.turns[layer].halves) - ends[0][0]
-    )
+        ends.append(reference.scan(**parts, D=none)[1][0, -1].flatten(0, 1))
+    halves = runs.clean.turns[layer].halves
+    difference = _turned(ends[1], angles[0] - angles[1], halves) - ends[0]
     y, rest = own["y"].clone(), scan_parts(own, start=token + 1)
     if rest["u"].shape[1]:
         rest["u"] = torch.zeros_like(rest["u"])

@@ -149,7 +149,7 @@ def _places(runs: PairRuns, direction: str, order: Tensor) -> Iterator[Places]:
         differs = runs.clean.input_ids != runs.corrupt.input_ids
         moved = runs.alignment != torch.arange(aligned.shape[1], device=order.device)
         changes = differs | moved
-        if runs.clean.turns:  # a Mamba-3's token writes what the next one says, too
+        if runs.clean.turns:  # of a Mamba-3's token B is made by what the next one says, too
             changes[:, :-1] |= changes[:, 1:].clone()
         aligned = aligned & (changes.cumsum(1) > 0)
     texts, tokens = aligned.nonzero().unbind(1)

@@ -270,7 +270,7 @@ def token_maps(runs: PairRuns, gradients: Gradients, direction: str) -> dict[int
 def _read(run: Run, layer: int, of_y: Tensor) -> Tensor:
     made = run.stages[layer]
     return attention_map(
-        made["delta"], made["A"], made["B"].float(), made["C"],
+        made["delta"], made["A"], made["B"].to(made["A"]), made["C"],
         query_weight=of_y, key_weight=made["u"].to(of_y), own_share=made.get("own_share"),
     )  # fmt: skip
 

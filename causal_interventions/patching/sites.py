@@ -14,9 +14,9 @@ computed from it by the model's own code and the suite's scan.
                tokens that follow; Mamba-3 has none
 
 State and window after a token are all that a mixer knows of what came before. Mamba-3's state is
-what the next token takes over, with the share that this one writes of the token before it, and is
-turned from the frame of its token to that of the token it is put at. Letters: the glossary of
-``selective_scan``.
+put in place as if all of its memory were: turned from the frame of its token to that of the token it
+is put at, with the share of its token's write that the next token brings as that one says. Letters:
+the glossary of ``selective_scan``.
 """
 
 from __future__ import annotations
@@ -52,12 +52,14 @@ DEFAULT_SITES = tuple(site for site in SITES if site != "neurons")
 
 
 class Turns(NamedTuple):
-    """By how much the frame of a Mamba-3's tokens has turned."""
+    """What a Mamba-3's state is put in another run's place by."""
 
     angle: Tensor
     """(b, l, H, S) theta"""
     halves: bool
     """whether state i turns with i + N / 2, or neighbours with each other"""
+    write: Tensor
+    """(b, l, H) what a token's b x is written with"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,8 @@ class Run:
         """(l, d_inner, N) state after every token of one text. Cost: one scan."""
         made = self.stages[layer]
         u, delta, B = (made[name][row : row + 1] for name in ("u", "delta", "B"))
-        return scan_hidden_states(u.float(), delta, made["A"], B.float())[0]
+        A = made["A"]  # in the dtype in which the model's scan has u and B
+        return scan_hidden_states(u.to(A), delta, A, B.to(A))[0]
 
 
 def run_kept(
@@ -105,7 +108,9 @@ def run_kept(
 
     def observe(layer: int, replay: MixerReplay) -> None:
         if replay.angle is not None:
-            turns[layer] = Turns(replay.angle.detach(), replay.skip is not None)
+            kept = (x.detach() for x in (replay.angle, replay.write))
+            angle, write = kept
+            turns[layer] = Turns(angle, replay.skip is not None, write)
 
     given = {"input_ids": input_ids} if embeddings is None else {"inputs_embeds": embeddings}
     edits = {layer: keep(layer) for layer in stages}
@@ -171,15 +176,36 @@ def _states(base: Run, source: Run, layer: int, places: Places) -> Tensor:
 
 
 def turned_states(h: Tensor, base: Run, source: Run, layer: int, places: Places) -> Tensor:
-    """States (r, d_inner, N) of the source run's tokens in the frames of the base run's: in Mamba-3
-    turned by how much further these have turned, elsewhere as they are."""
+    """States (r, d_inner, N) of the source run's tokens as the base run's next tokens take them
+    over: of a Mamba-3 in the frames of its tokens, elsewhere as they are."""
     if layer not in source.turns:
         return h
     there, here = source.turns[layer], base.turns[layer]
     behind = there.angle[places.source_text, places.source_token]
     behind = behind - here.angle[places.text, places.token]
+    h = h + _further_share(base, source, layer, places)
     by_channel = behind.repeat_interleave(h.shape[1] // behind.shape[1], 1)
     return unrotated(h[:, None], by_channel[:, None], there.halves)[:, 0]
+
+
+def _further_share(base: Run, source: Run, layer: int, places: Places) -> Tensor:
+    """(r, d_inner, N) what the base's next token writes of the source's token, less what the
+    source's next token did."""
+    made = source.stages[layer]
+    at = places.source_text, places.source_token
+    written = source.turns[layer].write[at]
+    ahead = _ahead(base, layer)[places.text, places.token] - _ahead(source, layer)[at]
+    share = torch.where(written > 0, ahead / written.where(written > 0, 1.0), 0.0)
+    u, delta, B = (made[name][at] for name in ("u", "delta", "B"))
+    unit = (delta.unsqueeze(-1) * B).repeat_interleave(u.shape[1] // delta.shape[1], 1)
+    by_channel = share.repeat_interleave(u.shape[1] // share.shape[1], 1)
+    return (by_channel * u).unsqueeze(-1) * unit
+
+
+def _ahead(run: Run, layer: int) -> Tensor:
+    """(b, l, H) what the next token writes of each."""
+    write, share = run.turns[layer].write, run.stages[layer]["own_share"]
+    return write * (1 - share[..., :: share.shape[2] // write.shape[2]])
 
 
 def _token_edit(wanted: str, values: Tensor, tokens: Tensor, channels: Tensor | None) -> Edit:

@@ -1,5 +1,7 @@
 """Sites by name, and runs kept: what they hold is what the model computes."""
 
+from typing import Any
+
 import pytest
 import torch
 from patching_cases import random_pairs, runs_of
@@ -12,9 +14,10 @@ from causal_interventions.patching.sites import (
     check_sites,
     layers_of_site,
     run_kept,
+    site_edit,
     window_change,
 )
-from mamba_mixers.replay import EDITABLE
+from mamba_mixers.replay import EDITABLE, replay_mixer
 from mamba_mixers.sites import find_mixers
 from ssm_component_extractor import capture
 from token_statistics.description import relative_error
@@ -41,6 +44,23 @@ def test_a_run_holds_what_a_capture_holds(model):
         assert relative_error(run.streams[layer], captured.block_inputs[layer]) <= 1e-5
         assert relative_error(run.outputs[layer], captured.block_outputs[layer]) <= 1e-5
         assert relative_error(run.states(layer, 1), parts.hidden_states[1]) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["mamba3", "mamba3 of ranks"])
+@torch.no_grad()
+def test_a_state_of_mamba3_is_put_in_place_as_if_the_whole_memory_were(name):
+    """The mixer goes on from the clean run's memory, theta and last write included, by itself."""
+    model = make_model(name).double()
+    runs, site = runs_of(model), find_mixers(model)[1]
+    norm: Any = site.block.norm
+    clean, corrupt = (norm(run.streams[1][:1]) for run in (runs.clean, runs.corrupt))
+    for source, token in ((5, 5), (3, 6), (8, 2)):
+        places = Places(*(torch.tensor([x]) for x in (0, token, 0, source)))
+        edit = site_edit("state", site, runs.corrupt, runs.clean, places)
+        found = replay_mixer(site, corrupt, edit=edit).output[:, token + 1 :]
+        memory = replay_mixer(site, clean[:, : source + 1]).memory
+        expected = replay_mixer(site, corrupt[:, token + 1 :], memory=memory).output
+        assert relative_error(found, expected) <= 1e-10  # float64
 
 
 def test_a_window_reaches_the_tokens_that_read_it(model):
