@@ -14,9 +14,9 @@ computed from it by the model's own code and the suite's scan.
                tokens that follow; Mamba-3 has none
 
 State and window after a token are all that a mixer knows of what came before. Mamba-3's state is
-put in place as if all of its memory were: turned from the frame of its token to that of the token it
-is put at, with the share of its token's write that the next token brings as that one says. Letters:
-the glossary of ``selective_scan``.
+put in place as if all of its memory were: turned from the frame of its token to that of the token
+that it is put at, with the share of its token's write that the next token brings as that one says.
+Letters: the glossary of ``selective_scan``.
 """
 
 from __future__ import annotations
@@ -107,9 +107,8 @@ def run_kept(
         return edit
 
     def observe(layer: int, replay: MixerReplay) -> None:
-        if replay.angle is not None:
-            kept = (x.detach() for x in (replay.angle, replay.write))
-            angle, write = kept
+        if replay.angle is not None and replay.write is not None:
+            angle, write = replay.angle.detach(), replay.write.detach()
             turns[layer] = Turns(angle, replay.skip is not None, write)
 
     given = {"input_ids": input_ids} if embeddings is None else {"inputs_embeds": embeddings}
