@@ -22,6 +22,7 @@ from causal_interventions.interventions import (
     state_after,
 )
 from causal_interventions.logit_parts import logit_parts
+from causal_interventions.steering_vectors import SITES
 from causal_interventions.targets import resolve_target
 from corpus_analysis import RESULTS_NAME
 from corpus_analysis import main as analyse_corpus
@@ -45,6 +46,7 @@ from ssm_component_extractor import capture, recursive_dynamics
 from ssm_measures.attention_maps import contribution_map, head_maps, kernel_of, mean_map
 from ssm_measures.full_mixer_maps import full_mixer_head_maps, full_mixer_map, full_mixer_row
 from ssm_measures.layer_overview import layer_text
+from steering import Steering
 from suite_plumbing.result_reading import load_results
 from token_statistics.description import relative_error
 from token_statistics.twin_bounds import TWIN_KINDS
@@ -319,6 +321,23 @@ def test_generation_goes_on_by_memory_under_edits(model, ids):
             last = logits_of(model, expected)[:, -1:].argmax(-1)
             expected = torch.cat([expected, last], 1)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("kind", ["siso", "mimo"])
+@pytest.mark.parametrize("place", SITES)
+@torch.no_grad()
+def test_a_steered_generation_by_memory_is_that_of_reading_again(kind, place):
+    tokenizer, ids = make_tiny_tokenizer(), torch.arange(1, 8)[None]
+    steering = Steering(make_mamba3(kind), tokenizer=tokenizer)
+    vector = steering.vector("the net held", "one two three", 1, place)
+    plain = steering.model.generate(ids, 6)
+    with steering.apply(vector, 5.0):
+        found, expected = steering.model.generate(ids, 6), ids
+        for _ in range(6):
+            last = logits_of(steering.model, expected)[:, -1:].argmax(-1)
+            expected = torch.cat([expected, last], 1)
+    assert torch.equal(found, expected)
+    assert torch.equal(steering.model.generate(ids, 6), plain)
 
 
 def test_a_forward_from_a_block_and_directions_of_logits(model, ids, captured):
