@@ -210,7 +210,7 @@ def _readings(seen: Traced, mixer: nn.Module) -> Iterator[LayerPart]:
         if call.mixer is not mixer or not (call.given and call.gave):
             continue
         x, out = call.given[0], call.gave[0]
-        if len(call.gave) == 2 and len(call.given) <= 2 and x.shape == out.shape:
+        if len(call.gave) == 2 and {y.shape for y in (*call.given, *call.gave)} == {x.shape}:
             yield LayerPart(call.module, None, "of two", _sum(call.given), _sum(call.gave))
         if len(call.given) != 1 or x.shape != out.shape or not x.is_floating_point():
             continue

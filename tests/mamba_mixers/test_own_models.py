@@ -27,7 +27,7 @@ from causal_interventions.interventions import reset_state
 from long_memory import read_through
 from mamba_mixers import own_model
 from mamba_mixers.own_structure import logits_of
-from mamba_mixers.recording import record_layers
+from mamba_mixers.recording import record_layers, record_streams
 from mamba_mixers.replay import LRP
 from mamba_mixers.running import fast_scan, forward_from
 from mamba_mixers.sites import UnsupportedModelError, find_mixers
@@ -246,6 +246,34 @@ def test_mixers_of_transformers_in_a_model_of_ones_own():
     made = own_model(theirs)
     assert [site.family.model_type for site in find_mixers(made).values()] == ["own Mamba-1"] * 2
     assert relative_error(plain(made), logits_of(theirs, IDS).detach()) <= 1e-5  # float32
+
+
+class Telling(Cell):
+    """Gives the stream, and something of another shape beside it."""
+
+    def forward(self, x: Tensor) -> Any:
+        stream = super().forward(x)
+        return stream, stream.mean(-1)
+
+
+class Unpacking(TinyLM):
+    """Takes the first of what its cells give."""
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = self.words(tokens)
+        for cell in self.trunk.children():
+            for part in cell.children():
+                x = part(x)[0]
+        return self.end(x)
+
+
+@torch.no_grad()
+def test_a_block_may_give_more_than_the_stream():
+    theirs = Unpacking([Telling(Scale, Mamba(WIDTH)) for _ in range(2)])
+    made = own_model(theirs)
+    assert relative_error(plain(made), logits_of(theirs, IDS)) <= 1e-5  # float32
+    streams = record_streams(made, [0, 1], IDS)
+    assert relative_error(forward_from(made, 1, streams[0][1]), plain(made)) <= 1e-5
 
 
 class WithPositions(TinyLM):
