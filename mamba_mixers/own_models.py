@@ -9,6 +9,7 @@ together has to give the user's own logits, and the replayed mixers the user's o
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -106,6 +107,13 @@ class OwnModelForCausalLM(PreTrainedModel):
     def _init_weights(self, module: nn.Module) -> None:
         """The weights are the user's."""
 
+    def made_anew(self) -> OwnModelForCausalLM:
+        """The same of a model that the user's ``fresh`` makes; ValueError without one."""
+        fresh, names = vars(self)["fresh"], vars(self)["names"]
+        if fresh is None:
+            raise ValueError("give own_model fresh=, a function that makes the model untrained")
+        return own_model(fresh(), **names)
+
     def get_input_embeddings(self) -> nn.Module:
         """The user's embedding."""
         return self.backbone.embedding
@@ -142,17 +150,19 @@ def own_model(
     embedding: nn.Module | str | None = None,
     final_norm: nn.Module | str | None = None,
     head: nn.Module | str | None = None,
+    fresh: Callable[[], nn.Module] | None = None,
 ) -> OwnModelForCausalLM:
     """A user's own model for the suite: any module that gives logits (b, l, V) for token ids (b, l)
     and holds mixers with the parameters of mamba_ssm's ``Mamba`` or ``Mamba2``.
 
     Embedding, layers, final norm and head are found by what a forward pass shows; the keywords
-    give them, as modules or by their names in the model, where that fails. The model is put in eval
-    mode; it shares its modules with what is returned and stays usable. Attention and convolutions
-    outside the mixers are refused, for a padded text could not be read through them. Raises
+    give them, as modules or by their names in the model, where that fails. ``fresh()`` makes the
+    model untrained, for twins of fresh weights (`untrained_twins`). The model is put in eval mode;
+    it shares its modules with what is returned and stays usable. Attention and convolutions outside
+    the mixers are refused, for a padded text could not be read through them. Raises
     UnsupportedModelError, in one sentence, for a model without such mixers, one whose residual
-    stream cannot be followed, and one that the parts put together do not reproduce. Cost: a few
-    forward passes over a handful of tokens.
+    stream cannot be followed, and one that the parts put together do not reproduce; ValueError for
+    a name that the model does not have. Cost: a few forward passes over a handful of tokens.
     """
     check_unwrapped(model)
     if not own_mixers(model):
@@ -170,7 +180,14 @@ def own_model(
     structure = find_structure(model, ids[:1], **modules)
     made = _put_together(model, structure, ids[:1])
     _check(made, model, ids)
+    vars(made).update(fresh=fresh, names=_names_of(model, modules))
     return made
+
+
+def _names_of(model: nn.Module, modules: dict[str, nn.Module | None]) -> dict[str, str]:
+    """By keyword the name of each module that was given."""
+    names = {module: name for name, module in model.named_modules()}
+    return {key: names[module] for key, module in modules.items() if module in names}
 
 
 def _module(model: nn.Module, key: str, given: nn.Module | str | None) -> nn.Module | None:

@@ -83,7 +83,7 @@ def _fresh(model: PreTrainedModel) -> dict[str, Tensor]:
     try:
         # What a seed draws differs from dtype to dtype.
         with default_dtype(torch.float32):
-            made = type(model)(copy.deepcopy(model.config))
+            made = _made_anew(model)
     except Exception as error:  # a class of one's own may raise anything
         raise ValueError(
             f"no untrained twin of this {name}: it cannot be made from its config alone "
@@ -97,6 +97,12 @@ def _fresh(model: PreTrainedModel) -> dict[str, Tensor]:
                 "what its config makes; merge adapters into the weights, or undo quantisation"
             )
     return values
+
+
+def _made_anew(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same class and config; of one that is a user's own, what the user makes."""
+    make = getattr(model, "made_anew", None)
+    return type(model)(copy.deepcopy(model.config)) if make is None else make()
 
 
 def _permuted(model: PreTrainedModel) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import make_tiny_tokenizer
-from own_model_cases import make_own
+from own_model_cases import MODELS, make_own
 
 from activation_patching import ActivationPatching
 from analysis_pipelines.overview import overview
@@ -108,8 +108,20 @@ def test_patching_steering_and_twins(model, tokenizer):
         assert bool(torch.isfinite(model(input_ids=IDS).logits).all())
     twin = untrained_twin(model, 1, PERMUTED)
     assert list(find_mixers(twin)) == [0, 1]
-    with pytest.raises(ValueError, match="no untrained twin of this OwnModelForCausalLM: .*config"):
+    with pytest.raises(ValueError, match=r"no untrained twin .*give own_model fresh="):
         untrained_twin(model, 1, FRESH)
+
+
+def test_a_fresh_twin_is_what_the_user_makes():
+    model = own_model(make_own("cells"), fresh=MODELS["cells"], head="guess")
+    twin = untrained_twin(model, 7, FRESH)
+    with torch.random.fork_rng():
+        torch.manual_seed(7)
+        expected = MODELS["cells"]().guess.weight
+    found: Any = twin.get_output_embeddings()
+    assert torch.equal(found.weight, expected)
+    assert find_mixers(twin)[0].mixer.A_log.numel() == find_mixers(model)[0].mixer.A_log.numel()
+    assert bool(torch.isfinite(twin(input_ids=IDS).logits).all())
 
 
 def test_the_snippet_of_the_page_runs(tokenizer, tmp_path):
