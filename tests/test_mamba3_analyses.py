@@ -330,14 +330,15 @@ def test_a_steered_generation_by_memory_is_that_of_reading_again(kind, place):
     tokenizer, ids = make_tiny_tokenizer(), torch.arange(1, 8)[None]
     steering = Steering(make_mamba3(kind), tokenizer=tokenizer)
     vector = steering.vector("the net held", "one two three", 1, place)
-    plain = steering.model.generate(ids, 6)
+    model: Any = steering.model
+    plain = model.generate(ids, 6)
     with steering.apply(vector, 5.0):
-        found, expected = steering.model.generate(ids, 6), ids
+        found, expected = model.generate(ids, 6), ids
         for _ in range(6):
-            last = logits_of(steering.model, expected)[:, -1:].argmax(-1)
+            last = logits_of(model, expected)[:, -1:].argmax(-1)
             expected = torch.cat([expected, last], 1)
     assert torch.equal(found, expected)
-    assert torch.equal(steering.model.generate(ids, 6), plain)
+    assert torch.equal(model.generate(ids, 6), plain)
 
 
 def test_a_forward_from_a_block_and_directions_of_logits(model, ids, captured):
