@@ -6,7 +6,6 @@ and compute token by token.
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -31,9 +30,11 @@ def loop_scan(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor) -> Tens
 class Mamba(nn.Module):
     """mamba_ssm's first mixer."""
 
-    def __init__(self, d_model: int, d_state: int = 5, d_conv: int = 3, expand: int = 2) -> None:
+    def __init__(
+        self, d_model: int, d_state: int = 5, d_conv: int = 3, expand: int = 2, dt_rank: int = 3
+    ) -> None:
         super().__init__()
-        inner, self.dt_rank, self.d_state = expand * d_model, math.ceil(d_model / 4), d_state
+        inner, self.dt_rank, self.d_state = expand * d_model, dt_rank, d_state
         self.in_proj = nn.Linear(d_model, 2 * inner, bias=False)
         self.conv1d = nn.Conv1d(inner, inner, d_conv, groups=inner, padding=d_conv - 1)
         self.x_proj = nn.Linear(inner, self.dt_rank + 2 * d_state, bias=False)
@@ -172,9 +173,9 @@ class BareLM(nn.Module):
 class Block(nn.Module):
     """mamba_ssm's block: the mixer's output and the stream apart."""
 
-    def __init__(self, mixer: nn.Module) -> None:
+    def __init__(self, mixer: nn.Module, width: int = WIDTH) -> None:
         super().__init__()
-        self.norm, self.mixer = Scale(WIDTH), mixer
+        self.norm, self.mixer = Scale(width), mixer
 
     def forward(
         self, hidden_states: Tensor, residual: Tensor | None = None, inference_params: Any = None
@@ -187,12 +188,14 @@ class Block(nn.Module):
 class MixerLM(nn.Module):
     """mamba_ssm's backbone and head."""
 
-    def __init__(self, mixers: list[nn.Module]) -> None:
+    def __init__(
+        self, mixers: list[nn.Module], width: int = WIDTH, vocab_size: int = VOCAB_SIZE
+    ) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(VOCAB_SIZE, WIDTH)
-        self.layers = nn.ModuleList(Block(mixer) for mixer in mixers)
-        self.norm_f = Scale(WIDTH)
-        self.lm_head = nn.Linear(WIDTH, VOCAB_SIZE, bias=False)
+        self.embedding = nn.Embedding(vocab_size, width)
+        self.layers = nn.ModuleList(Block(mixer, width) for mixer in mixers)
+        self.norm_f = Scale(width)
+        self.lm_head = nn.Linear(width, vocab_size, bias=False)
         self.lm_head.weight = self.embedding.weight
 
     def forward(self, input_ids: Tensor) -> Any:

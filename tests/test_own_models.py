@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import make_tiny_tokenizer
-from own_model_cases import MODELS, make_own
+from conftest import make_tiny_model, make_tiny_tokenizer
+from own_model_cases import MODELS, Mamba, MixerLM, make_own
 
 from activation_patching import ActivationPatching
 from analysis_pipelines.overview import overview
@@ -23,9 +23,10 @@ from mamba_mixers import own_model
 from mamba_mixers.sites import UnsupportedModelError, find_mixers
 from mamba_mixers.untrained_twins import untrained_twin
 from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer
-from ssm_component_extractor import SSMComponentExtractor
+from ssm_component_extractor import SSMComponentExtractor, capture
 from steering import Steering
 from suite_plumbing.texts import encode_texts
+from token_statistics.description import relative_error
 from token_statistics.twin_bounds import FRESH, PERMUTED
 
 TEXTS = ["the net held, and the net", "one two three, one two"]
@@ -47,6 +48,41 @@ def model(name: str) -> Any:
 @pytest.fixture(scope="module")
 def tokenizer() -> Any:
     return make_tiny_tokenizer()
+
+
+def with_weights_of(stock: Any) -> MixerLM:
+    """mamba_ssm's model, written out, with the weights of one of transformers'."""
+    config, mixers = stock.config, []
+    for block in stock.backbone.layers:
+        mixer = Mamba(config.hidden_size, config.state_size, config.conv_kernel, config.expand,
+                      config.time_step_rank)  # fmt: skip
+        mixer.load_state_dict(block.mixer.state_dict())
+        mixers.append(mixer)
+    model = MixerLM(mixers, config.hidden_size, config.vocab_size)
+    for theirs, block in zip(model.layers, stock.backbone.layers, strict=True):
+        theirs.norm.load_state_dict(block.norm.state_dict())
+    model.norm_f.load_state_dict(stock.backbone.norm_f.state_dict())
+    model.embedding.load_state_dict(stock.backbone.embeddings.state_dict())
+    model.lm_head.load_state_dict(stock.lm_head.state_dict())
+    for norm in (model.norm_f, *(block.norm for block in model.layers)):
+        norm.eps = config.layer_norm_epsilon
+    return model
+
+
+def test_all_quantities_are_those_of_the_transformers_model_of_the_same_weights():
+    stock = make_tiny_model()
+    model = own_model(with_weights_of(stock))
+    both = [capture(m, IDS, None, [0, 1, 2, 3]) for m in (model, stock)]
+    for layer in range(4):
+        found, expected = (captured.components[layer] for captured in both)
+        for name in ("u", "delta", "A", "B", "C", "D", "y", "gate", "hidden_states"):
+            # float32 over up to four layers
+            assert relative_error(getattr(found, name), getattr(expected, name)) <= 1e-5, name
+        streams = (captured.block_outputs[layer] for captured in both)
+        assert relative_error(*streams) <= 1e-5
+    explained = [explain(m, IDS[0], resolve_target("logit", token=7)) for m in (model, stock)]
+    scores = [attribute(e, "mamba_lrp").scores for e in explained]
+    assert relative_error(*scores) <= 1e-4  # the suite's bound on gradients
 
 
 def test_all_eight_steps_and_the_memory_analysis_run(name, tokenizer):
