@@ -397,11 +397,9 @@ def _check_no_rank_norm(seen: Mapping[str, Tensor]) -> None:
 
 
 def _scan_operands(seen: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-    """u, delta, A, B, C as they entered the layer's scan, u and B rounded as there."""
-    u, B = seen["u"], seen["B"]
-    if "own_share" not in seen:  # all but Mamba-3 round
-        u, B = u.float(), B.float()
-    return u, seen["delta"], seen["A"], B, seen["C"]
+    """u, delta, A, B, C as they entered the layer's scan, u and B rounded as A is there."""
+    A = seen["A"]
+    return seen["u"].to(A), seen["delta"], A, seen["B"].to(A), seen["C"]
 
 
 def _values_like(value: Tensor, gated: Tensor) -> Tensor:

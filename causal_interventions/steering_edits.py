@@ -79,7 +79,7 @@ def _read_change(
     seen: Mapping[str, Tensor], values: Tensor, coefficient: float, mode: str
 ) -> Tensor:
     """(b, l, d_inner) C_t . (h'_t - h_t) for the state that is read, h' in place of h."""
-    u, C = seen["u"].float(), seen["C"]
+    u, C = seen["u"].to(seen["A"]), seen["C"]
     if mode == "add":
         difference = (coefficient * values.to(u)).expand(1, 1, *values.shape)
     else:
@@ -94,5 +94,6 @@ def _states(seen: Mapping[str, Tensor]) -> Tensor:
     """(b, l, d_inner, N) h after every token at hand."""
     if bool((seen["carry"] != 1).any()):
         raise ValueError("a state that is reset can be added to, not projected or scaled")
-    u, delta, A, B = seen["u"].float(), seen["delta"], seen["A"], seen["B"].float()
+    A = seen["A"]
+    u, delta, B = seen["u"].to(A), seen["delta"], seen["B"].to(A)
     return scan_hidden_states(u, delta, A, B, state_before())

@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from mamba_mixers.recording import LayerRecord, record_layers, record_streams
-from mamba_mixers.sites import find_mixers, num_layers
+from mamba_mixers.sites import find_mixers, model_family, num_layers
 from selective_scan.scan import scan_hidden_states
 from suite_plumbing.arguments import int_or_none, validate_choice
 from suite_plumbing.messages import quoted, reason_of
@@ -100,8 +100,14 @@ def load_vector(path: StrPath) -> SteeringVector:
 
 
 def check_site(model: PreTrainedModel, layer: Any, site: str) -> int:
-    """The layer's number, from 0; ValueError for an unknown site, and for a layer without it."""
+    """The layer's number, from 0; ValueError for an unknown site, for a layer without it, and for
+    the state of a Mamba-3."""
     validate_choice("site", site, SITES)
+    if site == "state" and model_family(model).is_trapezoid:
+        raise ValueError(
+            "site 'state' turns from token to token in a Mamba-3, so that no one vector steers it: "
+            "use residual, mixer, neurons or delta"
+        )
     known = range(num_layers(model)) if site == "residual" else list(find_mixers(model))
     number = int_or_none(layer)
     number = number if number is None or number >= 0 else number + num_layers(model)
@@ -206,7 +212,9 @@ def _values(model: PreTrainedModel, layer: int, site: str, ids: Tensor, mask: Te
 def _of_record(record: LayerRecord, site: str) -> Tensor:
     replay = record.replay
     if site == "state":
-        return scan_hidden_states(replay.u.float(), replay.delta, replay.A, replay.B.float())
+        return scan_hidden_states(
+            replay.u.to(replay.A), replay.delta, replay.A, replay.B.to(replay.A)
+        )
     # The replay's output: of a single token some mixers of transformers 4 give another shape.
     return {"mixer": replay.output, "neurons": replay.gated, "delta": replay.delta}[site]
 

@@ -295,6 +295,11 @@ def gated_norm(mixer: Any) -> Any:
     return None if isinstance(norm, nn.Identity) else norm
 
 
+def norms_ranks(mixer: Any) -> bool:
+    """Whether each rank's output of a Mamba-3 has a norm of its own, which edits hold as it is."""
+    return bool(getattr(mixer, "is_mimo", False)) and gated_norm(mixer) is not None
+
+
 def norm_scale(norm: Any, x: Tensor) -> Tensor:
     """What a gated norm multiplies x (b, l, d_inner) by: weight / rms of the channel's group."""
     d_inner = x.shape[-1]

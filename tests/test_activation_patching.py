@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from conftest import make_tiny_tokenizer
+from mamba3_cases import make_mamba3
 from patching_cases import random_pairs
 from safetensors.torch import load_file
 
@@ -58,6 +59,14 @@ def test_a_mamba3_is_patched_at_all_sites_that_it_has(task):
     assert list(estimated.nodes.effect) == list(found.effect)
     with pytest.raises(ValueError, match="'window' is that of a convolution, which a Mamba-3"):
         patching.patch(*given, sites=("state", "window"))
+
+
+def test_a_mamba3_with_norms_of_ranks_is_patched_without_its_state(task):
+    patching = ActivationPatching(make_mamba3("mimo normed, with MLPs"))
+    given = (task.clean, task.corrupt, task.answers)
+    assert "state" not in patching.patch(*given, control=False).effect
+    with pytest.raises(ValueError, match="'state' of a Mamba-3 with a norm on each rank's output"):
+        patching.patch(*given, sites="state")
 
 
 def test_neurons_metrics_and_positions_can_be_chosen(patching, task):

@@ -324,7 +324,7 @@ def test_generation_goes_on_by_memory_under_edits(model, ids):
 
 
 @pytest.mark.parametrize("kind", ["siso", "mimo"])
-@pytest.mark.parametrize("place", SITES)
+@pytest.mark.parametrize("place", [place for place in SITES if place != "state"])
 @torch.no_grad()
 def test_a_steered_generation_by_memory_is_that_of_reading_again(kind, place):
     tokenizer, ids = make_tiny_tokenizer(), torch.arange(1, 8)[None]
@@ -339,6 +339,8 @@ def test_a_steered_generation_by_memory_is_that_of_reading_again(kind, place):
             expected = torch.cat([expected, last], 1)
     assert torch.equal(found, expected)
     assert torch.equal(model.generate(ids, 6), plain)
+    with pytest.raises(ValueError, match="'state' turns from token to token in a Mamba-3"):
+        steering.vector("the net held", "one two three", 1, "state")
 
 
 def test_a_forward_from_a_block_and_directions_of_logits(model, ids, captured):

@@ -59,12 +59,14 @@ def with_weights_of(stock: Any) -> MixerLM:
         mixer.load_state_dict(block.mixer.state_dict())
         mixers.append(mixer)
     model = MixerLM(mixers, config.hidden_size, config.vocab_size)
-    for theirs, block in zip(model.layers, stock.backbone.layers, strict=True):
+    layers: list[Any] = list(model.layers)
+    for theirs, block in zip(layers, stock.backbone.layers, strict=True):
         theirs.norm.load_state_dict(block.norm.state_dict())
     model.norm_f.load_state_dict(stock.backbone.norm_f.state_dict())
     model.embedding.load_state_dict(stock.backbone.embeddings.state_dict())
     model.lm_head.load_state_dict(stock.lm_head.state_dict())
-    for norm in (model.norm_f, *(block.norm for block in model.layers)):
+    norms: list[Any] = [model.norm_f, *(block.norm for block in layers)]
+    for norm in norms:
         norm.eps = config.layer_norm_epsilon
     return model
 

@@ -30,6 +30,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from causal_interventions.interventions import patch_state
+from mamba_mixers.families import norms_ranks
 from mamba_mixers.recording import kept_streams
 from mamba_mixers.replay import Edit, MixerReplay
 from mamba_mixers.running import fast_scan
@@ -256,9 +257,23 @@ def window_change(mixer: MixerSite, own: Tensor, inputs: Tensor, places: Places)
 
 
 def sites_at_hand(model: PreTrainedModel) -> tuple[str, ...]:
-    """DEFAULT_SITES, of a Mamba-3 without the window that it does not have."""
-    without = ("window",) if model_family(model).is_trapezoid else ()
-    return tuple(site for site in DEFAULT_SITES if site not in without)
+    """DEFAULT_SITES, without what the model does not have: see :func:`layers_of_site`."""
+    return tuple(site for site in DEFAULT_SITES if _why_not(model, site) is None)
+
+
+def _why_not(model: PreTrainedModel, site: str) -> str | None:
+    """Why a model does not have a site."""
+    if site == "window" and model_family(model).is_trapezoid:
+        return (
+            "site 'window' is that of a convolution, which a Mamba-3 does not have; what its state "
+            "does not hold after a token is nothing: leave the window out"
+        )
+    if site == "state" and any(norms_ranks(mixer.mixer) for mixer in find_mixers(model).values()):
+        return (
+            "site 'state' of a Mamba-3 with a norm on each rank's output is not patched, for the "
+            "norms would be held as they were: leave the state out"
+        )
+    return None
 
 
 def check_sites(sites: str | Sequence[str], has_neurons: bool) -> tuple[str, ...]:
@@ -280,13 +295,11 @@ def layers_of_site(
 ) -> list[int]:
     """Layers that have this site: all of them, those with an SSM, or those with chosen neurons.
 
-    Raises ValueError for the window of a Mamba-3, which has no convolution.
+    Raises ValueError for the window of a Mamba-3, which has no convolution, and for the state of
+    one with a norm on each rank's output.
     """
+    if reason := _why_not(model, site):
+        raise ValueError(reason)
     if site == "residual":
         return list(range(num_layers(model)))
-    if site == "window" and model_family(model).is_trapezoid:
-        raise ValueError(
-            "site 'window' is that of a convolution, which a Mamba-3 does not have; what its state "
-            "does not hold after a token is nothing: leave the window out"
-        )
     return sorted(neurons) if site == "neurons" else list(find_mixers(model))

@@ -23,7 +23,12 @@ from own_model_cases import (
 from torch import Tensor, nn
 from transformers import MambaConfig, MambaForCausalLM
 
-from causal_interventions.interventions import reset_state
+from causal_interventions.interventions import (
+    hide_source,
+    patch_state,
+    reset_state,
+    state_after,
+)
 from long_memory import read_through
 from mamba_mixers import own_model
 from mamba_mixers.own_structure import logits_of
@@ -148,6 +153,21 @@ def test_an_intervention_is_the_users_code_changed_likewise(name, theirs, model,
     expected = logits_of(theirs, IDS)
     assert relative_error(found, expected) <= FLOAT64
     assert relative_error(expected, expected_before) > 1e-4
+
+
+@torch.no_grad()
+def test_a_state_of_its_own_put_in_place_and_all_sources_hidden(model):
+    captured = capture(model, IDS, None, [0])
+    state = state_after(captured.components[0].text(0), 5)
+    with fast_scan(model, edits=patch_state(0, 5, state)):
+        # What is captured is kept in float32.
+        assert relative_error(plain(model), plain(model)) == 0.0
+        found = plain(model)
+    assert relative_error(found, plain(model)) <= 1e-6
+    with fast_scan(model, edits=hide_source(4, 0, 9)):
+        hidden = plain(model)
+    assert relative_error(hidden[:, :9], plain(model)[:, :9]) <= FLOAT64
+    assert relative_error(hidden[:, 9:], plain(model)[:, 9:]) > 1e-9
 
 
 @torch.no_grad()
