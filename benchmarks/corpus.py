@@ -3,6 +3,7 @@
 One thread and one process measure the factor: windows of the book through the stock forward pass,
 and through the step of `corpus_analysis` with everything it sums at its default shares. Growth
 reads the same texts over and over in one task, in a process of its own: its time and peak memory.
+Times are of the CPU, of one thread, which other work on the machine changes little.
 Then the command itself with 1, 2 and 3 workers, and killed with all its workers half way and given
 again: the results' bytes, without their provenance, are compared.
 
@@ -74,7 +75,7 @@ def windows_of_book(settings: Settings, number: int) -> list[TextWindow]:
 
 @torch.no_grad()
 def factor_to_stock(settings: Settings, number: int) -> dict[str, float]:
-    """Seconds a window of the stock forward pass and of the step, one thread, and their ratio.
+    """CPU seconds a window of the stock forward pass and of the step, one thread, and their ratio.
 
     The step reads the same batches, checks the replay and takes importance as often as a run does.
     """
@@ -83,21 +84,21 @@ def factor_to_stock(settings: Settings, number: int) -> dict[str, float]:
     inputs = [as_batch(batch, settings.maps_every, settings.seed).ids for batch in batches]
     with threads(1):
         reader.model(inputs[0], use_cache=False)
-        started = time.perf_counter()
+        started = time.process_time()
         for ids in inputs:
             reader.model(ids, use_cache=False)
-        stock = (time.perf_counter() - started) / number
+        stock = (time.process_time() - started) / number
         TaskSums(reader, settings).add(batches[0], check=False)
         sums = TaskSums(reader, settings)
-        started = time.perf_counter()
+        started = time.process_time()
         for i, batch in enumerate(batches):
             sums.add(batch, check=i % 100 == 0 and i > 0)
-        step = (time.perf_counter() - started) / number
+        step = (time.process_time() - started) / number
     return {"stock": stock, "step": step, "factor": step / stock}
 
 
 def growth(model: str, book: str, number: int) -> dict[str, float]:
-    """Seconds and peak memory (MB) of one task over so many short texts, in this process."""
+    """CPU seconds and peak memory (MB) of one task over so many short texts, in this process."""
     words = read_book(book).split()
     texts = [" ".join(words[i : i + 60]) for i in range(0, 60 * 100, 60)]
     layers = model_layers(load_model(model), None)
@@ -106,11 +107,11 @@ def growth(model: str, book: str, number: int) -> dict[str, float]:
     reader_of(settings)
     with tempfile.TemporaryDirectory() as folder:
         plan = open_plan(Path(folder), settings, "benchmark", "cpu")
-        tracker, started = MemoryTracker(), time.perf_counter()
+        tracker, started = MemoryTracker(), time.process_time()
         analyse(None, 0, 1, plan=plan)
         return {
             "texts": number,
-            "seconds": time.perf_counter() - started,
+            "seconds": time.process_time() - started,
             "peak": 1000 * (tracker.stats()["peak_memory_usage"] or float("nan")),
         }
 
@@ -160,11 +161,11 @@ def report(
 ) -> str:
     """The tables as Markdown."""
     lines = [
-        f"A window of {WIDTH} tokens, one thread: stock forward {factor['stock']:.3f} s, the step "
-        f"{factor['step']:.3f} s: {factor['factor']:.2f} stock forwards.",
+        f"A window of {WIDTH} tokens, one thread, CPU time: stock forward {factor['stock']:.3f} s, "
+        f"the step {factor['step']:.3f} s: {factor['factor']:.2f} stock forwards.",
     ]  # fmt: skip
     if grown:
-        lines += ["", "| texts | s | s a thousand | peak MB |", "|---|---|---|---|"]
+        lines += ["", "| texts | CPU s | s a thousand | peak MB |", "|---|---|---|---|"]
         lines += [
             f"| {int(g['texts']):,} | {g['seconds']:.1f} | {1000 * g['seconds'] / g['texts']:.2f} "
             f"| {g['peak']:.0f} |"
