@@ -161,7 +161,7 @@ def report(
 ) -> str:
     """The tables as Markdown."""
     lines = [
-        f"A window of {WIDTH} tokens, one thread, CPU time: stock forward {factor['stock']:.3f} s, "
+        f"A window of {WIDTH} tokens, one thread: stock forward {factor['stock']:.3f} s of CPU, "
         f"the step {factor['step']:.3f} s: {factor['factor']:.2f} stock forwards.",
     ]  # fmt: skip
     if grown:
