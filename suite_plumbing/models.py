@@ -225,9 +225,10 @@ def resolve_model(
     if isinstance(model, (str, os.PathLike)):
         model = load_model(model, device=device)
     else:
+        if isinstance(model, nn.Module):
+            _check_weights(model, type(model).__name__)
         if not isinstance(model, PreTrainedModel):
             model = model_of_modules(model)
-        _check_weights(model, type(model).__name__)
         if device is not None:
             nn.Module.to(model, resolve_device(device))
     if model.training:

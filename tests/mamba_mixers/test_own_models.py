@@ -250,6 +250,11 @@ def test_a_module_is_taken_wherever_a_model_is(caplog):
     identity = provenance(made)["model"]
     assert identity["own_model"]["class"] == "TinyLM"
     assert identity["num_parameters"] == sum(p.numel() for p in theirs.parameters())
+    with torch.no_grad():
+        broken = make_own("cells")
+        broken.words.weight[3, 3] = float("nan")
+    with pytest.raises(ValueError, match="1 weight tensors of 'TinyLM' hold NaN or infinity"):
+        resolve_model(broken)
     with pytest.raises(ValueError, match="model is of type Linear; .* parameters of mamba_ssm's"):
         own_model(nn.Linear(2, 2))
     with pytest.raises(ValueError, match=r"pass model\.module"):
