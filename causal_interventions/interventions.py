@@ -249,8 +249,9 @@ def patch_state(layer: int, token: Rows, state: Tensor) -> Intervention:
     ``state``: (d_inner, N), or one for each row, (rows, d_inner, N): see :func:`state_after`. y_t
     for t > token is what the scan gives from that state; y up to the token stays. A reset at the
     token that follows has no effect on the patched state. A Mamba-3's state is that of its own text
-    and token, in a frame that turns: `activation_patching` turns it for another. Raises ValueError for a state of another
-    shape, and when the text runs for a token that it does not have. Cost: one more scan.
+    and token, in a frame that turns: `activation_patching` turns it for another. Raises ValueError
+    for a state of another shape, and when the text runs for a token that it does not have. Cost:
+    one more scan.
     """
     tokens = _row_numbers("token", token)
     if not isinstance(state, Tensor):
