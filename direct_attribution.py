@@ -51,12 +51,11 @@ from suite_plumbing.model_inputs import encode_inputs
 from suite_plumbing.models import ModelAnalyzer, execution_device, require_tokenizer
 from suite_plumbing.result_files import (
     read_json,
-    visible_controls,
     write_csv,
     write_tensors,
     written_together,
 )
-from suite_plumbing.texts import token_pieces
+from suite_plumbing.texts import readable_token, token_pieces
 
 Inputs = str | Tensor | Mapping[str, Tensor]
 """One text, its token ids (l,), or what a tokenizer returns for it."""
@@ -261,8 +260,8 @@ def _lines(index: int, parts: LogitParts) -> list[str]:
         lines.append(f"  {row['direct']:+10.4f}{total}  {name}")
     lines.append("  by source token, all layers together")
     for row in _largest(parts.source_totals(), "value"):
-        token = visible_controls(row["token"])
-        lines.append(f"  {row['value']:+10.4f}  {row['source']}  {token}")
+        token = readable_token(str(row["token"]))
+        lines.append(f"  {row['value']:+10.4f}  {row['source']!s:>5}  {token}")
     return lines
 
 

@@ -29,7 +29,6 @@ From a shell: ``python input_attribution.py --text "some text" --method mamba_lr
 from __future__ import annotations
 
 from suite_plumbing.command_lines import input_attribution_options, parse_first
-from suite_plumbing.messages import quoted
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(input_attribution_options)
@@ -37,7 +36,7 @@ if __name__ == "__main__":  # --help and a wrong option end before torch is load
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -49,6 +48,7 @@ from mamba_mixers.replay import LRP, MixerReplay
 from mamba_mixers.running import fast_scan
 from mamba_mixers.sites import find_mixers, model_layers
 from mamba_mixers.weights import bias_parameters
+from recursive_visualizer import write_figures
 from selective_scan.attention import attention_map, attention_row
 from ssm_component_extractor import capture
 from ssm_measures.attention_maps import kernel_of
@@ -62,7 +62,9 @@ from suite_plumbing.commands import (
     write_step_results,
 )
 from suite_plumbing.precision import in_full_precision
-from suite_plumbing.result_files import visible_controls
+from suite_plumbing.progress import progress
+from suite_plumbing.result_files import read_json
+from suite_plumbing.texts import readable_token
 
 
 @dataclass(frozen=True, eq=False)
@@ -372,8 +374,12 @@ def _read_positions(explained: Explained) -> Tensor:
     return read / read.sum()
 
 
+LISTED = 12
+"""Tokens of a text that the command prints: those of the largest scores."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Score the tokens of each text; print them, and write JSON."""
+    """Score the tokens of each text; print the highest, write JSON and a figure."""
     return run_main(_command, argv)
 
 
@@ -381,20 +387,35 @@ def _command(argv: list[str]) -> int:
     args = input_attribution_options(argv)
     job = job_from_options(args, model_layers, command_line("input_attribution.py", argv))
     target = resolve_target(args.target, job.tokenizer, token=args.token, contrast=args.contrast)
-    results, lines = {}, []
-    for index, text in enumerate(job.encoded):
+    asked = {"method": args.method, "target": args.target, "contrast": args.contrast}
+    results: dict[str, Any] = {"input_attribution": asked}
+    lines: list[str] = []
+    for index, text in enumerate(progress(job.encoded, desc="texts")):
         explained = explain(
             job.model, text.input_ids, target, seed=args.seed, tokenizer=job.tokenizer
         )
-        result = attribute(explained, args.method)
+        found = attribute(explained, args.method)
         token = job.tokenizer.convert_ids_to_tokens(int(explained.target.token))
-        lines.append(f"text {index}: {args.target} of {quoted(token)} = {result.f:.4f}")
-        for name, score in zip(text.tokens, result.scores.tolist(), strict=True):
-            lines.append(f"  {score:+10.4f}  {visible_controls(name)}")
-        results[f"text_{index}"] = {"tokens": text.tokens, "token": token, **result.to_dict()}
+        what = f"{args.target} of '{readable_token(token)}'"
+        lines += _lines(index, what, text.tokens, found)
+        results[f"text_{index}"] = {
+            "tokens": text.tokens, "token": token, "target": args.target, **found.to_dict()
+        }  # fmt: skip
     path = write_step_results(job, "input_attribution.json", results)
-    print("\n".join([*lines, f"Wrote {path}."]))
+    write_figures(read_json(path), job.output_dir, formats=args.formats)
+    print("\n".join([*lines, f"Wrote {path}, and its figure beside it."]))
     return 0
+
+
+def _lines(index: int, what: str, tokens: Sequence[str], found: InputAttribution) -> list[str]:
+    """What a text's prediction owes to its tokens: those of the largest scores, in its order."""
+    scores = found.scores.tolist()
+    largest = sorted(range(len(scores)), key=lambda i: -abs(scores[i]))[:LISTED]
+    left_out = len(scores) - len(largest)
+    of = f", the {LISTED} largest scores of {len(scores)} by {found.method}" if left_out else ""
+    lines = [f"text {index}: {what} = {found.f:.4f}{of}"]
+    lines += [f"  {i:5d}  {scores[i]:+10.4f}  {readable_token(tokens[i])}" for i in sorted(largest)]
+    return [*lines, *([f"  {found.reason}"] if found.reason else [])]
 
 
 if __name__ == "__main__":

@@ -49,6 +49,8 @@ from causal_interventions.causal_curves import (
 from causal_interventions.effects import batched_effects
 from causal_interventions.interventions import compose, hold_layers
 from mamba_mixers.sites import find_mixers, model_layers
+from recursive_visualizer import write_figures
+from result_views.step_lines import step_lines
 from ssm_component_extractor import captures_of
 from ssm_measures.attention_maps import mean_map
 from ssm_measures.attention_measures import memory_kernel
@@ -63,7 +65,8 @@ from suite_plumbing.commands import (
 )
 from suite_plumbing.kept_values import kept, kept_tensor, tensor_kept
 from suite_plumbing.progress import progress
-from suite_plumbing.result_files import table_html, write_csv, written_together
+from suite_plumbing.result_files import read_json, table_html, write_csv, written_together
+from token_statistics.smallest_effects import KL_FLOOR
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -318,34 +321,38 @@ def _command(argv: list[str]) -> int:
     shortest = min(len(text.input_ids) for text in job.encoded)
     max_lag = min(64, max(1, shortest // 2 - 1)) if args.max_lag is None else args.max_lag
     spread_positions(shortest, args.num_positions, max_lag)  # refuses before the model runs
-    captures = captures_of(_with_later_layers(job) if args.direct else job)
-    results: dict[str, Any] = {"effect": "direct" if args.direct else "total"}
-    rows: list[dict[str, Any]] = []
-    pairs: list[PairEffect] = []
-    for kind in KINDS if args.kind == "both" else (args.kind,):
-        found = layer_lag_map(
-            job.model, captures, job.layers, max_lag, kind=kind, num_positions=args.num_positions,
-            direct=args.direct,
-        )  # fmt: skip
-        results[kind] = found.to_dict(args.seed)
-        rows += found.rows(args.seed)
-        if args.pairs and len(job.layers) > 1:
-            pairs += layer_pairs(
-                job.model, captures, list(combinations(job.layers, 2)), max_lag, kind=kind,
-                num_positions=args.num_positions, direct=args.direct, seed=args.seed,
-            )  # fmt: skip
-    lines = [line for kind in KINDS if kind in results for line in _table(results[kind])]
+    results, rows, pairs = _studied(job, max_lag)
     pairs_path = job.output_dir / "layer_pairs.csv"
     with written_together([pairs_path]):
         if pairs:
             results["pairs"] = [{**pair._asdict(), "backed_up": pair.backed_up} for pair in pairs]
             write_csv(pairs_path, results["pairs"])
-            lines += _pair_lines(pairs)
         path = write_step_results(job, "intervention_study.json", results)
         write_csv(job.output_dir / "causal_memory.csv", rows)
-    print("\n".join(lines))
-    print(f"Wrote {path} and causal_memory.csv beside it.")
+    write_figures(read_json(path), job.output_dir, formats=args.formats)
+    for kind in KINDS:
+        if kind in results:
+            print("\n".join(_table(results[kind])))
+    print("\n".join(_pair_lines(pairs) + _KEY))
+    print(f"Wrote {path}; causal_memory.csv and its figure beside it.")
     return 0
+
+
+def _studied(job: Job, max_lag: int) -> tuple[dict[str, Any], list[dict[str, Any]], list[Any]]:
+    """Results by kind, the rows of the table, and the pairs of layers where they were asked for."""
+    args = job.args
+    captures = captures_of(_with_later_layers(job) if args.direct else job)
+    results: dict[str, Any] = {"effect": "direct" if args.direct else "total"}
+    rows, pairs = [], []
+    for kind in KINDS if args.kind == "both" else (args.kind,):
+        options = {"kind": kind, "num_positions": args.num_positions, "direct": args.direct}
+        found = layer_lag_map(job.model, captures, job.layers, max_lag, **options)
+        results[kind] = found.to_dict(args.seed)
+        rows += found.rows(args.seed)
+        if args.pairs and len(job.layers) > 1:
+            both = list(combinations(job.layers, 2))
+            pairs += layer_pairs(job.model, captures, both, max_lag, seed=args.seed, **options)
+    return results, rows, pairs
 
 
 def _with_later_layers(job: Job) -> Job:
@@ -355,35 +362,58 @@ def _with_later_layers(job: Job) -> Job:
 
 
 def _pair_lines(pairs: Sequence[PairEffect]) -> list[str]:
-    """Mean KL in millinats of two layers alone and together, as lines of text."""
-    heads = ["kind", "layers", "first", "second", "together"]
-    lines = ["Two layers at once: mean KL in millinats over lags, alone and together",
-             "".join(f"{cell:>12}" for cell in heads)]  # fmt: skip
-    for pair in pairs:
-        values = (f"{1000 * kl:.3g}" for kl in (pair.kl_a, pair.kl_b, pair.kl_together))
-        cells = [pair.kind, f"{pair.layer_a}, {pair.layer_b}", *values]
-        note = "  backed up" if pair.backed_up else ""
-        lines.append("".join(f"{cell:>12}" for cell in cells) + note)
-    return lines
+    """Mean KL in millinats of two layers alone and together, as lines of text; none for none."""
+    if not pairs:
+        return []
+    rows = [
+        {
+            "kind": pair.kind, "layers": f"{pair.layer_a}, {pair.layer_b}",
+            "first": _millinats(pair.kl_a), "second": _millinats(pair.kl_b),
+            "together": _millinats(pair.kl_together), 
+            "backed up": "yes" if pair.backed_up else "no",
+        }
+        for pair in pairs
+    ]  # fmt: skip
+    title = "Two layers at once: mean KL in millinats over lags, alone and together"
+    return [title, *step_lines(rows), ""]
 
 
 def _table(result: Mapping[str, Any]) -> list[str]:
     """Mean KL in millinats by layer and bin of lags, as lines of text."""
+    count = len(result["together"]["positions"])
+    title = f"{_TITLES[result['kind']]}: mean KL in millinats by lag in tokens, {count} positions"
     curves = {**result["layers"], "together": result["together"]}
-    bins = result["together"]["bins"]
-    heads = [f"{entry['first_lag']}-{entry['last_lag']}" for entry in bins]
-    lines = [
-        f"{result['kind']}: mean KL in millinats by lag, {len(result['together']['positions'])} "
-        "positions",
-        "".join(f"{cell:>10}" for cell in ["lag", *heads, "kernel"]),
+    agreement = result["kernel_agreement"]
+    rows = [
+        {
+            "layer": name.removeprefix("layer_"),
+            **{_span(entry): _millinats(entry["kl"]) for entry in curve["bins"]},
+            "kernel": _correlation(agreement.get(name, {}).get("spearman")),
+        }
+        for name, curve in curves.items()
     ]
-    for name, curve in curves.items():
-        values = [f"{1000 * entry['kl']:.3g}" for entry in curve["bins"]]
-        rho = result["kernel_agreement"].get(name, {}).get("spearman")
-        lines.append(
-            "".join(f"{x:>10}" for x in [name, *values, "" if rho is None else f"{rho:.2f}"])
-        )
-    return lines
+    return [title, *step_lines(rows), ""]
+
+
+_KEY = ["<0.1: no effect worth a name. kernel: rank correlation with the memory kernel."]
+
+_TITLES = {"reset": "State reset", "knockout": "One source hidden"}
+
+
+def _span(entry: Mapping[str, Any]) -> str:
+    first, last = entry["first_lag"], entry["last_lag"]
+    return str(first) if first == last else f"{first}-{last}"
+
+
+def _millinats(kl: float | None) -> str:
+    """Three digits; below the smallest effect worth a name no more than that it is below."""
+    if kl is None:
+        return "-"
+    return f"{1000 * kl:.3g}" if kl >= KL_FLOOR else f"<{1000 * KL_FLOOR:g}"
+
+
+def _correlation(rho: float | None) -> str:
+    return "-" if rho is None else f"{rho:.2f}"
 
 
 if __name__ == "__main__":

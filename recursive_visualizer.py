@@ -51,6 +51,7 @@ from result_views.figures.titles import (
     neuron_title,
     ssm_title,
 )
+from result_views.figures.token_score_figures import TOKEN_SCORE_FIGURES
 from result_views.summaries import Row, check_lines, finding_frame, layer_rows, run_summary
 from suite_plumbing.arguments import validate_choice
 from suite_plumbing.commands import run_main
@@ -291,6 +292,7 @@ CORRECTED_FIGURES: dict[str, Callable[..., Figure]] = {
 _BY_KEY = (
     ("memory", MEMORY_FIGURES),
     ("faithfulness", FAITHFULNESS_FIGURES),
+    ("input_attribution", TOKEN_SCORE_FIGURES),
     ("direct_attribution", DIRECT_ATTRIBUTION_FIGURES),
     ("reset", CAUSAL_FIGURES),
     ("knockout", CAUSAL_FIGURES),

@@ -276,9 +276,12 @@ def intervention_study_options(argv: Argv = None) -> argparse.Namespace:
         "source, by the lag.",
         "intervention_study.py --text 'some text' --layers 0,3",
     )
-    add_common_options(parser, *STEP_OPTIONS)
-    parser.add_argument("--kind", choices=["reset", "knockout", "both"], default="both")
-    parser.add_argument("--num-positions", type=int, default=32, metavar="N")
+    add_common_options(parser, *STEP_OPTIONS, "formats")
+    parser.add_argument(
+        "--kind", choices=["reset", "knockout", "both"], default="both",
+        help="the state erased, one source hidden from it, or both (default: both)",
+    )  # fmt: skip
+    _add_number(parser, "num-positions", 32, "tokens of each text at which that is done")
     parser.add_argument("--max-lag", type=int, metavar="TOKENS", help="default: half a text, or 64")
     parser.add_argument(
         "--direct", action="store_true",
@@ -300,7 +303,7 @@ def input_attribution_options(argv: Argv = None) -> argparse.Namespace:
         "Attribution of a scalar of the model's output to the tokens of its input.",
         "input_attribution.py --text 'some text' --method mamba_lrp",
     )
-    add_common_options(parser, *(name for name in STEP_OPTIONS if name != "layers"))
+    add_common_options(parser, *(name for name in STEP_OPTIONS if name != "layers"), "formats")
     parser.add_argument("--method", choices=ATTRIBUTION_METHODS, default="mamba_lrp")
     parser.add_argument("--target", choices=TARGETS, default="logit")
     parser.add_argument("--token", help="token explained (default: the likeliest next one)")

@@ -431,6 +431,11 @@ def clean_token(token: str, max_length: int = 16) -> str:
     return text.replace("$", r"\$")
 
 
+def readable_token(token: str, max_length: int = 16) -> str:
+    """`clean_token` for a terminal or a page, which know no mathematics: "$" is itself."""
+    return clean_token(token, max_length).replace(r"\$", "$")
+
+
 def _byte_alphabet() -> dict[str, int]:
     """GPT-2's characters for the 256 bytes: itself if printable in Latin-1, else from U+0100 on."""
     printable = {*range(33, 127), *range(161, 173), *range(174, 256)}

@@ -514,5 +514,19 @@ def test_command_prints_and_writes_the_scores(tiny_model_dir, tmp_path, capsys):
     assert len(result["tokens"]) == len(result["scores"])
     printed = capsys.readouterr().out
     assert f"{result['scores'][0]:+10.4f}  {result['tokens'][0]}" in printed
+    assert (folder / "input_attribution.png").stat().st_size > 0
     assert main([*arguments, str(folder), "--quiet", "--token", "not one token"]) == 2
     assert "is not in the vocabulary" in capsys.readouterr().err
+
+
+def test_command_prints_the_largest_scores_of_a_long_text(tiny_model_dir, tmp_path, capsys):
+    words = " ".join(["the cat sat", "on a mat"] * 4)
+    arguments = ["--model", str(tiny_model_dir), "--text", words, "--method", "recency", "--quiet",
+                 "--formats", "svg", "--output-dir", str(tmp_path / "out")]  # fmt: skip
+    assert main(arguments) == 0
+    result = json.loads((tmp_path / "out" / "input_attribution.json").read_text())["text_0"]
+    count = len(result["scores"])
+    head, *lines, _ = capsys.readouterr().out.splitlines()
+    assert head.endswith(f"the 12 largest scores of {count} by recency")
+    assert [int(line.split()[0]) for line in lines] == list(range(count - 12, count))
+    assert (tmp_path / "out" / "input_attribution.svg").exists()

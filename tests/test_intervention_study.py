@@ -11,6 +11,7 @@ from conftest import make_tiny_model
 from torch import Tensor
 from transformers import MambaForCausalLM
 
+import intervention_study
 from causal_interventions.causal_curves import (
     CausalMemoryCurve,
     compare_curves,
@@ -307,10 +308,16 @@ def test_the_command_writes_pairs_of_direct_effects(tiny_model_dir, tmp_path, ca
     (pair,) = result["pairs"]
     assert (pair["layer_a"], pair["layer_b"], pair["num_positions"]) == (0, 2, 2)
     assert (out / "layer_pairs.csv").read_text().startswith("kind,layer_a,layer_b,kl_a,kl_b,")
-    assert "Two layers at once" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "Two layers at once" in printed
+    # This tiny model's effects are below 1e-4 nats: no size is given for what is worth no name.
+    assert "<0.1" in printed
+    assert max(map(len, printed.splitlines()[:-1])) <= 80
+    assert "causal_memory.csv and its figure" in printed
 
 
-def test_the_command_writes_what_it_prints(tiny_model_dir, tmp_path, capsys):
+def test_the_command_writes_what_it_prints(tiny_model_dir, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(intervention_study, "KL_FLOOR", 0.0)  # effects here are all below it
     out = tmp_path / "study"
     options = ["--model", str(tiny_model_dir), "--text", "the lamp went out and the keeper lit it",
                "--layers", "0,2", "--max-lag", "6", "--num-positions", "4", "--quiet",
@@ -328,6 +335,7 @@ def test_the_command_writes_what_it_prints(tiny_model_dir, tmp_path, capsys):
     assert f"{1000 * first:.3g}" in printed
     row = next(row for row in rows if row["kind"] == "reset" and row["layer"] == "2")
     assert float(row["kl"]) == first
+    assert (out / "causal_memory.png").stat().st_size > 0
     assert main([*options, "--max-lag", "500"]) == 2
     assert "max_lag is 500; a text of" in capsys.readouterr().err
 

@@ -37,6 +37,7 @@ single_panels         Single panels by name: any panel of the pages, of one laye
 step_figures          The picture of a step: the numbers of its table, a panel each, over layers
 steering_figures      Figure of a steered model: what a vector does and what it costs, beside
                       random vectors
+token_score_figures   Figure of an attribution to input tokens: the scores along each text
 titles                Titles of the figures: what each shows of these results, as a sentence with
                       its numbers
 """

@@ -144,24 +144,43 @@ def untrained_values(results: Section, path: Sequence[str]) -> list[list[float]]
 
 @styled
 def figure_causal_memory(results: Section) -> Figure:
-    """What the predictions lose without memory: by layer and lag, beside random positions."""
-    section = causal_section(results)
+    """What the predictions lose without memory: by layer and lag, beside random positions.
+
+    A column a kind of intervention that was made; pairs of layers where they were measured.
+    """
+    section, pairs = causal_section(results), results.get("pairs", ())
+    kinds = [kind for kind in panels.CAUSAL_KINDS if kind in section] or list(panels.CAUSAL_KINDS)
+    columns = len(kinds)
     figure, axes = page(
-        results, causal_title(section),
+        results, causal_title(section), _causal_caption(section, bool(pairs)),
+        [(columns, 1.4), (columns, 1.1), (1, 0.9), *([(columns, 1.2)] if pairs else [])], {},
+    )  # fmt: skip
+    for column, kind in enumerate(kinds):
+        panels.plot_causal(section, kind, axes[0][column])
+        panels.plot_causal_bins(section, kind, axes[1][column])
+        if pairs:
+            panels.plot_layer_pairs(pairs, kind, axes[3][column])
+    panels.plot_kernel_agreement(section, axes[2][0])
+    return figure
+
+
+def _causal_caption(section: Section, pairs: bool) -> str:
+    parts = (section.get(kind, {}) for kind in panels.CAUSAL_KINDS)
+    lacking = [kind for kind in panels.CAUSAL_KINDS if kind not in section]
+    lacking = lacking if len(lacking) == 1 else []
+    random = any("random_positions" in part for part in parts)
+    return (
         "KL of the next-token distribution as it is and without the memory, mean over positions. "
         "Reset: the state is erased before a token. Hidden: what one source gives through the "
         "state is taken out. By lag: a layer alone, or (black, with the band of the 95 % "
         "intervals by bin) all analysed layers together. By bin of lags: all together, bars 95 % "
-        "bootstrap intervals over positions; grey: the same at random other positions. Agreement: "
-        "Spearman over lags of a layer's own curve with its memory kernel, the mean of |α| by lag, "
-        "with its interval.",
-        [(2, 1.4), (2, 1.1), (1, 0.9)], {},
-    )  # fmt: skip
-    for column, kind in enumerate(panels.CAUSAL_KINDS):
-        panels.plot_causal(section, kind, axes[0][column])
-        panels.plot_causal_bins(section, kind, axes[1][column])
-    panels.plot_kernel_agreement(section, axes[2][0])
-    return figure
+        "bootstrap intervals over positions"
+        + ("; grey: the same at random other positions. " if random else ". ")
+        + "Agreement: Spearman over lags of a layer's own curve with its memory kernel, the mean "
+        "of |α| by lag, with its interval; none where every effect is below 1e-4 nats."
+        + (" Two layers: mean over lags; grey: the sum of both alone." if pairs else "")
+        + "".join(f" {kind} was not measured." for kind in lacking)
+    )
 
 
 def causal_section(results: Section) -> Section:

@@ -335,10 +335,32 @@ def plot_kernel_agreement(section: Section, ax: Axes | None = None) -> Axes:
     if not any(np.isfinite(as_array(line.get_ydata())).any() for line in ax.lines):
         return write_reason(ax, "undefined: too few lags, or no effect")
     ax.axhline(0, color="0.4", linewidth=0.6, zorder=0)
-    ax.set_ylim(-1.05, 1.05)
+    ax.set_ylim(-1.15, 1.15)
     kinds = [layers_of(section.get(kind, {}).get("kernel_agreement", {})) for kind in CAUSAL_KINDS]
     layer_ticks(ax, sorted({layer for found in kinds for layer, _ in found}))
     return legend_above(ax, len(CAUSAL_KINDS))
+
+
+MAX_PAIRS = 10
+"""Pairs of layers that a panel has room for: those of the largest effect."""
+
+
+def plot_layer_pairs(pairs: Sequence[Section], kind: str, ax: Axes | None = None) -> Axes:
+    """KL with an intervention in two layers at once, a row a pair, beside the sum of both alone."""
+    ax = begin(ax, f"{CAUSAL_KINDS[kind]}, two layers at once", "KL (nats)", "layers")
+    rows = sorted((p for p in pairs if p["kind"] == kind), key=lambda p: p["kl_together"])
+    rows = [pair for pair in rows if pair["kl_together"] > 0][-MAX_PAIRS:]
+    if not rows:
+        return write_reason(ax, "no pair has an effect")
+    y = range(len(rows))
+    alone = [pair["kl_a"] + pair["kl_b"] for pair in rows]
+    together = [pair["kl_together"] for pair in rows]
+    ax.hlines(y, alone, together, color="0.6", linewidth=0.8)
+    ax.plot(alone, y, "s", color=NULL_COLOUR, label="sum of both alone")
+    ax.plot(together, y, "o", color="black", label="both at once")
+    log_axis(ax, "x")
+    ax.set_yticks(y, [f"{pair['layer_a']}, {pair['layer_b']}" for pair in rows])
+    return legend_above(ax, 2)
 
 
 def _without(section: Section, kind: str) -> str | None:

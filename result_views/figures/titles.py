@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from result_views.glossary import method_name
+from result_views.layer_names import layer_names
 from suite_plumbing.result_reading import (
     Section,
     entry_at,
@@ -142,14 +143,31 @@ def ssm_neuron_title(section: Section) -> str:
 
 
 def causal_title(section: Section) -> str:
-    """What the erased state of all layers costs at the next token, and later."""
-    bins = entry_at(section, "reset", "together", "bins") or []
-    known = [one for one in bins if one["kl"] is not None]
-    if not known:
-        return "Causal memory"
-    first, last = known[0], known[-1]
+    """What the erased states of the layers cost at the next token, and later; or a hidden token."""
+    for kind, title in _CAUSAL_TITLES.items():
+        bins = entry_at(section, kind, "together", "bins") or []
+        known = [one for one in bins if one["kl"] is not None]
+        if known:
+            layers = entry_at(section, kind, "together", "layers")
+            return title.format(_states_of(layers)) + _first_and_last(known)
+    return "Causal memory"
+
+
+_CAUSAL_TITLES = {
+    "reset": "With {} erased, KL is ",
+    "knockout": "With one token hidden from {}, KL is ",
+}
+
+
+def _states_of(layers: Sequence[int] | None) -> str:
+    return f"the states of {layer_names(layers)}" if layers else "every state"
+
+
+def _first_and_last(bins: Sequence[Section]) -> str:
+    """KL in the first and in the last bin of lags."""
+    first, last = bins[0], bins[-1]
     return (
-        f"With every state erased, KL is {first['kl']:.2g} nats at lag {first['first_lag']}, "
+        f"{first['kl']:.2g} nats at lag {first['first_lag']}, "
         f"{last['kl']:.2g} at lags {last['first_lag']} to {last['last_lag']}"
     )
 

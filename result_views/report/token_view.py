@@ -20,7 +20,7 @@ from result_views.report.packed_maps import pack_maps
 from result_views.report.prediction_view import prediction_view
 from result_views.report.tables import Cell, Column, Table, cell, shown, text_name
 from suite_plumbing.result_reading import Section, entry_at, failure
-from suite_plumbing.texts import clean_token
+from suite_plumbing.texts import readable_token
 
 MAX_TEXTS = 12
 """More texts than this, and the first of them are in the view."""
@@ -157,7 +157,7 @@ def text_pieces(part: Mapping[str, Any]) -> list[str]:
     """
     tokens, offsets = part["tokens"], part.get("offsets")
     if offsets is None:
-        return [clean_token(token, len(token) + 64).replace(r"\$", "$") for token in tokens]
+        return [readable_token(token, len(token) + 64) for token in tokens]
     pieces, end = [], 0
     for _, stop in offsets:
         pieces.append(part["text"][end:stop])

@@ -73,3 +73,30 @@ def test_causal_memory_of_one_kind_alone_is_drawn_and_the_other_named(results):
     assert any(
         np.asarray(line.get_ydata()).tolist() == kl for ax in figure.axes for line in ax.lines
     )
+
+
+def test_a_kind_that_was_not_measured_has_no_column(results):
+    knockout = results["memory"]["causal_memory"]["knockout"]
+    alone = {name: part for name, part in knockout.items() if name != "random_positions"}
+    figure = MEMORY_FIGURES["causal_memory"]({"knockout": alone})
+    assert_fits(figure)
+    titles = [ax.get_title() for ax in figure.axes if ax.get_title()]
+    assert titles == [
+        "One source hidden", "One source hidden, all layers together",
+        "Causal memory and memory kernel",
+    ]  # fmt: skip
+    assert "random" not in words_of(figure)
+    assert "reset was not measured." in words_of(figure)
+
+
+def test_pairs_of_layers_stand_beside_the_sum_of_both_alone(results):
+    causal = results["memory"]["causal_memory"]
+    pair = {"kind": "reset", "layer_a": 0, "layer_b": 3, "kl_a": 0.1, "kl_b": 0.2,
+            "kl_together": 0.7}  # fmt: skip
+    given = {"reset": causal["reset"], "pairs": [pair, {**pair, "kl_together": 0.0}]}
+    figure = MEMORY_FIGURES["causal_memory"](given)
+    assert_fits(figure)
+    (ax,) = [ax for ax in figure.axes if "two layers at once" in ax.get_title()]
+    lines = {line.get_label(): np.asarray(line.get_xdata()).tolist() for line in ax.lines}
+    assert lines == {"sum of both alone": [pytest.approx(0.3)], "both at once": [0.7]}
+    assert [label.get_text() for label in ax.get_yticklabels()] == ["0, 3"]

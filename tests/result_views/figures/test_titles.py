@@ -65,6 +65,14 @@ def test_what_an_erased_state_costs_at_the_first_and_the_last_bin():
     assert titles.causal_title({"reset": {"together": {"bins": bins}}}) == (
         "With every state erased, KL is 0.22 nats at lag 0, 0.007 at lags 33 to 58"
     )
+    together = {"bins": bins, "layers": [0, 3]}
+    assert titles.causal_title({"reset": {"together": together}}) == (
+        "With the states of layers 0 and 3 erased, KL is 0.22 nats at lag 0, 0.007 at lags 33 to 58"
+    )
+    assert titles.causal_title({"knockout": {"together": together}}) == (
+        "With one token hidden from the states of layers 0 and 3, KL is 0.22 nats at lag 0, "
+        "0.007 at lags 33 to 58"
+    )
     assert titles.causal_title(FAILED) == "Causal memory"
 
 
