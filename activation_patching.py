@@ -66,7 +66,7 @@ from causal_interventions.patching.sites import (
 from mamba_mixers.sites import MixerSite, find_mixers, num_layers
 from mamba_mixers.weights import mixer_parameters
 from recursive_visualizer import write_figures
-from result_views.report.markdown import markdown_table
+from result_views.terminal_lines import terminal_table, wrapped
 from suite_plumbing.arguments import validate_choice, validate_int, whole_numbers
 from suite_plumbing.commands import command_line, run_main
 from suite_plumbing.models import ModelAnalyzer, load_model, load_tokenizer, require_tokenizer
@@ -403,7 +403,7 @@ def _command(argv: list[str]) -> int:
 def _lines(found: PatchingResult, estimated: AttributionResult) -> list[str]:
     """The strongest place of every site, with what says how far to trust it."""
     agreement = estimated.agreement(found)
-    head = ["site", "layer", "token", "effect", "95 % interval", "control", "attribution rho"]
+    head = ["site", "layer", "token", "effect", "95 % interval", "control", "rho"]
     rows = []
     for site, table in found.effect.items():
         layer, token = table.stack().idxmax()
@@ -415,11 +415,11 @@ def _lines(found: PatchingResult, estimated: AttributionResult) -> list[str]:
             site, str(layer), _token_name(found, token), f"{best.value:.2f}", ends, control,
             "" if rho is None else f"{rho:.2f}",
         ])  # fmt: skip
-    return [
+    said = (
         f"{found.direction}, {found.metric}, {len(found.clean)} pairs: 0 is the corrupt run, 1 the "
-        "clean one; the strongest place of each site",
-        *markdown_table(head, rows)[:-1],
-    ]
+        "clean one; the strongest place of each site, rho of all places with the attribution"
+    )
+    return [*wrapped([said]), *terminal_table(head, rows)]
 
 
 def _token_name(found: PatchingResult, token: int) -> str:

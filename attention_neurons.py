@@ -492,10 +492,18 @@ def _rollout_step(data: AttentionData, layer: int) -> Tensor:
 
 
 _TABLE = {
-    "mean distance (tokens)": ("statistics", "mean_distance", "mean"),
-    "90 % within (tokens)": ("memory_kernel", "lag_90"),
+    "distance (tokens)": ("statistics", "mean_distance", "mean"),
+    "90 % within": ("memory_kernel", "lag_90"),
     "entropy share": ("statistics", "entropy_share", "mean"),
 }
+
+_CAPTION = (
+    "Implicit attention, the mean of |α| over heads. Mean distance: of each query, mean over "
+    "queries. 90 % within: lag up to which the memory kernel holds 90 % of its mass. Entropy "
+    "share: entropy over its largest, 1 is even attention."
+)
+
+_KEY = "By method: the neuron of largest importance in text 0; neurons.csv has all."
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -528,15 +536,16 @@ def _command(argv: list[str]) -> int:
             write_csv(ablation, ablated)
     tables = "neurons.csv and neuron_ablation.csv" if ablated else "neurons.csv"
     # Imported here: an analysis does without matplotlib.
-    from recursive_visualizer import write_step_figure
+    from recursive_visualizer import step_title, write_step_figure
 
     found = over_texts([part["attention_data"] for part in results.values()], _TABLE)
-    picture = write_step_figure(job.output_dir, "attention_neurons", "Attention by layer", found)
+    title = step_title(found, "distance (tokens)", "Layer {} reads back {} on average")
+    picture = write_step_figure(job.output_dir, "attention_neurons", title, found, _CAPTION)
     for row in found:
         for name in NEURON_METHODS:
             top = results["text_0"]["neurons"][name][f"layer_{row['layer']}"]["top_neurons"]
-            row[f"first by {name.replace('_', ' ')}"] = str(top[0]["neuron"])
-    print("\n".join(step_lines(found)))
+            row[name.replace("_", "-")] = str(top[0]["neuron"])
+    print("\n".join([*step_lines(found), _KEY]))
     print(f"Wrote {path}, attention_neurons.safetensors, {tables}, {picture.name} beside it.")
     return 0
 

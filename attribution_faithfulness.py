@@ -58,6 +58,7 @@ from input_attribution import (
 )
 from mamba_mixers.placement import bring_into_memory
 from mamba_mixers.sites import find_mixers, model_layers
+from recursive_visualizer import write_figures
 from result_views.faithfulness_rows import (
     CURVE_MEASURES,
     OTHER_TEXT,
@@ -66,6 +67,7 @@ from result_views.faithfulness_rows import (
     faithfulness_rows,
     format_rows,
 )
+from result_views.terminal_lines import wrapped
 from suite_plumbing.arguments import numpy_rng, torch_rng, validate_choice, validate_int
 from suite_plumbing.commands import (
     Job,
@@ -78,7 +80,13 @@ from suite_plumbing.commands import (
 from suite_plumbing.messages import quoted
 from suite_plumbing.models import load_tokenizer
 from suite_plumbing.progress import progress
-from suite_plumbing.result_files import finite_or_none, table_html, write_csv, written_together
+from suite_plumbing.result_files import (
+    finite_or_none,
+    read_json,
+    table_html,
+    write_csv,
+    written_together,
+)
 from suite_plumbing.texts import EncodedText, read_texts, tokenized
 from token_statistics.association import spearman
 from token_statistics.intervals import mean_interval
@@ -476,19 +484,25 @@ def _command(argv: list[str]) -> int:
     with written_together():
         path = write_step_results(job, "attribution_faithfulness.json", results)
         write_csv(job.output_dir / "attribution_faithfulness.csv", table.rows())
-    print(
-        f"{table.num_texts} texts, {table.num_tokens} tokens; target {args.target}; "
-        f"a token is replaced by {table.baseline}, or another text's; "
-        f"{table.num_random} random orders a text"
-    )
-    print(format_table(table))
-    if table.num_texts < ENOUGH_TEXTS:
-        print(
-            f"Methods of like faithfulness change places by chance below {ENOUGH_TEXTS} texts; "
-            f"these are {table.num_texts}."
-        )
-    print(f"Wrote {path} and attribution_faithfulness.csv beside it.")
+    write_figures(read_json(path), job.output_dir, formats=args.formats)
+    print("\n".join(_lines(table, args.target)))
+    print(f"Wrote {path}; attribution_faithfulness.csv and its figure beside it.")
     return 0
+
+
+def _lines(table: FaithfulnessTable, target: str) -> list[str]:
+    """The table with what it rests on, for a terminal."""
+    made = (
+        f"{table.num_texts} texts, {table.num_tokens} tokens; target {target}; a token is replaced "
+        f"by {table.baseline}, or another text's; {table.num_random} random orders a text"
+    )
+    few = (
+        f"Methods of like faithfulness change places by chance below {ENOUGH_TEXTS} texts; these "
+        f"are {table.num_texts}."
+    )
+    return [
+        *wrapped([made]), format_table(table), *wrapped([few] * (table.num_texts < ENOUGH_TEXTS)),
+    ]  # fmt: skip
 
 
 def _job(args: argparse.Namespace, command: Sequence[str]) -> Job:

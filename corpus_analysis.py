@@ -65,6 +65,7 @@ from analysis_pipelines.corpus.tables import (
 from mamba_mixers.sites import model_layers
 from recursive_visualizer import write_figures
 from result_views.report.atlas import write_atlas
+from result_views.terminal_lines import wrapped
 from suite_plumbing.commands import command_line, run_main
 from suite_plumbing.corpus_texts import Source, find_source, passages
 from suite_plumbing.models import execution_device
@@ -258,7 +259,8 @@ def summary(results: dict[str, Any]) -> list[str]:
         lines.append(f"{corpus['failures']} texts could not be read ({shown}).")
     if corpus["short"]:
         lines.append(f"{corpus['short']:,} texts have fewer than 2 tokens and were left out.")
-    return lines + [sentence(Finding.from_dict(row)) for row in results["findings"]]
+    lines += [sentence(Finding.from_dict(row)) for row in results["findings"]]
+    return wrapped(lines, indent="  ")
 
 
 if __name__ == "__main__":

@@ -352,10 +352,19 @@ def _pieces_of(tokenizer: PreTrainedTokenizerBase, captures: Sequence[Capture]) 
 
 
 _TABLE = {
-    "half-life (tokens)": ("memory", "channel_half_life", "median"),
+    "slowest half-life (tokens)": ("memory", "channel_half_life", "median"),
     "kept per token": ("memory", "persistence"),
     "selectivity": ("memory", "selectivity"),
 }
+
+
+_TITLE = "The slowest states of layer {} keep half of a token for {}"
+
+_CAPTION = (
+    "Slowest half-life: ln 2 / (mean Δ |A|) of each channel's slowest state, median over channels. "
+    "Kept: what a token leaves of the state, mean over channels and states. Selectivity: share of "
+    "the variance of Δ that lies between tokens."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -389,10 +398,11 @@ def _command(argv: list[str]) -> int:
         write_csv(job.output_dir / "delta_by_token.csv", rows, ["layer", *TokenDelta._fields])
         write_tensors(job.output_dir / "delta.safetensors", tensors)
     # Imported here: an analysis does without matplotlib.
-    from recursive_visualizer import write_step_figure
+    from recursive_visualizer import step_title, write_step_figure
 
     found = over_texts([results], _TABLE)
-    picture = write_step_figure(job.output_dir, "delta_analysis", "Delta by layer", found)
+    title = step_title(found, "slowest half-life (tokens)", _TITLE)
+    picture = write_step_figure(job.output_dir, "delta_analysis", title, found, _CAPTION)
     for row, part in zip(found, results.values(), strict=True):
         opening = part["gate_tokens"]["opening"]
         row["opens the gate"] = quoted(opening[0]["token"]) if opening else ""

@@ -21,6 +21,7 @@ import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -51,6 +52,7 @@ from suite_plumbing.models import ModelAnalyzer
 from suite_plumbing.other_names import also_named
 from suite_plumbing.result_files import (
     finite_or_none,
+    read_json,
     three_digits,
     write_csv,
     write_tensors,
@@ -448,7 +450,17 @@ def _write_corpus(job: Job) -> str:
     earlier = [job.output_dir / name for name in (_PAIRS_NAME, _TENSORS_NAME)]
     with written_together(earlier):
         path = write_step_results(job, "layer_correlations.json", results)
-    return f"Wrote {path}."
+    return "\n".join(
+        [*step_lines(_pair_rows(found)), f"Wrote {path} and {_drawn(path)} beside it."]
+    )
+
+
+def _drawn(path: Path) -> str:
+    """Draw the results that were written; the name of the figure."""
+    # Imported here: an analysis does without matplotlib.
+    from recursive_visualizer import write_figures
+
+    return write_figures(read_json(path), path.parent)[0].name
 
 
 def _write_all(job: Job) -> str:
@@ -486,14 +498,17 @@ def _write_all(job: Job) -> str:
         write_csv(job.output_dir / _PAIRS_NAME, rows, columns)
         write_tensors(job.output_dir / _TENSORS_NAME, tensors)
     lines = step_lines([row for pairs in correlations.values() for row in _pair_rows(pairs)])
-    return "\n".join([*lines, f"Wrote {path}, {_PAIRS_NAME} and {_TENSORS_NAME} beside it."])
+    wrote = f"Wrote {path}, {_PAIRS_NAME}, {_TENSORS_NAME} and {_drawn(path)} beside it."
+    return "\n".join([*lines, wrote])
 
 
-def _pair_rows(pairs: Mapping[str, CrossLayerCorrelation]) -> list[dict[str, Any]]:
+def _pair_rows(
+    pairs: Mapping[str, CrossLayerCorrelation] | Mapping[str, StreamedCorrelation],
+) -> list[dict[str, Any]]:
     """A line a pair of layers: mean |r| over pairs of channels, and what chance gives."""
     rows = []
     for pair in pairs.values():
-        test = pair.mean_abs
+        test = pair.tests["mean_abs"] if isinstance(pair, StreamedCorrelation) else pair.mean_abs
         low, high = test.null_low, test.null_high
         chance = "" if low is None or high is None else f"{low:.3g} to {high:.3g}"
         rows.append({"stream": pair.stream, "layers": f"{pair.layers[0]} and {pair.layers[1]}",

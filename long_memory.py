@@ -35,6 +35,7 @@ from mamba_mixers.running import fast_scan
 from mamba_mixers.sites import model_layers
 from recursive_visualizer import write_figures
 from result_views.report.markdown import markdown_table
+from result_views.terminal_lines import terminal_table, wrapped
 from selective_scan.attention import attention_map
 from selective_scan.scan import half_life, scan_hidden_states
 from ssm_measures.attention_maps import kernel_of
@@ -364,8 +365,18 @@ def long_memory(
 
 def readings_table(readings: Sequence[Mapping[str, Any]]) -> list[str]:
     """The readings as lines of a Markdown table."""
-    head = ["reading", "loss (nats)", "perplexity", "minus the whole text (nats)", "95 % interval"]
-    return markdown_table(head, [_reading_cells(row) for row in readings])[:-1]
+    return markdown_table(_HEADS, [_reading_cells(row) for row in readings])[:-1]
+
+
+_HEADS = ["reading", "loss (nats)", "perplexity", "minus the whole text (nats)", "95 % interval"]
+
+
+def _lines(readings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The readings for a terminal; why there is no interval stands below them."""
+    cells = [_reading_cells({**row, "reason": None}) for row in readings]
+    heads = [*_HEADS[:3], "minus the whole", "95 % interval"]
+    reasons = dict.fromkeys(row["reason"] for row in readings if row["reason"])
+    return [*terminal_table(heads, cells), *wrapped(f"No interval: {why}." for why in reasons)]
 
 
 def _reading_cells(row: Mapping[str, Any]) -> list[str]:
@@ -405,7 +416,7 @@ def _command(argv: list[str]) -> int:
         path = write_json(folder / "long_memory.json", results)
         write_csv(folder / "readings.csv", results["readings"])
     write_figures(results, folder, formats=args.formats)
-    print("\n".join(readings_table(results["readings"])))
+    print("\n".join(_lines(results["readings"])))
     print(f"Wrote {path}, readings.csv and its figure beside it.")
     return 0
 

@@ -50,7 +50,10 @@ from analysis_pipelines.shared_pieces import Pieces, shared_pieces
 from mamba_mixers.replay_check import REPLAY_TOLERANCE, replay_tolerance
 from mamba_mixers.untrained_twins import ENOUGH_TWINS, check_twins, untrained_twin
 from recursive_visualizer import write_figures
+from result_views.layer_names import capitalised
 from result_views.report.comparison_report import TABLE_COLUMNS, comparison_rows, comparison_section
+from result_views.report.tables import shown
+from result_views.terminal_lines import terminal_table, wrapped
 from suite_plumbing.arguments import validate_int
 from suite_plumbing.bundled import DEMO_MODEL_PATH
 from suite_plumbing.commands import (
@@ -464,6 +467,26 @@ def _provenance(compared: _Comparison, seed: int, command: Sequence[str] | None)
     }
 
 
+_RANGES = {
+    "mean distance": "mean_distance", "90 % within": "kernel_lag_90", "on itself": "self_share",
+    "on the first": "first_share",
+}  # fmt: skip
+
+
+def _measure_lines(table: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Where each model's attention goes, smallest to largest over its layers, as lines of text."""
+    rows = []
+    for name in dict.fromkeys(row["model"] for row in table):
+        layers = [row for row in table if row["model"] == name]
+        rows.append([name, str(len(layers)), *(_range(layers, key) for key in _RANGES.values())])
+    return terminal_table(["model", "layers", *_RANGES], rows)
+
+
+def _range(rows: Sequence[Mapping[str, Any]], key: str) -> str:
+    known = [row[key] for row in rows if row[key] is not None]
+    return f"{shown(min(known))} to {shown(max(known))}" if known else "-"
+
+
 def write_comparison(
     results: Mapping[str, Any], folder: StrPath, formats: Sequence[str] = ("png",)
 ) -> list[Path]:
@@ -516,8 +539,8 @@ def _command(argv: list[str]) -> int:
         command=command_line("model_comparison.py", argv),
     )
     paths = write_comparison(results, folder, args.formats)
-    for row in results["findings"]:
-        print(f"{row['verdict']:>15}: {row['claim']}")
+    said = [f"{capitalised(row['verdict'])}: {row['claim']}." for row in results["findings"]]
+    print("\n".join([*_measure_lines(results["table"]), *wrapped(said, indent="  ")]))
     print(f"Wrote {', '.join(path.name for path in paths)} to {folder}.")
     return 0 if results["self_check"]["replay_agrees"] else 1
 

@@ -151,7 +151,7 @@ def _pages(
         maps=maps,
         levels=_levels(maps),
         no_predictions=NO_PREDICTIONS,
-        figures=[(path.stem, _embedded(path), *words[path]) for path in shown_figures],
+        figures=[(path.stem, *_embedded(path), *words[path]) for path in shown_figures],
         figure_ids={path.stem for path in shown_figures},
         verdict_marks=VERDICT_MARKS,
     )
@@ -216,8 +216,9 @@ def _levels(maps: Mapping[str, Any]) -> int | None:
     )  # fmt: skip
 
 
-def _embedded(path: Path) -> str:
-    """A figure as the address of an image that is in the page: WebP, at most _FIGURE_WIDTH wide."""
+def _embedded(path: Path) -> tuple[str, tuple[int, int]]:
+    """A figure as the address of an image that is in the page, and its width and height in pixels:
+    WebP, at most _FIGURE_WIDTH wide."""
     try:
         with Image.open(path) as image:
             picture = image.convert("RGB")
@@ -226,12 +227,13 @@ def _embedded(path: Path) -> str:
     picture.thumbnail((_FIGURE_WIDTH, min(picture.height, _WEBP_HEIGHT)), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
     picture.save(buffer, "WEBP", quality=_FIGURE_QUALITY, method=4)
-    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    address = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    return address, picture.size
 
 
 def _figure_words(name: str, drawn: Mapping[str, Callable[..., Any]]) -> tuple[str, str]:
     """Title of a figure and what it shows: the first line of its function's docstring."""
-    title = name.replace("_", " ").capitalize()
+    title = name.replace("_", " ").capitalize().replace("Ssm", "SSM")
     draw = drawn.get(name)
     draw = getattr(draw, "func", draw)  # of a partial, whose own docstring is partial's
     lines = (getattr(draw, "__doc__", None) or title).splitlines()

@@ -42,7 +42,7 @@ from result_views.figures.pages import page, styled
 from result_views.figures.patching_figures import PATCHING_FIGURES
 from result_views.figures.single_panels import draw_panel, panels_of
 from result_views.figures.steering_figures import STEERING_FIGURES
-from result_views.figures.step_figures import figure_by_layer
+from result_views.figures.step_figures import LAYER_CORRELATION_FIGURES, figure_by_layer
 from result_views.figures.titles import (
     attention_title,
     change_title,
@@ -294,6 +294,7 @@ _BY_KEY = (
     ("faithfulness", FAITHFULNESS_FIGURES),
     ("input_attribution", TOKEN_SCORE_FIGURES),
     ("direct_attribution", DIRECT_ATTRIBUTION_FIGURES),
+    ("layer_correlations", LAYER_CORRELATION_FIGURES),
     ("reset", CAUSAL_FIGURES),
     ("knockout", CAUSAL_FIGURES),
     ("readings", LONG_MEMORY_FIGURES),
@@ -369,9 +370,12 @@ def write_figures(
     return paths
 
 
-def write_step_figure(folder: Path, name: str, title: str, rows: Sequence[Row]) -> Path:
+def write_step_figure(
+    folder: Path, name: str, title: str, rows: Sequence[Row], caption: str = ""
+) -> Path:
     """The picture of a step's table by layer, as a PNG; returns its path."""
-    return write_figures({}, folder, figures={name: lambda _: figure_by_layer(title, rows)})[0]
+    draw = {name: lambda _: figure_by_layer(title, rows, caption)}
+    return write_figures({}, folder, figures=draw)[0]
 
 
 def figure_files(folder: Path, figures: Iterable[str]) -> list[Path]:

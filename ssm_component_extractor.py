@@ -288,11 +288,17 @@ def captures_of(job: Job) -> list[Capture]:
 _TABLE = {
     "half-life (tokens)": ("dynamics", "half_life", "median"),
     "mean delta": ("delta", "mean"),
-    "state norm": ("dynamics", "state_norm", "mean"),
-    "write (L2)": ("dynamics", "write_energy", "mean"),
-    "retain (L2)": ("dynamics", "retain_energy", "mean"),
+    "state (L2)": ("dynamics", "state_norm", "mean"),
+    "written (L2)": ("dynamics", "write_energy", "mean"),
+    "kept (L2)": ("dynamics", "retain_energy", "mean"),
     "replay error": ("replay_error",),
 }
+
+_CAPTION = (
+    "Half-life: ln 2 / (mean Δ |A|), median over channels and states. State, and what a token "
+    "writes into it (Δ B u) and keeps of it (exp(ΔA) h): L2 norms, mean over tokens. Replay error: "
+    "of the mixer's output rebuilt from these parts, relative."
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -316,10 +322,11 @@ def _command(argv: list[str]) -> int:
         path = write_step_results(job, "ssm_components.json", results)
         write_tensors(job.output_dir / "ssm_components.safetensors", tensors)
     # Imported here: an analysis does without matplotlib.
-    from recursive_visualizer import write_step_figure
+    from recursive_visualizer import step_title, write_step_figure
 
     rows = over_texts(list(results.values()), _TABLE)
-    picture = write_step_figure(job.output_dir, "ssm_components", "Components by layer", rows)
+    title = step_title(rows, "half-life (tokens)", "Layer {} keeps a token longest: half-life {}")
+    picture = write_step_figure(job.output_dir, "ssm_components", title, rows, _CAPTION)
     print("\n".join(step_lines(rows)))
     print(f"Wrote {path}, ssm_components.safetensors and {picture.name} beside it.")
     return 0

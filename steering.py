@@ -52,7 +52,7 @@ from causal_interventions.targets import DEFAULT_TARGET, resolve_target
 from mamba_mixers.sites import find_mixers, model_layers
 from mamba_mixers.weights import check_has_logits
 from recursive_visualizer import write_figures
-from result_views.report.markdown import markdown_table
+from result_views.terminal_lines import terminal_table, wrapped
 from suite_plumbing.arguments import whole_numbers
 from suite_plumbing.commands import (
     Job,
@@ -241,21 +241,21 @@ def continuations(
 
 
 def curve_table(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A curve's rows as lines of a Markdown table."""
-    head = ["coefficient", "target", "random vectors", "p", "KL", "random", "perplexity x"]
-    return markdown_table(head, [_cells(row) for row in rows])
+    """A curve's rows as lines of a terminal."""
+    heads = ["coefficient", "target", "random vectors", "p", "KL", "random", "perplexity"]
+    return terminal_table(heads, [_cells(row) for row in rows])
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    interval = "" if row["low"] is None else f" [{row['low']:+.3f}, {row['high']:+.3f}]"
+    interval = "" if row["low"] is None else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
     return [
         f"{row['coefficient']:g}",
-        f"{row['target_change']:+.3f}{interval}",
-        f"{row['random_low']:+.3f} to {row['random_high']:+.3f}",
+        f"{row['target_change']:+.2f}{interval}",
+        f"{row['random_low']:+.2f} to {row['random_high']:+.2f}",
         f"{row['p']:.3f}",
-        f"{row['kl']:.4f}",
-        f"{row['random_kl']:.4f}",
-        f"{row['perplexity_ratio']:.3f}",
+        f"{row['kl']:.3g}",
+        f"{row['random_kl']:.3g}",
+        f"x {row['perplexity_ratio']:.3g}",
     ]
 
 
@@ -284,7 +284,8 @@ def _command(argv: list[str]) -> int:
     path = _write(job, vector, results)
     print("\n".join(curve_table(curve.rows())))
     for name, text in results.get("continuations", {}).items():
-        print(f"{name:>6}: {visible_controls(prompts[0] + text)}")
+        said = f"{name:>6}: {visible_controls(prompts[0] + text)}"
+        print("\n".join(wrapped([said], indent=" " * 8)))
     print(f"Wrote {path}, steering_curve.csv, steering_vector.safetensors and a figure beside it.")
     return 0
 

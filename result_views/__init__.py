@@ -16,6 +16,7 @@ step_lines         What a step's command found, for a terminal: a line a layer, 
                    units
 summaries          Results of an analysis as a notebook shows them and as a run ends: tables read
                    from the results
+terminal_lines     Tables and sentences as lines of a terminal: no line is wider than it
 figures/  what draws results; the only folder that imports matplotlib
 report/   what tells them as HTML and Markdown, with the template
 """

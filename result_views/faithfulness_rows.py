@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import pandas as pd
-
+from result_views.terminal_lines import terminal_table
 from suite_plumbing.result_reading import Section
 
 OTHER_TEXT = "delta_af_other_text"
@@ -76,11 +75,9 @@ _HEADINGS = {
 
 def format_rows(rows: Sequence[Section]) -> str:
     """The rows for a terminal, one line a method; with 95 % intervals for the areas."""
-    lines = [
-        {"method": row["method"]} | {text: _cell(row, name) for name, text in _HEADINGS.items()}
-        for row in rows
-    ]
-    return pd.DataFrame(lines).to_string(index=False)
+    heads = ["method", *_HEADINGS.values()]
+    body = [[row["method"], *(_cell(row, name) for name in _HEADINGS)] for row in rows]
+    return "\n".join(terminal_table(heads, body))
 
 
 def _cell(row: Section, name: str) -> str:

@@ -102,8 +102,9 @@ MEASURES = {
     ),
     "half_life": Measure(
         "Half-life", "tokens",
-        "ln 2 / (mean Δ · |A|) of each channel's slowest state, median over channels: as if Δ were "
-        "its mean at every token. Of the state, not of what the model does with it.",
+        "ln 2 / (mean Δ · |A|), median over channels and their states: as if Δ were its mean at "
+        "every token. Slowest: of each channel's slowest state alone, median over channels. Of the "
+        "state, not of what the model does with it.",
     ),
     "tokens_to_half": Measure(
         "Until half is left", "tokens",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from result_views.answers import terminal_width
 from result_views.report.tables import shown
+from result_views.terminal_lines import terminal_table
 
 Row = Mapping[str, Any]
 
@@ -19,19 +19,8 @@ def step_lines(rows: Sequence[Row], width: int | None = None) -> list[str]:
     """
     if not rows:
         return []
-    width = terminal_width() if width is None else width
     heads = list(rows[0])
-    cells = [heads, *([_cell(row[head]) for head in heads] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    kept = len(heads)
-    while kept > 1 and sum(widths[:kept]) + 2 * (kept - 1) > width:
-        kept -= 1
-    lines = [
-        "  ".join(cell.rjust(size) for cell, size in zip(row[:kept], widths[:kept], strict=True))
-        for row in cells
-    ]
-    left_out = heads[kept:]
-    return [*lines, *([f"Not shown: {', '.join(left_out)}."] if left_out else [])]
+    return terminal_table(heads, [[_cell(row[head]) for head in heads] for row in rows], width)
 
 
 def over_texts(

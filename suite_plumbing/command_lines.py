@@ -343,7 +343,7 @@ def attribution_faithfulness_options(argv: Argv = None) -> argparse.Namespace:
         "Faithfulness of attributions to input tokens, against random orders.",
         "attribution_faithfulness.py --texts-file book.txt --num-texts 100",
     )
-    add_common_options(parser, *(name for name in STEP_OPTIONS if name != "layers"))
+    add_common_options(parser, *(name for name in STEP_OPTIONS if name != "layers"), "formats")
     parser.add_argument(
         "--methods", help=f"with commas between; of {', '.join(ATTRIBUTION_METHODS)}"
     )

@@ -34,7 +34,8 @@ patching_figures      Figures of activation patching: effects by layer and token
                       their size
 single_panels         Single panels by name: any panel of the pages, of one layer, text or stretch
                       of tokens
-step_figures          The picture of a step: the numbers of its table, a panel each, over layers
+step_figures          The pictures of steps: the numbers of a table over layers, and correlations
+                      of layers
 steering_figures      Figure of a steered model: what a vector does and what it costs, beside
                       random vectors
 token_score_figures   Figure of an attribution to input tokens: the scores along each text

@@ -60,7 +60,7 @@ def figure_memory_effects(results: Section) -> Figure:
     return figure
 
 
-LAGS = {"median_half_life": "half-life", "kernel_mean_lag": "kernel, mean lag",
+LAGS = {"median_half_life": "slowest half-life", "kernel_mean_lag": "kernel, mean lag",
         "kernel_lag_90": "kernel, 90 % lag"}  # fmt: skip
 """How far back a layer reads, by column of the table by layer."""
 

@@ -49,6 +49,8 @@ _CORRELATES = {
     "mean_delta": "mean Δ", "half_life": "half-life", "memory_sensitivity": "memory",
 }  # fmt: skip
 
+_LOG_RATIO = 30.0  # values that differ by more stand on a logarithmic axis
+
 _STREAMS = {"residual": "residual stream", "mixer": "mixer output"}
 
 
@@ -98,8 +100,18 @@ def plot_activation(section: Section, methods: Sequence[str], ax: Axes | None = 
             label = method_name(method) if j == 0 else None
             ax.plot(x, middle, MARKERS[i], color=PALETTE[i], label=label)
     thin_ticks(ax, "x", [str(layer) for layer, _ in layers])
-    ax.set_ylim(0, None)
+    _from_zero(ax)
     return legend_above(ax, len(methods))
+
+
+def _from_zero(ax: Axes) -> None:
+    """Let the y axis start at 0; where values differ much, with room for the small ones."""
+    drawn = np.concatenate([as_array(line.get_ydata()) for line in ax.lines])
+    known = drawn[drawn > 0]
+    if len(known) and known.max() > _LOG_RATIO * known.min():
+        least = 10 ** np.floor(np.log10(known.min()))
+        ax.set_yscale("symlog", linthresh=least, linscale=0.5)
+    ax.set_ylim(0, None)
 
 
 def plot_by_text(
@@ -206,6 +218,7 @@ def plot_pairs(section: Section, stream: str, statistic: str, ax: Axes | None = 
     if not np.isfinite(value).any():
         return write_reason(ax, next(iter(section[stream].values()))["reason"])
     x = np.arange(len(tests))
+    ax.use_sticky_edges = False  # a null is seen to end
     ax.bar(x, high - low, 0.5, low, color=NULL_COLOUR, alpha=NULL_ALPHA, linewidth=0)
     ax.plot(x, value, color=PALETTE[0], linewidth=0.6, alpha=0.6)
     inside = (low <= value) & (value <= high)

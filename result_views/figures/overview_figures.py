@@ -18,9 +18,11 @@ from result_views.figures.panel_primitives import (
     as_array,
     begin,
     layer_ticks,
+    legend_above,
     log_axis,
     write_reason,
 )
+from result_views.layer_names import capitalised
 from suite_plumbing.result_reading import Section
 
 _COLOUR = "#0072B2"
@@ -32,7 +34,7 @@ def figure_overview(results: Section) -> Figure:
     said = [one.sentence for one in shown_answers(results) if one.said]
     figure, axes = page(
         results,
-        "All layers at a glance",
+        capitalised(_beginning(said[0])) if said else "All layers at a glance",
         "Half-life: median over heads and states, as A and the mean Δ set it; squares: lag by "
         "which 90 % of |α| has passed, hollow where the text is too short to say. Copying: share "
         "of |α u| on the token after an earlier occurrence of the query's, over that of those "
@@ -57,13 +59,18 @@ _TITLE_WIDTH = 40  # characters over half a page; a title has two lines at most
 
 def _entitle(axes: Sequence[Sequence[Axes]], sentence: str) -> None:
     """Give the panel that an answer is about its beginning as a title, where that is short."""
-    beginning = sentence.partition(":")[0].partition(" (")[0]
+    beginning = _beginning(sentence)
     words = {" copies ": axes[0][1], " copy ": axes[0][1], " holds ": axes[1][0],
              " hold ": axes[1][0]}  # fmt: skip
     for word, ax in words.items():
         lines = textwrap.wrap(beginning, _TITLE_WIDTH)
         if word in beginning and len(lines) <= 2:
             ax.set_title("\n".join(lines))
+
+
+def _beginning(sentence: str) -> str:
+    """An answer up to its numbers in brackets or after a colon."""
+    return sentence.partition(":")[0].partition(" (")[0]
 
 
 def plot_half_life(rows: Sequence[Section], ax: Axes | None = None) -> Axes:
@@ -77,9 +84,8 @@ def plot_half_life(rows: Sequence[Section], ax: Axes | None = None) -> Axes:
             face = "white" if row["limited_by_text"] else "0.3"
             ax.plot(row["layer"], row["lag_90"], "s", color="0.3", markerfacecolor=face)
     ax.plot([], [], "s", color="0.3", label="90 % of |α|")
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.12), ncols=2)
     log_axis(ax, "y")
-    return layer_ticks(ax, layers)
+    return legend_above(layer_ticks(ax, layers), 2)
 
 
 def plot_tested(
@@ -101,6 +107,7 @@ def plot_tested(
     low, high, value = (
         as_array([one[name] for _, one in known]) for name in ("null_low", "null_high", "value")
     )
+    ax.use_sticky_edges = False  # a null is seen to end
     ax.bar(layers, high - low, 0.7, low, color=NULL_COLOUR, alpha=0.5, linewidth=0)
     outside = (value < low) | (value > high)
     for layer, y, is_outside in zip(layers, value, outside, strict=True):

@@ -212,6 +212,7 @@ def draw_tests(
     if all(test["value"] is None for test in given):
         reason = next((test["reason"] for test in given if test["reason"]), "undefined")
         return write_reason(ax, why_none(sections) or reason)
+    ax.use_sticky_edges = False  # a null is seen to end
     offsets, width, alpha = _beside_each_other(len(tests), len(labels) // (3 if wide else 1))
     for (text, row), offset in zip(tests.items(), offsets, strict=True):
         x = np.arange(len(labels)) + offset

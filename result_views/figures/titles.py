@@ -21,6 +21,7 @@ from suite_plumbing.result_reading import (
     text_sections,
     usable,
 )
+from token_statistics.findings import VERDICTS
 
 
 def ssm_title(results: Section) -> str:
@@ -62,6 +63,12 @@ def correlation_title(results: Section) -> str:
         tests, "Correlations across layers, over time, and with attention",
         "Mixers of successive layers are correlated above their null in {} pairs"
     )  # fmt: skip
+
+
+def step_title(rows: Sequence[Section], key: str, sentence: str) -> str:
+    """The sentence with the layer of the largest value of a step's table, and that of the least."""
+    by_layer = {row["layer"]: row[key] for row in rows if row[key] is not None}
+    return _longest_and_shortest(by_layer, f"{key[:1].upper()}{key[1:]} by layer", sentence)
 
 
 def consistency_title(results: Section) -> str:
@@ -177,7 +184,8 @@ def finding_title(rows: Sequence[Section]) -> str:
     if not rows:
         return "Findings"
     counts = Counter(row["verdict"] for row in rows)
-    return f"{len(rows)} claims: " + "; ".join(f"{n} {verdict}" for verdict, n in counts.items())
+    ordered = sorted(counts, key=lambda v: VERDICTS.index(v) if v in VERDICTS else len(VERDICTS))
+    return f"{len(rows)} claims: " + "; ".join(f"{counts[one]} {one}" for one in ordered)
 
 
 def _middle_by_layer(results: Section, step: str, *path: str) -> dict[int, float]:

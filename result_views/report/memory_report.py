@@ -19,7 +19,7 @@ Row = Mapping[str, Any]
 
 _COLUMNS = {
     "mean_delta": "mean Δ",
-    "median_half_life": "half-life (tokens)",
+    "median_half_life": "slowest half-life (tokens)",
     "tokens_to_half": "until half is left (tokens)",
     "persistence": "kept per token",
     "kernel_mean_lag": "kernel, mean lag (tokens)",

@@ -112,7 +112,7 @@ def cross_text_tables(results: Section) -> list[Table]:
 _LAYER_COLUMNS = {
     ("mean Δ", "delta"): ("ssm_components", "delta", "mean"),
     ("selectivity", "selectivity"): ("ssm_components", "delta_memory", "selectivity"),
-    ("half-life, tokens", "half_life"): (
+    ("slowest half-life, tokens", "half_life"): (
         "ssm_components", "delta_memory", "channel_half_life", "median",
     ),
     ("state rank", "state_rank"): (
@@ -416,7 +416,7 @@ def _with_interval(part: Mapping[str, Any] | None) -> Cell:
 _MEMORY_COLUMNS = {
     "mean_delta": Column("mean Δ", "delta"),
     "selectivity": Column("selectivity", "selectivity"),
-    "median_half_life": Column("half-life, tokens", "half_life"),
+    "median_half_life": Column("slowest half-life, tokens", "half_life"),
     "tokens_to_half": Column("until half is left, tokens", "tokens_to_half"),
     "kernel_mean_lag": Column("kernel: mean lag, tokens", "kernel"),
     "kernel_lag_90": Column("90 % lag, tokens", "lag_90"),

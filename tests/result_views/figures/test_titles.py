@@ -85,6 +85,14 @@ def test_the_layer_that_reads_back_furthest():
     assert titles.memory_title([]) == "Memory effects"
 
 
+def test_a_step_says_its_largest_layer():
+    rows = [{"layer": 0, "lag (tokens)": 8.0}, {"layer": 3, "lag (tokens)": None},
+            {"layer": 6, "lag (tokens)": 1312.0}]  # fmt: skip
+    title = titles.step_title(rows, "lag (tokens)", "Layer {} reads back {}")
+    assert title == "Layer 6 reads back 1,300 tokens (layer 0: 8)"
+    assert titles.step_title(rows[:2], "lag (tokens)", "Layer {}: {}") == "Lag (tokens) by layer"
+
+
 def test_failed_sections_leave_the_plain_names():
     assert titles.cross_layer_title(FAILED) == "Cross-layer correlations"
     assert titles.recursion_title(FAILED) == "Recursive patterns"
