@@ -17,7 +17,8 @@ From a shell: ``python activation_patching.py pairs.jsonl``.
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import activation_patching_options, parse_first
+from suite_plumbing.command_lines import parse_first
+from suite_plumbing.step_options import activation_patching_options
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(activation_patching_options)

@@ -28,7 +28,8 @@ From a shell: ``python attribution_faithfulness.py --texts-file FILE``.
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import attribution_faithfulness_options, parse_first
+from suite_plumbing.command_lines import parse_first
+from suite_plumbing.step_options import attribution_faithfulness_options
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(attribution_faithfulness_options)

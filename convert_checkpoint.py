@@ -8,7 +8,8 @@ From a shell: ``python convert_checkpoint.py path/to/mamba-130m path/to/mamba-13
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import convert_checkpoint_options, parse_first
+from suite_plumbing.analysis_options import convert_checkpoint_options
+from suite_plumbing.command_lines import parse_first
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(convert_checkpoint_options)

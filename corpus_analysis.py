@@ -11,7 +11,8 @@ which one wants to see each, are for the main analysis.
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import corpus_analysis_options, parse_first
+from suite_plumbing.analysis_options import corpus_analysis_options
+from suite_plumbing.command_lines import parse_first
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(corpus_analysis_options)

@@ -17,7 +17,8 @@ model and three built-in texts, offline.
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import MAIN_OUTPUT_DIR, main_analysis_options, parse_first
+from suite_plumbing.analysis_options import MAIN_OUTPUT_DIR, main_analysis_options
+from suite_plumbing.command_lines import parse_first
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(main_analysis_options)

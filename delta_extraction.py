@@ -16,7 +16,8 @@ From a shell: ``python delta_extraction.py --text "some text" --layers 0,3``.
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import delta_extraction_options, parse_first
+from suite_plumbing.command_lines import parse_first
+from suite_plumbing.step_options import delta_extraction_options
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(delta_extraction_options)

@@ -16,8 +16,9 @@ From a shell: ``python direct_attribution.py --text "some text" --total-effects`
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import direct_attribution_options, parse_first
+from suite_plumbing.command_lines import parse_first
 from suite_plumbing.messages import quoted
+from suite_plumbing.step_options import direct_attribution_options
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(direct_attribution_options)

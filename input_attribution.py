@@ -28,7 +28,8 @@ From a shell: ``python input_attribution.py --text "some text" --method mamba_lr
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import input_attribution_options, parse_first
+from suite_plumbing.command_lines import parse_first
+from suite_plumbing.step_options import input_attribution_options
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(input_attribution_options)

@@ -21,7 +21,8 @@ From a shell: ``python intervention_study.py --text "some text" --layers 0,3``.
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import intervention_study_options, parse_first
+from suite_plumbing.command_lines import parse_first
+from suite_plumbing.step_options import intervention_study_options
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(intervention_study_options)

@@ -12,7 +12,8 @@ From a shell: ``python layer_correlation_analyzer.py --text "some text" --layers
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import layer_correlation_analyzer_options, parse_first
+from suite_plumbing.command_lines import parse_first
+from suite_plumbing.step_options import layer_correlation_analyzer_options
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(layer_correlation_analyzer_options)

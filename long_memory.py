@@ -15,7 +15,8 @@ Letters: the glossary of ``selective_scan``. From a shell: ``python long_memory.
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import long_memory_options, parse_first
+from suite_plumbing.analysis_options import long_memory_options
+from suite_plumbing.command_lines import parse_first
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(long_memory_options)

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from suite_plumbing.command_lines import main_analysis_options, parse_first
+from suite_plumbing.analysis_options import main_analysis_options
+from suite_plumbing.command_lines import parse_first
 
 
 def main(argv: Sequence[str] | None = None) -> int:

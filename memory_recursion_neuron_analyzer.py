@@ -11,7 +11,8 @@ three built-in texts, offline.
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import MEMORY_OUTPUT_DIR, memory_analysis_options, parse_first
+from suite_plumbing.analysis_options import MEMORY_OUTPUT_DIR, memory_analysis_options
+from suite_plumbing.command_lines import parse_first
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(memory_analysis_options)

@@ -17,7 +17,8 @@ From a shell: ``python model_comparison.py --model demo_model --model path/to/an
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import model_comparison_options, parse_first
+from suite_plumbing.analysis_options import model_comparison_options
+from suite_plumbing.command_lines import parse_first
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(model_comparison_options)

@@ -12,7 +12,8 @@ From a shell: ``python recursive_analysis_report.py`` after the main analysis.
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import parse_first, recursive_analysis_report_options
+from suite_plumbing.analysis_options import recursive_analysis_report_options
+from suite_plumbing.command_lines import parse_first
 from suite_plumbing.messages import quoted
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded

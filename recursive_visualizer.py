@@ -10,7 +10,8 @@ From a shell: ``python recursive_visualizer.py corrected_mamba_analysis/analysis
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import parse_first, recursive_visualizer_options
+from suite_plumbing.analysis_options import recursive_visualizer_options
+from suite_plumbing.command_lines import parse_first
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(recursive_visualizer_options)

@@ -9,7 +9,8 @@ From a shell: ``python ssm_component_extractor.py --text "some text" --layers 0,
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import parse_first, ssm_component_extractor_options
+from suite_plumbing.command_lines import parse_first
+from suite_plumbing.step_options import ssm_component_extractor_options
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(ssm_component_extractor_options)

@@ -19,7 +19,8 @@ From a shell: ``python steering.py --positive 'the sea' --negative 'the house' -
 
 from __future__ import annotations
 
-from suite_plumbing.command_lines import parse_first, steering_options
+from suite_plumbing.command_lines import parse_first
+from suite_plumbing.step_options import steering_options
 
 if __name__ == "__main__":  # --help and a wrong option end before torch is loaded
     parse_first(steering_options)

@@ -21,6 +21,8 @@ gate_tokens         Which tokens open a layer's gate and which close it: delta b
                     class of token
 kept_captures       Captures of texts in files of a folder, read array by array, so that memory
                     holds none of them
+layer_attention     Implicit attention of captured layers: maps and measures, as objects that
+                    show themselves
 layer_overview      What one layer does with its memory on one text, in a few numbers: the row of
                     an overview
 neuron_evolution    How a method's neurons, and the attention that made them, change from layer to

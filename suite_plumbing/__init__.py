@@ -1,24 +1,21 @@
 """Plumbing that knows no mixer: options, texts, models, files, progress, errors.
 
 May import the standard library and the packages of requirements.txt; nothing of the suite. What a
-command line is read with (bundled, checks, options, command_lines, signals) imports the standard
-library alone.
+command line is read with (bundled, checks, options, command_lines, analysis_options, step_options,
+signals) imports the standard library alone.
 
-arguments       What a user passes in besides texts: devices, dtypes and layers
+analysis_options  The options of the commands that run an analysis or read what one has written
+arguments       What a user passes in besides texts: choices, integers, devices, dtypes and layers
 bundled         What comes with the suite: its folder and the demo model, found from any working
                 directory
 checks          Checks of what a user passes in that need the standard library alone: a choice, an
                 integer
-command_lines   The options of every command, read before torch and the other large packages are
-                loaded
-commands        What all commands share: a job made of their options, exit statuses, results
-corpus_texts    Texts of a corpus, read one after another however many there are, and shared out
-                among tasks
-errors          The one error that a pipeline records and goes on from, and which others count as
-                such
-arguments       What a user passes in besides texts: choices, integers, devices, dtypes and layers
+command_lines   What reading the options of any command shares, before torch and other large
+                packages are loaded
 commands        The command line that all modules share: options, a job made of them, exit
                 statuses, results
+corpus_texts    Texts of a corpus, read one after another however many there are, and shared out
+                among tasks
 errors          The one error that a pipeline records and goes on from, which others count as such,
                 and what becomes of those of other libraries
 kept_values     What a run has measured so far, value by value in a file, from which a stopped run
@@ -57,6 +54,7 @@ saved_objects   Result objects in files: a dataclass of tensors and plain values
                 again
 signals         Signals: a command that is interrupted or terminated ends with its status, wherever
                 it stands
+step_options    The options of the commands that take one step
 texts           Texts: checked, read from files, encoded, batched; and tokens as a reader sees
                 them
 """

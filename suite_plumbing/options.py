@@ -1,7 +1,7 @@
 """The options that all commands share, spelled once; they need the standard library alone.
 
 A command line is read, and refused, before torch and the other large packages are loaded: see
-`command_lines`, which has the options of each command.
+`step_options` and `analysis_options`, which have the options of each command.
 """
 
 from __future__ import annotations

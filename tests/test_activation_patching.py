@@ -15,7 +15,7 @@ from benchmarks.recall_models import fresh_model
 from causal_interventions.patching.metrics import METRICS
 from causal_interventions.patching.sites import DEFAULT_SITES
 from causal_interventions.patching.tasks import task_pairs
-from suite_plumbing.command_lines import PATCHING_METRICS, PATCHING_SITES
+from suite_plumbing.step_options import PATCHING_METRICS, PATCHING_SITES
 
 
 @pytest.fixture(scope="module")

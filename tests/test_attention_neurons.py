@@ -9,12 +9,12 @@ import torch
 from conftest import make_tiny_model
 from safetensors.torch import load_file
 
+import attention_neurons
 from attention_neurons import (
     NEURON_METHODS,
     MambaAttentionNeurons,
     attention_data,
     attention_weighted,
-    layer_attention,
     layer_parameters,
     main,
     rollout,
@@ -28,6 +28,7 @@ from causal_interventions.neuron_effects import (
 from causal_interventions.targets import resolve_target
 from mamba_mixers.running import fast_scan
 from ssm_component_extractor import capture
+from ssm_measures import layer_attention
 from ssm_measures.attention_maps import contribution_map, head_maps
 
 LAYERS = [0, 1, 3]
@@ -204,13 +205,10 @@ def test_methods_are_causal():
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
 
 
-def test_layer_attention_is_strict_json_with_values_by_query():
-    found = layer_attention(make_data(make_tiny_model()).captured.components[1])
-    section = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert len(section["by_query"]["entropy"][0]) == 30
-    strength = float(found.absolute[0, 7].sum())
-    assert section["by_query"]["strength"][0][7] == float(f"{strength:.3g}")
-    assert -1 <= section["agreement_with_synthetic"][0] <= 1
+def test_attention_is_found_here_too():
+    names = ("AttentionData", "LayerAttention", "attention_data", "layer_attention")
+    for name in names:
+        assert getattr(attention_neurons, name) is getattr(layer_attention, name)
 
 
 def test_choice_for_ablation_is_seeded_distinct_and_has_the_top_ones():

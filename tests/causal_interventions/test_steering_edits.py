@@ -15,7 +15,7 @@ from causal_interventions.steering_vectors import SITES, SteeringVector, site_sh
 from mamba_mixers.recording import record_layers
 from mamba_mixers.replay import MixerReplay
 from mamba_mixers.running import fast_scan
-from suite_plumbing.command_lines import STEERING_MODES
+from suite_plumbing.step_options import STEERING_MODES
 
 LAYER = 1
 

@@ -18,8 +18,8 @@ from causal_interventions.steering_vectors import (
     site_values,
 )
 from mamba_mixers.recording import record_layers
-from suite_plumbing.command_lines import STEERING_METHODS, STEERING_SITES
 from suite_plumbing.result_files import write_tensors
+from suite_plumbing.step_options import STEERING_METHODS, STEERING_SITES
 from suite_plumbing.texts import EncodedText
 
 LAYER = 1

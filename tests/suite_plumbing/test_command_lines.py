@@ -1,7 +1,6 @@
-"""Command lines are read with the standard library alone, and agree with the modules they name."""
+"""Command lines are read, and refused, with the standard library alone."""
 
 import ast
-import inspect
 import os
 import signal
 import subprocess
@@ -10,18 +9,8 @@ from pathlib import Path
 
 import pytest
 
-import long_memory
-from attention_neurons import NEURON_METHODS
-from causal_interventions.causal_curves import KINDS
-from causal_interventions.explained import BASELINES
-from causal_interventions.targets import DEFAULT_TARGET
-from causal_interventions.targets import TARGETS as KNOWN_TARGETS
-from input_attribution import ATTRIBUTION_METHODS as KNOWN_METHODS
-from intervention_study import NUM_POSITIONS
-from layer_correlation_analyzer import STREAMS
-from mamba_mixers.untrained_twins import ENOUGH_TWINS
-from suite_plumbing import command_lines
-from suite_plumbing.command_lines import ATTRIBUTION_METHODS, TARGETS, parse_first, wait_passively
+from suite_plumbing.analysis_options import main_analysis_options
+from suite_plumbing.command_lines import parse_first, parse_widths, wait_passively
 
 
 @pytest.fixture(autouse=True)
@@ -46,11 +35,6 @@ def is_command(path: Path) -> bool:
 
 
 COMMANDS = sorted(path.name for path in ROOT.glob("*.py") if is_command(path))
-
-OPTIONS = [
-    function for name, function in inspect.getmembers(command_lines, inspect.isfunction)
-    if name.endswith("_options") and function.__module__ == command_lines.__name__
-]  # fmt: skip
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -112,10 +96,10 @@ def test_what_is_imported_is_seen() -> None:
 
 def test_parse_first_returns_where_there_is_work_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["command.py", "--seed", "3"])
-    assert parse_first(command_lines.main_analysis_options) is None
+    assert parse_first(main_analysis_options) is None
     monkeypatch.setattr(sys, "argv", ["command.py", "--seed", "-3"])
     with pytest.raises(SystemExit) as caught:
-        parse_first(command_lines.main_analysis_options)
+        parse_first(main_analysis_options)
     assert caught.value.code == 2
 
 
@@ -144,43 +128,7 @@ def test_a_command_sets_the_waiting_of_threads_before_torch_is_loaded(tmp_path: 
         assert done.stderr.strip().endswith("PASSIVE")
 
 
-def test_names_in_options_are_those_of_the_modules_that_know_them() -> None:
-    assert tuple(KNOWN_TARGETS) == TARGETS
-    assert tuple(KNOWN_METHODS) == ATTRIBUTION_METHODS
-    assert len(NEURON_METHODS) == 3  # "neurons by three methods"
-
-
-def shown(options, capsys: pytest.CaptureFixture[str]) -> str:
-    with pytest.raises(SystemExit):
-        options(["--help"])
-    return " ".join(capsys.readouterr().out.split())
-
-
-def test_what_help_says_is_what_the_modules_do(capsys: pytest.CaptureFixture[str]) -> None:
-    helps = {options.__name__: shown(options, capsys) for options in OPTIONS}
-    assert f"{ENOUGH_TWINS} moderate ones" in helps["main_analysis_options"]
-    assert f"verdicts need {ENOUGH_TWINS} " in helps["model_comparison_options"]
-    assert f"--stream {{{','.join(STREAMS)}}}" in helps["layer_correlation_analyzer_options"]
-    assert f"--kind {{{','.join([*KINDS, 'both'])}}}" in helps["intervention_study_options"]
-    assert f"{', '.join(BASELINES)}, or a token id" in helps["attribution_faithfulness_options"]
-
-
-def test_defaults_are_those_of_the_functions() -> None:
-    assert command_lines.attention_neurons_options([]).target == DEFAULT_TARGET
-    assert command_lines.intervention_study_options([]).num_positions == NUM_POSITIONS
-    book = command_lines.long_memory_options(["book.txt"])
-    assert (book.chunk_size, book.windows) == (long_memory.CHUNK_SIZE, [*long_memory.WINDOWS])
-
-
 def test_parse_widths_takes_whole_numbers_alone() -> None:
-    assert command_lines.parse_widths("128, 512,") == [128, 512]
+    assert parse_widths("128, 512,") == [128, 512]
     with pytest.raises(ValueError, match="windows is '128,x'"):
-        command_lines.parse_widths("128,x")
-
-
-def test_results_are_named_by_place_or_by_option() -> None:
-    read = command_lines.recursive_analysis_report_options
-    assert read([]).results == command_lines.DEFAULT_RESULTS
-    assert read(["a.json"]).results == "a.json"
-    assert read(["--results", "b.json"]).results == "b.json"
-    assert command_lines.recursive_visualizer_options(["c.json"]).results == "c.json"
+        parse_widths("128,x")

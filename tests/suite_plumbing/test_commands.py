@@ -10,15 +10,14 @@ import torch
 
 import utils
 from mamba_mixers.sites import model_layers
-from suite_plumbing import command_lines
-from suite_plumbing.command_lines import (
-    attribution_faithfulness_options,
-    main_analysis_options,
-    recursive_analysis_report_options,
-    ssm_component_extractor_options,
-)
+from suite_plumbing import analysis_options, step_options
+from suite_plumbing.analysis_options import main_analysis_options, recursive_analysis_report_options
 from suite_plumbing.commands import job_from_options, run_main, texts_from_options
 from suite_plumbing.errors import AnalysisError
+from suite_plumbing.step_options import (
+    attribution_faithfulness_options,
+    ssm_component_extractor_options,
+)
 from suite_plumbing.texts import EXAMPLE_TEXTS
 
 # Hooks
@@ -140,8 +139,9 @@ def test_the_tokenizer_may_be_elsewhere(tiny_model_dir: Path, tmp_path: Path) ->
 
 
 def test_every_command_that_loads_a_model_takes_a_tokenizer() -> None:
-    for name, options in vars(command_lines).items():
-        if name.endswith("_options") and options.__module__ == command_lines.__name__:
+    homes = (analysis_options.__name__, step_options.__name__)
+    for name, options in {**vars(analysis_options), **vars(step_options)}.items():
+        if name.endswith("_options") and options.__module__ in homes:
             given = {"long_memory_options": ["book.txt"],
                      "activation_patching_options": ["pairs.jsonl"],
                      "convert_checkpoint_options": ["folder", "out"]}  # fmt: skip
