@@ -3,6 +3,7 @@
 analysis_panels       Panels of the figures: each draws one quantity of a result dict on an ``ax``
                       and returns it
 attribution_figures   Figure of direct attribution: layers, paths, source tokens; the logit lens
+command_panels        Panels by name of the commands beside the two analyses
 comparison_figures    The figure of a comparison of models, drawn from its results alone
 drawing               Primitives that draw on an ``ax``, and tokens as labels; `analysis_utils`
                       passes them on
@@ -28,6 +29,8 @@ overview_figures      Figure of the overview: how long each layer keeps a token,
                       needed
 pages                 Pages of the figures: style, title, legend of texts, caption with model and
                       n, rows of panels
+panel_view            What single panels are drawn from: results of which a text, a layer or
+                      nothing is chosen
 panel_primitives      What the panels of `analysis_panels` are drawn with: sections, texts, layers
                       and nulls on an ax
 patching_figures      Figures of activation patching: effects by layer and token, and circuits by

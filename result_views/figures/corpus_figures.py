@@ -19,6 +19,7 @@ from result_views.figures.panel_primitives import (
     name_layers,
     write_reason,
 )
+from result_views.figures.titles import step_title
 from suite_plumbing.result_reading import Section, layers_of
 
 
@@ -28,7 +29,7 @@ def figure_corpus(results: Section) -> Figure:
     corpus = results["corpus"]
     figure, axes = page(
         results,
-        "A corpus, layer by layer",
+        corpus_title(results),
         f"{corpus['windows']:,} windows, {corpus['tokens']:,} tokens of {corpus['documents']:,} "
         f"documents; one window in {corpus['maps_every']} gave maps, states and pairs "
         f"({corpus['mapped']:,}). Half-life at the mean Δ, median over channels and states. "
@@ -43,6 +44,15 @@ def figure_corpus(results: Section) -> Figure:
     plot_state_by_position(results, axes[1][0])
     plot_cka(results, axes[1][1])
     return figure
+
+
+def corpus_title(results: Section) -> str:
+    """Which layer keeps a token longest over the corpus, and which least."""
+    rows = [{"layer": layer, "half-life": part["half_life_median"]}
+            for layer, part in layers_of(results["layers"])]  # fmt: skip
+    return step_title(
+        rows, "half-life", "Over the corpus layer {} keeps a token longest: median half-life {}"
+    )
 
 
 def plot_reach(results: Section, ax: Axes | None = None) -> Axes:

@@ -10,10 +10,11 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from result_views.figures.drawing import PALETTE, draw_heatmap
+from result_views.figures.drawing import PALETTE, draw_heatmap, drawable_text
 from result_views.figures.pages import page, styled
 from result_views.figures.panel_primitives import as_array, begin, legend_above, thin_ticks
 from suite_plumbing.result_reading import Section
+from suite_plumbing.texts import clean_token
 
 _MAPS_IN_A_ROW = 2
 
@@ -31,11 +32,12 @@ def figure_patching(results: Section) -> Figure:
     heights = [(len(row), height) for row in rows] + ([(1, 1.2)] if circuit else [])
     figure, axes = page(
         results,
-        f"Activation patching: {found['direction']}, {found['metric'].replace('_', ' ')}",
-        f"One value of one layer and token of the other run, n = {found['num_pairs']} pairs. "
-        "Colour: effect, the metric's change as a share of what is between the corrupt run (0) and "
-        "the clean one (1). Black dot: the 95 % interval over pairs lies above the effect of an "
-        "unrelated pair's value there.",
+        patching_title(found),
+        f"{found['direction'].capitalize()}: one value of one layer and token of the other run, "
+        f"n = {found['num_pairs']} pairs. Colour: effect, the change of the "
+        f"{found['metric'].replace('_', ' ')} as a share of what lies between the corrupt run (0) "
+        "and the clean one (1). Black dot: the 95 % interval over pairs lies above the effect of "
+        "an unrelated pair's value there.",
         heights,
         {},
     )
@@ -45,6 +47,31 @@ def figure_patching(results: Section) -> Figure:
     if circuit:
         plot_circuit(circuit, axes[-1][0])
     return figure
+
+
+def patching_title(found: Section) -> str:
+    """The place that a patch moves the prediction most from, and by how much.
+
+    Of sites other than the residual stream, whose last layer holds the answer in any model.
+    """
+    sites = [site for site in found["sites"] if site != "residual"] or list(found["sites"])
+    places = [
+        (value, site, found["sites"][site]["layers"][row], token)
+        for site in sites
+        for row, values in enumerate(found["sites"][site]["effect"])
+        for token, value in enumerate(values)
+        if value is not None
+    ]
+    if not places:
+        return "Activation patching"
+    value, site, layer, token = max(places, key=lambda place: place[0])
+    name = f"“{_name(found['tokens'][token])}” ({token})" if found["tokens"] else f"token {token}"
+    where = f"{site} of layer {layer} at {name}"
+    return f"What the {where} holds makes {value:.0%} of the difference between the runs"
+
+
+def _name(token: object) -> str:
+    return drawable_text(clean_token(str(token))).strip() or "␣"
 
 
 def plot_patching(found: Section, site: str, ax: Axes | None = None) -> Axes:

@@ -7,8 +7,7 @@ choice is answered with those there are. Like the pages, they are drawn from sav
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -17,77 +16,24 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from result_views.answers import overview_rows
 from result_views.figures import analysis_panels as panels
-from result_views.figures import comparison_figures as comparison
-from result_views.figures import faithfulness_figures as faithfulness
-from result_views.figures import long_memory_figures as long_text
 from result_views.figures import memory_figures as memory
 from result_views.figures import memory_panels, neuron_panels
 from result_views.figures import overview_figures as overview
+from result_views.figures.command_panels import FAITHFULNESS_PANELS, command_panels
 from result_views.figures.finding_figures import plot_findings
 from result_views.figures.pages import PageFigure, styled, text_handles
+from result_views.figures.panel_view import View, chosen_key
 from suite_plumbing.arguments import validate_choice
 from suite_plumbing.result_reading import (
     Section,
     Tensors,
     all_layers,
-    cross_text_section,
-    text_sections,
 )
 
 _SIZE = (3.6, 2.7)
 _WIDE = (7.2, 3.2)
 _SQUARE = (4.6, 4.0)
 _TALL = (7.2, 4.6)
-
-
-@dataclass(frozen=True)
-class View:
-    """Results of which one text or layer may be chosen; a choice of None takes all."""
-
-    results: Section
-    tensors: Tensors
-    text: int | None
-    layer: int | None
-
-    def texts(self, step: str) -> dict[str, Section]:
-        """A step's sections by text, of the chosen text and layer."""
-        sections = text_sections(self.results, step)
-        if self.text is not None:
-            name = _chosen("text", self.text, sections)
-            sections = {name: sections[name]}
-        return {text: self._of_layer(section) for text, section in sections.items()}
-
-    def across(self, step: str) -> Section:
-        """A section of the cross-text analysis, of the chosen layer."""
-        return self._of_layer(cross_text_section(self.results, step))
-
-    def memory(self, step: str) -> Section:
-        """A section of the memory analysis, of the chosen layer."""
-        return self._of_layer(memory.memory_section(self.results, step))
-
-    def causal(self) -> Section:
-        """Causal memory, the curves of the chosen layer beside that of all together."""
-        section = memory.causal_section(self.results)
-        if self.layer is None:
-            return section
-        return {
-            kind: {**part, "layers": self._of_layer(part["layers"])}
-            if isinstance(part, Mapping) and "layers" in part
-            else part
-            for kind, part in section.items()
-        }
-
-    def _of_layer(self, section: Section) -> Section:
-        if self.layer is None or not any(key.startswith("layer_") for key in section):
-            return section
-        name = _chosen("layer", self.layer, section)
-        return {name: section[name]}
-
-
-def _chosen(kind: str, number: int, keys: Iterable[str]) -> str:
-    """The key "text_0" or "layer_3" of a number; ValueError that lists the numbers there are."""
-    numbers = [int(key.rpartition("_")[2]) for key in keys if key.startswith(f"{kind}_")]
-    return f"{kind}_{validate_choice(kind, number, numbers)}"
 
 
 def _of_texts(plot: Callable[..., Axes], step: str) -> Callable[..., Axes]:
@@ -108,7 +54,7 @@ def _by_method(plot: Callable[..., Axes]) -> Callable[..., Axes]:
 def _attention_map(view: View, ax: Axes, tokens: tuple[int, int] | None = None) -> Axes:
     """One layer's map of one text: the first text and the last layer where none is chosen."""
     texts = view.results["individual_texts"]
-    text = _chosen("text", view.text or 0, texts)
+    text = chosen_key("text", view.text or 0, texts)
     layers = view.results["analysis_metadata"]["layer_indices"]
     layer = validate_choice("layer", layers[-1] if view.layer is None else view.layer, layers)
     part, name = texts[text], f"{text}.layer_{layer}.attention"
@@ -308,61 +254,6 @@ MEMORY_PANELS: dict[str, Callable[..., Axes]] = {
 """Panels of the memory analysis by name."""
 
 
-def _of_faithfulness(plot: Callable[..., Axes]) -> Callable[..., Axes]:
-    return lambda view, ax: plot(faithfulness.faithfulness_section(view.results), ax)
-
-
-FAITHFULNESS_PANELS: dict[str, Callable[..., Axes]] = {
-    "delta_af": _of_faithfulness(faithfulness.plot_delta_af),
-    "gain_over_random": _of_faithfulness(faithfulness.plot_gain_over_random),
-    "curves": _of_faithfulness(faithfulness.plot_curves),
-    "randomisation": _of_faithfulness(faithfulness.plot_randomisation),
-    "effect_agreement": _of_faithfulness(faithfulness.plot_agreement),
-    "sufficiency": _of_faithfulness(faithfulness.plot_sufficiency),
-}
-"""Panels of attribution faithfulness by name."""
-
-
-def _of_long_text(plot: Callable[..., Axes]) -> Callable[..., Axes]:
-    return lambda view, ax: plot(view.results, ax)
-
-
-LONG_TEXT_PANELS: dict[str, Callable[..., Axes]] = {
-    "differences": _of_long_text(long_text.plot_differences),
-    "by_context": _of_long_text(long_text.plot_by_context),
-    "along": _of_long_text(long_text.plot_along),
-    "state_norm": _of_long_text(long_text.plot_state_norm),
-}
-"""Panels of ``long_memory`` by name."""
-
-
-def _kernels(view: View, ax: Axes, model: str | None = None) -> Axes:
-    names = list(view.results["models"])
-    chosen = names[0] if model is None else validate_choice("model", model, names)
-    return comparison.plot_kernels(view.results, chosen, ax)
-
-
-def _by_depth(view: View, ax: Axes, measure: str = "mean_distance") -> Axes:
-    known = comparison.MEASURES
-    return comparison.plot_by_depth(view.results, validate_choice("measure", measure, known), ax)
-
-
-def _of_pair(plot: Callable[..., Axes]) -> Callable[..., Axes]:
-    def draw(view: View, ax: Axes, pair: int = 0) -> Axes:
-        pairs = view.results["pairs"]
-        return plot(pairs[validate_choice("pair", pair, range(len(pairs)))], ax)
-
-    return draw
-
-
-COMPARISON_PANELS: dict[str, Callable[..., Axes]] = {
-    "kernels": _kernels,
-    "by_depth": _by_depth,
-    "map_agreement": _of_pair(comparison.plot_agreement),
-    "layer_cka": _of_pair(comparison.plot_cka),
-}
-"""Panels of ``model_comparison`` by name."""
-
 FINDING_PANELS: dict[str, Callable[..., Axes]] = {
     "claims": lambda view, ax: plot_findings(view.results["findings"], ax)
 }
@@ -371,11 +262,8 @@ FINDING_PANELS: dict[str, Callable[..., Axes]] = {
 _BY_KEY = (
     ("cross_text_analysis", MAIN_PANELS),
     ("memory", MEMORY_PANELS),
-    ("faithfulness", FAITHFULNESS_PANELS),
     ("reset", CAUSAL_PANELS),
     ("knockout", CAUSAL_PANELS),
-    ("pairs", COMPARISON_PANELS),
-    ("readings", LONG_TEXT_PANELS),
 )
 
 _SIZES = {"claims": _TALL} | dict.fromkeys(
@@ -385,7 +273,8 @@ _SIZES = {"claims": _TALL} | dict.fromkeys(
 
 def panels_of(results: Section) -> dict[str, Callable[..., Axes]]:
     """The panels that results hold the numbers for, by name."""
-    found = dict(next((table for key, table in _BY_KEY if key in results), {}))
+    found = next((table for key, table in _BY_KEY if key in results), None)
+    found = dict(command_panels(results) if found is None else found)
     if "cross_text_analysis" in results and overview_rows(results):
         found |= OVERVIEW_PANELS
     if "attribution_faithfulness" in results.get("cross_text_analysis", {}):

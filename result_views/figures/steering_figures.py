@@ -19,10 +19,10 @@ _RANDOM = "0.6"
 @styled
 def figure_steering(results: Section) -> Figure:
     """Change of the target, KL and perplexity over the coefficient, and one against the other."""
-    vector, target = results["vector"], results["target"]["name"].replace("_", " ")
+    target = results["target"]["name"].replace("_", " ")
     figure, axes = page(
         results,
-        f"Steering at the {vector['site']} of layer {vector['layer']}",
+        steering_title(results),
         f"Target: {target} after {results['num_prompts']} prompts, steered minus clean; bars: 95 % "
         f"interval over prompts. Grey: {results['num_random']} random vectors of the same norm, "
         "each a point. Cost: KL(clean || steered) and perplexity on "
@@ -35,6 +35,19 @@ def figure_steering(results: Section) -> Figure:
     plot_cost(results, "perplexity_ratio", axes[1][0])
     plot_trade(results, axes[1][1])
     return figure
+
+
+def steering_title(results: Section) -> str:
+    """What the vector does to the target at the coefficient nearest to 1, beside random vectors."""
+    vector, target = results["vector"], results["target"]["name"].replace("_", " ")
+    row = min(results["by_coefficient"], key=lambda row: abs(row["coefficient"] - 1))
+    random = [e["target_change"] for e in _random(results)
+              if e["coefficient"] == row["coefficient"]]  # fmt: skip
+    beside = f" (random vectors: {min(random):+.2f} to {max(random):+.2f})" if random else ""
+    return (
+        f"Added {row['coefficient']:g} times at the {vector['site']} of layer {vector['layer']}, "
+        f"the vector changes the {target} by {row['target_change']:+.2f}{beside}"
+    )
 
 
 def plot_target(results: Section, ax: Axes | None = None) -> Axes:

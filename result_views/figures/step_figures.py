@@ -47,10 +47,7 @@ def figure_by_layer(title: str, rows: Sequence[Mapping[str, Any]], caption: str 
 @styled
 def figure_layer_correlations(results: Section) -> Figure:
     """Correlations of pairs of layers, a row a stream, each pair beside its null."""
-    section = {
-        stream: {name: {**pair, **pair.get("tests", {})} for name, pair in pairs.items()}
-        for stream, pairs in results["layer_correlations"].items()
-    }
+    section = tested_pairs(results)
     streams = [stream for stream in ("mixer", "residual") if section.get(stream)]
     mixers = {"mixer": section[streams[0]]} if streams else {"skipped": "fewer than two layers"}
     title = cross_layer_title(mixers)
@@ -68,6 +65,14 @@ def figure_layer_correlations(results: Section) -> Figure:
         for ax, statistic in zip(row, PAIR_STATISTICS, strict=True):
             plot_pairs(section if streams else mixers, stream, statistic, ax)
     return figure
+
+
+def tested_pairs(results: Section) -> dict[str, Section]:
+    """The pairs of layers by stream and name, each statistic as a test with its null."""
+    return {
+        stream: {name: {**pair, **pair.get("tests", {})} for name, pair in pairs.items()}
+        for stream, pairs in results["layer_correlations"].items()
+    }
 
 
 LAYER_CORRELATION_FIGURES = {"layer_correlations": figure_layer_correlations}

@@ -5,6 +5,7 @@ import pytest
 from defined import known
 
 from result_views.figures.corpus_figures import (
+    corpus_title,
     figure_corpus,
     plot_cka,
     plot_copying,
@@ -54,3 +55,9 @@ def test_the_page_is_drawn_also_where_no_window_gave_maps(maps):
     if not maps:
         words = " ".join(text.get_text() for ax in figure.axes for text in ax.texts)
         assert "no token was read before" in " ".join(words.split())
+
+
+def test_the_title_says_which_layer_keeps_a_token_longest():
+    assert corpus_title(made_results()) == (
+        "Over the corpus layer 2 keeps a token longest: median half-life 30 tokens (layer 0: 10)"
+    )

@@ -4,7 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from result_views.figures.patching_figures import figure_patching, plot_circuit, plot_patching
+from result_views.figures.patching_figures import (
+    figure_patching,
+    patching_title,
+    plot_circuit,
+    plot_patching,
+)
 
 FOUND = {
     "metric": "logit_difference", "direction": "denoising", "num_pairs": 6,
@@ -48,3 +53,15 @@ def test_the_page_has_every_site_and_the_circuit():
     ]  # fmt: skip
     assert any("n = 6 pairs" in text.get_text() for text in figure.texts)
     assert figure_patching(FOUND).axes
+
+
+def test_the_title_is_the_place_that_moves_the_prediction_most():
+    assert patching_title(FOUND) == (
+        "What the state of layer 3 at “c” (2) holds makes 90% of the difference between the runs"
+    )
+    residual = {"layers": [0], "effect": [[1.0, None, None]]}
+    both = {**FOUND, "sites": {**FOUND["sites"], "residual": residual}, "tokens": None}
+    assert "the state of layer 3 at token 2 holds" in patching_title(both)
+    assert patching_title({**FOUND, "sites": {"state": residual | {"effect": [[None] * 3]}}}) == (
+        "Activation patching"
+    )

@@ -8,10 +8,9 @@ import pytest
 
 from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
 from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer
-from recursive_visualizer import Results, figures_of
-from result_views.figures import single_panels
+from recursive_visualizer import Results
+from result_views.figures import command_panels, single_panels
 from suite_plumbing.texts import EXAMPLE_TEXTS
-from tests.comparison_results import comparison
 from tests.conftest import make_tiny_model
 from tests.figure_checks import assert_fits, words_of
 
@@ -111,7 +110,7 @@ def test_panels_and_figures_have_names_apart(main, memory):
     for results in (main, memory):
         assert not set(results.figure_names) & set(results.panel_names)
     assert "attention_map" in main.panel_names
-    assert not set(single_panels.LONG_TEXT_PANELS) & {"long_memory"}
+    assert not set(command_panels.LONG_TEXT_PANELS) & {"long_memory"}
 
 
 def test_every_function_of_a_panel_has_a_name():
@@ -123,13 +122,3 @@ def test_every_function_of_a_panel_has_a_name():
             if draw.__module__ == module.__name__ and name.startswith("plot_"):
                 known = {key.removeprefix("neuron_") for key in {**tables[0], **tables[1]}}
                 assert name.removeprefix("plot_").removeprefix("neuron_") in known, name
-
-
-def test_panels_of_a_comparison():
-    results = Results(comparison())
-    (model, *_) = results["models"]
-    assert results.figure("kernels", model=model).axes[0].get_title() == model
-    assert_fits(results.figure("layer_cka", pair=0))
-    with pytest.raises(ValueError, match="pair is 7"):
-        results.figure("layer_cka", pair=7)
-    assert list(figures_of(results)) == ["model_comparison", "findings"]

@@ -69,5 +69,8 @@ def test_effect_by_cost(results, ax):
 
 def test_the_figure_is_found_by_its_key(results):
     drawn = figures_of(results)["steering"](results)
-    assert "delta of layer 3" in drawn.get_suptitle()
+    assert drawn.get_suptitle().replace("\n", " ") == (
+        "Added 1 times at the delta of layer 3, the vector changes the log probability by +3.00 "
+        "(random vectors: -0.50 to -0.50)"
+    )
     assert len(drawn.axes) == 4
