@@ -416,11 +416,12 @@ def _lines(found: PatchingResult, estimated: AttributionResult) -> list[str]:
             site, str(layer), _token_name(found, token), f"{best.value:.2f}", ends, control,
             "" if rho is None else f"{rho:.2f}",
         ])  # fmt: skip
-    said = (
+    said = [
         f"{found.direction}, {found.metric}, {len(found.clean)} pairs: 0 is the corrupt run, 1 the "
-        "clean one; the strongest place of each site, rho of all places with the attribution"
-    )
-    return [*wrapped([said]), *terminal_table(head, rows)]
+        "clean one;",
+        "the strongest place of each site, rho of all places with the attribution",
+    ]
+    return [*wrapped(said), *terminal_table(head, rows)]
 
 
 def _token_name(found: PatchingResult, token: int) -> str:

@@ -34,6 +34,7 @@ from causal_interventions.neuron_effects import (
 from causal_interventions.targets import DEFAULT_TARGET, Target, resolve_target
 from mamba_mixers.sites import find_mixers, model_layers
 from mamba_mixers.weights import MixerParameters, logit_directions, mixer_parameters
+from result_views.figures.titles import step_title
 from result_views.step_lines import over_texts, step_lines
 from ssm_component_extractor import capture_for, captures_of
 from ssm_measures.attention_maps import (
@@ -364,7 +365,7 @@ def _command(argv: list[str]) -> int:
             write_csv(ablation, ablated)
     tables = "neurons.csv and neuron_ablation.csv" if ablated else "neurons.csv"
     # Imported here: an analysis does without matplotlib.
-    from recursive_visualizer import step_title, write_step_figure
+    from recursive_visualizer import write_step_figure
 
     found = over_texts([part["attention_data"] for part in results.values()], _TABLE)
     title = step_title(found, "distance (tokens)", "Layer {} reads back {} on average")

@@ -60,6 +60,7 @@ from input_attribution import (
 from mamba_mixers.placement import bring_into_memory
 from mamba_mixers.sites import find_mixers, model_layers
 from recursive_visualizer import write_figures
+from result_views.answers import terminal_width
 from result_views.faithfulness_rows import (
     CURVE_MEASURES,
     OTHER_TEXT,
@@ -502,7 +503,7 @@ def _lines(table: FaithfulnessTable, target: str) -> list[str]:
         f"are {table.num_texts}."
     )
     return [
-        *wrapped([made]), format_table(table), *wrapped([few] * (table.num_texts < ENOUGH_TEXTS)),
+        *wrapped([made]), format_rows(table.rows(), terminal_width()), *wrapped([few] * (table.num_texts < ENOUGH_TEXTS)),
     ]  # fmt: skip
 
 

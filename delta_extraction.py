@@ -35,6 +35,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from mamba_mixers.sites import model_layers
+from result_views.figures.titles import step_title
 from result_views.step_lines import over_texts, step_lines
 from selective_scan.scan import half_life
 from ssm_component_extractor import capture_for, capture_texts, captures_of
@@ -399,7 +400,7 @@ def _command(argv: list[str]) -> int:
         write_csv(job.output_dir / "delta_by_token.csv", rows, ["layer", *TokenDelta._fields])
         write_tensors(job.output_dir / "delta.safetensors", tensors)
     # Imported here: an analysis does without matplotlib.
-    from recursive_visualizer import step_title, write_step_figure
+    from recursive_visualizer import write_step_figure
 
     found = over_texts([results], _TABLE)
     title = step_title(found, "slowest half-life (tokens)", _TITLE)

@@ -51,7 +51,6 @@ from analysis_pipelines.shared_pieces import Pieces, shared_pieces
 from mamba_mixers.replay_check import REPLAY_TOLERANCE, replay_tolerance
 from mamba_mixers.untrained_twins import ENOUGH_TWINS, check_twins, untrained_twin
 from recursive_visualizer import write_figures
-from result_views.layer_names import capitalised
 from result_views.report.comparison_report import TABLE_COLUMNS, comparison_rows, comparison_section
 from result_views.report.tables import shown
 from result_views.terminal_lines import terminal_table, wrapped
@@ -540,7 +539,7 @@ def _command(argv: list[str]) -> int:
         command=command_line("model_comparison.py", argv),
     )
     paths = write_comparison(results, folder, args.formats)
-    said = [f"{capitalised(row['verdict'])}: {row['claim']}." for row in results["findings"]]
+    said = [f"{row['verdict']}: {row['claim']}" for row in results["findings"]]
     print("\n".join([*_measure_lines(results["table"]), *wrapped(said, indent="  ")]))
     print(f"Wrote {', '.join(path.name for path in paths)} to {folder}.")
     return 0 if results["self_check"]["replay_agrees"] else 1

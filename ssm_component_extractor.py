@@ -26,6 +26,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mamba_mixers.recording import LayerRecord, record_layers, record_streams
 from mamba_mixers.sites import model_layers
+from result_views.figures.titles import step_title
 from result_views.step_lines import over_texts, step_lines
 from selective_scan.operands import with_groups
 from selective_scan.scan import half_life
@@ -323,7 +324,7 @@ def _command(argv: list[str]) -> int:
         path = write_step_results(job, "ssm_components.json", results)
         write_tensors(job.output_dir / "ssm_components.safetensors", tensors)
     # Imported here: an analysis does without matplotlib.
-    from recursive_visualizer import step_title, write_step_figure
+    from recursive_visualizer import write_step_figure
 
     rows = over_texts(list(results.values()), _TABLE)
     title = step_title(rows, "half-life (tokens)", "Layer {} keeps a token longest: half-life {}")

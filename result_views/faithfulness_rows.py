@@ -73,11 +73,14 @@ _HEADINGS = {
 }
 
 
-def format_rows(rows: Sequence[Section]) -> str:
-    """The rows for a terminal, one line a method; with 95 % intervals for the areas."""
+def format_rows(rows: Sequence[Section], width: int = 1000) -> str:
+    """The rows for a terminal, one line a method; with 95 % intervals for the areas.
+
+    Of columns that the width has no room for a last line says which they are.
+    """
     heads = ["method", *_HEADINGS.values()]
     body = [[row["method"], *(_cell(row, name) for name in _HEADINGS)] for row in rows]
-    return "\n".join(terminal_table(heads, body))
+    return "\n".join(terminal_table(heads, body, width))
 
 
 def _cell(row: Section, name: str) -> str:
