@@ -502,9 +502,8 @@ def _lines(table: FaithfulnessTable, target: str) -> list[str]:
         f"Methods of like faithfulness change places by chance below {ENOUGH_TEXTS} texts; these "
         f"are {table.num_texts}."
     )
-    return [
-        *wrapped([made]), format_rows(table.rows(), terminal_width()), *wrapped([few] * (table.num_texts < ENOUGH_TEXTS)),
-    ]  # fmt: skip
+    shown = format_rows(table.rows(), terminal_width())
+    return [*wrapped([made]), shown, *wrapped([few] * (table.num_texts < ENOUGH_TEXTS))]
 
 
 def _job(args: argparse.Namespace, command: Sequence[str]) -> Job:
