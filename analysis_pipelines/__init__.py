@@ -3,8 +3,12 @@
 May import every folder, and the steps at the root.
 
 analysis_results     Results of the main analysis: how they are put together, checked and written
+comparison_findings  Claims of a comparison: whether two models' attention, and their layers, are
+                     alike
 comparison_readings  Several models read the same texts: their attention and layers measured, and
                      compared in pairs
+comparison_results   Results of a comparison of models: what was read of every text and pair, as
+                     strict JSON
 cross_text_steps     The eighth step of the main analysis: what its texts have in common, and how
                      they differ
 key_findings         The findings that analyses of this kind report, recomputed from the results
