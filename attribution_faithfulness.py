@@ -38,18 +38,22 @@ import argparse
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy import stats
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from causal_interventions.explained import Explained, explain
+from causal_interventions.faithfulness_tables import (
+    Estimate,
+    FaithfulnessTable,
+    MethodFaithfulness,
+)
 from causal_interventions.perturbation_curves import PerturbationCurves, perturbation_curves
 from causal_interventions.targets import Target, resolve_target
 from input_attribution import (
@@ -66,7 +70,6 @@ from result_views.faithfulness_rows import (
     OTHER_TEXT,
     REFERENCES,
     RIVALS,
-    faithfulness_rows,
     format_rows,
 )
 from result_views.terminal_lines import wrapped
@@ -85,7 +88,6 @@ from suite_plumbing.progress import progress
 from suite_plumbing.result_files import (
     finite_or_none,
     read_json,
-    table_html,
     write_csv,
     written_together,
 )
@@ -95,7 +97,7 @@ from token_statistics.intervals import mean_interval
 from token_statistics.text_groups import group_means
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
 ENOUGH_TEXTS = 50
@@ -103,100 +105,6 @@ ENOUGH_TEXTS = 50
 spread between texts on either side."""
 
 _NUM_FLIPS = 9999
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over texts with its 95 % interval (`token_statistics.intervals`)."""
-
-    mean: float | None
-    """over the texts where the quantity is defined; None where it is for none"""
-    low: float | None
-    """2.5 % bound; None for fewer than 5 texts"""
-    high: float | None
-    """97.5 % bound"""
-    num_texts: int
-    """independent texts (groups of related ones) where the quantity is defined"""
-    p_value: float | None = None
-    """of a gain: two-sided, signs of the texts' gains flipped at random; None for other quantities
-    and fewer than 2 texts"""
-
-
-@dataclass(frozen=True, eq=False)
-class MethodFaithfulness:
-    """How one method fares over all texts; measures in the unit of the target."""
-
-    measures: dict[str, Estimate]
-    """by name in ``CURVE_MEASURES``"""
-    over: dict[str, dict[str, Estimate]]
-    """by name in ``RIVALS``, by measure: the measure minus the rival's on the same text; above 0
-    is better, and for sufficiency below 0"""
-    agreement: dict[str, Estimate]
-    """by name in ``REFERENCES``: Spearman with its scores over the tokens of a text"""
-    conservation_error: dict[str, float | None]
-    """median and max over texts of |sum R - total| / |total|; None where a sum means nothing"""
-    bias_share: float | None
-    """median over texts of the share of the additive constants; None without a total"""
-    most_first: list[float] | None
-    """mean over texts of the MoRF curve, at ``FaithfulnessTable.fractions``; None without one"""
-    least_first: list[float] | None
-    """mean over texts of the LeRF curve"""
-    per_text: dict[str, list[float | None]]
-    """each measure by text, in the order given; None where the scores rank nothing"""
-    randomised: list[Estimate]
-    """Spearman of the scores with those after the last 1, 2, ... layers are randomised"""
-    reason: str | None = None
-    """why a measure is None in some text"""
-
-
-@dataclass(frozen=True, eq=False)
-class FaithfulnessTable:
-    """Faithfulness of attribution methods on one model, one target and some texts."""
-
-    methods: dict[str, MethodFaithfulness]
-    """by name"""
-    fractions: list[float]
-    """nominal share of the tokens replaced at each point of the curves"""
-    target: dict
-    """what was explained"""
-    baseline: str
-    """what replaced a token"""
-    other_text_reason: str | None
-    """why no text's tokens replaced another's; None where they did"""
-    num_texts: int
-    """texts"""
-    num_groups: int
-    """independent texts among them, over which means and intervals are taken"""
-    num_tokens: int
-    """tokens of all texts"""
-    num_random: int
-    """random orders of each text"""
-    num_randomised_texts: int
-    """texts of the randomisation test"""
-    seed: int
-    """of random orders, ties, bootstrap and randomised weights"""
-
-    def to_dict(self) -> dict:
-        """The table for JSON."""
-        return asdict(self)
-
-    def rows(self) -> list[dict]:
-        """One flat row a method, the best delta_af first, for CSV."""
-        return faithfulness_rows(self.to_dict())
-
-    def to_dataframe(self) -> pd.DataFrame:
-        """``rows`` as a table."""
-        return pd.DataFrame(self.rows())
-
-    def figure(self) -> Figure:
-        """Areas with intervals beside random orders, curves, agreement and randomisation."""
-        # Imported here: an analysis does without matplotlib.
-        from result_views.figures.faithfulness_figures import figure_faithfulness
-
-        return figure_faithfulness({"faithfulness": self.to_dict()})
-
-    def _repr_html_(self) -> str:
-        return table_html(self.to_dataframe())
 
 
 class _TextResult(NamedTuple):

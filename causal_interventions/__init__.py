@@ -8,6 +8,8 @@ effects              What interventions in a Mamba do to its predictions: KL, lo
                      logit; neurons too
 explained            What an attribution explains: a text, a scalar f of the logits on it, and a
                      stand-in for a token
+faithfulness_tables  Tables of faithfulness: how attribution methods fare over texts, with
+                     intervals, as objects
 interventions        Interventions in a Mamba's memory: small pieces that compose, each exact
 logit_lens           Logit lens: what the final norm and the unembedding read in the stream
                      after every layer
