@@ -101,10 +101,23 @@ def _rows(findings: Sequence[Finding], width: int) -> list[str]:
         right = [f"{number(one.value):>8}  {compared(one)}" for one in findings]
     left = min(max(len(one.claim) for one in findings), 58, width * 11 // 20)
     return [
-        f"  {_cut(one.claim, left):<{left}}  {_cut(beside, width - left - 4)}".rstrip()
+        f"  {_cut(one.claim, left):<{left}}  {_parts(beside, width - left - 4)}".rstrip()
         for one, beside in zip(findings, right, strict=True)
     ]
 
 
+def _parts(text: str, width: int) -> str:
+    """As many whole parts, with "; " between them, as fit; the first one cut where it does not."""
+    while len(text) > width and "; " in text:
+        text = text.rpartition("; ")[0]
+    return _cut(text, width)
+
+
 def _cut(text: str, width: int) -> str:
-    return text if len(text) <= width else f"{text[: width - 1].rstrip()}…"
+    """The text cut behind a word, or within one that is long."""
+    if len(text) <= width:
+        return text
+    kept = text[: width - 1]
+    if text[width - 1] != " " and kept.rfind(" ") > width // 2:
+        kept = kept[: kept.rfind(" ")]
+    return f"{kept.rstrip(' ,')}…"

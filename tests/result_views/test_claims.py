@@ -3,6 +3,7 @@
 import pytest
 
 from recursive_visualizer import CORRECTED_FIGURES
+from result_views import claims
 from result_views.claims import claim_lines, counts, figure_of, grouped
 from result_views.figures.memory_figures import MEMORY_FIGURES
 from token_statistics.findings import (
@@ -71,3 +72,12 @@ def test_a_claim_is_a_line_of_the_terminal(width):
 def test_a_place_in_the_results_is_seen_in_a_figure(path, figure):
     assert figure_of(path) == figure
     assert figure in {None, "overview", *CORRECTED_FIGURES, *MEMORY_FIGURES}
+
+
+def test_a_line_is_cut_behind_a_word_and_between_parts():
+    assert claims._cut("Tokens of larger delta", 16) == "Tokens of…"
+    assert claims._cut("Tokens of larger delta", 17) == "Tokens of larger…"
+    assert claims._cut("Tokens of larger delta", 22) == "Tokens of larger delta"
+    assert claims._cut("incomprehensibilities of it", 10) == "incompreh…"
+    assert claims._parts("null 0 to 0.1; p 0.01; in 3 of 4 layers", 25) == "null 0 to 0.1; p 0.01"
+    assert claims._parts("null 0 to 0.1; p 0.01; in 3 of 4 layers", 14) == "null 0 to 0.1"
