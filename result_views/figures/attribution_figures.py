@@ -5,7 +5,7 @@ Reads what ``direct_attribution`` writes; computes no statistic.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,13 @@ from matplotlib.figure import Figure
 
 from result_views.figures.drawing import NULL_COLOUR, PALETTE, drawable_text
 from result_views.figures.pages import page, styled
-from result_views.figures.panel_primitives import as_array, begin, legend_above, write_reason
+from result_views.figures.panel_primitives import (
+    as_array,
+    begin,
+    layer_ticks,
+    legend_above,
+    write_reason,
+)
 from suite_plumbing.result_reading import Section
 from suite_plumbing.texts import clean_token
 
@@ -137,4 +143,13 @@ def plot_lens(lens: Section, ax: Axes | None = None) -> Axes:
                 label = {"kl_permuted": "another position", "kl_twin": "untrained twin"}[name]
                 values = as_array([row[name] for row in rows])
                 ax.plot(x, values, style, color=NULL_COLOUR, label=label)
+            _lens_ticks(ax, x)
     return legend_above(ax, 4)
+
+
+def _lens_ticks(ax: Axes, layers: Sequence[int]) -> None:
+    """Ticks at layers, and at what the embedding gives before the first."""
+    layer_ticks(ax, [layer for layer in layers if layer >= 0])
+    if -1 in layers:
+        ticks = [int(tick) for tick in ax.get_xticks()]
+        ax.set_xticks([-1, *ticks], ["embedding", *map(str, ticks)])

@@ -23,6 +23,7 @@ from result_views.figures.panel_primitives import (
     thin_ticks,
     write_reason,
 )
+from result_views.figures.titles import comparison_title
 from suite_plumbing.result_reading import Section
 
 MEASURES = {
@@ -42,7 +43,7 @@ def figure_comparison(results: Section) -> Figure:
     names = list(results["models"])
     figure, axes = page(
         results,
-        "Models side by side",
+        comparison_title(results),
         "Implicit attention of SSMs (|α|, mean over channels; solid lines) and softmax attention "
         "(mean over heads; dashed), every row divided by its sum; means over texts, bars of one "
         "standard deviation over them. Black: attention spread evenly over the past. Agreement: "
@@ -105,7 +106,7 @@ def plot_by_depth(
     if even is not None:
         ax.axhline(even, color="black", linewidth=0.8)
     if legend:
-        legend_above(ax, 2)
+        legend_above(ax, 1)
     return ax
 
 

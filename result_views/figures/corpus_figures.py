@@ -14,9 +14,11 @@ from result_views.figures.panel_primitives import (
     as_array,
     begin,
     layer_colours,
+    layer_ticks,
     legend_above,
     log_axis,
     name_layers,
+    thin_ticks,
     write_reason,
 )
 from result_views.figures.titles import step_title
@@ -30,9 +32,10 @@ def figure_corpus(results: Section) -> Figure:
     figure, axes = page(
         results,
         corpus_title(results),
-        f"{corpus['windows']:,} windows, {corpus['tokens']:,} tokens of {corpus['documents']:,} "
-        f"documents; one window in {corpus['maps_every']} gave maps, states and pairs "
-        f"({corpus['mapped']:,}). Half-life at the mean Δ, median over channels and states. "
+        f"{corpus['windows']:,} windows, {corpus['tokens']:,} tokens of "
+        f"{_documents(corpus['documents'])}; one window in {corpus['maps_every']} gave maps, "
+        f"states and pairs ({corpus['mapped']:,}). Half-life at the mean Δ, median over channels "
+        "and states. "
         "Copying: share of |αu| on what followed an earlier occurrence of the token over that "
         "around it; grey: 95 % of what queries moved in time give. CKA of sampled channels of the "
         "residual stream, the course over position taken out.",
@@ -74,7 +77,7 @@ def plot_reach(results: Section, ax: Axes | None = None) -> Axes:
 
 def plot_copying(results: Section, ax: Axes | None = None) -> Axes:
     """Copying gain by layer, beside its null."""
-    ax = begin(ax, "Copying", "layer", "gain")
+    ax = begin(ax, "Copying", "layer", "times the lags around")
     rows = [(k, p["maps"]["copying"]) for k, p in layers_of(results["layers"]) if p["maps"]]
     rows = [(k, test) for k, test in rows if test["value"] is not None]
     if not rows:
@@ -84,8 +87,10 @@ def plot_copying(results: Section, ax: Axes | None = None) -> Axes:
         as_array([t[k] for _, t in rows]) for k in ("null_low", "null_high", "value")
     )
     ax.fill_between(x, low, high, color=NULL_COLOUR, alpha=0.5, linewidth=0)
-    ax.plot(x, value, "o-", color=PALETTE[0])
-    return ax
+    ax.plot(x, value, "-", color=PALETTE[0], linewidth=0.6)
+    faces = ["white" if one else PALETTE[0] for one in (low <= value) & (value <= high)]
+    ax.scatter(x, value, s=9, c=faces, edgecolors=PALETTE[0], linewidths=0.8, zorder=3)
+    return layer_ticks(ax, x)
 
 
 def plot_state_by_position(results: Section, ax: Axes | None = None) -> Axes:
@@ -109,10 +114,14 @@ def plot_cka(results: Section, ax: Axes | None = None) -> Axes:
     if results["cka"] is None:
         return write_reason(ax, "fewer than two layers, or no window long enough")
     names = [str(layer) for layer, _ in layers_of(results["layers"])]
-    return draw_heatmap(
-        ax, as_array(results["cka"]), diverging=False, xlabels=names, ylabels=names, limit=1.0,
-        title="Likeness of layers (CKA)",
-    )  # fmt: skip
+    draw_heatmap(
+        ax, as_array(results["cka"]), diverging=False, limit=1.0, title="Likeness of layers (CKA)"
+    )
+    return thin_ticks(thin_ticks(ax, "x", names), "y", names)
+
+
+def _documents(count: int) -> str:
+    return "1 document" if count == 1 else f"{count:,} documents"
 
 
 CORPUS_FIGURES = {"corpus": figure_corpus}

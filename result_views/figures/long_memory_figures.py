@@ -20,6 +20,7 @@ from result_views.figures.panel_primitives import (
     name_layers,
     write_reason,
 )
+from result_views.figures.titles import long_memory_title
 from suite_plumbing.result_reading import Section, layers_of
 
 WHOLE = "whole text"
@@ -34,7 +35,7 @@ def figure_long_memory(results: Section) -> Figure:
     """Readings beside the whole text, loss by context and along the text, norm of the state."""
     figure, axes = page(
         results,
-        "A long text read through",
+        long_memory_title(results["readings"]),
         f"{results['num_tokens'] - 1} tokens, each predicted once in every reading: from all of "
         "the text before it (whole text), or from a window that starts from an empty memory. "
         "Differences: loss minus that of the whole text, above 0 where memory beyond the window "

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from result_views.figures.drawing import PALETTE
 from result_views.figures.pages import page, styled
-from result_views.figures.panel_primitives import as_array, begin, legend_above
+from result_views.figures.panel_primitives import as_array, begin, legend_above, log_axis
 from suite_plumbing.result_reading import Section
 
 _RANDOM = "0.6"
@@ -75,6 +75,8 @@ def plot_cost(results: Section, measure: str, ax: Axes | None = None) -> Axes:
     x, own, random = _columns(results, "coefficient", measure, f"random_{measure}")
     ax.plot(x, own, "o-", color=PALETTE[0], label="vector")
     ax.plot(x, random, "s-", color=_RANDOM, label="random vectors, mean")
+    if measure == "perplexity_ratio":
+        log_axis(ax, "y")
     return legend_above(ax, 2)
 
 

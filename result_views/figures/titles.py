@@ -179,6 +179,29 @@ def _first_and_last(bins: Sequence[Section]) -> str:
     )
 
 
+def comparison_title(results: Section) -> str:
+    """How far back each model's attention reads on average, least to most over its layers."""
+    parts = []
+    for name, sites in results["attention"].items():
+        found = [site["mean_distance"]["value"] for site in sites.values()]
+        known = [_two_digits(value) for value in sorted(x for x in found if x is not None)]
+        if known:
+            ends = known[0] if known[0] == known[-1] else f"{known[0]} to {known[-1]}"
+            parts.append(f"{name} {ends}")
+    said = f"How many {results['unit']} attention reads back, by layer"
+    return f"{said}: {'; '.join(parts)}" if parts else "Models side by side"
+
+
+def long_memory_title(readings: Sequence[Section]) -> str:
+    """What the memory beyond the widest window is worth."""
+    known = [row for row in readings if row["difference"] is not None]
+    if not known:
+        return "A long text read through"
+    change, words = known[-1]["difference"], known[-1]["reading"].replace("windows of", "")
+    done = "saves" if change > 0 else "costs"
+    return f"Memory beyond{words} tokens {done} {abs(change):.2g} nats a token"
+
+
 def finding_title(rows: Sequence[Section]) -> str:
     """How many claims there are, and how many have which verdict."""
     if not rows:

@@ -78,7 +78,9 @@ def test_a_pair_without_values_says_why(ax):
 def test_one_figure_with_title_caption_and_all_panels(tmp_path):
     results = comparison()
     figure = figures.figure_comparison(results)
-    assert figure.get_suptitle() == "Models side by side"
+    assert figure.get_suptitle() == (
+        "How many tokens attention reads back, by layer: a 3.1 to 3.2; b 3.3"
+    )
     caption = figure.texts[-1].get_text().replace("\n", " ")
     assert "Model a and b; n\u00a0=\u00a050 tokens of 2 texts." in caption
     panels = [ax.get_title() for ax in figure.axes if ax.get_title()]

@@ -65,4 +65,8 @@ def test_no_layers_are_said_to_be_none(results, ax):
 
 def test_the_results_of_the_command_draw_it(results):
     (draw,) = figures_of(results).values()
+    assert draw(results).get_suptitle() == "Memory beyond 8 tokens saves 0.5 nats a token"
+    results["readings"][1]["difference"] = -0.25
+    assert draw(results).get_suptitle() == "Memory beyond 8 tokens costs 0.25 nats a token"
+    results["readings"] = results["readings"][:1]
     assert draw(results).get_suptitle() == "A long text read through"
