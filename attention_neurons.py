@@ -369,7 +369,9 @@ def _command(argv: list[str]) -> int:
 
     found = over_texts([part["attention_data"] for part in results.values()], _TABLE)
     title = step_title(found, "distance (tokens)", "Layer {} reads back {} on average")
-    picture = write_step_figure(job.output_dir, "attention_neurons", title, found, _CAPTION)
+    picture = write_step_figure(
+        job.output_dir, "attention_neurons", title, found, _CAPTION, args.formats
+    )
     for row in found:
         for name in NEURON_METHODS:
             top = results["text_0"]["neurons"][name][f"layer_{row['layer']}"]["top_neurons"]

@@ -404,7 +404,9 @@ def _command(argv: list[str]) -> int:
 
     found = over_texts([results], _TABLE)
     title = step_title(found, "slowest half-life (tokens)", _TITLE)
-    picture = write_step_figure(job.output_dir, "delta_analysis", title, found, _CAPTION)
+    picture = write_step_figure(
+        job.output_dir, "delta_analysis", title, found, _CAPTION, args.formats
+    )
     for row, part in zip(found, results.values(), strict=True):
         opening = part["gate_tokens"]["opening"]
         row["opens the gate"] = quoted(opening[0]["token"]) if opening else ""

@@ -452,16 +452,19 @@ def _write_corpus(job: Job) -> str:
     with written_together(earlier):
         path = write_step_results(job, "layer_correlations.json", results)
     return "\n".join(
-        [*step_lines(_pair_rows(found)), f"Wrote {path} and {_drawn(path)} beside it."]
+        [
+            *step_lines(_pair_rows(found)),
+            f"Wrote {path} and {_drawn(path, job.args.formats)} beside it.",
+        ]
     )
 
 
-def _drawn(path: Path) -> str:
+def _drawn(path: Path, formats: Sequence[str]) -> str:
     """Draw the results that were written; the name of the figure."""
     # Imported here: an analysis does without matplotlib.
     from recursive_visualizer import write_figures
 
-    return write_figures(read_json(path), path.parent)[0].name
+    return write_figures(read_json(path), path.parent, formats=formats)[0].name
 
 
 def _write_all(job: Job) -> str:
@@ -499,7 +502,7 @@ def _write_all(job: Job) -> str:
         write_csv(job.output_dir / _PAIRS_NAME, rows, columns)
         write_tensors(job.output_dir / _TENSORS_NAME, tensors)
     lines = step_lines([row for pairs in correlations.values() for row in _pair_rows(pairs)])
-    wrote = f"Wrote {path}, {_PAIRS_NAME}, {_TENSORS_NAME} and {_drawn(path)} beside it."
+    wrote = f"Wrote {path}, {_PAIRS_NAME}, {_TENSORS_NAME} and {_drawn(path, job.args.formats)} beside it."
     return "\n".join([*lines, wrote])
 
 

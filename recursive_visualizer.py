@@ -372,11 +372,16 @@ def write_figures(
 
 
 def write_step_figure(
-    folder: Path, name: str, title: str, rows: Sequence[Row], caption: str = ""
+    folder: Path,
+    name: str,
+    title: str,
+    rows: Sequence[Row],
+    caption: str = "",
+    formats: Sequence[str] = ("png",),
 ) -> Path:
-    """The picture of a step's table by layer, as a PNG; returns its path."""
+    """The picture of a step's table by layer; returns the path of its first format."""
     draw = {name: lambda _: figure_by_layer(title, rows, caption)}
-    return write_figures({}, folder, figures=draw)[0]
+    return write_figures({}, folder, formats=formats, figures=draw)[0]
 
 
 def figure_files(folder: Path, figures: Iterable[str]) -> list[Path]:

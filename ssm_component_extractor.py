@@ -328,7 +328,9 @@ def _command(argv: list[str]) -> int:
 
     rows = over_texts(list(results.values()), _TABLE)
     title = step_title(rows, "half-life (tokens)", "Layer {} keeps a token longest: half-life {}")
-    picture = write_step_figure(job.output_dir, "ssm_components", title, rows, _CAPTION)
+    picture = write_step_figure(
+        job.output_dir, "ssm_components", title, rows, _CAPTION, args.formats
+    )
     print("\n".join(step_lines(rows)))
     print(f"Wrote {path}, ssm_components.safetensors and {picture.name} beside it.")
     return 0

@@ -45,7 +45,7 @@ def ssm_component_extractor_options(argv: Argv = None) -> argparse.Namespace:
         "Components (A, B, C, D, delta) and state dynamics of Mamba layers.",
         "ssm_component_extractor.py --text 'some text' --layers 0,3",
     )
-    add_common_options(parser, *STEP_OPTIONS)
+    add_common_options(parser, *STEP_OPTIONS, "formats")
     parser.set_defaults(output_dir="ssm_components")
     return read_options(parser, argv)
 
@@ -56,7 +56,7 @@ def delta_extraction_options(argv: Argv = None) -> argparse.Namespace:
         "Delta of Mamba layers: memory, gate, and the neurons that depend on it.",
         "delta_extraction.py --text 'some text' --layers 0,3",
     )
-    add_common_options(parser, *STEP_OPTIONS)
+    add_common_options(parser, *STEP_OPTIONS, "formats")
     parser.set_defaults(output_dir="delta_analysis")
     return read_options(parser, argv)
 
@@ -67,7 +67,7 @@ def layer_correlation_analyzer_options(argv: Argv = None) -> argparse.Namespace:
         "Correlations across Mamba layers and recursive patterns within them.",
         "layer_correlation_analyzer.py --text 'some text' --layers 0,3",
     )
-    add_common_options(parser, *STEP_OPTIONS)
+    add_common_options(parser, *STEP_OPTIONS, "formats")
     parser.add_argument(
         "--stream",
         choices=["residual", "mixer"],
@@ -84,7 +84,7 @@ def attention_neurons_options(argv: Argv = None) -> argparse.Namespace:
         "Implicit attention of Mamba layers, and neurons by three methods.",
         "attention_neurons.py --text 'some text' --layers 0,3 --ablate 32",
     )
-    add_common_options(parser, *STEP_OPTIONS)
+    add_common_options(parser, *STEP_OPTIONS, "formats")
     parser.add_argument("--target", default="log_probability", choices=TARGETS)
     parser.add_argument("--token", help="token that the target is about (default: the likeliest)")
     parser.add_argument("--contrast", help="second token of --target logit_difference")

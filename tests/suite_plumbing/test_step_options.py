@@ -40,7 +40,8 @@ def test_defaults_are_those_of_the_functions() -> None:
 
 
 def test_every_step_that_draws_takes_formats() -> None:
-    for options in (step_options.input_attribution_options,
-                    step_options.intervention_study_options,
-                    step_options.attribution_faithfulness_options):  # fmt: skip
+    for name in ("ssm_component_extractor", "delta_extraction", "layer_correlation_analyzer",
+                 "attention_neurons", "intervention_study", "input_attribution",
+                 "direct_attribution", "attribution_faithfulness", "steering"):  # fmt: skip
+        options = getattr(step_options, f"{name}_options")
         assert options(["--formats", "svg,pdf"]).formats == ["svg", "pdf"]
