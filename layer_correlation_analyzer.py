@@ -502,7 +502,8 @@ def _write_all(job: Job) -> str:
         write_csv(job.output_dir / _PAIRS_NAME, rows, columns)
         write_tensors(job.output_dir / _TENSORS_NAME, tensors)
     lines = step_lines([row for pairs in correlations.values() for row in _pair_rows(pairs)])
-    wrote = f"Wrote {path}, {_PAIRS_NAME}, {_TENSORS_NAME} and {_drawn(path, job.args.formats)} beside it."
+    picture = _drawn(path, job.args.formats)
+    wrote = f"Wrote {path}, {_PAIRS_NAME}, {_TENSORS_NAME} and {picture} beside it."
     return "\n".join([*lines, wrote])
 
 
