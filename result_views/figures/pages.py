@@ -110,7 +110,7 @@ def page(
     `rows`: number of panels, and height in units of 1.75 inches. `sections`: the texts that the
     figure shows; the legend is left out for a single text or none, and names the first 24.
     """
-    heading = textwrap.wrap(title, _TITLE_WIDTH)
+    heading = balanced_lines(title, _TITLE_WIDTH)
     lines = textwrap.wrap(f"{caption} {_origin(results, sections)}", _CHARACTERS_PER_LINE)
     handles = text_handles(results) if len(sections) > 1 else []
     if len(results.get("individual_texts", {})) > len(handles) > 0:
@@ -142,6 +142,17 @@ def page(
         for i, (count, _) in enumerate(rows)
     ]
     return figure, axes
+
+
+def balanced_lines(text: str, width: int) -> list[str]:
+    """As few lines of at most so many characters as possible, about equally long."""
+    lines = textwrap.wrap(text, width)
+    for narrower in range(width - 1, 0, -1):
+        closer = textwrap.wrap(text, narrower, break_long_words=False)
+        if len(closer) > len(lines):
+            break
+        lines = closer
+    return lines
 
 
 def text_handles(results: Section, *, start: bool = True) -> list[Line2D]:

@@ -5,7 +5,7 @@ import io
 import matplotlib
 import pytest
 
-from result_views.figures.pages import STYLE, PageFigure, page, styled
+from result_views.figures.pages import STYLE, PageFigure, balanced_lines, page, styled
 
 TEXTS = {
     "text_0": {"text": "One \n  line.", "tokens": ["One", "line"]},
@@ -77,3 +77,9 @@ def test_drawing_in_style_leaves_the_users_settings():
     with matplotlib.rc_context({"font.size": 20}):
         assert styled(lambda: matplotlib.rcParams["font.size"])() == STYLE["font.size"]
         assert matplotlib.rcParams["font.size"] == 20
+
+
+def test_lines_of_a_title_are_about_equally_long():
+    assert balanced_lines("one line", 20) == ["one line"]
+    assert balanced_lines("four words that are six now", 24) == ["four words that", "are six now"]
+    assert balanced_lines("", 24) == []
