@@ -11,8 +11,9 @@ def method(delta: float) -> MethodFaithfulness:
     measures = {name: Estimate(0.5, None, None, 3) for name in CURVE_MEASURES}
     measures["delta_af"] = Estimate(delta, delta - 1, delta + 1, 3)
     return MethodFaithfulness(
-        measures, {}, {}, {"median": None, "max": None}, None, [0.0, 1.0], [0.0, 0.5],
-        {"delta_af": [delta] * 3}, [],
+        measures, {"random": measures}, {"occlusion": Estimate(0.5, None, None, 3)},
+        {"median": None, "max": None}, None, [0.0, 1.0], [0.0, 0.5], {"delta_af": [delta] * 3},
+        [Estimate(0.1, None, None, 3)],
     )  # fmt: skip
 
 

@@ -93,7 +93,7 @@ def test_a_chosen_kind_and_layer_of_causal_memory(memory):
         ("neuron_cka", {"method": "mean"}, "method is 'mean'"),
         ("pair_statistic", {"stream": "both"}, "stream is 'both'"),
         ("ssm_analysis", {"layer": 0}, "figure 'ssm_analysis' takes no choices"),
-        ("heads", {}, "figure is 'heads'; it must be one of .*ssm_analysis, .*attention_map"),
+        ("heads", {}, r"figure is 'heads'; it must be one of \d+ names, of which the nearest"),
     ],
 )
 def test_wrong_names_and_choices_are_answered(main, name, choices, message):
