@@ -248,11 +248,11 @@ def curve_table(rows: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    interval = "" if row["low"] is None else f" [{row['low']:+.2f}, {row['high']:+.2f}]"
+    interval = "" if row["low"] is None else f" [{row['low']:+.3g}, {row['high']:+.3g}]"
     return [
         f"{row['coefficient']:g}",
-        f"{row['target_change']:+.2f}{interval}",
-        f"{row['random_low']:+.2f} to {row['random_high']:+.2f}",
+        f"{row['target_change']:+.3g}{interval}",
+        f"{row['random_low']:+.3g} to {row['random_high']:+.3g}",
         f"{row['p']:.3f}",
         f"{row['kl']:.3g}",
         f"{row['random_kl']:.3g}",

@@ -226,6 +226,9 @@ def test_the_command_streams_a_corpus(tiny_model_dir, tmp_path, capsys):
     pair = written["layer_correlations"]["mixer"]["layer_0_to_2"]
     assert (pair["num_segments"], pair["enough_tokens"]) == (3, True)
     assert pair["tests"]["mean_abs"]["num_draws"] == 39
-    assert [path.name for path in out.iterdir()] == ["layer_correlations.json"]
-    assert "layer_correlations.json" in capsys.readouterr().out
+    names = ["layer_correlations.json", "layer_correlations.png"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    printed = capsys.readouterr().out
+    assert "layer_correlations.json and layer_correlations.png beside it" in printed
+    assert f"{pair['tests']['mean_abs']['value']:.3g}" in printed
     assert main([*options, *output, "--layers", "1"]) == 2

@@ -236,7 +236,9 @@ def test_the_command_reads_a_book(tmp_path: Path, tiny_model_dir: Path, capsys):
     json.dumps(results, allow_nan=False)
     assert (folder / "readings.csv").read_text().startswith("reading,")
     assert (folder / "long_memory.png").exists()
-    assert "| whole text |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"whole text       {results['readings'][0]['loss']:.4f}" in printed
+    assert max(map(len, printed.splitlines()[:-1])) <= 80
     assert main([str(tmp_path / "none.txt"), "--output-dir", str(folder)]) == 2
 
 

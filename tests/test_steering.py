@@ -114,7 +114,10 @@ def test_the_command_writes_what_it_found(folder, capsys):
     assert list(results["continuations"]) == ["clean", "-1", "1"]
     assert results["vector"] == {**results["vector"], "site": "delta", "layer": 2, "shape": [64]}
     assert (folder / "out" / "steering.png").is_file()
-    assert "| coefficient |" in capsys.readouterr().out
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[0].split()[:2] == ["coefficient", "target"]
+    assert f"{table.target_change[0]:+.3g}" in printed[1]
+    assert max(map(len, printed[:-1])) <= 80
     figure = figures_of(results)["steering"](results)
     points = {ax.get_title(): ax for ax in figure.axes}["Change of the target"].lines[1]
     np.testing.assert_allclose(np.asarray(points.get_ydata()), table.target_change)
