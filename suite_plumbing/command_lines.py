@@ -8,6 +8,7 @@ imports what takes seconds, so that `--help` and a wrong option are answered at 
 from __future__ import annotations
 
 import argparse
+import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -59,10 +60,19 @@ def read_options(parser: argparse.ArgumentParser, argv: Argv) -> argparse.Namesp
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse, but a value of any length makes a message of one line."""
+    """argparse, but an error is one line, without the usage, and names the nearest option."""
 
     def error(self, message: str) -> NoReturn:
-        super().error(shortened(message, 400))
+        self.exit(2, f"error: {shortened(message, 400)}{self._meant(message)}\n")
+
+    def _meant(self, message: str) -> str:
+        """What may have been meant by an option that there is not."""
+        unknown = [word for word in message.split() if word.startswith("--")]
+        if "unrecognized arguments" not in message or not unknown:
+            return "; --help shows every option"
+        name = unknown[0].partition("=")[0]
+        near = difflib.get_close_matches(name, self._option_string_actions, 1)
+        return f"; the nearest option is {near[0]}" if near else "; --help shows every option"
 
 
 def new_parser(description: str, example: str) -> argparse.ArgumentParser:

@@ -11,6 +11,7 @@ import pytest
 
 from suite_plumbing.analysis_options import main_analysis_options
 from suite_plumbing.command_lines import parse_first, parse_widths, wait_passively
+from suite_plumbing.step_options import input_attribution_options
 
 
 @pytest.fixture(autouse=True)
@@ -79,12 +80,15 @@ def test_a_wrong_option_is_refused_before_anything_large_is_imported(command: st
         (["delta_extraction.py", "--text", "x", "--texts-file", "y"], "error: --text and --texts-"),
         (["long_memory.py", "b.txt", "--windows", "8,x"], "error: windows is '8,x'; pass whole"),
         (["attribution_faithfulness.py", "--methods", "lime"], "error: method is 'lime'; it must"),
+        (["input_attribution.py", "--methods", "occlusion"], "error: unrecognized arguments: --me"),
+        (["steering.py", "--seed", "x"], "error: argument --seed: seed is 'x' (str); it must be"),
     ],
 )
 def test_a_wrong_value_is_one_line_and_status_2_at_once(arguments: list[str], line: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert said(done.stderr).startswith(line)
+    assert len(said(done.stderr).splitlines()) == 1
     assert not imported(done.stderr) & LARGE
 
 
@@ -132,3 +136,12 @@ def test_parse_widths_takes_whole_numbers_alone() -> None:
     assert parse_widths("128, 512,") == [128, 512]
     with pytest.raises(ValueError, match="windows is '128,x'"):
         parse_widths("128,x")
+
+
+def test_an_option_that_there_is_not_is_answered_with_the_nearest(capsys) -> None:
+    for given, answer in (("--methods", "the nearest option is --method"),
+                          ("--colour", "--help shows every option")):  # fmt: skip
+        with pytest.raises(SystemExit) as caught:
+            input_attribution_options([given, "x"])
+        assert caught.value.code == 2
+        assert capsys.readouterr().err == (f"error: unrecognized arguments: {given} x; {answer}\n")
