@@ -51,6 +51,7 @@ def wait_passively() -> None:
 
 
 def read_options(parser: argparse.ArgumentParser, argv: Argv) -> argparse.Namespace:
+    """The options given; ValueError for two that exclude each other."""
     args = parser.parse_args(argv)
     refuse_both(args, "text", "texts_file")
     if getattr(args, "one_text", False) and args.texts_file is None:
@@ -76,6 +77,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def new_parser(description: str, example: str) -> argparse.ArgumentParser:
+    """A parser whose help ends with an example, and whose errors are one line."""
     return _Parser(description=description, epilog=f"example: python {example}")
 
 
