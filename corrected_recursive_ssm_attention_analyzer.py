@@ -152,10 +152,7 @@ def analyze(
     distinct_texts(encoded)  # says which texts come again
     analysis = _analyze_alone(model, encoded, tokenizer, settings, after_each, parts)
     analysis = with_overview(analysis, _overview(model, encoded, tokenizer, settings, after_each))
-    step = Step("predictions", lambda _: token_predictions(model, encoded, tokenizer))
-    found = step_sections(run_steps([step], None, after_each), [step])
-    analysis = with_predictions(analysis, found["predictions"])
-    analysis = _with_prediction_parts(analysis, model, encoded, tokenizer, after_each)
+    analysis = _with_predictions(analysis, model, encoded, tokenizer, after_each)
     findings = key_findings(without_repeats(analysis.results), settings.seed)
     alone = replace(settings, num_twins=0, num_ablations=0, faithfulness=False)
     twins = []
@@ -351,21 +348,27 @@ def _overview(
     return step_sections(run_steps([step], settings.seed, after_each), [step])["overview"]
 
 
-def _with_prediction_parts(
+def _with_predictions(
     analysis: Analysis,
     model: PreTrainedModel,
     encoded: Sequence[EncodedText],
     tokenizer: PreTrainedTokenizerBase,
     after_each: Callable[[], None] | None,
 ) -> Analysis:
-    """The analysis with what made each prediction; or with the failure."""
-    name = "prediction_parts"
-    step = Step(name, lambda _: prediction_parts(model, encoded, tokenizer))
-    outcomes = run_steps([step], None, after_each)
-    if name in outcomes.failures:
-        return with_predictions(analysis, outcomes.failures[name], name)
-    sections, tensors = outcomes.results[name]
-    return with_tensors(with_predictions(analysis, sections, name), tensors)
+    """The analysis with what each token cost and what made each prediction, from one reading.
+
+    Where the second fails, its failure stands there, and the texts are read for the first alone.
+    """
+    both = Step("prediction_parts", lambda _: prediction_parts(model, encoded, tokenizer))
+    outcomes = run_steps([both], None, after_each)
+    if both.name not in outcomes.failures:
+        losses, parts, tensors = outcomes.results[both.name]
+        analysis = with_predictions(with_predictions(analysis, losses), parts, both.name)
+        return with_tensors(analysis, tensors)
+    analysis = with_predictions(analysis, outcomes.failures[both.name], both.name)
+    alone = Step("predictions", lambda _: token_predictions(model, encoded, tokenizer))
+    found = step_sections(run_steps([alone], None, after_each), [alone])
+    return with_predictions(analysis, found[alone.name])
 
 
 def _together(

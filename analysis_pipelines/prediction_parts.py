@@ -1,21 +1,23 @@
 """What made each prediction of a text, for the report: exact parts as tensors, their sizes as JSON.
 
 `predictions.prediction_maps` of the likeliest token after every position, of the texts and tokens
-that the prediction view shows.
+that the prediction view shows; and from the same reading what each token cost.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis_pipelines.predictions import PredictionMaps, prediction_maps
+from analysis_pipelines.predictions import PredictionMaps, maps_of_logits
+from analysis_pipelines.token_predictions import logits_of_text, predictions_of_logits
 from mamba_mixers.sites import UnsupportedModelError
 from mamba_mixers.weights import final_norm
+from ssm_component_extractor import capture_by_scan
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.result_files import six_digits
 from suite_plumbing.texts import EncodedText
@@ -27,10 +29,21 @@ MAX_TOKENS = 256
 """Of a longer text, the first tokens are attributed: the cost grows with the length squared."""
 
 
+class Predictions(NamedTuple):
+    """What each token cost and what made each prediction, from one reading of every text."""
+
+    losses: dict[str, dict[str, list[Any]]]
+    """`token_predictions`"""
+    parts: dict[str, dict[str, Any]]
+    """by text the section ``prediction_parts``"""
+    tensors: dict[str, Tensor]
+    """that go beside them"""
+
+
 def prediction_parts(
     model: PreTrainedModel, encoded: Sequence[EncodedText], tokenizer: PreTrainedTokenizerBase
-) -> tuple[dict[str, dict[str, Any]], dict[str, Tensor]]:
-    """By text the sections ``prediction_parts``, and the tensors that go beside them.
+) -> Predictions:
+    """By text the losses, the sections ``prediction_parts``, and the tensors that go beside them.
 
     A section: ``num_tokens`` that were attributed; ``token``, the likeliest after each, decoded;
     ``logit``, its logit; ``parts``, [layer, path] of each part, the layers "embedding" and
@@ -38,26 +51,33 @@ def prediction_parts(
     positions. Tensors: ``text_0.prediction_parts`` (l, parts), whose rows sum to the logits;
     ``text_0.prediction_sources`` (l, l), what token s gave to the logit after t, by all layers;
     biases are no token's. Of more than ``MAX_TEXTS`` texts the first ones, of longer ones the first
-    ``MAX_TOKENS`` tokens. Raises AnalysisError for values that are NaN or infinite, and where the
-    model's final norm is none through which logits are led back. Cost: `prediction_maps`, a text.
+    ``MAX_TOKENS`` tokens. Raises AnalysisError for logits or parts that are NaN or infinite, and
+    where the model's final norm is none through which logits are led back. Cost: one forward pass a text by the suite's scan, and for
+    every layer one map of the full mixer.
     """
     _check_final_norm(model)
-    sections, tensors = {}, {}
-    for i, text in enumerate(encoded[:MAX_TEXTS]):
-        found = prediction_maps(model, torch.tensor([list(text.input_ids[:MAX_TOKENS])]))
+    losses, sections, tensors = {}, {}, {}
+    for i, (name, text) in enumerate((f"text_{i}", text) for i, text in enumerate(encoded)):
+        ids = text.input_ids
+        if i >= MAX_TEXTS:
+            losses[name] = predictions_of_logits(logits_of_text(model, ids), ids, tokenizer)
+            continue
+        captured, logits = capture_by_scan(model, torch.tensor([list(ids)]), MAX_TOKENS)
+        found = maps_of_logits(model, captured, logits[:MAX_TOKENS])
         names, values = _parts(found)
         if not all(bool(torch.isfinite(x).all()) for x in (found.logits, found.sources, values)):
             raise AnalysisError("parts of logits are NaN or infinite: the model overflows")
-        tensors[f"text_{i}.prediction_parts"] = values.float()
-        tensors[f"text_{i}.prediction_sources"] = found.sources.float()
-        sections[f"text_{i}"] = {
+        losses[name] = predictions_of_logits(logits, ids, tokenizer)
+        tensors[f"{name}.prediction_parts"] = values.float()
+        tensors[f"{name}.prediction_sources"] = found.sources.float()
+        sections[name] = {
             "num_tokens": len(values),
             "token": [tokenizer.decode([token]) for token in found.tokens.tolist()],
             "logit": six_digits(found.logits.tolist()),
             "parts": names,
             "mean_magnitude": six_digits(values.abs().mean(0).tolist()),
         }
-    return sections, tensors
+    return Predictions(losses, sections, tensors)
 
 
 def _check_final_norm(model: PreTrainedModel) -> None:

@@ -15,14 +15,12 @@ import torch
 from torch import Tensor
 
 from mamba_mixers.placement import parameters_at_hand
-from mamba_mixers.running import fast_scan
 from mamba_mixers.sites import find_mixers, num_layers
-from mamba_mixers.weights import final_norm, logits_of_stream, mixer_parameters, readout_of
-from ssm_component_extractor import capture, with_streams
+from mamba_mixers.weights import final_norm, mixer_parameters, readout_of
+from ssm_component_extractor import capture_by_scan
 from ssm_measures.components import Capture
 from ssm_measures.direct_maps import direct_map
 from suite_plumbing.arguments import whole_numbers
-from suite_plumbing.models import execution_device
 from suite_plumbing.precision import in_full_precision
 
 OTHER = "other modules"
@@ -45,8 +43,6 @@ class PredictionMaps:
     sources: Tensor
     """(l, l) what source s gave the logit at t through all layers, the embedding and other modules
     counted at t itself"""
-    by_layer: dict[int, Tensor]
-    """(l, l) the same of each layer's mixer"""
     paths: dict[int, dict[str, Tensor]]
     """(l,) by layer and path"""
     embedding: Tensor
@@ -61,46 +57,50 @@ class PredictionMaps:
         return self.logits - torch.stack([self.embedding, self.constant, *parts]).sum(0)
 
 
-@torch.no_grad()
-@in_full_precision
 def prediction_maps(model: Any, input_ids: Tensor, tokens: Tensor | None = None) -> PredictionMaps:
     """Attribute one logit after every token of one text (1, l) to all that summed to it.
 
     ``tokens`` (l,): whose logit, by position; None is the likeliest of each. Raises ValueError for
     another number of tokens, UnsupportedModelError for a model without logits. Cost: a forward pass
-    and, for every layer, one map of the full mixer.
+    by the suite's scan and, for every layer, one map of the full mixer.
     """
+    final_norm(model)
+    return maps_of_logits(model, *capture_by_scan(model, input_ids), tokens)
+
+
+@torch.no_grad()
+@in_full_precision
+def maps_of_logits(
+    model: Any, captured: Capture, logits: Tensor, tokens: Tensor | None = None
+) -> PredictionMaps:
+    """`prediction_maps` of a text that has been read: its `capture_by_scan`, with the logits (l, V)
+    of its tokens."""
     norm, readout, sites = final_norm(model), readout_of(model), find_mixers(model)
-    with fast_scan(model):
-        captured = capture(model, input_ids, None, list(sites))
-        captured = with_streams(model, captured, range(num_layers(model)))
     final = captured.block_outputs[num_layers(model) - 1][0]
-    logits = logits_of_stream(model, final.to(execution_device(model), model.dtype)).cpu()
-    chosen = logits.argmax(-1) if tokens is None else _checked(tokens, logits)
+    chosen = logits.argmax(-1).cpu() if tokens is None else _checked(tokens, logits)
     with parameters_at_hand(norm):
         gamma = norm.weight.detach().cpu().to(final)
     rms = (final.square().mean(-1, keepdim=True) + norm.variance_epsilon).sqrt()
     directions = readout.weight[chosen].to(final) * readout.scale * gamma / rms
     embedding = (captured.block_inputs[0][0] * directions).sum(1)
-    maps, paths = {}, {}
+    sources, paths = torch.diag(embedding), {}
     for layer in range(num_layers(model)):
         paths[layer] = {}
         if layer in sites:
             parameters = mixer_parameters(sites[layer])
             found = direct_map(captured.components[layer], parameters, directions)
-            maps[layer], paths[layer] = found.tokens, dict(found.paths)
+            paths[layer] = dict(found.paths)
+            sources += found.tokens
         left = _other(captured, layer)
         if left is not None:
             paths[layer][OTHER] = (left * directions).sum(1)
-    own = embedding + sum(by_path.get(OTHER, 0.0) for by_path in paths.values())
-    sources = torch.stack(list(maps.values())).sum(0) + torch.diag(own)
+            sources.diagonal().add_(paths[layer][OTHER])
     bias = torch.zeros_like(embedding)
     if readout.bias is not None:
         bias = readout.bias[chosen].to(bias) * readout.scale
-    return PredictionMaps(
-        chosen, logits.gather(1, chosen[:, None])[:, 0].to(final), logits.abs().amax(1).to(final),
-        sources, maps, paths, embedding, bias,
-    )  # fmt: skip
+    given = logits.gather(1, chosen.to(logits.device)[:, None])[:, 0].to(final)
+    largest = logits.abs().amax(1).to(final)
+    return PredictionMaps(chosen, given, largest, sources, paths, embedding, bias)
 
 
 def _checked(tokens: Tensor, logits: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mamba_mixers.running import fast_scan
@@ -15,7 +16,6 @@ from suite_plumbing.result_files import three_digits
 from suite_plumbing.texts import EncodedText
 
 
-@torch.no_grad()
 def token_predictions(
     model: PreTrainedModel, encoded: Sequence[EncodedText], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, dict[str, list[Any]]]:
@@ -26,20 +26,31 @@ def token_predictions(
     suite's scan.
     """
     return {
-        f"text_{i}": _of_text(model, text.input_ids, tokenizer) for i, text in enumerate(encoded)
+        f"text_{i}": predictions_of_logits(
+            logits_of_text(model, text.input_ids), text.input_ids, tokenizer
+        )
+        for i, text in enumerate(encoded)
     }
 
 
-def _of_text(
-    model: PreTrainedModel, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
-) -> dict[str, list[Any]]:
+@torch.no_grad()
+def logits_of_text(model: PreTrainedModel, ids: Sequence[int]) -> Tensor:
+    """(l, V) logits of one text, by the suite's scan."""
     tokens = torch.tensor([list(ids)], device=execution_device(model))
     with fast_scan(model):
-        logits = model(input_ids=tokens, use_cache=False, return_dict=True).logits[0, :-1].float()
+        return model(input_ids=tokens, use_cache=False, return_dict=True).logits[0]
+
+
+def predictions_of_logits(
+    logits: Tensor, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[Any]]:
+    """`token_predictions` of one text that has been read: its logits (l, V)."""
+    logits = logits[:-1].float()
     if not bool(torch.isfinite(logits).all()):
         raise AnalysisError("the logits hold NaN or infinity: the model overflows on a text")
+    following = torch.tensor(list(ids[1:]), device=logits.device)
     normaliser = logits.logsumexp(-1)
-    loss = normaliser - logits.gather(1, tokens[0, 1:, None])[:, 0]
+    loss = normaliser - logits.gather(1, following[:, None])[:, 0]
     best = logits.max(-1)
     p = (best.values - normaliser).exp()
     return {

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from selective_scan.attention import (
         attention_map,
         attention_row,
+        decayed_products,
         implicit_attention,
     )
     from selective_scan.scan import (
@@ -76,7 +77,12 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_names(
     __name__,
     {
-        "selective_scan.attention": ["attention_map", "attention_row", "implicit_attention"],
+        "selective_scan.attention": [
+            "attention_map",
+            "attention_row",
+            "decayed_products",
+            "implicit_attention",
+        ],
         "selective_scan.scan": [
             "scan_hidden_states",
             "scan_implementation",

@@ -129,6 +129,30 @@ def attention_map(
 
 @torch.no_grad()
 @in_full_precision
+def decayed_products(
+    query: Tensor, key: Tensor, decay: Tensor, *, absolute: bool = False
+) -> Tensor:
+    """Map R[t, s] = sum of q_t k_s times the decays of tokens s + 1 to t, for s < t: (b, l, l).
+
+    ``query`` and ``key`` (b, l, H, N), at most about 1, are overwritten; ``decay`` (b, l, H, N) or
+    (b, l, H, 1), from 0 to 1. ``absolute`` sums magnitudes over heads H. The core of
+    :func:`attention_map`, for queries and keys that are more than C and delta B: the diagonal and
+    what lies above it are zero. Cost: as there.
+    """
+    batch, length = query.shape[:2]
+    result = query.new_zeros(batch, length, length)
+    reduce = _sum_of_magnitudes if absolute else _sum
+    for row in range(batch):
+        parts = (x[row] for x in (query, key, decay))
+        # (o, l, g, N): see _Pairs.
+        q, k, d = (x.transpose(0, 1).unsqueeze(2) if absolute else x.unsqueeze(0) for x in parts)
+        d = _without_subnormals(d.contiguous() if absolute else d.clone())
+        _add_causal_pairs(result[row], _Pairs(q.new_zeros(q.shape[:2]), q.mul_(d), k, d), reduce)
+    return result
+
+
+@torch.no_grad()
+@in_full_precision
 def attention_row(
     delta: Tensor,
     A: Tensor,

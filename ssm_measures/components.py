@@ -188,13 +188,26 @@ class SSMComponents(ShownObject):
         keep = kept_tokens(self.attention_mask[row])
         if len(self.attention_mask) == 1 and bool(self.attention_mask.all()):
             return self
-        per_token = ("B", "C", "delta", "u", "gate", "y", "norm_scale", "gated", "conv_input",
-                     "mixer_output", "attention_mask", "own_share", "write", "skip", "angle",
-                     )  # fmt: skip
-        tensors = {name: getattr(self, name) for name in per_token}
-        fields = {name: x[row : row + 1, keep] for name, x in tensors.items() if x is not None}
+        fields = {name: x[row : row + 1, keep] for name, x in self._per_token().items()}
         tokens = None if self.tokens is None else (self.tokens[row],)
         return replace(self, **fields, replay_errors=(self.replay_errors[row],), tokens=tokens)
+
+    def first_tokens(self, count: int) -> SSMComponents:
+        """The components of the first tokens, copied, so that nothing of the others stays; of no
+        more tokens, these components themselves. Padding counts. ``attention_mask`` may be that of
+        the first tokens already."""
+        if self.u.shape[1] <= count:
+            return self
+        fields = {name: x[:, :count].clone() for name, x in self._per_token().items()}
+        return replace(self, **fields)
+
+    def _per_token(self) -> dict[str, Tensor]:
+        """What has a row a token (b, l, ...), by name."""
+        names = ("B", "C", "delta", "u", "gate", "y", "norm_scale", "gated", "conv_input",
+                 "mixer_output", "attention_mask", "own_share", "write", "skip", "angle",
+                 )  # fmt: skip
+        tensors = {name: getattr(self, name) for name in names}
+        return {name: x for name, x in tensors.items() if x is not None}
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a token: mean delta over heads, and the norms of B, C, y and the output."""

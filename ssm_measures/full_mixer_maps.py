@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mamba_mixers.weights import MixerParameters
-from selective_scan.attention import attention_map, attention_row, implicit_attention
+from selective_scan.attention import attention_row, decayed_products, implicit_attention
 from selective_scan.scan import selective_scan
 from ssm_measures.attention_maps import HEADS_PER_PASS, checked_heads, maps_by_head
 from ssm_measures.components import SSMComponents
@@ -40,15 +40,34 @@ class _MixerOperator(NamedTuple):
     near: Tensor  # (taps, b, l, heads) entry of query t and source t - lag
     delta: Tensor  # (b, l, heads)
     A: Tensor  # (heads, N or 1)
-    B: Tensor  # (b, l, heads, N): the key of source s lies at token s + taps - 1
-    C: Tensor  # (b, l, heads, N)
-    bias: Tensor  # (b, l, heads)
+    decay: Tensor  # (b, l, heads, N or 1)
+    keys: Tensor  # (b, l - taps + 1, heads, N) by source; of source s at token s + taps - 1
+    C: Tensor  # (b, l, heads or 1, N)
 
     def far(self, function: Callable[..., Tensor], *args: int, **options: Any) -> Tensor:
-        """What ``function`` (a map, a row or head maps) gives from lag taps - 1 on, by source."""
+        """What ``function`` (a row or head maps) gives from lag taps - 1 on, by source."""
         delay = len(self.near) - 1
-        by_key = function(self.delta, self.A, self.B, self.C, *args, **options)
+        # These functions multiply a key by its delta, which is divided out here; the bound is for
+        # a delta that softplus has rounded to 0, and changes no decay.
+        step = self.delta.clamp_min(1e-30)
+        B = F.pad(self.keys, (0, 0, 0, 0, delay, 0)) / step.unsqueeze(-1)
+        by_key = function(step, self.A, B, self.C.expand_as(B), *args, **options)
         return F.pad(by_key[..., delay:], (0, delay))
+
+    def add_map(self, tokens: Tensor, query: Tensor, key: Tensor, absolute: bool) -> None:
+        """Add sum_c q_t M k_s to ``tokens`` (b, l, l); weights (b, l, heads)."""
+        delay, length = len(self.near) - 1, query.shape[1]
+        q, k = (x.abs().max().clamp_min(torch.finfo(x.dtype).tiny) for x in (query, key))
+        far = decayed_products(
+            (query[:, delay:] / q).unsqueeze(-1) * self.C[:, delay:],
+            self.keys * (key[:, : length - delay] / k).unsqueeze(-1),
+            self.decay[:, delay:],
+            absolute=absolute,
+        )
+        tokens[:, delay:, : length - delay] += far * (q * k)
+        for lag, entries in enumerate(self.near):
+            by_query = query[:, lag:] * entries[:, lag:] * key[:, : length - lag]
+            tokens.diagonal(-lag, 1, 2).add_(_over_heads(by_query, absolute))
 
 
 @in_full_precision
@@ -72,17 +91,11 @@ def full_mixer_map(
     """
     batch, length, _ = components.delta.shape
     tokens = components.delta.new_zeros(batch, length, length)
-    bias = components.delta.new_zeros(batch, length)
-    for operator, query, key in _operators(components, parameters, query_weight, key_weight):
-        far_key = _delayed(key, len(operator.near) - 1)
-        part = operator.far(
-            attention_map, query_weight=query, key_weight=far_key, absolute=absolute
-        )
-        for lag, entries in enumerate(operator.near):
-            by_query = _over_heads(query * entries * _delayed(key, lag), absolute)
-            part.diagonal(-lag, 1, 2).copy_(by_query[:, lag:])
-        tokens += part
-        bias += _over_heads(query * operator.bias, absolute)
+    gain = _convolution_gain(components, parameters)
+    for operator, query, key in _operators(components, parameters, gain, query_weight, key_weight):
+        operator.add_map(tokens, query, key, absolute)
+    by_channel = _biases(components, parameters, gain)
+    bias = _over_heads(_query(components, query_weight, slice(None)) * by_channel, absolute)
     return MixerMap(tokens, bias)
 
 
@@ -104,8 +117,8 @@ def full_mixer_row(
     length = components.delta.shape[1]
     t = validate_int("query", query, -length, length - 1) % length
     tokens = components.delta.new_zeros(components.delta.shape[:2])
-    bias = components.delta.new_zeros(len(tokens))
-    for operator, weight, key in _operators(components, parameters, query_weight, key_weight):
+    gain = _convolution_gain(components, parameters)
+    for operator, weight, key in _operators(components, parameters, gain, query_weight, key_weight):
         part = operator.far(
             attention_row,
             t,
@@ -116,8 +129,9 @@ def full_mixer_row(
         for lag, entries in enumerate(operator.near[: t + 1]):
             part[:, t - lag] = _over_heads(weight[:, t] * entries[:, t] * key[:, t - lag], absolute)
         tokens += part
-        bias += _over_heads(weight[:, t] * operator.bias[:, t], absolute)
-    return MixerMap(tokens, bias)
+    by_channel = _biases(components, parameters, gain)[:, t]
+    weight = _query(components, query_weight, slice(None))[:, t]
+    return MixerMap(tokens, _over_heads(weight * by_channel, absolute))
 
 
 @in_full_precision
@@ -130,17 +144,20 @@ def full_mixer_head_maps(
     ``bias`` (b, channels, l). Raises ValueError as :func:`head_maps`.
     """
     chosen = checked_heads(components, heads, components.u.shape[2])
-    operator = _mixer_operator(components, parameters, torch.tensor(chosen))
+    gain = _convolution_gain(components, parameters)
+    operator = _mixer_operator(components, parameters, torch.tensor(chosen), gain)
+    bias = _biases(components, parameters, gain)[..., chosen].movedim(2, 1)
     gate = components.gating[..., chosen].movedim(2, 1)
     tokens = operator.far(implicit_attention)
     for lag, entries in enumerate(operator.near):
         tokens.diagonal(-lag, 2, 3).copy_(entries.movedim(2, 1)[..., lag:])
-    return MixerMap(tokens * gate.unsqueeze(-1), operator.bias.movedim(2, 1) * gate)
+    return MixerMap(tokens * gate.unsqueeze(-1), bias * gate)
 
 
 def _operators(
     components: SSMComponents,
     parameters: MixerParameters,
+    gain: Tensor,
     query_weight: Tensor | None,
     key_weight: Tensor | None,
 ) -> Iterator[tuple[_MixerOperator, Tensor, Tensor]]:
@@ -152,29 +169,28 @@ def _operators(
                 f"{name} must be (b, l, d_inner) = {tuple(shape)}, got {tuple(weight.shape)}"
             )
     mask = components.attention_mask.to(components.delta).unsqueeze(-1)
-    gating = components.gating
     for heads in torch.arange(shape[2]).split(HEADS_PER_PASS):
-        gate = gating[..., heads]
-        query = gate / shape[2] if query_weight is None else gate * query_weight[..., heads]
-        key = (mask if key_weight is None else key_weight[..., heads]).expand_as(gate)
-        yield _mixer_operator(components, parameters, heads), query, key
+        query = _query(components, query_weight, heads)
+        key = (mask if key_weight is None else key_weight[..., heads]).expand_as(query)
+        yield _mixer_operator(components, parameters, heads, gain), query, key
+
+
+def _query(components: SSMComponents, query_weight: Tensor | None, heads: Tensor | slice) -> Tensor:
+    """(b, l, heads) the query weight of the output before the gate."""
+    gate = components.gating[..., heads]
+    return gate / components.u.shape[2] if query_weight is None else gate * query_weight[..., heads]
 
 
 def _mixer_operator(
-    components: SSMComponents, parameters: MixerParameters, heads: Tensor
+    components: SSMComponents, parameters: MixerParameters, heads: Tensor, gain: Tensor
 ) -> _MixerOperator:
     """Follow x_s through the taps: the state that it leaves and what each query reads of it."""
     length, d_inner = components.u.shape[1:]
-    head = heads // components.head_width
+    head, gain = heads // components.head_width, gain[..., heads]
     delta, A = components.delta[..., head], components.A[head]
     D = components.channel_skip[..., heads]
     share = 1.0 if components.own_share is None else components.own_share[..., head]
     B, C = (maps_by_head(x, heads, d_inner) for x in (components.B, components.C))
-    gain = _convolution_gain(components, parameters, heads)
-    b_conv = 0.0 if parameters.conv_bias is None else parameters.conv_bias[heads]
-    bias = delta.new_zeros(delta.shape)
-    if parameters.conv_bias is not None:
-        bias = selective_scan(gain * b_conv, delta, A, B, C, components.D[head])
     B, C = (x.unsqueeze(2) if x.dim() == 3 else x for x in (B, C))
     taps = gain.new_ones(len(heads), 1)  # a Mamba-3 has no convolution
     if parameters.conv_weight is not None:
@@ -186,30 +202,36 @@ def _mixer_operator(
         passed = gain[:, lag:] * taps[:, lag]
         state = state[:, : length - lag].mul_(decay[:, lag:])
         state.addcmul_((delta[:, lag:] * passed).unsqueeze(-1), B[:, lag:])
-        read = (C[:, lag:] * state).sum(-1) * share
+        read = _read(C[:, lag:], state) * share
         near.append(F.pad(read + D * passed, (0, 0, lag, 0)))
-    # The maps multiply a key by its delta, which is divided out here; the bound is for a delta
-    # that softplus has rounded to 0, and changes no decay.
-    step = delta.clamp_min(1e-30)
-    keys = F.pad(state, (0, 0, 0, 0, length - state.shape[1], 0)) / step.unsqueeze(-1)
-    return _MixerOperator(torch.stack(near), step, A, keys, C.expand_as(keys), bias)
+    return _MixerOperator(torch.stack(near), delta, A, decay, state, C)
 
 
-def _convolution_gain(
-    components: SSMComponents, parameters: MixerParameters, heads: Tensor
-) -> Tensor:
-    """sigmoid(p) (b, l, heads) with p the convolution's output, so that u = p sigmoid(p); 0 at
+def _read(C: Tensor, state: Tensor) -> Tensor:
+    """(b, l, heads) of C (b, l, heads or 1, N) and states (b, l, heads, N)."""
+    # A row times a transposed matrix is faster than the matrix times a column.
+    return (C @ state.mT).squeeze(2) if C.shape[2] == 1 else (C * state).sum(-1)
+
+
+def _biases(components: SSMComponents, parameters: MixerParameters, gain: Tensor) -> Tensor:
+    """(b, l, d_inner) what the convolution's bias gives to y."""
+    if parameters.conv_bias is None:
+        return torch.zeros_like(components.u)
+    operands = (getattr(components, name) for name in ("delta", "A", "B", "C", "D"))
+    return selective_scan(gain * parameters.conv_bias, *operands)
+
+
+def _convolution_gain(components: SSMComponents, parameters: MixerParameters) -> Tensor:
+    """sigmoid(p) (b, l, d_inner) with p the convolution's output, so that u = p sigmoid(p); 0 at
     padding."""
     mask = components.attention_mask.unsqueeze(-1)
     if parameters.conv_weight is None:
-        return mask.to(components.u).expand(-1, -1, len(heads))
-    weight = parameters.conv_weight[heads].unsqueeze(1)
-    b_conv = None if parameters.conv_bias is None else parameters.conv_bias[heads]
-    x = F.pad(components.conv_input[..., heads].mT, (weight.shape[2] - 1, 0))
-    p = F.conv1d(x, weight, b_conv, groups=len(weight)).mT
+        return mask.to(components.u).expand_as(components.u)
+    weight = parameters.conv_weight.unsqueeze(1)
+    x = F.pad(components.conv_input.mT, (weight.shape[2] - 1, 0))
+    p = F.conv1d(x, weight, parameters.conv_bias, groups=len(weight)).mT
     gain = torch.sigmoid(p) * mask
-    u = components.u[..., heads]
-    if (gain * p - u).norm() > 1e-3 * u.norm():
+    if (gain * p - components.u).norm() > 1e-3 * components.u.norm():
         raise ValueError(
             "components and parameters do not belong together: SiLU of the convolution of "
             "conv_input is not u. Pass the parameters of the same layer; an activation other than "

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from suite_plumbing.bundled import DEMO_MODEL_PATH, model_place
+from suite_plumbing.command_lines import collect_garbage_again
 from suite_plumbing.errors import AnalysisError, is_out_of_memory
 from suite_plumbing.models import load_model, load_tokenizer
 from suite_plumbing.options import refuse_both
@@ -69,6 +70,7 @@ def run_main(function: Callable[[list[str]], int], argv: Sequence[str] | None = 
     Other exceptions, programming errors, go through.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    collect_garbage_again()
     with stopping_on_signals() as stop, _showing_what_can_be_shown():
         status = _status(function, arguments, stop)
     if stop.number is not None:

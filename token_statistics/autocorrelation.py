@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 
 from suite_plumbing.arguments import validate_int
@@ -25,6 +27,8 @@ from token_statistics.description import (
     unit_columns,
 )
 from token_statistics.rhythms import Rhythm, no_rhythm, rhythm
+
+_READ_AT_ONCE = 1 << 17  # entries of a Gram matrix: for a CPU's second-level cache
 
 
 def autocorrelation_within_texts(x: Values, lengths: Sequence[int], max_lag: int) -> FloatArray:
@@ -104,10 +108,9 @@ def mean_autocorrelation(
         reason = "no channel varies within a text" if lags else "a text has one token"
         return MeanAutocorrelation((), (), (), (), (), None, None, no_rhythm(reason), reason)
     rng = np.random.default_rng(seed)
-    observed = _lag_sums(grams, lags, [np.arange(len(gram)) for gram in grams])
-    draws = np.stack(
-        [_lag_sums(grams, lags, _shuffles(lengths, together, rng)) for _ in range(num_shuffles)]
-    )
+    observed = _lag_sums(grams, lags, [np.arange(len(gram))[None] for gram in grams])[0]
+    shuffles = [_shuffles(lengths, together, rng) for _ in range(num_shuffles)]
+    draws = _lag_sums(grams, lags, [np.stack(orders) for orders in zip(*shuffles, strict=True)])
     low, high = np.quantile(draws, (0.025, 0.975), axis=0, method="weibull")
     return MeanAutocorrelation(
         lags=tuple(lags),
@@ -155,20 +158,27 @@ def _gram_matrices(values: FloatArray, lengths: Sequence[int]) -> list[FloatArra
 
 
 def _lag_sums(grams: list[FloatArray], lags: range, orders: list[IntArray]) -> FloatArray:
-    """Sum of each Gram matrix along its k-th diagonals once its tokens are put in that order."""
+    """(k, lags) sums of all Gram matrices along their diagonals once their tokens are put in each
+    of k orders (k, l)."""
     return sum(
         (_diagonal_sums(gram, order, lags) for gram, order in zip(grams, orders, strict=True)),
-        np.zeros(len(lags)),
+        np.zeros((len(orders[0]), len(lags))),
     )
 
 
-def _diagonal_sums(gram: FloatArray, order: IntArray, lags: range) -> FloatArray:
+def _diagonal_sums(gram: FloatArray, orders: IntArray, lags: range) -> FloatArray:
     """The sums of one matrix, each diagonal a column of one reading: what lies beyond the text is
-    read from a column of zeros."""
+    read from a column of zeros. Some orders at a time."""
     n = len(gram)
-    padded = np.concatenate([order, np.full(lags.stop, n)])
-    columns = np.lib.stride_tricks.sliding_window_view(padded, lags.stop)[:n, lags.start :]
-    return np.pad(gram, ((0, 0), (0, 1)))[order[:, None], columns].sum(axis=0)
+    padded = F.pad(torch.from_numpy(gram), (0, 1))
+    rows = torch.from_numpy(orders)
+    columns = F.pad(rows, (0, lags.stop - 1), value=n).unfold(1, lags.stop, 1)[..., lags.start :]
+    step = max(1, _READ_AT_ONCE // (n * len(lags)))
+    read = (
+        torch.take(padded, a.unsqueeze(2) * (n + 1) + b).sum(dim=1)
+        for a, b in zip(rows.split(step), columns.split(step), strict=True)
+    )
+    return torch.cat(list(read)).numpy()
 
 
 def _first(lags: range, condition: NDArray[np.bool_]) -> int | None:

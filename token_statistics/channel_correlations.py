@@ -31,6 +31,7 @@ from token_statistics.observations import Observations, observations, row_tokens
 from token_statistics.pair_significance import ShiftedPairs
 from token_statistics.position_course import (
     PositionCourse,
+    moved_columns,
     unit_columns_without,
 )
 from token_statistics.position_scale import why_scaled_by_position
@@ -338,12 +339,12 @@ def _with_texts(pair: TopPair, x: _Columns, y: _Columns, tokens: Observations) -
     )
 
 
-class _Draw(NamedTuple):
-    """Correlations with one side moved in time."""
+class _Draws(NamedTuple):
+    """Correlations with one side moved in time, by each of k joint shifts."""
 
-    r: Tensor  # (p, q) float32; overwritten by the next draw
-    norms: Tensor  # (q,) of the moved columns
-    rows: Tensor  # (n, q) the moved columns, the course over position taken out again
+    r: Tensor  # (k, p, q) float32
+    norms: Tensor  # (k, q) of the moved columns
+    rows: Tensor  # (k, n, q) the moved columns, the course over position taken out again
 
 
 class _Moved:
@@ -356,15 +357,14 @@ class _Moved:
         self._first = torch.from_numpy(x.units.T.astype(np.float32))
         self._second = torch.from_numpy(y.moving.astype(np.float32))
 
-    def draws(self, shifts: Iterable[Any], tokens: Observations) -> Iterator[_Draw]:
-        """One for each joint shift of the axes of the tokens."""
-        product = self._first.new_empty(len(self._first), self._second.shape[1])
-        for shift in shifts:
-            rows = torch.from_numpy(tokens.order(shift))
-            moved = self.course.taken_out_(self._second.index_select(0, rows))
-            norms = torch.linalg.vector_norm(moved, dim=0)
-            torch.mm(self._first, moved, out=product)
-            yield _Draw(product.div_(norms.clamp_min(1e-12)).clamp_(-1.0, 1.0), norms, moved)
+    def draws(self, shifts: Iterable[Any], tokens: Observations) -> Iterator[_Draws]:
+        """For each joint shift of the axes of the tokens, some at a time, in their order."""
+        for columns in moved_columns(self._second, self.course, tokens, shifts):
+            moved = columns.transpose(0, 1).contiguous()
+            norms = torch.linalg.vector_norm(moved, dim=1)
+            product = torch.matmul(self._first, moved)
+            product.div_(norms.clamp_min(1e-12).unsqueeze(1)).clamp_(-1.0, 1.0)
+            yield _Draws(product, norms, moved)
 
 
 def _against_shifts(
@@ -375,17 +375,10 @@ def _against_shifts(
     n = len(tokens.rows)
     shifts = draw_shifts(tokens.axis_lengths, num_shifts, seed, tokens.num_distinct)
     cka, weights = _cka(x, y, moved.course.freedom)
-    light = [torch.from_numpy(w.astype(np.float32)) for w in weights]
     pairs = ShiftedPairs(n_eff)
-    draws = np.empty((len(shifts), len(PAIR_STATISTICS)))
-    for draw, found in zip(draws, moved.draws(shifts, tokens), strict=True):
-        draw[0] = found.r.mean(dtype=torch.float64)
-        magnitudes = found.r.abs_()
-        pairs.add(magnitudes)
-        best = magnitudes.amax(dim=0)
-        draw[1:4] = magnitudes.mean(dtype=torch.float64), best.max(), best.mean()
-        energy = float(light[0] @ magnitudes.square_() @ (light[1] * found.norms.square()))
-        draw[4] = cka.at(energy, (found.rows.square() @ light[1]).double().numpy())
+    draws = np.concatenate(
+        [_statistics(found, cka, weights, pairs) for found in moved.draws(shifts, tokens)]
+    )
     magnitudes, best = np.abs(r), np.abs(r).max(axis=0)
     energy = float(weights[0] @ np.square(r) @ weights[1])
     observed_cka = cka.at(energy, cka.norms[1])
@@ -394,6 +387,27 @@ def _against_shifts(
         against_null(float(value), drawn, n) for value, drawn in zip(values, draws.T, strict=True)
     ]
     return dict(zip(PAIR_STATISTICS, tests, strict=True)), pairs
+
+
+def _statistics(
+    found: _Draws, cka: DebiasedCKA, weights: Sequence[FloatArray], pairs: ShiftedPairs
+) -> FloatArray:
+    """(k, statistics) of PAIR_STATISTICS of some draws, whose |r| are added to the pairs.
+
+    The correlations are overwritten.
+    """
+    first, second = (torch.from_numpy(w.astype(np.float32)) for w in weights)
+    mean = found.r.mean(dim=(1, 2), dtype=torch.float64)
+    magnitudes = found.r.abs_()
+    pairs.add(magnitudes)
+    best = magnitudes.amax(dim=1)
+    by_pair = magnitudes.mean(dim=(1, 2), dtype=torch.float64)
+    by_column = torch.matmul(first, magnitudes.square_())
+    energies = (by_column * second * found.norms.square()).sum(dim=1)
+    traces = torch.matmul(found.rows.square(), second).double().numpy()
+    values = [cka.at(*pair) for pair in zip(energies.tolist(), traces, strict=True)]
+    columns = (mean, by_pair, best.amax(dim=1), best.mean(dim=1), torch.tensor(values))
+    return torch.stack([column.double() for column in columns], dim=1).numpy()
 
 
 def _cka(x: _Columns, y: _Columns, freedom: float) -> tuple[DebiasedCKA, list[FloatArray]]:
@@ -412,6 +426,8 @@ def _lagged(moved: _Moved) -> dict[str, Any]:
     return {
         "lags": tuple(lags),
         "lagged_mean_abs": tuple(
-            float(torch.linalg.vector_norm(draw.r, 1)) / draw.r.numel() for draw in draws
+            total / found.r[0].numel()
+            for found in draws
+            for total in torch.linalg.vector_norm(found.r, 1, dim=(1, 2)).tolist()
         ),
     }

@@ -186,10 +186,11 @@ class Observations:
         """Rows (n,) among all tokens given that stand where the observations stood, once moved.
 
         `shifts`: for each of `axis_lengths`, or one for all: an observation at u on its axis gets
-        the row of u - shift. It is no permutation where texts are related.
+        the row of u - shift. It is no permutation where texts are related. Of several joint shifts
+        (k, axes) the rows of each, (k, n).
         """
         grid, moved = self._grid, np.asarray(shifts, np.int64)
-        moved = moved[grid.axis] if moved.ndim else moved
+        moved = moved[..., grid.axis] if moved.ndim else moved
         places = (grid.place - moved) % grid.size
         own = places + grid.origin
         there = grid.cover[grid.begin + places]

@@ -54,13 +54,13 @@ class ShiftedPairs:
         self.largest = 0.0
 
     def add(self, magnitudes: Tensor) -> None:
-        """Add one draw: |r| (p, q), float32."""
+        """Add one draw, or some: |r| (p, q) or (k, p, q), float32."""
         z = magnitudes * self._roots
         top = self.width * _NUM_BINS
         self._counts += torch.histc(z, _NUM_BINS, 0.0, top).double().numpy()
         self.largest = max(self.largest, float(z.max()))
-        if len(self._kept) < NUM_CALIBRATIONS:
-            self._kept.append(z.double().numpy())
+        lacking = NUM_CALIBRATIONS - len(self._kept)
+        self._kept += list(z.view(-1, *self._roots.shape)[:lacking].double().numpy())
 
     def share_by_chance(self) -> float:
         """Share of pairs that the whole test finds in the first shifts, mean over them."""

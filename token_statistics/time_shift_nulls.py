@@ -17,6 +17,7 @@ Shapes: n pooled tokens of texts with `lengths` tokens each; p and q channels.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, fields
@@ -275,6 +276,12 @@ def spearman_permutation_test(
     if math.isnan(value):
         return undefined("one of the two sides is constant", n)
     ranks, _ = unit_columns(np.stack([stats.rankdata(v) for v in (first, second)], axis=1))
+    draws = ranks[_permutations(n, num_permutations, seed), 1] @ ranks[:, 0]
+    return against_null(value, draws, n)
+
+
+@functools.lru_cache(maxsize=4)
+def _permutations(n: int, count: int, seed: int) -> IntArray:
+    """(count, n) seeded orders of n samples: tests of as many samples share them."""
     rng = np.random.default_rng(seed)
-    draws = [ranks[:, 0] @ rng.permutation(ranks[:, 1]) for _ in range(num_permutations)]
-    return against_null(value, np.array(draws), n)
+    return np.stack([rng.permutation(n) for _ in range(count)])

@@ -18,7 +18,7 @@ TEXTS = ["One two three, one two three.", "Another text"]
 def test_the_stored_parts_sum_to_the_models_logit(tiny_tokenizer):
     model = make_tiny_model()
     texts = encode_texts(tiny_tokenizer, TEXTS, 512)
-    sections, tensors = prediction_parts(model, texts, tiny_tokenizer)
+    _, sections, tensors = prediction_parts(model, texts, tiny_tokenizer)
     for i, text in enumerate(texts):
         part, parts = sections[f"text_{i}"], tensors[f"text_{i}.prediction_parts"]
         with torch.no_grad():
@@ -39,7 +39,7 @@ def test_what_other_modules_of_a_hybrid_gave_is_a_part(tiny_tokenizer):
     model = make_model("jamba")
     texts = encode_texts(tiny_tokenizer, ["One two"], 512)
     texts = [type(text)(**{**vars(text), "input_ids": [3, 9, 4]}) for text in texts]
-    sections, tensors = prediction_parts(model, texts, tiny_tokenizer)
+    _, sections, tensors = prediction_parts(model, texts, tiny_tokenizer)
     assert "other modules" in {path for _, path in sections["text_0"]["parts"]}
     found = tensors["text_0.prediction_parts"].sum(1).tolist()
     assert found == pytest.approx(sections["text_0"]["logit"], rel=1e-4, abs=1e-5)
@@ -49,7 +49,7 @@ def test_long_texts_and_many_are_limited(tiny_tokenizer, monkeypatch):
     monkeypatch.setattr(module, "MAX_TOKENS", 4)
     monkeypatch.setattr(module, "MAX_TEXTS", 1)
     texts = encode_texts(tiny_tokenizer, TEXTS, 512)
-    sections, tensors = prediction_parts(make_tiny_model(), texts, tiny_tokenizer)
+    _, sections, tensors = prediction_parts(make_tiny_model(), texts, tiny_tokenizer)
     assert list(sections) == ["text_0"]
     assert sections["text_0"]["num_tokens"] == 4
     assert tensors["text_0.prediction_sources"].shape == (4, 4)

@@ -12,6 +12,7 @@ from selective_scan.attention import (
     attention_map,
     attention_row,
     attention_row_by_head,
+    decayed_products,
     implicit_attention,
 )
 from token_statistics.description import relative_error
@@ -54,6 +55,25 @@ def test_maps_and_their_rows_are_those_of_the_loop(shape, dtype, weights, absolu
             row = attention_row(**parameters, query=token, **options)
             assert row.dtype == dtype
             assert relative_error(row, expected[:, token]) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("absolute", [False, True])
+@pytest.mark.parametrize("states", [4, 1])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_decayed_products_are_those_of_the_loop(dtype, states, absolute):
+    generator = torch.Generator().manual_seed(5)
+    for length in (1, 2, 17, 33):
+        query, key = torch.randn(2, 2, length, 3, 4, generator=generator, dtype=dtype)
+        decay = torch.rand(2, length, 3, states, generator=generator, dtype=dtype)
+        expected = torch.zeros(2, length, length, dtype=torch.float64)
+        for t in range(length):
+            for s in range(t):
+                kept = decay[:, s + 1 : t + 1].double().prod(1)
+                by_head = (query[:, t].double() * key[:, s].double() * kept).sum(-1)
+                expected[:, t, s] = (by_head.abs() if absolute else by_head).sum(-1)
+        found = decayed_products(query.clone(), key.clone(), decay, absolute=absolute)
+        assert found.dtype == dtype
+        assert relative_error(found, expected) <= BOUND[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -1,6 +1,7 @@
 """Command lines are read, and refused, with the standard library alone."""
 
 import ast
+import gc
 import os
 import signal
 import subprocess
@@ -10,7 +11,12 @@ from pathlib import Path
 import pytest
 
 from suite_plumbing.analysis_options import main_analysis_options
-from suite_plumbing.command_lines import parse_first, parse_widths, wait_passively
+from suite_plumbing.command_lines import (
+    collect_garbage_again,
+    parse_first,
+    parse_widths,
+    wait_passively,
+)
 from suite_plumbing.step_options import input_attribution_options
 
 
@@ -101,6 +107,15 @@ def test_what_is_imported_is_seen() -> None:
 def test_parse_first_returns_where_there_is_work_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["command.py", "--seed", "3"])
     assert parse_first(main_analysis_options) is None
+    assert not gc.isenabled()
+    frozen = gc.get_freeze_count()
+    collect_garbage_again()
+    assert gc.isenabled()
+    assert gc.get_freeze_count() > frozen
+    gc.unfreeze()
+    collect_garbage_again()  # of one that goes on, nothing changes
+    assert gc.isenabled()
+    assert gc.get_freeze_count() == 0
     monkeypatch.setattr(sys, "argv", ["command.py", "--seed", "-3"])
     with pytest.raises(SystemExit) as caught:
         parse_first(main_analysis_options)
