@@ -105,12 +105,13 @@ def recursion_by_layer(inputs: TextInputs) -> dict[int, Any]:
 
 def ssm_with_attention(inputs: TextInputs, attention: AttentionData) -> dict[int, Any]:
     """6: delta, B and C with attention received and paid."""
-    return {
-        layer: ssm_attention_correlations(
-            parts, attention.layers[layer].absolute[0], seed=inputs.seed
+    found = {}
+    for layer, parts in inputs.captured.components.items():
+        absolute, written = attention.layers[layer].absolute[0], attention.layers[layer].written
+        found[layer] = ssm_attention_correlations(
+            parts, absolute, given_map=None if written is None else written[0], seed=inputs.seed
         )
-        for layer, parts in inputs.captured.components.items()
-    }
+    return found
 
 
 def evolution_by_method(

@@ -66,6 +66,7 @@ if TYPE_CHECKING:
         attention_row,
         decayed_products,
         implicit_attention,
+        magnitude_maps,
     )
     from selective_scan.scan import (
         scan_hidden_states,
@@ -82,6 +83,7 @@ __getattr__, __dir__, __all__ = lazy_names(
             "attention_row",
             "decayed_products",
             "implicit_attention",
+            "magnitude_maps",
         ],
         "selective_scan.scan": [
             "scan_hidden_states",

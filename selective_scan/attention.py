@@ -32,6 +32,8 @@ _PRODUCT_FLOATS = 1 << 19
 # Sources that a row of attention takes at once.
 _BLOCK = 16
 
+_Reduce = Callable[[Tensor, Tensor | None], Tensor]
+
 
 @torch.no_grad()
 @in_full_precision
@@ -125,6 +127,46 @@ def attention_map(
             _add_causal_pairs(result[row], pairs, reduce)
         result[row] *= weights.scale
     return result
+
+
+@torch.no_grad()
+@in_full_precision
+def magnitude_maps(
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    values: Tensor,
+    *,
+    own_share: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Mean over heads of |alpha[t, s]|, and over channels of |alpha[t, s] v_s|: (b, l, l) each.
+
+    ``values`` v (b, l, H), or (b, l, d_inner) for heads of several channels. The numbers of two
+    calls of :func:`attention_map`, ``absolute`` and with v as the ``key_weight`` of one, from one
+    product. Raises ValueError and costs as there; the second map half a pass more over products.
+    """
+    check_given(C=C)
+    check_parameters(delta, A, B, C)
+    check_own_share(own_share, delta)
+    check_weights(delta, key_weight=values)
+    B, C = with_groups(B), with_groups(C)
+    dtype = compute_dtype(delta, A, B, C)
+    batch, length, num_heads = delta.shape
+    group = torch.arange(num_heads, device=delta.device) // (num_heads // B.shape[2])
+    result = delta.new_zeros(batch, 2, length, length, dtype=dtype)
+    for row in range(batch):
+        unit, scale = _unit_scale(values, row, num_heads, dtype)
+        weight = unit.abs().mean(-1, keepdim=True).transpose(0, 1).contiguous()  # (H, l, 1)
+        for start in range(0, num_heads, _HEADS_PER_PASS):
+            part = slice(start, start + _HEADS_PER_PASS)
+            operands = delta[row], A, B[row], C[row], part, group[part], dtype
+            pairs = _pairs(*operands, own_share=_row(own_share, row), by_head=True)
+            pairs = pairs._replace(channels=(weight[part], weight[part]))
+            _add_causal_pairs(result[row], pairs, _magnitudes_and_weighted)
+        result[row] /= num_heads
+        result[row, 1] *= scale
+    return result[:, 0], result[:, 1]
 
 
 @torch.no_grad()
@@ -343,15 +385,15 @@ def _pairs(
     return _Pairs(own.sum(-1), query, step.unsqueeze(-1) * shared(B), decay)
 
 
-def _add_causal_pairs(out: Tensor, pairs: _Pairs, reduce: Callable[[Tensor], Tensor]) -> None:
+def _add_causal_pairs(out: Tensor, pairs: _Pairs, reduce: _Reduce) -> None:
     """Add the products of decayed queries and keys for all s <= t to ``out`` (..., l, l).
 
-    ``reduce`` takes products (o, ...) and returns them without o, or with it as ``out`` has it.
-    Works in place on the queries and keys.
+    ``reduce`` takes products (o, ...) and weights of their keys, and returns them without o, or
+    with what ``out`` has in its place. Works in place on the queries and keys.
     """
     own, query, key, decay, channels = pairs
     length = query.shape[1]
-    out.diagonal(dim1=-2, dim2=-1).add_(reduce(own))
+    out.diagonal(dim1=-2, dim2=-1).add_(reduce(own, channels[1][..., 0] if channels else None))
     width = 1
     while width < length:
         for start, stop, count in _mergers(length, width):
@@ -376,7 +418,7 @@ def _add_products(
     query: Tensor,
     key: Tensor,
     weights: list[Tensor],
-    reduce: Callable[[Tensor], Tensor],
+    reduce: _Reduce,
 ) -> None:
     """Add reduce(query key^T), (o, m, w, g, N) with (o, m, v, g, N), to ``target`` (..., m, w, v).
 
@@ -389,20 +431,28 @@ def _add_products(
     for start in range(0, heads, step):
         part = slice(start, start + step)
         by_head = torch.matmul(query[part], key[part].mT)
+        if reduce is _magnitudes_and_weighted:
+            target.add_(reduce(by_head, weights[1][part].mT))
+            continue
         if weights:
             by_head *= torch.matmul(weights[0][part], weights[1][part].mT)
-        target.add_(reduce(by_head))
+        target.add_(reduce(by_head, None))
 
 
-def _sum(by_head: Tensor) -> Tensor:
+def _sum(by_head: Tensor, _: Tensor | None) -> Tensor:
     return by_head.sum(0)
 
 
-def _sum_of_magnitudes(by_head: Tensor) -> Tensor:
+def _sum_of_magnitudes(by_head: Tensor, _: Tensor | None) -> Tensor:
     return by_head.abs_().sum(0)
 
 
-def _each_head(by_head: Tensor) -> Tensor:
+def _magnitudes_and_weighted(by_head: Tensor, key_weight: Tensor | None) -> Tensor:
+    magnitudes = by_head.abs_()
+    return torch.stack([magnitudes.sum(0), (magnitudes * key_weight).sum(0)])
+
+
+def _each_head(by_head: Tensor, _: Tensor | None) -> Tensor:
     return by_head
 
 

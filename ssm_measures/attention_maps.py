@@ -35,7 +35,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from selective_scan.attention import attention_map, implicit_attention
+from selective_scan.attention import attention_map, implicit_attention, magnitude_maps
 from selective_scan.scan import half_life
 from ssm_measures.components import SSMComponents
 from suite_plumbing.arguments import LARGEST_INT, validate_int, whole_numbers
@@ -69,6 +69,14 @@ def written_map(components: SSMComponents) -> Tensor:
     """
     keep = components.attention_mask.unsqueeze(-1).to(components.u)
     return attention_map(**kernel_of(components), key_weight=components.u * keep, absolute=True)
+
+
+def absolute_maps(components: SSMComponents) -> tuple[Tensor, Tensor]:
+    """``mean_map`` of magnitudes and ``written_map``, from one product: (b, l, l) each."""
+    mask = components.attention_mask.to(components.u)
+    maps = magnitude_maps(**kernel_of(components), values=components.u * mask.unsqueeze(-1))
+    pairs = mask.unsqueeze(2) * mask.unsqueeze(1)
+    return maps[0] * pairs, maps[1] * pairs
 
 
 def contribution_map(components: SSMComponents, grad_y: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ import pandas as pd
 from torch import Tensor
 
 from mamba_mixers.weights import MixerParameters
-from ssm_measures.attention_maps import limited_by_text, mean_map
+from ssm_measures.attention_maps import absolute_maps, limited_by_text, mean_map
 from ssm_measures.attention_measures import (
     MemoryKernel,
     QueryStatistics,
@@ -60,6 +60,8 @@ class LayerAttention(ShownObject):
     """number of the layer; None where nobody said"""
     tokens: tuple[tuple[str, ...], ...] | None = None
     """by text, its tokens without padding; None where only ids were at hand"""
+    written: Tensor | None = None
+    """mean of |alpha u| over channels: see :func:`ssm_measures.attention_maps.written_map`"""
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a token, as a query: entropy, strength, shares and mean distance of its row."""
@@ -170,11 +172,11 @@ class AttentionData:
 def layer_attention(components: SSMComponents) -> LayerAttention:
     """Maps of one layer and their measures.
 
-    Cost: :func:`selective_scan.attention_map` twice, once ``absolute``, and the states' inner
-    products; memory 3 maps of b l^2 floats and what those functions state.
+    Cost: :func:`selective_scan.attention_map`, :func:`selective_scan.magnitude_maps` and inner
+    products of the states; memory 4 maps of b l^2 floats and what those functions state.
     """
     mask = components.attention_mask
-    absolute, synthetic = mean_map(components, absolute=True), synthetic_attention(components)
+    (absolute, written), synthetic = absolute_maps(components), synthetic_attention(components)
     return LayerAttention(
         signed=mean_map(components),
         absolute=absolute,
@@ -183,6 +185,7 @@ def layer_attention(components: SSMComponents) -> LayerAttention:
         kernel=memory_kernel(absolute, mask),
         agreement=map_agreement(absolute, synthetic, mask),
         limited=limited_by_text(components),
+        written=written,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from selective_scan.attention import attention_map, implicit_attention
+from selective_scan.attention import implicit_attention, magnitude_maps
 from selective_scan.operands import with_groups
 from selective_scan.scan import half_life, scan_hidden_states
 from ssm_measures.attention_maps import LIMITED_SHARE, kernel_of
@@ -131,9 +131,7 @@ def layer_text(scan: ScanOperands, max_heads: int) -> LayerText:
     """
     heads = measured_heads(scan.delta.shape[2], with_groups(scan.B).shape[2], max_heads)
     some = operands_of(scan, heads)
-    kernel = kernel_of(some)
-    absolute = attention_map(**kernel, absolute=True)
-    written = attention_map(**kernel, key_weight=some.u, absolute=True)
+    absolute, written = magnitude_maps(**kernel_of(some), values=some.u)
     mask = torch.ones(absolute.shape[:2], dtype=torch.long, device=absolute.device)
     write, retain = energies(some)
     half_lives = half_life(scan.delta[0].mean(0), scan.A)

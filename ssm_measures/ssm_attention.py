@@ -70,6 +70,7 @@ def ssm_attention_correlations(
     components: SSMComponents,
     absolute_map: Values,
     *,
+    given_map: Values | None = None,
     num_channels: int = NUM_CHANNELS,
     seed: int = 0,
 ) -> SSMAttentionCorrelations:
@@ -79,9 +80,9 @@ def ssm_attention_correlations(
     (`selective_scan.attention_map(..., absolute=True)`). Over tokens, with sums over the `horizon`
     tokens after a source (`received`) or before a query (`paid`), and the mean distance of these:
     mean delta with received, paid and distance; |B| with received; |C| with paid. `given` is
-    received of |alpha u|, what later tokens get: delta and |B| with it. Over
-    `num_channels` seeded random channels: half-life (of the slowest state at the mean delta) and
-    mean delta with the strength (mean paid) and mean distance of the channel's own attention.
+    received of |alpha u|, what later tokens get, by `given_map` (`attention_maps.written_map`; None:
+    made here): delta and |B| with it. Over `num_channels` seeded random channels: half-life (of the
+    slowest state at the mean delta) and mean delta with the strength (mean paid) and mean distance of the channel's own attention.
 
     Raises ValueError for more than one text, padding, or a map of another shape or with negative or
     non-finite entries. Cost: a map of magnitudes, O(l * horizon) and the draws; num_channels maps
@@ -92,7 +93,8 @@ def ssm_attention_correlations(
     length = len(weights)
     horizon = min(_HORIZON, length // 4)
     received, paid, distance = _windowed_attention(weights, horizon)
-    given, _, _ = _windowed_attention(written_map(components)[0].double().numpy(), horizon)
+    written = written_map(components)[0] if given_map is None else given_map
+    given, _, _ = _windowed_attention(as_float64(written), horizon)
     sources, queries = slice(0, length - horizon), slice(horizon, length)
     token_delta = components.delta[0].double().mean(dim=1).numpy()
     # In all groups of heads, which share B and C within a group.

@@ -14,6 +14,7 @@ from selective_scan.attention import (
     attention_row_by_head,
     decayed_products,
     implicit_attention,
+    magnitude_maps,
 )
 from token_statistics.description import relative_error
 
@@ -55,6 +56,22 @@ def test_maps_and_their_rows_are_those_of_the_loop(shape, dtype, weights, absolu
             row = attention_row(**parameters, query=token, **options)
             assert row.dtype == dtype
             assert relative_error(row, expected[:, token]) <= BOUND[dtype]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_magnitudes_and_what_is_written_are_those_of_the_loop(shape, dtype):
+    for length in (1, 2, 17, 33):
+        operands = make_operands(shape, length, dtype=dtype)
+        parameters = without(operands, "u", "D")
+        alpha = reference.implicit_attention(**parameters).abs()
+        values = operands["u"].flatten(2)
+        absolute, written = magnitude_maps(**parameters, values=values)
+        assert absolute.dtype == written.dtype == dtype
+        assert relative_error(absolute, alpha.mean(1)) <= BOUND[dtype]
+        by_head = values.double().abs().unflatten(2, (alpha.shape[1], -1)).mean(3)
+        expected = torch.einsum("bhts,bsh->bts", alpha, by_head) / alpha.shape[1]
+        assert relative_error(written, expected) <= BOUND[dtype]
 
 
 @pytest.mark.parametrize("absolute", [False, True])

@@ -186,6 +186,15 @@ def test_a_short_logarithmic_range_has_more_labels_than_powers_of_ten(ax):
     assert {"0.02", "0.05", "0.1", "0.2", "0.5"} <= set(labels)
 
 
+def test_powers_of_ten_are_plain_text(ax):
+    ax.plot([0, 1], [2e-4, 3.0])
+    primitives.log_axis(ax, "y")
+    ax.figure.canvas.draw()
+    labels = [label.get_text() for label in ax.get_yticklabels()]
+    assert {"10⁻³", "10⁻¹", "10⁰"} <= set(labels)
+    assert [primitives.power_of_ten(x) for x in (0.0, 2e-12, 5e3)] == ["0", "2×10⁻¹²", "5×10³"]
+
+
 def test_zeros_stay_on_a_linear_axis(ax):
     ax.plot([0, 1], [0, 0])
     assert primitives.log_axis(ax, "y").get_yscale() == "linear"
