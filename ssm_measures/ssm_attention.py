@@ -80,9 +80,10 @@ def ssm_attention_correlations(
     (`selective_scan.attention_map(..., absolute=True)`). Over tokens, with sums over the `horizon`
     tokens after a source (`received`) or before a query (`paid`), and the mean distance of these:
     mean delta with received, paid and distance; |B| with received; |C| with paid. `given` is
-    received of |alpha u|, what later tokens get, by `given_map` (`attention_maps.written_map`; None:
-    made here): delta and |B| with it. Over `num_channels` seeded random channels: half-life (of the
-    slowest state at the mean delta) and mean delta with the strength (mean paid) and mean distance of the channel's own attention.
+    received of |alpha u|, what later tokens get, by `given_map` (`attention_maps.written_map`;
+    None: made here): delta and |B| with it. Over `num_channels` seeded random channels: half-life
+    (of the slowest state at the mean delta) and mean delta with the strength (mean paid) and mean
+    distance of the channel's own attention.
 
     Raises ValueError for more than one text, padding, or a map of another shape or with negative or
     non-finite entries. Cost: a map of magnitudes, O(l * horizon) and the draws; num_channels maps
