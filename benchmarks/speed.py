@@ -41,6 +41,8 @@ from torch import Tensor
 from transformers import MambaConfig, MambaForCausalLM
 
 from analysis_pipelines.overview import text_facts
+from analysis_pipelines.prediction_parts import MAX_TOKENS
+from analysis_pipelines.predictions import maps_of_logits
 from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from benchmarks.other_ways import (
     Operands,
@@ -54,7 +56,7 @@ from mamba_mixers.mamba3 import Mamba3Config, Mamba3ForCausalLM
 from mamba_mixers.running import fast_scan
 from selective_scan.attention import attention_map
 from selective_scan.scan import scan_hidden_states
-from ssm_component_extractor import capture
+from ssm_component_extractor import capture, capture_by_scan
 from ssm_measures.layer_overview import heads_that_fit
 from suite_plumbing.arguments import DEFAULT_LAYERS, validate_choice, validate_int
 from suite_plumbing.commands import run_main
@@ -242,6 +244,20 @@ def overview_rows(bench: Bench) -> list[Row]:
     return [_in_stock_passes("overview of a text, all layers", ours, stock, 0.7)]
 
 
+def predictions_rows(bench: Bench) -> list[Row]:
+    """What made each prediction, as the main analysis reads a text, in stock forward passes."""
+    length = bench.sizes.length
+    ids = bench.ids(length)
+
+    def read() -> object:
+        captured, logits = capture_by_scan(bench.model, ids, MAX_TOKENS)
+        return maps_of_logits(bench.model, captured, logits[:MAX_TOKENS])
+
+    stock, ours = bench.times(lambda: bench.stock_forward(length), read)
+    most = min(length, MAX_TOKENS)
+    return [_in_stock_passes(f"what made the first {most} predictions", ours, stock, 0.5)]
+
+
 def _in_stock_passes(work: str, ours: float, stock: float, goal: float) -> Row:
     return Row(work, ours, stock, "stock forward, F", "s", ours / stock, "F", goal)
 
@@ -355,6 +371,7 @@ ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "mamba3": mamba3_rows,
     "capture": capture_rows,
     "overview": overview_rows,
+    "predictions": predictions_rows,
     "states": states_rows,
     "mean_map": mean_map_rows,
     "absolute_map": absolute_map_rows,

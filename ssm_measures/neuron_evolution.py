@@ -52,6 +52,8 @@ NUM_SHIFTS = 20
 
 _MAX_LAG = 32
 
+_FLOATS_AT_ONCE = 1 << 18  # of shifted Gram matrices: for a CPU's second-level cache
+
 
 @dataclass(frozen=True, eq=False)
 class NeuronEvolution:
@@ -205,16 +207,20 @@ def _null_draws(
         maps = [text[kept][:, kept] for text, kept in zip(b.attention, keep, strict=True)]
         gathering = torch.block_diag(*maps).float()
     observed, draws = torch.from_numpy(tokens.rows), []
-    for shift in draw_shifts(tokens.axis_lengths, num_shifts, seed, tokens.num_distinct):
+    shifts = draw_shifts(tokens.axis_lengths, num_shifts, seed, tokens.num_distinct)
+    parts = min(len(shifts), -(-len(shifts) * gram.numel() // _FLOATS_AT_ONCE))
+    for some in np.array_split(shifts, parts):
         # What is no observation stays where it is: values are gathered from it too.
-        rows = torch.arange(len(channels))
-        rows[observed] = torch.from_numpy(tokens.order(shift))
-        shifted = gram[rows][:, rows]
+        rows = torch.arange(len(channels)).repeat(len(some), 1)
+        rows[:, observed] = torch.from_numpy(tokens.order(some))
+        shifted = gram[rows].gather(2, rows.unsqueeze(1).expand(-1, len(channels), -1))
         if gathering is not None:
             shifted = gathering @ shifted @ gathering.mT
-        left = course.taken_out_(shifted[observed][:, observed])
-        left = course.taken_out_(left.mT.contiguous())
-        draws.append(_gram_cka(gram_x, _centred(left), course.freedom))
+        left = shifted[:, observed][:, :, observed]
+        for _ in range(2):  # a Gram matrix is symmetric: of the columns, then of the rows
+            by_token = left.movedim(2, 0).contiguous()
+            left = course.taken_out_(by_token.flatten(1)).view_as(by_token).transpose(0, 1)
+        draws += [_gram_cka(gram_x, one, course.freedom) for one in _centred(left)]
     return np.array(draws)
 
 
@@ -225,9 +231,11 @@ def centred_gram(values: torch.Tensor) -> torch.Tensor:
 
 
 def _centred(gram: torch.Tensor) -> torch.Tensor:
-    """Gram matrix of the centred values, scaled to mean diagonal 1."""
-    centred = gram - gram.mean(dim=0) - gram.mean(dim=1, keepdim=True) + gram.mean()
-    return centred / centred.diagonal().mean().clamp_min(1e-30)
+    """Gram matrix (..., l, l) of the centred values, scaled to mean diagonal 1."""
+    centred = gram - gram.mean(dim=-2, keepdim=True) - gram.mean(dim=-1, keepdim=True)
+    centred = centred + gram.mean(dim=(-2, -1), keepdim=True)
+    size = centred.diagonal(dim1=-2, dim2=-1).mean(-1)
+    return centred / size.clamp_min(1e-30)[..., None, None]
 
 
 def _gram_cka(gram_x: torch.Tensor, gram_y: torch.Tensor, freedom: float) -> float:
