@@ -52,8 +52,8 @@ def prediction_parts(
     ``text_0.prediction_sources`` (l, l), what token s gave to the logit after t, by all layers;
     biases are no token's. Of more than ``MAX_TEXTS`` texts the first ones, of longer ones the first
     ``MAX_TOKENS`` tokens. Raises AnalysisError for logits or parts that are NaN or infinite, and
-    where the model's final norm is none through which logits are led back. Cost: one forward pass a text by the suite's scan, and for
-    every layer one map of the full mixer.
+    where the model's final norm is none through which logits are led back. Cost: one forward pass a
+    text by the suite's scan, and for every layer one map of the full mixer.
     """
     _check_final_norm(model)
     losses, sections, tensors = {}, {}, {}
