@@ -45,5 +45,9 @@ def one_line_without_memory() -> None:
 def _said(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
     if says_no_memory(error):
         sys.stderr.write("error: out of memory\n")
+    elif isinstance(error, SystemError):  # C code that failed and set no exception
+        sys.stderr.write(
+            f"error: a library failed without a reason, as for lack of memory: {error}\n"
+        )
     else:
         sys.__excepthook__(kind, error, trace)

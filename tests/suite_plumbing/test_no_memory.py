@@ -24,6 +24,14 @@ def test_memory_that_ran_out_is_one_line(error, monkeypatch, capsys):
     assert capsys.readouterr().err == "error: out of memory\n"
 
 
+def test_a_library_that_fails_without_a_reason_is_one_line(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    one_line_without_memory()
+    sys.excepthook(SystemError, SystemError("error return without exception set"), None)
+    said = "error: a library failed without a reason, as for lack of memory: error return"
+    assert capsys.readouterr().err == f"{said} without exception set\n"
+
+
 @pytest.mark.parametrize("error", [ImportError("no module"), OSError(errno.ENOENT, "x")])
 def test_other_errors_are_what_they_were(error, monkeypatch, capsys):
     assert not says_no_memory(error)
