@@ -263,9 +263,8 @@ class SSMComponentExtractor(ModelAnalyzer):
         ``layer_indices``: a list (negatives count from the end), "all", or None for the default
         layers. Raises ValueError for a bad layer or text.
         """
-        self.components_ = capture_for(
-            self.model, self.tokenizer, layer_indices, input_text
-        ).components
+        captured = capture_for(self.model, self.tokenizer, layer_indices, input_text)
+        self.components_ = dict(captured.components)
         return self.components_
 
     @also_named(layer="layer_idx")

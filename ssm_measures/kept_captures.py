@@ -112,8 +112,9 @@ def _read(path: Path, outline: _Outline) -> Capture:
 
 
 def _components(path: Path, outline: _Outline, layer: int) -> SSMComponents:
-    tensors = {name: _tensor(path, f"{layer}/{name}") for name in outline.tensors[layer]}
-    return SSMComponents(**outline.components[layer], **tensors)
+    given = dict(outline.components[layer])
+    given |= {name: _tensor(path, f"{layer}/{name}") for name in outline.tensors[layer]}
+    return SSMComponents(**given)
 
 
 def _tensor(path: Path, name: str) -> Tensor:

@@ -103,7 +103,9 @@ def test_layers_of_any_kind_of_whole_number(number):
 
 
 def test_every_argument_that_counts_takes_numpys_integers():
-    model, i = make_tiny_model(), np.int64
+    model = make_tiny_model()
+    i: Any = np.int64
+    several: Any = np.array([5, 6])
     captured = capture(model, IDS, None, [0, 1])
     target = resolve_target("logit", token=i(5), position=i(3))
     assert (target.token_id, target.position) == (5, 3)
@@ -113,15 +115,15 @@ def test_every_argument_that_counts_takes_numpys_integers():
     ]
     assert torch.equal(*by_baseline)
     for intervention, plain in (
-        (reset_state(np.array([5, 6]), i(1)), reset_state([5, 6], 1)),
+        (reset_state(several, i(1)), reset_state([5, 6], 1)),
         (set_neuron(i(1), i(3)), set_neuron(1, 3)),
     ):
         effects = [intervention_effects(model, captured, one).kl for one in (intervention, plain)]
         assert torch.equal(*effects)
     curve = causal_memory_curve(model, captured, i(1), [i(5)], i(4))
     assert torch.equal(curve.kl, causal_memory_curve(model, captured, 1, [5], 4).kl)
-    ablated = ablation_effects(model, captured, i(0), np.array([0, 2]), resolve_target())
-    assert torch.equal(ablated.neurons, torch.tensor([0, 2]))
+    ablated = ablation_effects(model, captured, i(0), several, resolve_target())
+    assert torch.equal(ablated.neurons, torch.tensor([5, 6]))
 
 
 def test_a_seed_or_a_count_that_is_none_is_refused():
