@@ -221,6 +221,12 @@ def _biases(components: SSMComponents, parameters: MixerParameters, gain: Tensor
     return selective_scan(gain * parameters.conv_bias, *operands)
 
 
+def _allowed_error(u: Tensor) -> float:
+    """Of u beside what it is rebuilt from: a step of the dtype that the mixer rounded it to."""
+    is_bfloat16 = bool((u.bfloat16().to(u) == u).all())
+    return torch.finfo(torch.bfloat16).eps if is_bfloat16 else 1e-3
+
+
 def _convolution_gain(components: SSMComponents, parameters: MixerParameters) -> Tensor:
     """sigmoid(p) (b, l, d_inner) with p the convolution's output, so that u = p sigmoid(p); 0 at
     padding."""
@@ -231,7 +237,8 @@ def _convolution_gain(components: SSMComponents, parameters: MixerParameters) ->
     x = F.pad(components.conv_input.mT, (weight.shape[2] - 1, 0))
     p = F.conv1d(x, weight, parameters.conv_bias, groups=len(weight)).mT
     gain = torch.sigmoid(p) * mask
-    if (gain * p - components.u).norm() > 1e-3 * components.u.norm():
+    u = components.u
+    if (gain * p - u).norm() > _allowed_error(u) * u.norm():
         raise ValueError(
             "components and parameters do not belong together: SiLU of the convolution of "
             "conv_input is not u. Pass the parameters of the same layer; an activation other than "

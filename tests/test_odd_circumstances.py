@@ -76,6 +76,15 @@ def test_the_analysis_with_another_default_dtype_or_without_return_dict():
         assert delta_means(model) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_is_analysed_whole(dtype):
+    analyzer = CorrectedRecursiveSSMAttentionNeuronAnalyzer(
+        make_tiny_model().to(dtype), tokenizer=make_tiny_tokenizer()
+    )
+    results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS, [1])
+    assert results["self_check"]["without_result"] == {}
+
+
 def test_a_backbone_is_refused_where_logits_are_explained():
     with pytest.raises(UnsupportedModelError, match="has no logits; load it with AutoModelForC"):
         explain(make_tiny_model().backbone, IDS, LOGIT)

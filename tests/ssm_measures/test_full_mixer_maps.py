@@ -101,3 +101,15 @@ def test_a_delta_of_zero_has_a_full_mixer_map():
     )  # fmt: skip
     maps = full_mixer_head_maps(components, parameters)
     assert error(maps.tokens[0], M) < BOUND[torch.float64]
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_model_in_half_precision_has_its_maps_and_no_others(dtype):
+    model = make_tiny_model().to(dtype)
+    ids = torch.arange(2, 22)[None]
+    parts = capture(model, ids, None, [0, 1]).components
+    weights = {layer: mixer_parameters(site) for layer, site in find_mixers(model).items()}
+    found = known(full_mixer_map(parts[0], weights[0]).tokens)
+    assert bool(found.isfinite().all())
+    with pytest.raises(ValueError, match="do not belong together"):
+        full_mixer_map(parts[0], weights[1])
