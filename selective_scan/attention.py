@@ -156,7 +156,7 @@ def magnitude_maps(
     group = torch.arange(num_heads, device=delta.device) // (num_heads // B.shape[2])
     result = delta.new_zeros(batch, 2, length, length, dtype=dtype)
     for row in range(batch):
-        unit, scale = _unit_scale(values, row, num_heads, dtype)
+        unit, scale = _at_unit_scale(values[row], num_heads, dtype)
         weight = unit.abs().mean(-1, keepdim=True).transpose(0, 1).contiguous()  # (H, l, 1)
         for start in range(0, num_heads, _HEADS_PER_PASS):
             part = slice(start, start + _HEADS_PER_PASS)
@@ -449,7 +449,8 @@ def _sum_of_magnitudes(by_head: Tensor, _: Tensor | None) -> Tensor:
 
 def _magnitudes_and_weighted(by_head: Tensor, key_weight: Tensor | None) -> Tensor:
     magnitudes = by_head.abs_()
-    return torch.stack([magnitudes.sum(0), (magnitudes * key_weight).sum(0)])
+    weighted = magnitudes if key_weight is None else magnitudes * key_weight
+    return torch.stack([magnitudes.sum(0), weighted.sum(0)])
 
 
 def _each_head(by_head: Tensor, _: Tensor | None) -> Tensor:
@@ -493,11 +494,13 @@ def _unit_scale(weight: Tensor | None, row: int, num_heads: int, dtype: torch.dt
 
     Gradients as weights may be of any size; at unit scale the cut-off for decays suits them.
     """
-    if weight is None:
-        return None, 1.0
-    scale = weight[row].abs().max().to(dtype)
+    return (None, 1.0) if weight is None else _at_unit_scale(weight[row], num_heads, dtype)
+
+
+def _at_unit_scale(weight: Tensor, num_heads: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    scale = weight.abs().max().to(dtype)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return weight[row].to(dtype).unflatten(-1, (num_heads, -1)) / scale, scale
+    return weight.to(dtype).unflatten(-1, (num_heads, -1)) / scale, scale
 
 
 def _chosen_heads(heads: Sequence[int], delta: Tensor) -> Tensor:
