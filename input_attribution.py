@@ -396,7 +396,7 @@ def _command(argv: list[str]) -> int:
             job.model, text.input_ids, target, seed=args.seed, tokenizer=job.tokenizer
         )
         found = attribute(explained, args.method)
-        token = job.tokenizer.convert_ids_to_tokens(int(explained.target.token))
+        token = str(job.tokenizer.convert_ids_to_tokens(int(explained.target.token)))
         what = f"{args.target} of '{readable_token(token)}'"
         lines += _lines(index, what, text.tokens, found)
         results[f"text_{index}"] = {

@@ -90,6 +90,11 @@ class PatchingResult:
         share = a.mean() / b.mean()
         return mean_interval(share + (a - share * b) / b.mean(), seed=self.seed)
 
+    def __repr__(self) -> str:
+        sites, count = ", ".join(self.patched), len(self.clean)
+        pairs = "1 pair" if count == 1 else f"{count} pairs"
+        return f"<PatchingResult of {sites}: {pairs}, {self.direction}, {self.metric}>"
+
     def rows(self) -> list[dict[str, Any]]:
         """One row a site, layer and token, for a table."""
         effects, controls, bounds = self.effect, self.control, self.interval
@@ -197,6 +202,9 @@ class AttributionResult:
     """by layer with an SSM, (n, l, l) change by what a query (row) takes from a source"""
     neurons: dict[int, Tensor]
     """by layer with an SSM, (n, d_inner) change by one neuron at every token"""
+
+    def __repr__(self) -> str:
+        return f"<AttributionResult: {repr(self.nodes)[1:-1]}, to first order>"
 
     @property
     def edge_effect(self) -> pd.DataFrame:

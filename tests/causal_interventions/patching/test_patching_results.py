@@ -93,3 +93,14 @@ def test_attribution_agrees_with_itself_and_not_with_other_pairs():
         result.neuron_effect(0)
     json.dumps(result.to_dict(found), allow_nan=False)
     assert "edges" in result.tensors()
+
+
+def test_results_are_one_line():
+    found = made()
+    assert repr(found) == "<PatchingResult of state: 8 pairs, denoising, logit_difference>"
+    assert repr(made(1)) == "<PatchingResult of state: 1 pair, denoising, logit_difference>"
+    estimate = AttributionResult(found, 0, torch.zeros(8, 1, 1, 3), {}, {})
+    assert repr(estimate) == (
+        "<AttributionResult: PatchingResult of state: 8 pairs, denoising, logit_difference, to "
+        "first order>"
+    )
