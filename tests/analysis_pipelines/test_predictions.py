@@ -48,6 +48,21 @@ def test_a_row_is_the_attribution_of_that_position(name):
                 assert float(value[t]) == pytest.approx(expected, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["mamba", "mamba2", "zamba2"])
+def test_sums_over_layers_are_those_of_the_model_in_float64(name):
+    tokens = torch.arange(IDS.shape[1]) + 20
+    found = prediction_maps(make_model(name), IDS, tokens)
+    exact = prediction_maps(make_model(name).double(), IDS, tokens)
+    assert exact.sources.dtype == torch.float64
+    # Float32 rounding of a sum over the channels of all layers.
+    bound = 2e-5 * float(exact.largest.max())
+    torch.testing.assert_close(found.sources.double(), exact.sources, rtol=0, atol=bound)
+    for layer, by_path in exact.paths.items():
+        for path, values in by_path.items():
+            close = found.paths[layer][path].double()
+            torch.testing.assert_close(close, values, rtol=0, atol=bound)
+
+
 def test_as_many_tokens_as_positions(tiny_model):
     with pytest.raises(ValueError, match="tokens has 3 ids; the text has 12 positions"):
         prediction_maps(tiny_model, IDS, torch.tensor([1, 2, 3]))
