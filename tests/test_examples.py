@@ -68,6 +68,24 @@ def test_direct_attribution_shows_parts_that_sum_to_the_logit(monkeypatch):
     assert len(shown(notebook, "text/html")) == 5
 
 
+def test_patching_shows_where_the_answer_sits(monkeypatch):
+    notebook = executed("patching", monkeypatch)
+    printed = "".join(shown(notebook, "text"))
+    clean, corrupt = map(float, re.findall(r"([+-]\d+\.\d+)(?= (?:logits|in))", printed))
+    assert clean > corrupt
+    effects = [float(x) for x in re.findall(r"effect (-?\d+\.\d+)", printed)]
+    assert effects == pytest.approx([1.0, 1.0], abs=0.02)
+    # What the notebook says of the tokens between: the state of layer 11 has it, nothing else.
+    stream, state = re.findall(
+        r"between: layer 11 (\S+) to \S+, other layers at most (\S+)", printed
+    )
+    assert max(map(float, stream)) < 0.1
+    assert float(state[0]) > 0.9
+    assert float(state[1]) < 0.1
+    assert len(shown(notebook, "image/png")) == 1
+    assert len(shown(notebook, "text/html")) == 1
+
+
 def test_mamba_130m_uses_what_there_is_to_use(monkeypatch):
     notebook = executed("mamba_130m", monkeypatch)
     assert "Largest replay error" in shown(notebook, "text/html")[0]
@@ -112,7 +130,7 @@ def test_notebooks_are_committed_empty_and_small(path):
 
 def test_each_notebook_has_a_test():
     assert [path.stem for path in EMPTY] == [
-        "causal_memory", "direct_attribution", "first_look", "mamba_130m",
+        "causal_memory", "direct_attribution", "first_look", "mamba_130m", "patching",
     ]  # fmt: skip
 
 
