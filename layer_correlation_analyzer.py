@@ -32,6 +32,7 @@ from transformers import PreTrainedModel
 
 from mamba_mixers.sites import find_mixers, model_layers, num_layers
 from result_views.step_lines import step_lines
+from result_views.terminal_lines import wrapped
 from ssm_component_extractor import (
     capture_each,
     capture_for,
@@ -83,6 +84,7 @@ from token_statistics.time_shift_nulls import (
     spearman_shift_test,
     undefined,
 )
+from token_statistics.verdict_rules import ONE_TEXT
 
 STREAMS = {
     "residual": lambda captured, layer: captured.block_outputs[layer],
@@ -453,7 +455,7 @@ def _write_corpus(job: Job) -> str:
         path = write_step_results(job, "layer_correlations.json", results)
     return "\n".join(
         [
-            *step_lines(_pair_rows(found)),
+            *_pair_lines([found]),
             f"Wrote {path} and {_drawn(path, job.args.formats)} beside it.",
         ]
     )
@@ -501,15 +503,24 @@ def _write_all(job: Job) -> str:
         path = write_step_results(job, "layer_correlations.json", results)
         write_csv(job.output_dir / _PAIRS_NAME, rows, columns)
         write_tensors(job.output_dir / _TENSORS_NAME, tensors)
-    lines = step_lines([row for pairs in correlations.values() for row in _pair_rows(pairs)])
+    lines = _pair_lines(list(correlations.values()))
     picture = _drawn(path, job.args.formats)
     wrote = f"Wrote {path}, {_PAIRS_NAME}, {_TENSORS_NAME} and {picture} beside it."
     return "\n".join([*lines, wrote])
 
 
-def _pair_rows(
-    pairs: Mapping[str, CrossLayerCorrelation] | Mapping[str, StreamedCorrelation],
-) -> list[dict[str, Any]]:
+_Pairs = Mapping[str, CrossLayerCorrelation] | Mapping[str, StreamedCorrelation]
+
+
+def _pair_lines(streams: Sequence[_Pairs]) -> list[str]:
+    """The pairs of each stream as a table, and what they do not say of one independent text."""
+    alone = any(pair.num_groups < 2 for pairs in streams for pair in pairs.values())
+    lines = step_lines([row for pairs in streams for row in _pair_rows(pairs)])
+    caveat = f"{ONE_TEXT[0].upper()}{ONE_TEXT[1:]}."
+    return [*lines, *wrapped([caveat] if alone else [])]
+
+
+def _pair_rows(pairs: _Pairs) -> list[dict[str, Any]]:
     """A line a pair of layers: mean |r| over pairs of channels, and what chance gives."""
     rows = []
     for pair in pairs.values():

@@ -213,8 +213,20 @@ def test_the_command_writes_its_files(tiny_model_dir, tmp_path, capsys):
     header = (out / "top_pairs.csv").read_text().splitlines()[0]
     assert header.startswith("stream,layer_a,layer_b,channel_a,channel_b,r")
     assert (out / "layer_activations.safetensors").exists()
-    assert "layer_correlations.json" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "layer_correlations.json" in printed
+    assert "One independent text" not in printed
     assert main([*options, "--layers", "9", "--output-dir", str(out)]) == 2
+
+
+@pytest.mark.parametrize("streamed", [[], ["--stream", "mixer"]])
+def test_near_copies_are_said_to_be_one_text(tiny_model_dir, tmp_path, capsys, streamed):
+    words = [f"{a}{b}" for a in "abcdefgh" for b in "klmnopqr"]
+    texts = [" ".join([*words, end]) for end in ("one", "two")]
+    given = [part for text in texts for part in ("--text", text)]
+    options = ["--model", str(tiny_model_dir), "--layers", "0,2", "--quiet", "--device", "cpu"]
+    assert main([*options, *given, *streamed, "--output-dir", str(tmp_path / "out")]) == 0
+    assert "One independent text: what its layers share" in capsys.readouterr().out
 
 
 def test_the_command_streams_a_corpus(tiny_model_dir, tmp_path, capsys):

@@ -401,20 +401,20 @@ def group_names(values: Mapping[str, Sequence[float]]) -> dict[str, str]:
     return {name: f"{name} layers ({layers or 'none'})" for name, layers in used.items()}
 
 
-_ONE_TEXT = (
+ONE_TEXT = (
     "one independent text: what its layers share cannot be told apart from what position in a text "
     "brings about; give 2 or more that are not of one origin"
 )
 
 
-def apart_from_position(pair: Mapping[str, Any], name: str) -> Mapping[str, Any] | None:
+def apart_from_position(pair: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     """A pair of layers' null test by name; undefined where its texts are of one group.
 
     Layers that read other passages go together above their null where both drift with position
     alike. Only a smooth course can be taken out of one text, which leaves part of that.
     """
     if pair.get("num_groups", 2) < 2:
-        return {"value": None, "reason": _ONE_TEXT}
+        return {"value": None, "reason": ONE_TEXT}
     return pair[name]
 
 

@@ -22,6 +22,7 @@ from suite_plumbing.result_reading import (
     usable,
 )
 from token_statistics.findings import VERDICTS
+from token_statistics.verdict_rules import apart_from_position
 
 
 def ssm_title(results: Section) -> str:
@@ -132,10 +133,11 @@ def recursion_title(section: Section) -> str:
 
 
 def cross_layer_title(section: Section) -> str:
-    """How many pairs of successive layers have mixers correlated beyond their null."""
+    """How many pairs of successive layers have mixers correlated beyond their null; of one
+    independent text no number, for position alone may do that."""
     pairs = [] if failure(section) else section["mixer"].values()
     return _above(
-        [pair["mean_abs"] for pair in pairs], "Cross-layer correlations",
+        [apart_from_position(pair, "mean_abs") for pair in pairs], "Cross-layer correlations",
         "Mixers are correlated above their null in {} pairs of successive layers"
     )  # fmt: skip
 

@@ -93,6 +93,17 @@ def test_a_step_says_its_largest_layer():
     assert titles.step_title(rows[:2], "lag (tokens)", "Layer {}: {}") == "Lag (tokens) by layer"
 
 
+def test_one_independent_text_has_no_number_of_correlated_pairs():
+    def section(num_groups):
+        pair = {"mean_abs": {"value": 0.2, "null_high": 0.1}, "num_groups": num_groups}
+        return {"mixer": {"layer_0_to_3": pair}}
+
+    assert titles.cross_layer_title(section(2)) == (
+        "Mixers are correlated above their null in 1 of 1 pairs of successive layers"
+    )
+    assert titles.cross_layer_title(section(1)) == "Cross-layer correlations"
+
+
 def test_failed_sections_leave_the_plain_names():
     assert titles.cross_layer_title(FAILED) == "Cross-layer correlations"
     assert titles.recursion_title(FAILED) == "Recursive patterns"
