@@ -241,7 +241,7 @@ def _run_engine(run: _Run) -> bool:
     """Run what is missing; False where it was handed to a queue."""
     args, plan = run.args, run.plan
     if args.engine == "slurm":
-        submit_slurm(plan, args.workers, args.slurm_time, args.slurm_partition)
+        submit_slurm(plan, args.workers, args.slurm_time, args.slurm_partition, args.slurm_memory)
         return False
     engines = {"processes": run_here, "datatrove": run_datatrove, "ray": run_ray}
     engines[args.engine](plan, args.workers)

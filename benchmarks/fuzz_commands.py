@@ -120,7 +120,8 @@ COMMANDS = {
     "corpus_analysis": _Command(
         corpus_analysis.main,
         ("--split", "--text-field", "--tasks", "--workers", "--engine", "--max-failures",
-         "--batch-tokens", "--maps-every", "--importance-every", "--threads", "--slurm-time"),
+         "--batch-tokens", "--maps-every", "--importance-every", "--threads", "--slurm-time",
+         "--slurm-memory"),
         ("--layers", "0", "--importance-every", "0"), "texts",
     ),
     "long_memory": _Command(

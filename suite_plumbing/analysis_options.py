@@ -200,6 +200,7 @@ def corpus_analysis_options(argv: Argv = None) -> argparse.Namespace:
     add_number(parser, "threads", 1, "of each worker; they decide over last bits")
     parser.add_argument("--slurm-time", default="12:00:00", metavar="H:M:S", help="for slurm")
     parser.add_argument("--slurm-partition", default="cpu", metavar="NAME", help="for slurm")
+    add_number(parser, "slurm-memory", 8, "GB of a task, for slurm")
     parser.set_defaults(output_dir="corpus_analysis")
     return _checked_corpus(read_options(parser, argv))
 
@@ -208,7 +209,7 @@ def _checked_corpus(args: argparse.Namespace) -> argparse.Namespace:
     refuse_both(args, "dataset", "texts_file")
     refuse_both(args, "dataset", "text")
     least = {"workers": 1, "max_failures": 0, "batch_tokens": 2, "maps_every": 1,
-             "importance_every": 0, "threads": 1}  # fmt: skip
+             "importance_every": 0, "threads": 1, "slurm_memory": 1}  # fmt: skip
     for name, minimum in least.items():
         validate_int(name.replace("_", "-"), getattr(args, name), minimum)
     if args.tasks is not None:

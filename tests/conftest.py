@@ -1,12 +1,16 @@
 """Stand-ins shared by the tests: a tiny seeded Mamba, a tiny tokenizer, and a folder of both."""
 
+import os
 import sys
 from pathlib import Path
 
 from suite_plumbing.command_lines import wait_passively
 
-if "torch" not in sys.modules:  # the setting is read once, when torch is loaded
+if "torch" not in sys.modules:  # these settings are read once, when torch is loaded
     wait_passively()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        # Small tensors wait longer for a second thread than they take; processes share the cores.
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

@@ -15,7 +15,9 @@ import importlib.util
 import logging
 import multiprocessing
 import os
+import shlex
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -24,6 +26,7 @@ from typing import Any
 
 from analysis_pipelines.corpus.plan import Plan
 from analysis_pipelines.corpus.step import analyse
+from suite_plumbing.bundled import SUITE_DIR
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.result_files import try_lock
 
@@ -252,17 +255,29 @@ def run_datatrove(plan: Plan, workers: int) -> None:
     _check_complete(plan)
 
 
-def submit_slurm(plan: Plan, workers: int, time_limit: str, partition: str) -> None:
+def submit_slurm(
+    plan: Plan, workers: int, time_limit: str, partition: str, memory: int = 8
+) -> None:
     """Hand the tasks to Slurm by datatrove's SlurmPipelineExecutor, an array job; returns at once.
 
-    The same command without an engine, or with this one again, merges once all parts are there.
+    ``memory`` is a task's, GB. Jobs run this interpreter and find this suite at the same paths. The
+    same command without an engine, or with this one again, merges once all parts are there.
     """
+    threads = plan.settings.threads
     executor = importlib.import_module("datatrove.executor.slurm").SlurmPipelineExecutor(
         pipeline=[step_of(plan)], tasks=plan.settings.tasks, workers=workers, time=time_limit,
         partition=partition, gpus_per_task=int("cuda" in (plan.settings.device or "")),
         logging_dir=str(plan.folder / "logs"), skip_completed=False, job_name="corpus_analysis",
+        cpus_per_task=threads, mem_per_cpu_gb=-(-memory // threads), env_command=_environment(),
+        qos=None,  # the partition's own
     )  # fmt: skip
     executor.run()
+
+
+def _environment() -> str:
+    """Shell command after which a job finds datatrove's launcher and the modules of the suite."""
+    scripts, suite = (shlex.quote(str(path)) for path in (Path(sys.executable).parent, SUITE_DIR))
+    return f"export PATH={scripts}:$PATH PYTHONPATH={suite}:$PYTHONPATH"
 
 
 def run_ray(plan: Plan, workers: int) -> None:

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import os
 import signal
+import subprocess
 import threading
 from dataclasses import replace
 from types import SimpleNamespace
@@ -26,6 +27,7 @@ from analysis_pipelines.corpus.engines import (
     step_of,
     submit_slurm,
 )
+from suite_plumbing.bundled import SUITE_DIR
 from suite_plumbing.corpus_texts import Source
 from suite_plumbing.errors import AnalysisError
 
@@ -187,7 +189,8 @@ def test_datatroves_executor_gives_the_same_bits_and_goes_on(run, tmp_path):
     ("name", "made", "asked"),
     [
         ("Slurm", lambda plan: submit_slurm(plan, 8, "1:00:00", "gpu"),
-         {"time": "1:00:00", "partition": "gpu", "gpus_per_task": 1, "workers": 8, "tasks": 4}),
+         {"time": "1:00:00", "partition": "gpu", "gpus_per_task": 1, "workers": 8, "tasks": 4,
+          "cpus_per_task": 1, "mem_per_cpu_gb": 8, "qos": None}),
         ("Ray", lambda plan: run_ray(plan, 8), {"workers": 8, "tasks": 4}),
     ],
 )  # fmt: skip
@@ -219,6 +222,18 @@ def test_slurm_and_ray_are_given_the_step(run, tmp_path, monkeypatch, name, made
     if importlib.util.find_spec("datatrove") is not None:
         actual = getattr(real(module), f"{name}PipelineExecutor")
         inspect.signature(actual.__init__).bind(None, **given)
+
+
+def test_a_job_of_slurm_finds_the_interpreter_and_the_suite(run, tmp_path, monkeypatch):
+    """datatrove's launcher lies beside the interpreter, which need not be on the caller's PATH."""
+    folder = tmp_path / "an env" / "bin"
+    folder.mkdir(parents=True)
+    (folder / "launch_pickled_pipeline").write_text("#!/bin/sh\necho $PYTHONPATH\n")
+    (folder / "launch_pickled_pipeline").chmod(0o755)
+    monkeypatch.setattr(engines.sys, "executable", str(folder / "python"))
+    script = f"{engines._environment()}\nlaunch_pickled_pipeline"
+    done = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith(f"{SUITE_DIR}:")
 
 
 def test_a_worker_ends_when_the_one_that_started_it_is_gone(monkeypatch):
