@@ -456,8 +456,8 @@ def _figure(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def machine_facts(sizes: Sizes, runs: int) -> str:
-    """What the figures depend on, as a Markdown list."""
+def machine_facts(sizes: Sizes, runs: str) -> str:
+    """What the figures depend on, as a Markdown list; ``runs`` says how often each was taken."""
     facts = {
         "processor": _processor(),
         "cores, threads used": f"{os.cpu_count()}, {torch.get_num_threads()}",
@@ -465,7 +465,7 @@ def machine_facts(sizes: Sizes, runs: int) -> str:
         f"transformers {transformers.__version__}",
         "model": f"random weights, {sizes.layers} layers, d_model {sizes.hidden}, d_inner "
         f"{sizes.d_inner}, d_state {sizes.d_state}, {sizes.length} tokens, float32",
-        "runs": f"median of {runs} (of {5 * runs} for one layer); row by row once",
+        "runs": runs,
         "date": datetime.date.today().isoformat(),
     }
     return "\n".join(f"- {name}: {fact}" for name, fact in facts.items())
@@ -500,7 +500,8 @@ def _command(argv: list[str]) -> int:
     for name in names:
         logger.info("measuring %s", name)
         rows += ROWS[name](bench)
-    text = f"{machine_facts(sizes, runs)}\n\n{table(rows)}\n"
+    taken = f"median of {runs} (of {5 * runs} for one layer); row by row once"
+    text = f"{machine_facts(sizes, taken)}\n\n{table(rows)}\n"
     print(text)
     if args.save:
         keep(RESULTS, text)

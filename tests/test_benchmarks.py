@@ -1,6 +1,7 @@
 """The benchmarks compare ways that give the same numbers, and tell whether a goal is met."""
 
 import re
+import time
 from functools import partial
 
 import pytest
@@ -139,12 +140,17 @@ def test_an_unknown_row_is_answered_with_the_known_ones(capsys):
 def test_every_figure_of_a_whole_run_is_measured(monkeypatch, capsys):
     monkeypatch.setattr(whole_run, "SMOKE", SMOKE._replace(length=16, vocabulary=2048))
     written = []
-    monkeypatch.setattr(whole_run, "analyse_and_write", lambda ours, count: written.append(count))
+
+    def takes_its_time(ours, count):
+        written.append(count)
+        time.sleep(0.001 * count)
+
+    monkeypatch.setattr(whole_run, "analyse_and_write", takes_its_time)
     for name in whole_run.FIGURES:
         assert whole_run.main(["--smoke", "--measure", name]) == 0
         figures = [float(figure) for figure in capsys.readouterr().out.split()[-2:]]
         assert all(figure >= 0 for figure in figures)
-    assert written == [1, 2]
+    assert written == [1, 1, whole_run.FEW, 2]
     assert whole_run.main(["--smoke", "--save"]) == 2
     assert "tiny sizes are no result" in capsys.readouterr().err
 
