@@ -48,7 +48,7 @@ def test_every_row_runs_and_stands_in_the_table(monkeypatch, capsys):
     assert main(["--smoke", "--runs", "1", "--include-hopeless"]) == 0
     assert sorted(asked) == sorted(MEASURED)
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
-    assert len(lines) == 2 + 1 + 1 + 1 + 1 + 1 + 4 + 1 + 1 + 4 + 3 + 4
+    assert len(lines) == 2 + 1 + 1 + 1 + 1 + 1 + 4 + 1 + 1 + 4 + 3 + 6
     widths = {line.count("|") for line in lines}
     assert widths == {8}
 
