@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -23,16 +24,22 @@ from selective_scan.operands import (
     compute_dtype,
     with_groups,
 )
+from suite_plumbing.one_thread import one_thread
 from suite_plumbing.precision import in_full_precision
 
-# Tokens that one pass over the states handles. The temporaries of a block, about
-# _BLOCK * H * P * N floats, then stay in a CPU's second-level cache; also the distance
-# between the checkpoints from which the backward pass recomputes the states.
+# Tokens whose states are there at once: about _BLOCK * H * P * N floats, which stay near a CPU's
+# second-level cache; also the distance between the checkpoints from which the backward pass
+# recomputes the states. A CPU goes through a block token by token, all steps of one before the
+# next: what a step reads then lies in the cache still.
 _BLOCK = 16
 
 # The same on an accelerator, where a step of a token would be a handful of tiny kernels: a block
 # is run through in log2 of it passes (see `_accumulate`) of kernels that fill the device.
 _DEVICE_BLOCK = 256
+
+# Numbers of a state (b, H, P, N) up to which an operation on it takes one thread of a CPU less
+# time than waking another would.
+_FEW_STATES = 1 << 18
 
 
 class _Grouped(NamedTuple):
@@ -144,11 +151,12 @@ def scan_hidden_states(
     length = u.shape[1]
     result = h.new_empty(batch, length, groups, heads, width, states)
     by_time = result.transpose(0, 1)
-    size = _block_size(h)
-    for start in range(0, length, size):
-        block = slice(start, min(start + size, length))
-        _fill_states(by_time[block], _decay(operands, block), operands, block, h)
-        h = by_time[block.stop - 1]
+    decay = _passing_decay(operands, min(_block_size(h), length))
+    with _threads_for(h):
+        for block in _blocks(h, length):
+            h_block = by_time[block]
+            _fill_states(h_block, decay[: len(h_block)], operands, block, h)
+            h = h_block[-1]
     if own_share is not None:
         check_own_share(own_share, delta)
         later = ((1 - own_share) * delta).to(dtype).transpose(0, 1).unflatten(2, (groups, -1))
@@ -215,20 +223,20 @@ class _SelectiveScan(torch.autograd.Function):
     @staticmethod
     def forward(ctx, u, delta, A, B, C, initial_state, carry):
         operands = _Grouped(u, delta, A, B, C, carry)
-        length = u.shape[0]
-        size = _block_size(u)
-        num_blocks = -(-length // size)
-        checkpoints = initial_state.new_empty(num_blocks, *initial_state.shape)
-        states = initial_state.new_empty(min(size, length), *initial_state.shape)
+        blocks = _blocks(u, len(u))
+        size, state_shape = blocks[0].stop, initial_state.shape
+        checkpoints = initial_state.new_empty(len(blocks), *state_shape)
+        states, decay = initial_state.new_empty(size, *state_shape), _passing_decay(operands, size)
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
         h = initial_state
-        for index in range(num_blocks):
-            block = slice(index * size, min((index + 1) * size, length))
-            checkpoints[index] = h
-            h_block = states[: block.stop - block.start]
-            _fill_states(h_block, _decay(operands, block), operands, block, checkpoints[index])
-            _read_out(h_block, C[block], out=y[block])
-            h = h_block[-1]
+        with _threads_for(h):
+            for block, checkpoint in zip(blocks, checkpoints, strict=True):
+                count = block.stop - block.start
+                h_block = states[:count]
+                checkpoint.copy_(h)
+                _fill_states(h_block, decay[:count], operands, block, checkpoint)
+                _read_out(h_block, C[block], out=y[block])
+                h = h_block[-1]
         ctx.save_for_backward(u, delta, A, B, C, carry, checkpoints)
         return y, h.clone()
 
@@ -244,71 +252,124 @@ class _SelectiveScan(torch.autograd.Function):
         *tensors, checkpoints = ctx.saved_tensors
         # Finite, so that a state that forgets at once (A = -inf) has a gradient, of 0.
         tensors[2] = tensors[2].clamp_min(torch.finfo(tensors[2].dtype).min)
-        operands = _Grouped(*tensors)
-        u, delta, A, B, C = tensors[:5]
-        length, state_shape = u.shape[0], checkpoints.shape[1:]
-        grads = _Grouped(
-            torch.empty_like(u),
-            torch.empty_like(delta),
-            torch.zeros_like(A),
-            torch.empty_like(B),
-            torch.empty_like(C),
-            None,
-        )
-        size = _block_size(u)
-        buffer = u.new_empty(min(size, length) + 1, *state_shape)
-        carried = grad_final.clone()
-        for index in reversed(range(checkpoints.shape[0])):
-            block = slice(index * size, min((index + 1) * size, length))
-            count = block.stop - block.start
-            decay = _decay(operands, block)
-            buffer[0] = checkpoints[index]
-            states = buffer[: count + 1]
-            _fill_states(states[1:], decay, operands, block, states[0])
-            carried = _block_backward(operands, grads, block, decay, states, grad_y[block], carried)
-        return *grads[:5], carried, None
+        operands, blocks = _Grouped(*tensors), _blocks(tensors[0], len(tensors[0]))
+        asked = zip(tensors[:5], ctx.needs_input_grad[:5], strict=True)
+        grads = _Grouped(*(torch.zeros_like(x) if need else None for x, need in asked), None)
+        size, state_shape = blocks[0].stop, checkpoints.shape[1:]
+        states, grad_states = (checkpoints.new_empty(size + 1, *state_shape) for _ in range(2))
+        decay_shape, decay = _decay_shape(operands), grad_states[:-1]
+        # Where each state has a decay of its own, its gradient takes that one's place.
+        if not _steps_by_token(states) or decay_shape != state_shape:
+            decay = states.new_empty(size, *decay_shape)
+        grad_states[0] = grad_final
+        with _threads_for(grad_final):
+            for block, checkpoint in zip(reversed(blocks), checkpoints.flip(0), strict=True):
+                count = block.stop - block.start
+                states[0], grad_states[count] = checkpoint, grad_states[0]
+                _fill_states(states[1 : count + 1], decay[:count], operands, block, checkpoint)
+                of_block = decay[:count], states[: count + 1], grad_states[: count + 1]
+                _block_backward(operands, grads, block, *of_block, grad_y[block])
+        return *grads[:5], grad_states[0].clone(), None
 
 
-def _block_backward(operands, grads, block, decay, states, grad_y, carried):
-    """Write the gradients of one block into ``grads``; return the gradient of its first state.
+def _block_backward(operands, grads, block, decay, states, grad_states, grad_y):
+    """Write the gradients of one block into those of ``grads`` that are asked for.
 
     With g_t = dL/dh_t = C_t dL/dy_t + a_{t+1} g_{t+1} and a_t = exp(delta_t A):
     dL/d(delta_t u_t) = g_t B_t,  dL/dB_t = g_t (delta_t u_t),  dL/dC_t = h_t dL/dy_t,
-    dL/d(delta_t A) = a_t g_t h_{t-1}.
+    dL/d(delta_t A) = a_t g_t h_{t-1}. See ``_walk_back``.
     """
     u, delta, A, B, C, _ = operands
-    x = u[block] * delta[block].unsqueeze(-1)
-    g = grad_y.unsqueeze(-1) * C[block][:, :, :, None, None, :]
-    g[-1].add_(carried)
-    g = _accumulate_backwards(g, decay)
-    carried = decay[0] * g[0]
-    grads.C[block] = _project(grad_y, states[1:])
-    grads.B[block] = _project(x, g)
+    if grads.C is not None:
+        grads.C[block] = _project(grad_y, states[1:])
+    g, rate = _walk_back(decay, states, grad_states, grad_y, C[block])
+    step = delta[block].unsqueeze(-1)
+    if grads.B is not None:
+        grads.B[block] = _project(u[block] * step, g)
     grad_x = _read_out(g, B[block])
-    rate = g.mul_(states[:-1]).sum(-2) if g.shape[-2] > 1 else g.mul_(states[:-1]).squeeze(-2)
-    rate = (
-        rate.mul_(decay.squeeze(-2)) if A.shape[-1] > 1 else rate.sum(-1, True) * decay.squeeze(-2)
+    if grads.u is not None:
+        torch.mul(grad_x, step, out=grads.u[block])
+    rate = rate.sum(-2) if rate.shape[-2] > 1 else rate.squeeze(-2)
+    rate = rate if A.shape[-1] > 1 else rate.sum(-1, True)
+    if grads.A is not None:
+        grads.A.add_((rate * step).sum((0, 1)))
+    if grads.delta is not None:
+        torch.add((grad_x * u[block]).sum(-1), _sum_states(rate.mul_(A)), out=grads.delta[block])
+
+
+def _walk_back(decay, states, grad_states, grad_y, C):
+    """From the last token of a block to its first: (g_t, a_t g_t h_{t-1}) of its tokens.
+
+    ``states`` begins with the state before the block, and ``grad_states`` ends with what later
+    tokens give: a g of the first token after the block. It then begins with that of this block. Of
+    both the rest is where the results are written. ``decay`` may be where ``grad_states`` begins.
+    """
+    grad_y, C = grad_y.unsqueeze(-1), _over_heads(C)
+    if not _steps_by_token(states):
+        g = grad_y * C
+        g[-1].add_(grad_states[-1])
+        g = _accumulate_backwards(g, decay)
+        torch.mul(decay[0], g[0], out=grad_states[0])
+        return g, decay * g * states[:-1]
+    tokens = zip(
+        grad_states[:-1], grad_states[1:], states[:-1], states[1:], decay, grad_y, C, strict=True
     )
-    grads.u[block] = grad_x * delta[block].unsqueeze(-1)
-    grads.delta[block] = (grad_x * u[block]).sum(-1) + (rate * A).sum(-1)
-    grads.A.add_((rate * delta[block].unsqueeze(-1)).sum((0, 1)))
-    return carried
+    for carried, g, before, rate, kept, of_y, read in reversed(list(tokens)):
+        g.addcmul_(of_y, read)
+        torch.mul(kept, g, out=carried)
+        torch.mul(carried, before, out=rate)
+    return grad_states[1:], states[1:]
 
 
-def _decay(operands: _Grouped, block: slice) -> Tensor:
-    """exp(delta A) of a block, (tokens, b, G, R, 1, N or 1), times what is carried over."""
-    decay = (operands.delta[block].unsqueeze(-1) * operands.A).exp_()
-    if operands.carry is not None:
-        decay *= operands.carry[block]
-    return decay.unsqueeze(-2)
+def _fill_states(
+    states: Tensor, decay: Tensor, operands: _Grouped, block: slice, h: Tensor
+) -> None:
+    """Write the states of a block that starts from state h, (tokens, b, G, R, P, N).
+
+    Beside them exp(delta A) times what is carried over, (tokens, b, G, R, 1, N or 1).
+    """
+    steps, A = operands.delta[block][..., None, None], operands.A.unsqueeze(-2)
+    x, B = operands.u[block].unsqueeze(-1) * steps, _over_heads(operands.B[block])
+    carry = None if operands.carry is None else operands.carry[block].unsqueeze(-1)
+    if not _steps_by_token(h):
+        _decay(steps, A, carry, decay)
+        torch.mul(x, B, out=states)[0].addcmul_(decay[0], h)
+        _accumulate(states, decay)
+        return
+    carries = repeat(None, len(states)) if carry is None else carry
+    for state, kept, *token in zip(states, decay, steps, carries, x, B, strict=True):
+        step, carried, written, b = token
+        _decay(step, A, carried, kept)
+        h = torch.mul(written, b, out=state).addcmul_(kept, h)
 
 
-def _fill_states(out: Tensor, decay: Tensor, operands: _Grouped, block: slice, h: Tensor) -> None:
-    """Write the states of a block that starts from state h into ``out`` (tokens, b, G, R, P, N)."""
-    x = operands.u[block] * operands.delta[block].unsqueeze(-1)
-    torch.mul(x.unsqueeze(-1), operands.B[block][:, :, :, None, None, :], out=out)
-    out[0].addcmul_(decay[0], h)
-    _accumulate(out, decay)
+def _decay(steps: Tensor, A: Tensor, carry: Tensor | None, out: Tensor) -> None:
+    torch.mul(steps, A, out=out).exp_()
+    if carry is not None:
+        out.mul_(carry)
+
+
+def _decay_shape(operands: _Grouped) -> tuple[int, ...]:
+    """Of a token: (b, G, R, 1, N or 1)."""
+    groups, heads, states = operands.A.shape
+    return operands.delta.shape[1], groups, heads, 1, states
+
+
+def _passing_decay(operands: _Grouped, count: int) -> Tensor:
+    """Room for the decays of a block that nobody reads again: token by token in the same place."""
+    shape = _decay_shape(operands)
+    room = operands.u.new_empty(1 if _steps_by_token(operands.u) else count, *shape)
+    return room.expand(count, *shape)
+
+
+def _blocks(x: Tensor, length: int) -> list[slice]:
+    size = _block_size(x)
+    return [slice(i, min(i + size, length)) for i in range(0, length, size)]
+
+
+def _threads_for(h: Tensor) -> AbstractContextManager[None]:
+    """What a scan of states (b, G, R, P, N) runs in: on a CPU one thread, unless they are many."""
+    return one_thread() if _steps_by_token(h) and h.numel() <= _FEW_STATES else nullcontext()
 
 
 def _steps_by_token(x: Tensor) -> bool:
@@ -321,16 +382,12 @@ def _block_size(x: Tensor) -> int:
 
 
 def _accumulate(x: Tensor, decay: Tensor) -> None:
-    """x_t += decay_t x_{t-1} from the second on, in place.
+    """x_t += decay_t x_{t-1} from the second on, in place, for an accelerator: by doubling.
 
-    On an accelerator by doubling: after a pass of step k, x_t holds what the last 2k tokens gave,
-    and its decay what is kept over them. Products of decays alone, nothing is divided: as exact as
-    token by token. Cost there: log2 of the tokens passes over x.
+    After a pass of step k, x_t holds what the last 2k tokens gave, and its decay what is kept over
+    them. Products of decays alone, nothing is divided: as exact as token by token. Cost: log2 of
+    the tokens passes over x.
     """
-    if _steps_by_token(x):
-        for t in range(1, x.shape[0]):
-            x[t].addcmul_(decay[t], x[t - 1])
-        return
     kept, step = decay.clone(), 1
     while step < x.shape[0]:
         x[step:] += kept[step:] * x[:-step]
@@ -339,14 +396,20 @@ def _accumulate(x: Tensor, decay: Tensor) -> None:
 
 
 def _accumulate_backwards(g: Tensor, decay: Tensor) -> Tensor:
-    """g_{t-1} += decay_t g_t from the last token to the first."""
-    if _steps_by_token(g):
-        for t in reversed(range(1, g.shape[0])):
-            g[t - 1].addcmul_(decay[t], g[t])
-        return g
+    """g_{t-1} + decay_t g_t from the last token to the first."""
     turned = g.flip(0)
     _accumulate(turned, decay.roll(-1, 0).flip(0))
     return turned.flip(0)
+
+
+def _over_heads(x: Tensor) -> Tensor:
+    """B or C (t, b, G, N) beside states: (t, b, G, 1, 1, N)."""
+    return x[:, :, :, None, None, :]
+
+
+def _sum_states(x: Tensor) -> Tensor:
+    """Sum over the last axis: as a product, faster than torch's sum of few numbers."""
+    return x @ x.new_ones(x.shape[-1])
 
 
 def _read_out(h: Tensor, weights: Tensor, out: Tensor | None = None) -> Tensor:
