@@ -28,6 +28,8 @@ kept_windows            Windows of texts kept for each neuron: the most extreme 
                         drawn for each octave
 layer_likeness          How alike the layers of two models are on one text: all pairs of layers at
                         once, and their nulls
+moved_pairs             Correlations of all pairs of channels of two layers, one of which is moved
+                        in time
 observations            Which tokens of several texts are observations, and how the null moves texts
                         in time
 pair_significance       Significance of single pairs of channels from the distribution of all pairs

@@ -27,8 +27,8 @@ def linear_cka(x: Values, y: Values, debiased: bool = True, freedom: float | Non
     it is in [0, 1] and tends to 1 for any two inputs as p, q grow past n; `debiased` uses the
     unbiased HSIC, is in [-1, 1] and 0 on average for independent inputs. nan if either side has no
     variance. `freedom`: see `unbiased_hsic`. Raises ValueError for n < 4 (n < 2 if not debiased)
-    and for unequal n. Cost: the cheaper of the feature form, O(n p q), and the Gram form,
-    O(n^2 (p + q)).
+    and for unequal n. Cost: the cheaper of the feature form, O(n (p + q)^2), and the Gram
+    form, O(n^2 (p + q)).
     """
     x_values, y_values = paired_samples(x, y)
     num_samples, minimum = len(x_values), 4 if debiased else 2
@@ -38,9 +38,10 @@ def linear_cka(x: Values, y: Values, debiased: bool = True, freedom: float | Non
         values / (np.abs(values).max() or 1.0)
         for values in (centred_columns(x_values), centred_columns(y_values))
     )
+    sides = ((x_centred, y_centred), (x_centred, x_centred), (y_centred, y_centred))
     cross, own_x, own_y = (
-        _hsic(a, b, debiased, freedom)
-        for a, b in ((x_centred, y_centred), (x_centred, x_centred), (y_centred, y_centred))
+        _hsic(energy, a, b, debiased, freedom)
+        for energy, (a, b) in zip(_energies(x_centred, y_centred), sides, strict=True)
     )
     if own_x <= 0.0 or own_y <= 0.0:
         return math.nan
@@ -63,17 +64,28 @@ def unbiased_hsic(
     return energy - weight * diagonal - (1.0 / left - weight / n) * traces
 
 
-def _hsic(x: FloatArray, y: FloatArray, debiased: bool, freedom: float | None) -> float:
-    """HSIC of centred x with y, times a factor of n alone that CKA cancels."""
-    n, p, q = len(x), x.shape[1], y.shape[1]
-    if n * (p + q) >= p * q:
-        energy = float(np.square(x.T @ y).sum())
-    else:
-        energy = float(np.vdot(x @ x.T, y @ y.T))
+def _energies(x: FloatArray, y: FloatArray) -> tuple[float, float, float]:
+    """<K, L>, <K, K> and <L, L> of K = x x^T and L = y y^T, by the smaller products."""
+    if len(x) > x.shape[1] + y.shape[1]:
+        return float(np.square(x.T @ y).sum()), _own_energy(x), _own_energy(y)
+    k, gram_y = x @ x.T, y @ y.T
+    return float(np.vdot(k, gram_y)), float(np.vdot(k, k)), float(np.vdot(gram_y, gram_y))
+
+
+def _own_energy(x: FloatArray) -> float:
+    gram = x @ x.T if len(x) < x.shape[1] else x.T @ x
+    return float(np.vdot(gram, gram))
+
+
+def _hsic(
+    energy: float, x: FloatArray, y: FloatArray, debiased: bool, freedom: float | None
+) -> float:
+    """HSIC of centred x with y of this `energy` <K, L>, times a factor of n that CKA cancels."""
     if not debiased:
         return energy
     k, l_norms = np.square(x).sum(axis=1), np.square(y).sum(axis=1)
-    hsic = unbiased_hsic(energy, float(k @ l_norms), float(k.sum() * l_norms.sum()), n, freedom)
+    traces = float(k.sum() * l_norms.sum())
+    hsic = unbiased_hsic(energy, float(k @ l_norms), traces, len(x), freedom)
     # Terms of the size of `energy` cancel: what is left below their rounding is zero.
     return hsic if abs(hsic) > 1e-12 * energy else 0.0
 
@@ -90,7 +102,7 @@ class DebiasedCKA:
         """`x` and `y`: columns centred; `freedom`: see `unbiased_hsic`."""
         self.freedom = freedom
         self.norms = [np.square(side).sum(axis=1) for side in (x, y)]
-        own = [_hsic(side, side, True, freedom) for side in (x, y)]
+        own = [_hsic(_own_energy(side), side, side, True, freedom) for side in (x, y)]
         total = float(self.norms[0].sum() * self.norms[1].sum())
         self.scale = math.sqrt(own[0] * own[1]) / total if min(own) > 0 else np.nan
 

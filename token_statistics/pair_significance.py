@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from token_statistics.association import rejected_and_adjusted
+from token_statistics.association import FALSE_DISCOVERY_RATE
 from token_statistics.description import FloatArray
 
 TAIL_SHARE = 1e-3
@@ -46,32 +46,39 @@ class ShiftedPairs:
 
     def __init__(self, effective_samples: FloatArray) -> None:
         """`effective_samples` (p, q) of the pairs whose draws are added."""
-        self._roots = torch.from_numpy(np.sqrt(effective_samples).astype(np.float32))
+        roots = np.sqrt(effective_samples)
         # z is at most the root of the largest: |r| <= 1.
-        self.width = max(float(self._roots.max()), 1.0) / _NUM_BINS
+        self.width = max(float(roots.max()), 1.0) / _NUM_BINS
+        self._bins_per_r = torch.from_numpy((roots / self.width).astype(np.float32))
         self._counts = np.zeros(_NUM_BINS)
-        self._kept: list[FloatArray] = []
+        self._first_counts = np.zeros((NUM_CALIBRATIONS, _NUM_BINS))
         self.largest = 0.0
 
-    def add(self, magnitudes: Tensor) -> None:
-        """Add one draw, or some: |r| (p, q) or (k, p, q), float32."""
-        z = magnitudes * self._roots
-        top = self.width * _NUM_BINS
-        self._counts += torch.histc(z, _NUM_BINS, 0.0, top).double().numpy()
-        self.largest = max(self.largest, float(z.max()))
-        lacking = NUM_CALIBRATIONS - len(self._kept)
-        self._kept += list(z.view(-1, *self._roots.shape)[:lacking].double().numpy())
+    def add(self, magnitudes: Tensor, draw: int, channels: slice = slice(None)) -> None:
+        """Add |r| (p, k, w) float32 of the draws from number `draw` on, of these of the q channels.
+
+        Without k, (p, w), of one draw.
+        """
+        some = magnitudes.view(len(magnitudes), -1, magnitudes.shape[-1])
+        z = some * self._bins_per_r[:, None, channels]
+        self.largest = max(self.largest, float(z.amax()) * self.width)
+        bins = z.int()
+        self._counts += _counted(bins)
+        for number in range(draw, min(draw + bins.shape[1], NUM_CALIBRATIONS)):
+            self._first_counts[number] += _counted(bins[:, number - draw])
 
     def share_by_chance(self) -> float:
         """Share of pairs that the whole test finds in the first shifts, mean over them."""
-        nowhere = (np.empty(0, np.int64), np.empty(0, np.int64))
-        shares = [rejected_and_adjusted(self.p_values(z), nowhere)[0] for z in self._kept]
-        return float(np.mean(shares))
+        p_values = (1.0 + _at_least(self._counts)) / (1.0 + self._counts.sum())
+        ranks = _at_least(self._first_counts)
+        # Of pairs in one bin, which have one p, the last counts (Benjamini & Hochberg).
+        found = p_values * ranks[:, :1] <= FALSE_DISCOVERY_RATE * ranks
+        return float(np.max(np.where(found, ranks, 0.0) / ranks[:, :1], axis=1).mean())
 
     def p_values(self, z: FloatArray) -> FloatArray:
         """p of each z, any shape."""
         total = self._counts.sum()
-        above = np.append(np.cumsum(self._counts[::-1])[::-1], 0.0)
+        above = np.append(_at_least(self._counts), 0.0)
         # A draw in the same bin counts as at least as far.
         bins = np.clip((z / self.width).astype(np.int64), 0, _NUM_BINS)
         p_values = (1.0 + above[bins]) / (1.0 + total)
@@ -94,3 +101,15 @@ class ShiftedPairs:
         shape = 0.5 * (1.0 - 1.0 / dispersion)
         scale = mean * (1.0 - shape) + shape * (self.largest**2 - squares[0])
         return (1.0 + shape * beyond / scale) ** (-1.0 / shape) / (1.0 + total)
+
+
+def _counted(bins: Tensor) -> FloatArray:
+    """(bins,) pairs in each; the last has those that rounding put beyond it."""
+    counts = torch.bincount(bins.flatten(), minlength=_NUM_BINS).double().numpy()
+    counts[_NUM_BINS - 1] += counts[_NUM_BINS:].sum()
+    return counts[:_NUM_BINS]
+
+
+def _at_least(counts: FloatArray) -> FloatArray:
+    """(..., bins) pairs in this bin or a later one."""
+    return np.cumsum(counts[..., ::-1], axis=-1)[..., ::-1]

@@ -432,7 +432,7 @@ def _against_shifts(
     num_draws, draws = len(sums.moved) - (2 * MAX_LAG + 1), []
     for number in range(num_draws):
         r, found = moved(number)
-        null.add(torch.from_numpy(np.abs(r).astype(np.float32)))
+        null.add(torch.from_numpy(np.abs(r).astype(np.float32)), number)
         draws.append(found)
     r = correlations(sums.sampled, a.sampled, b.sampled)[np.ix_(*varies)]
     values = [*_summary(r), debiased_cka(sums.sampled, a.sampled, b.sampled, counts.freedom)]

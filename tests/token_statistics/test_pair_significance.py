@@ -5,13 +5,14 @@ import pytest
 import torch
 from scipy import stats
 
+from token_statistics.association import rejected_and_adjusted
 from token_statistics.pair_significance import ShiftedPairs
 
 
 def null_of(draws, effective=1.0):
     pairs = ShiftedPairs(np.full(draws[0].shape, effective))
-    for draw in draws:
-        pairs.add(torch.from_numpy(np.abs(draw).astype(np.float32)))
+    for number, draw in enumerate(draws):
+        pairs.add(torch.from_numpy(np.abs(draw).astype(np.float32)), number)
     return pairs
 
 
@@ -45,3 +46,15 @@ def test_the_share_by_chance_is_that_of_the_first_draws():
     assert null_of(draws, 400.0).share_by_chance() <= 0.01
     strong = np.where(np.arange(100).reshape(10, 10) < 50, 0.9, 0.0)
     assert null_of([strong, *draws[1:]], 400.0).share_by_chance() > 0.1
+
+
+def test_the_share_by_chance_is_that_of_sorted_p_values():
+    rng = np.random.default_rng(3)
+    draws = rng.standard_normal((39, 12, 10)) / 20
+    draws[:2, :3] += 0.6
+    nowhere = (np.empty(0, np.int64), np.empty(0, np.int64))
+    null = null_of(draws, 400.0)
+    z = np.abs(draws[:3].astype(np.float32)).astype(float) * 20.0
+    shares = [rejected_and_adjusted(null.p_values(one), nowhere)[0] for one in z]
+    assert null.share_by_chance() == pytest.approx(np.mean(shares), abs=1e-12)
+    assert np.mean(shares) > 0.1
