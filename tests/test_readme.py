@@ -142,7 +142,8 @@ def test_the_readme_is_read_in_one_go():
 
 def test_every_benchmark_is_listed():
     helpers = {"commands.py", "family_models.py", "fuzz_commands.py", "fuzz_inputs.py",
-               "other_ways.py", "passages.py", "recall_models.py", "recall_sources.py"}  # fmt: skip
+               "other_ways.py", "passages.py", "recall_models.py", "recall_sources.py",
+               "transformer_lens_patching.py"}  # fmt: skip
     scripts = {path.name for path in (ROOT / "benchmarks").glob("*.py")} - helpers
     page = (ROOT / "docs" / "measured.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"`(?:python benchmarks/)?(\w+\.py)`", page))
