@@ -171,8 +171,8 @@ def _command(argv: list[str]) -> int:
     costs = site_costs(model, runs, sites)
     rows, said = beside_transformer_lens(model, runs, costs, args.their_patches)
     lines = [
-        f"{model.config.num_hidden_layers} layers, width {model.config.hidden_size}, {args.tokens} tokens, "
-        f"float32, {torch.get_num_threads()} threads.", "",
+        f"{model.config.num_hidden_layers} layers, width {model.config.hidden_size}, "
+        f"{args.tokens} tokens, float32, {torch.get_num_threads()} threads.", "",
         *markdown_table(HEAD, costs.rows + rows), said,
     ]  # fmt: skip
     print("\n".join(lines))

@@ -10,9 +10,10 @@ Rows. Where a piece takes a token (or neurons) for each row, one text branches i
 at the first edited layer; the layers before it run once. A single token holds for every row. Tokens
 are counted from the first real one of each row. Letters: the glossary of ``selective_scan``.
 
-``model.generate`` works with pieces that read one token at a time: ``reset_state``,
-``scale_delta`` and ``set_neuron`` to zero. The others need the whole text at once and refuse
-(ValueError) a call with a cache; in one, a token that never comes changes nothing.
+``model.generate`` works with all pieces that need no token yet to come: ``reset_state``,
+``scale_delta``, ``hide_source``, ``patch_state`` and ``set_neuron`` to zero, to what the whole text
+read at once gives. ``freeze_delta`` and ``set_neuron`` to other values need the whole text and
+refuse (ValueError) a call with a cache. In one, a token that never comes changes nothing.
 """
 
 from __future__ import annotations
@@ -27,8 +28,15 @@ import torch
 from torch import Tensor
 
 from mamba_mixers.replay import EDITABLE
-from mamba_mixers.token_positions import reads_in_parts, token_positions
-from selective_scan.scan import selective_scan, selective_scan_chunk
+from mamba_mixers.token_positions import (
+    entered_before,
+    keep_for_edit,
+    kept_by_edit,
+    reads_in_parts,
+    token_positions,
+    tokens_read_before,
+)
+from selective_scan.scan import selective_scan_chunk
 from ssm_measures.components import SSMComponents
 from suite_plumbing.arguments import validate_choice, validate_int, validate_number, whole_numbers
 from suite_plumbing.messages import quoted
@@ -155,7 +163,10 @@ def scale_delta(
 
 
 def freeze_delta(layers: Layers) -> Intervention:
-    """Set delta of each channel to its mean over the text: a fixed step, no longer selective."""
+    """Set delta of each channel to its mean over the text: a fixed step, no longer selective.
+
+    With a cache the mean would be over tokens that are yet to come: refused (ValueError).
+    """
 
     def change(delta: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
         _check_whole("freeze_delta")
@@ -171,9 +182,10 @@ def hide_source(source: Rows, layers: Layers, query: Rows | None = None) -> Inte
     convolution and its own residual stream stays, and so does what every other source gives (in a
     Mamba-3 of several ranks with a norm, as it was normed before). By a
     second scan in which this source alone writes, so that alpha is never built. Raises ValueError
-    for a query before its source; when the text runs, for a token that it does not have; and when
-    composed with a piece that hides the same source from the same query of a layer, for what it
-    gives would be taken out twice. Cost: one more scan, O(l H P N).
+    for a query before its source; when the text runs, for a token that it does not have, or with a
+    cache for a source that was read before the edit came; and when composed with a piece that hides
+    the same source from the same query of a layer, for what it gives would be taken out twice.
+    Cost: one more scan, O(l H P N); with a cache a second state beside it.
     """
     sources = _row_numbers("source", source)
     queries = None if query is None else _row_numbers("query", query)
@@ -184,14 +196,15 @@ def hide_source(source: Rows, layers: Layers, query: Rows | None = None) -> Inte
 
     def change(y: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
         u, delta, A, B, C = _scan_operands(seen)
-        _check_whole("hide_source")
         writes = _at(sources, "source", y)
         reads = token_positions(y) > sources.to(y.device)[:, None]
         reads = reads if queries is None else _at(queries, "query", y)
         written = u * _like(writes, u)
-        alone = selective_scan(
-            written, delta, A, B, C, carry=seen["carry"], own_share=seen.get("own_share")
-        )
+        alone, left = selective_scan_chunk(
+            written, delta, A, B, C, None, _written_before(change, sources, u),
+            carry=seen["carry"], own_share=seen.get("own_share"),
+        )  # fmt: skip
+        keep_for_edit(change, left)
         return y - alone * _like(reads, y)
 
     heard = [None] * len(sources) if queries is None else queries.tolist()
@@ -250,8 +263,9 @@ def patch_state(layer: int, token: Rows, state: Tensor) -> Intervention:
     for t > token is what the scan gives from that state; y up to the token stays. A reset at the
     token that follows has no effect on the patched state. A Mamba-3's state is that of its own text
     and token, in a frame that turns: `activation_patching` turns it for another. Raises ValueError
-    for a state of another shape, and when the text runs for a token that it does not have. Cost:
-    one more scan.
+    for a state of another shape, and when the text runs for a token that it does not have, or with
+    a cache for one that was passed before the edit came. Cost: one more scan; with a cache a second
+    state beside it.
     """
     tokens = _row_numbers("token", token)
     if not isinstance(state, Tensor):
@@ -261,7 +275,6 @@ def patch_state(layer: int, token: Rows, state: Tensor) -> Intervention:
     states = state if state.dim() == 3 else state[None]
 
     def cut(carry: Tensor, seen: Mapping[str, Tensor]) -> Tensor:
-        _check_whole("patch_state")
         _at(tokens, "token", carry)
         return carry.masked_fill(_since(tokens, carry) == 1, 0.0)
 
@@ -272,10 +285,14 @@ def patch_state(layer: int, token: Rows, state: Tensor) -> Intervention:
         # Without a step nothing decays: the state reaches its token as it is.
         step = delta * _like(since > 0, delta)
         kept = torch.where(since > 1, seen["carry"], 1.0)
-        initial = states.to(y).expand(len(u), *states.shape[1:])
-        read, _ = selective_scan_chunk(
+        initial = kept_by_edit(add)
+        if initial is None:
+            _check_to_come(tokens + 1, "token", tokens)
+            initial = states.to(y).expand(len(u), *states.shape[1:])
+        read, left = selective_scan_chunk(
             torch.zeros_like(u), step, A, B, C, None, initial, carry=kept
         )
+        keep_for_edit(add, left)
         return y + read * _like(since > 0, y)
 
     return _in_layers(layer, Change("carry", cut, len(tokens)), Change("y", add, len(states)))
@@ -293,6 +310,30 @@ def state_after(components: SSMComponents, token: int) -> Tensor:
     stop = validate_int("token", token, 0, length - 1) + 1
     u, delta, B, C = (getattr(components, name)[:, :stop] for name in ("u", "delta", "B", "C"))
     return selective_scan_chunk(u, delta, components.A, B, C)[1][0]
+
+
+def _written_before(key: Any, sources: Tensor, u: Tensor) -> Tensor | None:
+    """(b, d_inner, N) what each row's source, read by an earlier call, has left in the state."""
+    left = kept_by_edit(key)
+    if left is None:
+        _check_to_come(sources, "source", sources)
+        return None
+    entered = entered_before()
+    if entered is None:
+        return left
+    # In Mamba-3 the first token at hand writes a share of the one before it, which may be ours.
+    is_last = (tokens_read_before() - 1 == sources).to(u.device)
+    return left + entered * is_last[:, None, None]
+
+
+def _check_to_come(needed: Tensor, name: str, tokens: Tensor) -> None:
+    """ValueError where a token that an edit has to see was read before it came."""
+    late = needed < tokens_read_before()
+    if bool(late.any()):
+        token = int(tokens.expand(len(late))[late][0])
+        raise ValueError(
+            f"{name} {token} was read before this edit came; read the whole text under it"
+        )
 
 
 def _common_rows(changes: Sequence[Change]) -> int:

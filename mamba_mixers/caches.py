@@ -121,37 +121,51 @@ def _num_beams(model: Any, args: tuple, kwargs: dict[str, Any]) -> int:
     return 1 if option("use_cache") is False else option("num_beams") or 1
 
 
-class _Counted(NamedTuple):
-    """How far the texts of a cache were read when a mixer last wrote to it."""
+class Counted(NamedTuple):
+    """How far the texts of a cache were read, and what edits keep of them."""
+
+    tokens: Tensor
+    """(b,) real tokens read"""
+    kept: dict[Any, Tensor]
+    """by an edit's key, (b, ...)"""
+
+
+class _Noted(NamedTuple):
+    """What was so when a mixer last wrote to a cache."""
 
     marks: Tensor
     """(b,) what tells the states of the rows apart"""
-    tokens: Tensor
-    """(b,) real tokens read"""
+    counted: Counted
 
 
-_COUNTED: WeakKeyDictionary[Any, dict[int, _Counted]] = WeakKeyDictionary()
+_COUNTED: WeakKeyDictionary[Any, dict[int, _Noted]] = WeakKeyDictionary()
 
 
-def tokens_before(mixer: Any, cache: Any, memory: MixerMemory | None) -> Tensor | None:
-    """(b,) real tokens that this cache's texts had when ``memory`` was read from it.
+def counted_before(mixer: Any, cache: Any, memory: MixerMemory | None) -> Counted | None:
+    """What was counted of this cache's texts when ``memory`` was read from it.
 
     None where somebody else has read on since :func:`count_tokens`. Rows that were reordered or
-    chosen meanwhile, as by a beam search, keep their own count.
+    chosen meanwhile, as by a beam search, keep what is their own.
     """
     if memory is None:
-        return torch.zeros(1, dtype=torch.long)
-    counted = _COUNTED.get(cache, {}).get(mixer.layer_idx)
-    if counted is None:
+        return Counted(torch.zeros(1, dtype=torch.long), {})
+    noted = _COUNTED.get(cache, {}).get(mixer.layer_idx)
+    if noted is None:
         return None
-    alike = _row_marks(mixer, cache)[:, None] == counted.marks
-    return counted.tokens[alike.int().argmax(1)] if bool(alike.any(1).all()) else None
+    (tokens, kept), marks = noted.counted, _row_marks(mixer, cache)
+    if torch.equal(marks, noted.marks):  # states alike, of which an edit can keep unlike things
+        return noted.counted
+    alike = marks[:, None] == noted.marks
+    if not bool(alike.any(1).all()):
+        return None
+    order = alike.int().argmax(1)
+    return Counted(tokens[order], {key: x[order.to(x.device)] for key, x in kept.items()})
 
 
-def count_tokens(mixer: Any, cache: Any, tokens: Tensor) -> None:
-    """Note that the memory just written is that after so many real tokens of each row, (b,)."""
-    marks = _row_marks(mixer, cache)
-    _COUNTED.setdefault(cache, {})[mixer.layer_idx] = _Counted(marks, tokens)
+def count_tokens(mixer: Any, cache: Any, counted: Counted) -> None:
+    """Note how far the texts are read with the memory just written, and what edits keep."""
+    noted = _Noted(_row_marks(mixer, cache), counted)
+    _COUNTED.setdefault(cache, {})[mixer.layer_idx] = noted
 
 
 def _row_marks(mixer: Any, cache: Any) -> Tensor:

@@ -27,7 +27,7 @@ from mamba_mixers.families import (
 from mamba_mixers.mamba3_scan import Mamba3Inputs, by_rank, mamba3_inputs
 from mamba_mixers.placement import parameters_at_hand
 from mamba_mixers.sites import MixerSite
-from mamba_mixers.token_positions import TokensRead, reading
+from mamba_mixers.token_positions import TokensRead, reading, tell
 from selective_scan.scan import selective_scan_chunk
 
 Edit = Callable[[str, Tensor], Tensor]
@@ -242,7 +242,9 @@ def compute_mamba3(
     delta = rules.coefficient(edit("delta", parts.delta.clone()))
     share = rules.coefficient(edit("own_share", parts.own_share))
     carry = None if carry_edit is None else edit("carry", torch.ones_like(delta[..., 0]))
-    taken = _taken_over(parts, memory, u, rules)
+    entered = _entered(parts, memory, u, rules)
+    taken = None if entered is None or memory is None else memory.state + entered
+    tell(state=taken, entered=entered, angle=inputs.angle)
 
     def scan(C: Tensor) -> tuple[Tensor, Tensor]:
         return selective_scan_chunk(
@@ -318,14 +320,12 @@ def _read_by_channel(
     return C, ((weights * into).sum(3) * mixer.D[:, None]).flatten(2)
 
 
-def _taken_over(
-    parts: _Written, memory: MixerMemory | None, u: Tensor, rules: Rules
-) -> Tensor | None:
-    """(b, d_inner, N) what the first token takes over: the state, and a share of the last write."""
+def _entered(parts: _Written, memory: MixerMemory | None, u: Tensor, rules: Rules) -> Tensor | None:
+    """(b, d_inner, N) the share of the last write that the first token adds to what it takes."""
     if memory is None or memory.written is None:
         return None
     entry = rules.coefficient(_wide(parts.entry, u))
-    return memory.state + entry.unsqueeze(-1) * memory.written
+    return entry.unsqueeze(-1) * memory.written
 
 
 def _own_share(inputs: Mamba3Inputs) -> Tensor:

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from mamba_mixers.caches import (
+    Counted,
     count_tokens,
+    counted_before,
     no_lost_beams,
     read_memory,
-    tokens_before,
     write_memory,
 )
 from mamba_mixers.calls import STREAMS, MixerCall, bound_by_name, mixer_call
@@ -34,7 +35,7 @@ from mamba_mixers.sites import (
     find_mixers,
     model_family,
 )
-from mamba_mixers.token_positions import TokensRead, real_tokens
+from mamba_mixers.token_positions import EditMemory, TokensRead, real_tokens
 from mamba_mixers.weights import check_has_logits, input_embeddings, is_rms_norm
 from suite_plumbing.checks import LARGEST_INT, int_or_none, validate_int
 from suite_plumbing.messages import quoted
@@ -264,8 +265,10 @@ def _replay_after_cache(
     rows, length = hidden_states.shape[:2]
     mask = mask if mask is not None and mask.shape == (rows, length) else None
     memory = read_memory(mixer, cache, begins_at)
-    before = None if edit is None else tokens_before(mixer, cache, memory)
-    read = TokensRead(mask, before, in_parts=True)
+    counted = None if edit is None else counted_before(mixer, cache, memory)
+    before = None if counted is None else counted.tokens
+    kept = EditMemory({} if counted is None else counted.kept, {})
+    read = TokensRead(mask, before, in_parts=True, kept=kept)
     replay = replay_mixer(site, hidden_states, mask, edit, rules, memory, read)
     if len(replay.output) != rows:
         raise RuntimeError(
@@ -274,7 +277,8 @@ def _replay_after_cache(
         )
     write_memory(mixer, cache, replay.memory)
     if before is not None:
-        count_tokens(mixer, cache, before + real_tokens(mask, rows, length))
+        read_now = before + real_tokens(mask, rows, length)
+        count_tokens(mixer, cache, Counted(read_now, kept.after))
     return replay
 
 

@@ -12,12 +12,26 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 _here = threading.local()
+
+_NOT_COUNTED = (
+    "the cache was filled outside fast_scan, so that the positions of its tokens are not known; "
+    "read the whole text inside"
+)
+
+
+class EditMemory(NamedTuple):
+    """What edits of one mixer keep beside its memory, by keys of theirs; rows first."""
+
+    before: dict[Any, Tensor]
+    """as earlier calls left it"""
+    after: dict[Any, Tensor]
+    """as this call leaves it"""
 
 
 class TokensRead(NamedTuple):
@@ -31,6 +45,13 @@ class TokensRead(NamedTuple):
     """whether earlier or later calls read other parts of the same texts"""
     state: Tensor | None = None
     """(b, d_inner, N) the mixer's state before the first of them; None at the start of a text"""
+    kept: EditMemory | None = None
+    """None where no cache goes from call to call"""
+    entered: Tensor | None = None
+    """(b, d_inner, N) in Mamba-3 the part of ``state`` that the first token writes of the one
+    before it; None at the start of a text"""
+    angle: Tensor | None = None
+    """(b, l, H, S) in Mamba-3 theta of each token"""
 
 
 @contextmanager
@@ -60,10 +81,7 @@ def token_positions(x: Tensor) -> Tensor:
     if tokens is None or not tokens.in_parts:
         return positions
     if tokens.before is None:
-        raise ValueError(
-            "the cache was filled outside fast_scan, so that the positions of its tokens are not "
-            "known; read the whole text inside"
-        )
+        raise ValueError(_NOT_COUNTED)
     before = tokens.before.to(x.device)[:, None]
     return torch.where(positions < 0, positions, positions + before)
 
@@ -72,6 +90,54 @@ def state_before() -> Tensor | None:
     """(b, d_inner, N) state of the mixer before the tokens at hand; None at a text's start."""
     tokens: TokensRead | None = getattr(_here, "tokens", None)
     return None if tokens is None else tokens.state
+
+
+def tell(**quantities: Any) -> None:
+    """Note what a replay has found out of the tokens at hand, by names of `TokensRead`."""
+    tokens: TokensRead | None = getattr(_here, "tokens", None)
+    if tokens is not None:
+        _here.tokens = tokens._replace(**quantities)
+
+
+def entered_before() -> Tensor | None:
+    """(b, d_inner, N) in Mamba-3 what the first token at hand writes of the token before it."""
+    tokens: TokensRead | None = getattr(_here, "tokens", None)
+    return None if tokens is None else tokens.entered
+
+
+def angles() -> Tensor | None:
+    """(b, l, H, S) in Mamba-3 theta of the tokens at hand; None elsewhere."""
+    tokens: TokensRead | None = getattr(_here, "tokens", None)
+    return None if tokens is None else tokens.angle
+
+
+def tokens_read_before() -> Tensor:
+    """(b,) real tokens of each text that earlier calls read; one 0 for all at the start of a text.
+
+    Raises ValueError as :func:`token_positions`.
+    """
+    tokens: TokensRead | None = getattr(_here, "tokens", None)
+    if tokens is None or not tokens.in_parts:
+        return torch.zeros(1, dtype=torch.long)
+    if tokens.before is None:
+        raise ValueError(_NOT_COUNTED)
+    return tokens.before
+
+
+def kept_by_edit(key: Any) -> Tensor | None:
+    """What an edit kept under this key when earlier calls read these texts; None where it did not.
+
+    Rows are those of the texts at hand, reordered as the cache was.
+    """
+    tokens: TokensRead | None = getattr(_here, "tokens", None)
+    return None if tokens is None or tokens.kept is None else tokens.kept.before.get(key)
+
+
+def keep_for_edit(key: Any, value: Tensor) -> None:
+    """Keep (b, ...) for the next call of the same texts; nothing where there is no cache."""
+    tokens: TokensRead | None = getattr(_here, "tokens", None)
+    if tokens is not None and tokens.kept is not None:
+        tokens.kept.after[key] = value.detach()
 
 
 def reads_in_parts() -> bool:

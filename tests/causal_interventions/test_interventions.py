@@ -7,8 +7,10 @@ import pytest
 import reference
 import torch
 from conftest import make_tiny_model
+from mamba3_cases import KINDS, make_mamba3
 from torch import Tensor
 
+from benchmarks.family_models import IS_VERSION_5, MODELS, make_model, ssm_layers
 from causal_interventions.interventions import (
     LayerEdit,
     compose,
@@ -20,6 +22,8 @@ from causal_interventions.interventions import (
     set_neuron,
     state_after,
 )
+from mamba_mixers.calls import forward_signature
+from mamba_mixers.mamba3 import Mamba3Cache
 from mamba_mixers.replay import EDITABLE, MixerReplay
 from mamba_mixers.running import fast_scan, forward_from
 from mamba_mixers.sites import find_mixers
@@ -430,6 +434,8 @@ def test_an_edit_without_changes_passes_every_stage_on():
         assert torch.equal(edit(stage, x), x)
 
 
+STATE = torch.randn(64, 4, generator=torch.Generator().manual_seed(9))
+
 PADDED = torch.cat([torch.zeros(1, 5, dtype=torch.long), tiny_ids(7)], 1)
 
 
@@ -443,9 +449,21 @@ PADDED = torch.cat([torch.zeros(1, 5, dtype=torch.long), tiny_ids(7)], 1)
             for row in ([[2, 9], [3, 8]], [2, 9], [3, 8])
         ],
         [lambda: set_neuron(LAYER, [3, 40])] * 3,
+        [lambda row=row: hide_source(row, LAYER) for row in ([10, 8], 10, 8)],
+        [lambda row=row: hide_source(3, LAYER, row) for row in ([14, 9], 14, 9)],
+        [lambda row=row: patch_state(LAYER, row, STATE) for row in ([13, 6], 13, 6)],
+        [
+            lambda: compose(
+                hide_source(7, LAYER), scale_delta(0.4, LAYER, [7, 8]),
+                patch_state(LAYER, 9, STATE), reset_state(12, LAYER), hide_source(10, LAYER),
+            )
+        ] * 3,
     ],
-    ids=["reset by row", "reset", "scaled tokens", "neurons"],
-)
+    ids=[
+        "reset by row", "reset", "scaled tokens", "neurons", "hidden source by row",
+        "hidden from a query by row", "patched state by row", "all together",
+    ],
+)  # fmt: skip
 def test_generation_under_an_intervention_is_that_of_the_whole_text(builds):
     """Of both texts, then of each alone. The second is padded: its tokens count from its own."""
     model: Any = make_tiny_model()
@@ -468,11 +486,9 @@ def test_generation_under_an_intervention_is_that_of_the_whole_text(builds):
     ("edits", "name"),
     [
         (freeze_delta(LAYER), "freeze_delta"),
-        (hide_source(2, LAYER), "hide_source"),
         (set_neuron(LAYER, 3, "mean"), "set_neuron to other values than zero"),
-        (patch_state(LAYER, 2, torch.zeros(64, 4)), "patch_state"),
     ],
-    ids=["freeze_delta", "hide_source", "set_neuron", "patch_state"],
+    ids=["freeze_delta", "set_neuron"],
 )
 def test_pieces_that_need_the_whole_text_refuse_a_cache(edits, name):
     model: Any = make_tiny_model()
@@ -481,3 +497,107 @@ def test_pieces_that_need_the_whole_text_refuse_a_cache(edits, name):
         pytest.raises(ValueError, match=f"{name} needs the whole text at once; call with use_cach"),
     ):
         model(tiny_ids(), use_cache=True)
+
+
+IN_PARTS = {
+    "hidden source": lambda layer, state: hide_source(3, layer),
+    "hidden source of a step": lambda layer, state: hide_source(8, layer),
+    "hidden last token of the prompt": lambda layer, state: hide_source(9, layer),
+    "hidden from a query": lambda layer, state: hide_source(9, layer, 10),
+    "patched state": lambda layer, state: patch_state(layer, 4, state),
+    "patched state of a step": lambda layer, state: patch_state(layer, 8, state),
+    "patched last state of the prompt": lambda layer, state: patch_state(layer, 9, state),
+}
+"""Of the second of two texts, which is padded by 4 tokens, all but the first are of later steps."""
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def family(request: pytest.FixtureRequest) -> tuple[Any, int]:
+    """A model of each family, and its first layer with an SSM."""
+    model = make_model(request.param)
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model, ssm_layers(request.param)[0]
+
+
+@pytest.mark.parametrize("piece", IN_PARTS)
+def test_every_family_generates_under_pieces_that_remember(family, piece):
+    model, layer = family
+    ids = torch.randint(1, 64, (2, 10), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    ids[1, :4], mask[1, :4] = 0, 0
+    with fast_scan(model, edits=IN_PARTS[piece](layer, torch.ones(64, 4))), torch.no_grad():
+        output = model.generate(
+            ids, attention_mask=mask, max_new_tokens=5, do_sample=False, output_logits=True,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+        whole_mask = torch.cat([mask, mask.new_ones(2, 5)], 1)
+        given = {"input_ids": output.sequences, "attention_mask": whole_mask}
+        whole = model(**given, use_cache=False).logits[:, -6:-1]
+    with fast_scan(model), torch.no_grad():
+        plain = model(**given, use_cache=False).logits[:, -6:-1]
+    check_changed(torch.stack(output.logits, 1), whole, plain)
+
+
+def check_changed(found: Tensor, whole: Tensor, plain: Tensor) -> None:
+    assert float((found - whole).norm() / whole.norm()) <= 1e-5  # float32
+    assert float((whole - plain).norm() / plain.norm()) > 1e-4  # something was changed
+
+
+@pytest.mark.parametrize(
+    ("kind", "piece"),
+    [
+        (kind, piece)
+        for kind in KINDS
+        for piece in IN_PARTS
+        if "patched" not in piece or kind != "mimo normed, with MLPs"  # which is refused
+    ],
+)
+def test_a_mamba3_in_parts_is_that_of_the_whole_text(kind, piece):
+    """A token is written in two parts there, of which the next call brings the second."""
+    model = make_mamba3(kind)
+    ids = torch.randint(1, 64, (2, 15), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids)
+    ids[1, :4], mask[1, :4] = 0, 0
+    edits = IN_PARTS[piece](0, torch.ones(24, 10))
+    with fast_scan(model, edits=edits), torch.no_grad():
+        cache = Mamba3Cache()
+        parts = [model(ids[:, :10], attention_mask=mask[:, :10], cache=cache).logits]
+        parts += [model(ids[:, i : i + 1], cache=cache).logits for i in range(10, 15)]
+        whole = model(ids, attention_mask=mask).logits
+    with fast_scan(model), torch.no_grad():
+        plain = model(ids, attention_mask=mask).logits
+    real = mask.bool()
+    check_changed(torch.cat(parts, 1)[real], whole[real], plain[real])
+
+
+def begun(model: Any, ids: Tensor) -> Any:
+    """The cache of a text that was read under an edit that changes nothing."""
+    with torch.no_grad(), fast_scan(model, edits=reset_state(0, LAYER)):
+        return model(ids, use_cache=True)[1]
+
+
+def gone_on(model: Any, ids: Tensor, cache: Any, begins_at: int) -> Tensor:
+    name = "cache" if "cache" in forward_signature(type(model)).parameters else "cache_params"
+    place = {} if IS_VERSION_5 else {"cache_position": torch.arange(begins_at, begins_at + 1)}
+    return model(ids, use_cache=True, **{name: cache}, **place).logits
+
+
+@torch.no_grad()
+def test_an_edit_that_comes_while_a_text_is_read():
+    """It is that of the whole text where its token is yet to come, and refused where it is not."""
+    model: Any = make_tiny_model()
+    ids = tiny_ids(9)
+    for build in (lambda: hide_source(8, LAYER), lambda: patch_state(LAYER, 7, STATE)):
+        cache = begun(model, ids[:, :8])
+        with fast_scan(model, edits=build()):
+            found = gone_on(model, ids[:, 8:], cache, 8)
+        whole = logits_under(model, ids, build())
+        torch.testing.assert_close(found, whole[:, 8:], rtol=0, atol=ROUNDING)
+    for late, message in (
+        (hide_source(7, LAYER), "source 7 was read before this edit came"),
+        (patch_state(LAYER, 6, STATE), "token 6 was read before this edit came"),
+    ):
+        cache = begun(model, ids[:, :8])
+        with fast_scan(model, edits=late), pytest.raises(ValueError, match=message):
+            gone_on(model, ids[:, 8:], cache, 8)
