@@ -137,7 +137,8 @@ def beside_transformer_lens(
     if "residual" not in costs.values:
         return [], "TransformerLens: beside the site residual alone, which was not asked for."
     ours = costs.values["residual"]
-    places = spread_places(*ours.shape, count)
+    layers, length = ours.shape
+    places = spread_places(layers, length, count)
     theirs = patched_by_transformer_lens(model, runs, places)
     each, count = theirs.seconds / len(places), len(places)
     row = [

@@ -8,6 +8,7 @@ patch, by the stock code with a hook. TransformerLens is no dependency of the su
 from __future__ import annotations
 
 import contextlib
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -66,23 +67,23 @@ def patched_by_transformer_lens(
     ``model`` is a `MambaForCausalLM`, which the bridge changes in place; ``runs`` are of one pair.
     Cost: a stock forward pass a patch, and one for the cache.
     """
-    from transformer_lens.model_bridge.sources import build_bridge_from_module
-    from transformer_lens.patching import generic_activation_patch, layer_pos_patch_setter
+    bridges = importlib.import_module("transformer_lens.model_bridge.sources")
+    patching = importlib.import_module("transformer_lens.patching")
 
     def metric(logits: Tensor) -> Tensor:
         return runs.value(logits[:, -runs.back], torch.arange(1))[0]
 
     memory = _started()
     start = time.monotonic()
-    bridge = build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
+    bridge = bridges.build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
     named = "hook_resid_pre"
     _, cache = bridge.run_with_cache(
         runs.clean.input_ids, names_filter=lambda name: name.endswith(named)
     )
     prepared = time.monotonic()
     with _silent():
-        values = generic_activation_patch(
-            bridge, runs.corrupt.input_ids, cache, metric, layer_pos_patch_setter,
+        values = patching.generic_activation_patch(
+            bridge, runs.corrupt.input_ids, cache, metric, patching.layer_pos_patch_setter,
             named.removeprefix("hook_"), index_df=pd.DataFrame(places, columns=["layer", "pos"]),
         )  # fmt: skip
     done = time.monotonic()
