@@ -194,34 +194,39 @@ def _null_draws(
 ) -> FloatArray:
     """CKA of x (n, p) with b's values made from channels that are shifted in time.
 
-    In Gram matrices (n, n), in float32: with the gathering M and channels c, the values of shifted
-    channels have the Gram matrix M (c c^T, rows and columns shifted) M^T, of which the course over
-    position is taken out on both sides.
+    In Gram matrices, in float32: with the gathering M (n, N), less its course over position, and
+    channels c, the values of shifted channels have the Gram matrix M (c c^T, rows and columns
+    shifted) M^T.
     """
     keep, tokens = b.attention_mask.bool(), course.tokens
     channels = (b.activations if b.gathered is None else b.gathered)[keep].float()
-    gram_x = centred_gram(x.float())
-    gram = channels @ channels.mT
-    gathering = None
-    if b.gathered is not None:
-        maps = [text[kept][:, kept] for text, kept in zip(b.attention, keep, strict=True)]
-        gathering = torch.block_diag(*maps).float()
-    observed, draws = torch.from_numpy(tokens.rows), []
+    gram, gram_x = channels @ channels.mT, centred_gram(x.float())
+    gram /= gram.diagonal().mean().clamp_min(1e-30)
+    observed, gathering = torch.from_numpy(tokens.rows), _gathering(b, course)
     shifts = draw_shifts(tokens.axis_lengths, num_shifts, seed, tokens.num_distinct)
     parts = min(len(shifts), -(-len(shifts) * gram.numel() // _FLOATS_AT_ONCE))
+    own_x, draws = _hsic(gram_x, gram_x, course.freedom), []
     for some in np.array_split(shifts, parts):
         # What is no observation stays where it is: values are gathered from it too.
         rows = torch.arange(len(channels)).repeat(len(some), 1)
         rows[:, observed] = torch.from_numpy(tokens.order(some))
         shifted = gram[rows].gather(2, rows.unsqueeze(1).expand(-1, len(channels), -1))
-        if gathering is not None:
-            shifted = gathering @ shifted @ gathering.mT
-        left = shifted[:, observed][:, :, observed]
-        for _ in range(2):  # a Gram matrix is symmetric: of the columns, then of the rows
-            by_token = left.movedim(2, 0).contiguous()
-            left = course.taken_out_(by_token.flatten(1)).view_as(by_token).transpose(0, 1)
-        draws += [_gram_cka(gram_x, one, course.freedom) for one in _centred(left)]
-    return np.array(draws)
+        moved = gathering @ shifted @ gathering.mT
+        draws.append(_gram_cka(gram_x, moved, course.freedom, own_x))
+    return torch.cat(draws).numpy()
+
+
+def _gathering(b: NeuronSet, course: PositionCourse) -> torch.Tensor:
+    """(n, N) what makes b's values at the observations of its channels, centred, without the course
+    over position."""
+    keep = b.attention_mask.bool()
+    if b.gathered is None:
+        maps = [torch.eye(int(keep.sum()))]
+    else:
+        maps = [text[kept][:, kept] for text, kept in zip(b.attention, keep, strict=True)]
+    gathering = torch.block_diag(*maps).double()[torch.from_numpy(course.tokens.rows)]
+    left = course.taken_out_(gathering)
+    return (left - left.mean(dim=0)).float()
 
 
 @in_full_precision
@@ -238,19 +243,22 @@ def _centred(gram: torch.Tensor) -> torch.Tensor:
     return centred / size.clamp_min(1e-30)[..., None, None]
 
 
-def _gram_cka(gram_x: torch.Tensor, gram_y: torch.Tensor, freedom: float) -> float:
-    """Debiased linear CKA [1] from centred Gram matrices (n, n); 0 where a side has no signal."""
-    cross, own_x, own_y = (
-        _hsic(k, m, freedom) for k, m in ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y))
-    )
-    return cross / math.sqrt(own_x * own_y) if min(own_x, own_y) > 0 else 0.0
+def _gram_cka(
+    gram_x: torch.Tensor, gram_y: torch.Tensor, freedom: float, own_x: torch.Tensor
+) -> torch.Tensor:
+    """(k,) debiased linear CKA [1] of centred Gram matrices (n, n) and (k, n, n), with `own_x`
+    the first one's HSIC with itself; 0 where a side has no signal."""
+    cross, own_y = (_hsic(gram, gram_y, freedom) for gram in (gram_x, gram_y))
+    signal = torch.minimum(own_x, own_y) > 0
+    return torch.where(signal, cross / torch.where(signal, own_x * own_y, 1.0).sqrt(), 0.0)
 
 
-def _hsic(gram_x: torch.Tensor, gram_y: torch.Tensor, freedom: float) -> float:
-    """Unbiased HSIC times n (n - 3), of centred Gram matrices: their rows sum to 0 [1]."""
-    k, m = gram_x.diagonal().double(), gram_y.diagonal().double()
-    energy = float((gram_x * gram_y).sum(dtype=torch.float64))
-    return unbiased_hsic(energy, float(k @ m), float(k.sum() * m.sum()), len(gram_x), freedom)
+def _hsic(gram_x: torch.Tensor, gram_y: torch.Tensor, freedom: float) -> torch.Tensor:
+    """Unbiased HSIC times n (n - 3), of centred Gram matrices (..., n, n): their rows sum to 0."""
+    k, m = (gram.diagonal(dim1=-2, dim2=-1).double() for gram in (gram_x, gram_y))
+    energy = (gram_x * gram_y).sum(dim=(-2, -1), dtype=torch.float64)
+    traces = k.sum(-1) * m.sum(-1)
+    return unbiased_hsic(energy, (k * m).sum(-1), traces, gram_x.shape[-1], freedom)
 
 
 def _check_comparable(sets: Mapping[int, NeuronSet]) -> None:

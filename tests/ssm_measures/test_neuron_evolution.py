@@ -6,18 +6,23 @@ import numpy as np
 import pytest
 import reference
 import torch
+from defined import known
 from neuron_cases import long_set
 from scipy.stats import rankdata
 from torch import Tensor
 
 from ssm_measures.neuron_evolution import (
     _gram_cka,
+    _hsic,
     attention_agreement,
     centred_gram,
     neuron_evolution,
 )
 from ssm_measures.neuron_sets import NeuronSet, neuron_set
 from token_statistics.cka import linear_cka
+from token_statistics.observations import observations
+from token_statistics.position_course import PositionCourse, without_course
+from token_statistics.time_shift_nulls import draw_shifts
 
 
 def smoothed(layer: int, channels: Tensor) -> NeuronSet:
@@ -86,8 +91,10 @@ def test_debiased_cka_of_gram_matrices_is_that_of_features():
     generator = torch.Generator().manual_seed(3)
     x = torch.randn(50, 8, generator=generator)
     y = torch.randn(50, 6, generator=generator) + 0.5 * x[:, :6]
-    found = _gram_cka(centred_gram(x), centred_gram(y), 49)
-    assert found == pytest.approx(linear_cka(x, y), abs=1e-5)  # float32 products of 50 tokens
+    gram_x, gram_y = centred_gram(x), centred_gram(y)
+    found = _gram_cka(gram_x, torch.stack([gram_y, gram_x]), 49, _hsic(gram_x, gram_x, 49))
+    # Float32 products of 50 tokens.
+    assert found.tolist() == pytest.approx([linear_cka(x, y), 1.0], abs=1e-5)
 
 
 def test_smoothing_alone_is_no_agreement_of_layers():
@@ -151,3 +158,23 @@ def test_attention_agreement_that_is_undefined_says_why():
     assert "15 tokens; a claim needs" in (short.reason or "")
     flat = attention_agreement(*(with_map(i, torch.ones(90, 90)) for i in range(2)))
     assert flat.reason == "the attention to no lag varies over the queries"
+
+
+def test_draws_are_those_of_channels_shifted_and_gathered_one_by_one():
+    generator = torch.Generator().manual_seed(7)
+    pair = [smoothed(i, torch.randn(90, 6, generator=generator) + 1.0) for i in range(2)]
+    a, b = (one.activations[0].double().numpy() for one in pair)
+    norms = np.stack([np.linalg.norm(side, axis=1) for side in (a, b)], axis=1)
+    course = PositionCourse(observations([range(90)], norms))
+    tokens, draws = course.tokens, []
+    left = without_course(course, a)
+    for shift in draw_shifts(tokens.axis_lengths, 20, 0, tokens.num_distinct):
+        channels = known(pair[1].gathered)[0].double().numpy().copy()
+        channels[tokens.rows] = channels[tokens.order(shift)]
+        gathered = pair[1].attention[0].double().numpy() @ channels
+        y = without_course(course, gathered)
+        draws.append(linear_cka(left[0] * left[2], y[0] * y[2], freedom=course.freedom))
+    (found,) = neuron_evolution(dict(enumerate(pair))).transitions
+    # Float32 products of 90 tokens.
+    assert found["cka_null_max"] == pytest.approx(max(draws), abs=1e-6)
+    assert found["cka_null_mean"] == pytest.approx(np.mean(draws), abs=1e-6)
