@@ -66,6 +66,7 @@ from suite_plumbing.commands import (
 from suite_plumbing.messages import quoted
 from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer, require_tokenizer
+from suite_plumbing.one_thread import one_thread
 from suite_plumbing.other_names import also_named
 from suite_plumbing.result_files import finite_or_none, write_csv, write_tensors, written_together
 from suite_plumbing.texts import padding_id, token_pieces
@@ -458,9 +459,11 @@ def survival(
         for start in range(0, len(A), width):
             heads = slice(start, start + width)
             block = steps[:, heads].to(torch.float32)
-            for rates in A[heads].float().unbind(dim=1):
-                for row, sums in enumerate(_sums_over_tokens(block * rates, weights, len(lags))):
-                    total[row, heads] += sums
+            with one_thread():  # each operation is over before another thread would be awake
+                for rates in A[heads].float().unbind(dim=1):
+                    of_lags = _sums_over_tokens(block * rates, weights, len(lags))
+                    for row, sums in enumerate(of_lags):
+                        total[row, heads] += sums
     counts = [sum(int(keep[lag:].sum()) for keep in kept) for lag in (0, *lags)]
     means = total.numpy() / (np.array(counts)[:, None] * A.shape[1])
     return Survival(lags, means[1:], means[0])

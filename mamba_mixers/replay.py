@@ -169,8 +169,9 @@ def compute_replay(
     conv_input, gate, dt = _project(mixer, family, hidden_states, mask)
     conv_input = edit("conv_input", conv_input)
     p, conv_memory = _convolve(mixer.conv1d, conv_input, memory)
-    p = edit("convolved", p.mT).mT
-    convolved = masked(rules.elementwise(mixer.act, p).mT, mask)
+    # The convolution gives channels first; what follows, and its gradient, goes token by token.
+    p = edit("convolved", p.mT)
+    convolved = masked(rules.elementwise(mixer.act, p).contiguous(), mask)
     d_inner = gate.shape[-1]
     u = edit("u", convolved[..., :d_inner])
     # An edit may branch one text into several rows, of which the others then are copies.
