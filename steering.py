@@ -158,15 +158,22 @@ class Steering(ModelAnalyzer):
 
     @contextmanager
     def apply(
-        self, vector: SteeringVector, coefficient: float = 1.0, mode: str = "add"
+        self,
+        vector: SteeringVector,
+        coefficient: float = 1.0,
+        mode: str = "add",
+        *,
+        start: int = 0,
     ) -> Iterator[nn.Module]:
         """Within this context the model is steered, also by ``generate``: see ``steering_edits``.
 
-        Greedy, sampled, in batches padded on the left; contexts within each other add up. Raises
-        ValueError for a vector that is not this model's, an unknown mode and a coefficient that is
-        no finite number; RuntimeError for beams that this version of ``transformers`` loses.
+        ``start``: the first token that is, counted from the first real one of each row; a prompt's
+        length steers what is generated alone. Greedy, sampled, in batches padded on the left;
+        contexts within each other add up. Raises ValueError for a vector that is not this model's,
+        an unknown mode, a coefficient that is no finite number and a negative start; RuntimeError
+        for beams that this version of ``transformers`` loses.
         """
-        with steered(self.model, self._fitting(vector), coefficient, mode) as model:
+        with steered(self.model, self._fitting(vector), coefficient, mode, start) as model:
             yield model
 
     def curve(
@@ -181,15 +188,16 @@ class Steering(ModelAnalyzer):
         target: str = DEFAULT_TARGET,
         coefficients: Sequence[float] = COEFFICIENTS,
         mode: str = "add",
+        start: int = 0,
         num_random: int = MIN_RANDOM,
         seed: int = 0,
     ) -> SteeringCurve:
         """Effect on ``prompts`` and side effect on ``unrelated`` texts, by coefficient.
 
         ``token``, ``contrast``, ``position``, ``target``: as in ``resolve_target``. Without a token
-        the target is each prompt's likeliest next one. Raises ValueError as :meth:`vector`,
-        :meth:`apply`, ``resolve_target`` and ``steering_curve``, whose cost it has;
-        UnsupportedModelError for a model without logits.
+        the target is each prompt's likeliest next one. ``start`` as in :meth:`apply`. Raises
+        ValueError as :meth:`vector`, :meth:`apply`, ``resolve_target`` and ``steering_curve``,
+        whose cost it has; UnsupportedModelError for a model without logits.
         """
         check_has_logits(self.model)
         vector = self._fitting(vector)
@@ -200,7 +208,7 @@ class Steering(ModelAnalyzer):
         )
         self.curve_ = steering_curve(
             self.model, vector, asked, others, chosen, padding=padding_id(tokenizer),
-            coefficients=coefficients, mode=mode, num_random=num_random, seed=seed,
+            coefficients=coefficients, mode=mode, start=start, num_random=num_random, seed=seed,
         )  # fmt: skip
         return self.curve_
 
@@ -219,7 +227,7 @@ class Steering(ModelAnalyzer):
 @torch.no_grad()
 def continuations(
     steering: Steering, vector: SteeringVector, prompt: EncodedText, num_tokens: int,
-    coefficients: Sequence[float], mode: str = "add",
+    coefficients: Sequence[float], mode: str = "add", start: int = 0,
 ) -> dict[str, str]:  # fmt: skip
     """Greedy continuations of a prompt by coefficient, "clean" without any."""
     tokenizer = require_tokenizer(steering.model, steering.tokenizer)
@@ -236,7 +244,7 @@ def continuations(
 
     found = {"clean": continued()}
     for coefficient in coefficients:
-        with steering.apply(vector, coefficient, mode):
+        with steering.apply(vector, coefficient, mode, start=start):
             found[f"{coefficient:g}"] = continued()
     return found
 
@@ -274,13 +282,14 @@ def _command(argv: list[str]) -> int:
     prompts = args.prompt or list(PROMPTS)
     curve = steering.curve(
         vector, prompts, [text.text for text in job.encoded], token=_token(args),
-        coefficients=args.coefficients, mode=args.mode, num_random=args.num_random, seed=args.seed,
+        coefficients=args.coefficients, mode=args.mode, start=args.start,
+        num_random=args.num_random, seed=args.seed,
     )  # fmt: skip
     results = {**curve.to_dict(), "prompts": prompts}
     if args.generate:
         _, encoded = encode_for(job.model, job.tokenizer, prompts[:1])
         results["continuations"] = continuations(
-            steering, vector, encoded[0], args.generate, args.coefficients, args.mode
+            steering, vector, encoded[0], args.generate, args.coefficients, args.mode, args.start
         )
     path = _write(job, vector, results)
     print("\n".join(curve_table(curve.rows())))

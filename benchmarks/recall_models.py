@@ -1,9 +1,9 @@
 """Small Mamba-1 and Mamba-2 models trained on tasks of recall: minutes of one core each.
 
-Two layers of width 48 with 16 states a channel, one model for each family and task, fresh rows in
-every step, until one batch after another is answered. A model is saved as soon as it is trained
-and found again by the next run, with its training log beside it. ``recall_circuit.py`` asks for
-them.
+Two layers of width 48 with 16 states a channel, one model for each family, task and seed, fresh
+rows in every step, until one batch after another is answered. A seed has initial weights and rows
+of its own. A model is saved as soon as it is trained and found again by the next run, with its
+training log beside it. ``recall_circuit.py`` asks for them.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ LAST_BATCHES = 20
 MAX_STEPS = 2500
 
 HELD_OUT_SEED = 10**6
-"""Rows of this seed on are never trained on: a step's seed is its number."""
+"""Rows of this seed on are never trained on: a step's seed is its number, and 10,000 more for each
+seed of the model."""
 
 
 def fresh_model(family: str, seed: int = 0) -> PreTrainedModel:
@@ -76,7 +77,7 @@ def train(family: str, task: str, *, seed: int = 0, max_steps: int | None = None
         for step in range(MAX_STEPS if max_steps is None else max_steps):
             for group in optimizer.param_groups:
                 group["lr"] = PEAK_RATE * min(1.0, (step + 1) / WARMUP)
-            right.append(_step(model, optimizer, task, step))
+            right.append(_step(model, optimizer, task, step + 10_000 * seed))
             if step > WARMUP and sum(right[-LAST_BATCHES:]) / LAST_BATCHES >= ENOUGH:
                 break
     seconds = time.monotonic() - start
@@ -84,9 +85,9 @@ def train(family: str, task: str, *, seed: int = 0, max_steps: int | None = None
     return model.eval(), log | {"accuracy": accuracy(model, task), "course": right[::50]}
 
 
-def _step(model: Any, optimizer: torch.optim.Optimizer, task: str, step: int) -> float:
+def _step(model: Any, optimizer: torch.optim.Optimizer, task: str, rows_seed: int) -> float:
     """One step of training; the share of last tokens that were predicted before it."""
-    rows = task_rows(task, ROWS, items=ITEMS[task], vocabulary=VOCABULARY, seed=step)
+    rows = task_rows(task, ROWS, items=ITEMS[task], vocabulary=VOCABULARY, seed=rows_seed)
     logits = model(input_ids=rows.input_ids, use_cache=False).logits
     known = rows.following >= 0
     optimizer.zero_grad()
@@ -108,11 +109,12 @@ def accuracy(model: Any, task: str, count: int = 512) -> float:
         return _share_right(model(input_ids=rows.input_ids, use_cache=False).logits, rows.following)
 
 
-def trained_model(folder: Path, family: str, task: str, **options: Any) -> tuple:
-    """The model and log of this folder, trained first where it is not there."""
-    place = folder / f"{family}_{task}"
+def trained_model(folder: Path, family: str, task: str, seed: int = 0, **options: Any) -> tuple:
+    """The model of a seed below 100 and its log, from this folder; trained first where it is not
+    there."""
+    place = folder / (f"{family}_{task}_{seed}" if seed else f"{family}_{task}")
     if not (place / "training_log.json").exists():
-        model, log = train(family, task, **options)
+        model, log = train(family, task, seed=seed, **options)
         model.save_pretrained(place)
         write_json(place / "training_log.json", log)
     log = json.loads((place / "training_log.json").read_text(encoding="utf-8"))

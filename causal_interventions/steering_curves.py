@@ -67,6 +67,8 @@ class SteeringCurve:
     vector: SteeringVector
     mode: str
     """see ``steering_edits``"""
+    start: int
+    """token from which on every text was steered"""
     target: Target
     effects: tuple[SteeringEffect, ...]
     """by coefficient, the vector first, then the random ones"""
@@ -99,6 +101,7 @@ class SteeringCurve:
         return {
             "vector": self.vector.to_dict(),
             "mode": self.mode,
+            "start": self.start,
             "target": self.target.to_dict(),
             "clean_target": self.clean_target,
             "clean_loss": self.clean_loss,
@@ -144,27 +147,31 @@ def steering_curve(
     padding: int,
     coefficients: Sequence[float] = COEFFICIENTS,
     mode: str = "add",
+    start: int = 0,
     num_random: int = MIN_RANDOM,
     seed: int = 0,
 ) -> SteeringCurve:
     """Effect on ``prompts`` and side effect on ``unrelated`` texts at every coefficient.
 
+    Each text is steered from its token ``start`` on.
+
     ``num_random`` >= ``MIN_RANDOM`` vectors of the same norm, the same ones at every coefficient;
     seeded. For "scale" each is the vector with its channels exchanged. The target is pinned on the
     clean prompts. Raises ValueError for no coefficients, one that is no finite number or comes
-    twice, fewer random vectors, and as ``Target.pin``. Cost: (1 + num_random) forward passes of
-    all texts for each coefficient.
+    twice, a start that a prompt does not have, fewer random vectors, and as ``Target.pin``.
+    Cost: (1 + num_random) forward passes of all texts for each coefficient.
     """
     places = [validate_number("coefficient", x) for x in coefficients]
     if not places or len(set(places)) < len(places):
         raise ValueError(f"coefficients is {list(coefficients)}; pass different numbers")
     validate_int("num_random", num_random, MIN_RANDOM)
+    _check_start(start, prompts)
     watched = _Watched.of(model, prompts, unrelated, target, padding)
     vectors = [vector, *_controls(vector, mode, num_random, seed)]
     effects, by_prompt = [], {}
     for coefficient in progress(places, desc="coefficients"):
         for number, one in enumerate(vectors):
-            with steered(model, one, coefficient, mode):
+            with steered(model, one, coefficient, mode, start):
                 changes, kl, loss = watched.changes(model)
             if number == 0:
                 by_prompt[coefficient] = tuple(changes.tolist())
@@ -173,9 +180,19 @@ def steering_curve(
             mean = float(changes.mean())
             effects.append(SteeringEffect(coefficient, kind, drawn, mean, kl, loss))
     return SteeringCurve(
-        vector, mode, target, tuple(effects), by_prompt, float(watched.clean.mean()),
+        vector, mode, start, target, tuple(effects), by_prompt, float(watched.clean.mean()),
         watched.clean_loss, len(prompts), watched.num_tokens, num_random, seed,
     )  # fmt: skip
+
+
+def _check_start(start: int, prompts: Sequence[EncodedText]) -> None:
+    first = validate_int("start", start, 0)
+    for number, prompt in enumerate(prompts):
+        if first >= (length := len(prompt.input_ids)):
+            raise ValueError(
+                f"start is {first}, but prompt {number} has {length} tokens, so that nothing of it "
+                f"would be steered; pass 0 to {length - 1}"
+            )
 
 
 def _controls(vector: SteeringVector, mode: str, count: int, seed: int) -> list[SteeringVector]:

@@ -4,7 +4,8 @@
     mixer      (d_model) the mixer's output, before a family's multiplier of it
     neurons    (d_inner) the gated output
     delta      (H) the step size
-    state      (d_inner, N) the state that a token leaves and the next one finds
+    state      (d_inner, N) the state that a token leaves and the next one finds; in Mamba-3 as the
+               token reads it, in the token's own frame
 
 The first is there in every layer of a hybrid, the others in those with an SSM. Letters: the
 glossary of ``selective_scan``.
@@ -22,9 +23,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from mamba_mixers.families import norms_ranks
 from mamba_mixers.recording import LayerRecord, record_layers, record_streams
-from mamba_mixers.sites import find_mixers, model_family, num_layers
+from mamba_mixers.sites import find_mixers, num_layers
 from selective_scan.scan import scan_hidden_states
+from ssm_measures.states import unrotated
 from suite_plumbing.arguments import int_or_none, validate_choice
 from suite_plumbing.messages import quoted, reason_of
 from suite_plumbing.models import execution_device
@@ -101,12 +104,12 @@ def load_vector(path: StrPath) -> SteeringVector:
 
 def check_site(model: PreTrainedModel, layer: Any, site: str) -> int:
     """The layer's number, from 0; ValueError for an unknown site, for a layer without it, and for
-    the state of a Mamba-3."""
+    the state of a Mamba-3 with a norm on each rank's output."""
     validate_choice("site", site, SITES)
-    if site == "state" and model_family(model).is_trapezoid:
+    if site == "state" and any(norms_ranks(one.mixer) for one in find_mixers(model).values()):
         raise ValueError(
-            "site 'state' turns from token to token in a Mamba-3, so that no one vector steers it: "
-            "use residual, mixer, neurons or delta"
+            "site 'state' of a Mamba-3 with a norm on each rank's output is not steered, for the "
+            "norms would be held as they were: use residual, mixer, neurons or delta"
         )
     known = range(num_layers(model)) if site == "residual" else list(find_mixers(model))
     number = int_or_none(layer)
@@ -212,9 +215,12 @@ def _values(model: PreTrainedModel, layer: int, site: str, ids: Tensor, mask: Te
 def _of_record(record: LayerRecord, site: str) -> Tensor:
     replay = record.replay
     if site == "state":
-        return scan_hidden_states(
-            replay.u.to(replay.A), replay.delta, replay.A, replay.B.to(replay.A)
-        )
+        u, B = replay.u.to(replay.A), replay.B.to(replay.A)
+        h = scan_hidden_states(u, replay.delta, replay.A, B, own_share=replay.own_share)
+        if replay.angle is None:
+            return h
+        theta = replay.angle.repeat_interleave(h.shape[2] // replay.angle.shape[2], 2)
+        return unrotated(h, theta, halves=replay.skip is not None)
     # The replay's output: of a single token some mixers of transformers 4 give another shape.
     return {"mixer": replay.output, "neurons": replay.gated, "delta": replay.delta}[site]
 

@@ -27,7 +27,7 @@ from mamba_mixers.families import (
 from mamba_mixers.mamba3_scan import Mamba3Inputs, by_rank, mamba3_inputs
 from mamba_mixers.placement import parameters_at_hand
 from mamba_mixers.sites import MixerSite
-from mamba_mixers.token_positions import TokensRead, reading, tell
+from mamba_mixers.token_positions import TokensRead, Turned, reading, tell
 from selective_scan.scan import selective_scan_chunk
 
 Edit = Callable[[str, Tensor], Tensor]
@@ -245,7 +245,7 @@ def compute_mamba3(
     carry = None if carry_edit is None else edit("carry", torch.ones_like(delta[..., 0]))
     entered = _entered(parts, memory, u, rules)
     taken = None if entered is None or memory is None else memory.state + entered
-    tell(state=taken, entered=entered, angle=inputs.angle)
+    tell(state=taken, entered=entered, turned=Turned(inputs.angle, mixer.is_mimo))
 
     def scan(C: Tensor) -> tuple[Tensor, Tensor]:
         return selective_scan_chunk(

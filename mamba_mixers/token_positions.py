@@ -25,6 +25,15 @@ _NOT_COUNTED = (
 )
 
 
+class Turned(NamedTuple):
+    """By what the states of a Mamba-3 have turned."""
+
+    angle: Tensor
+    """(b, l, H, S) theta of each token"""
+    halves: bool
+    """whether state i turns with i + N / 2, or neighbours with each other"""
+
+
 class EditMemory(NamedTuple):
     """What edits of one mixer keep beside its memory, by keys of theirs; rows first."""
 
@@ -50,8 +59,8 @@ class TokensRead(NamedTuple):
     entered: Tensor | None = None
     """(b, d_inner, N) in Mamba-3 the part of ``state`` that the first token writes of the one
     before it; None at the start of a text"""
-    angle: Tensor | None = None
-    """(b, l, H, S) in Mamba-3 theta of each token"""
+    turned: Turned | None = None
+    """in Mamba-3"""
 
 
 @contextmanager
@@ -105,10 +114,10 @@ def entered_before() -> Tensor | None:
     return None if tokens is None else tokens.entered
 
 
-def angles() -> Tensor | None:
-    """(b, l, H, S) in Mamba-3 theta of the tokens at hand; None elsewhere."""
+def turned_by() -> Turned | None:
+    """By what the states of the tokens at hand have turned in a Mamba-3; None elsewhere."""
     tokens: TokensRead | None = getattr(_here, "tokens", None)
-    return None if tokens is None else tokens.angle
+    return None if tokens is None else tokens.turned
 
 
 def tokens_read_before() -> Tensor:

@@ -252,6 +252,7 @@ def steering_options(argv: Argv = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--mode", choices=STEERING_MODES, default="add")
     parser.add_argument("--coefficients", default="-4,-2,-1,-0.5,0.5,1,2,4", metavar="-1,1")
+    add_number(parser, "start", 0, "first token of a text that is steered, from 0 at its start")
     parser.add_argument("--prompt", action="append", help="text whose continuation is steered")
     parser.add_argument("--token", help="token whose probability is followed (default: the first "
                         "prompt's likeliest next one)")  # fmt: skip
@@ -263,6 +264,7 @@ def steering_options(argv: Argv = None) -> argparse.Namespace:
     args = read_options(parser, argv)
     validate_int("num-random", args.num_random, 20)
     validate_int("generate", args.generate, 0)
+    validate_int("start", args.start, 0)
     args.coefficients = parse_numbers("coefficients", args.coefficients)
     args.position = None if args.position == "mean" else parse_whole("position", args.position)
     _check_contrast(args)

@@ -324,7 +324,7 @@ def test_generation_goes_on_by_memory_under_edits(model, ids):
 
 
 @pytest.mark.parametrize("kind", ["siso", "mimo"])
-@pytest.mark.parametrize("place", [place for place in SITES if place != "state"])
+@pytest.mark.parametrize("place", SITES)
 @torch.no_grad()
 def test_a_steered_generation_by_memory_is_that_of_reading_again(kind, place):
     tokenizer, ids = make_tiny_tokenizer(), torch.arange(1, 8)[None]
@@ -339,7 +339,11 @@ def test_a_steered_generation_by_memory_is_that_of_reading_again(kind, place):
             expected = torch.cat([expected, last], 1)
     assert torch.equal(found, expected)
     assert torch.equal(model.generate(ids, 6), plain)
-    with pytest.raises(ValueError, match="'state' turns from token to token in a Mamba-3"):
+
+
+def test_the_state_under_a_norm_of_ranks_is_not_steered():
+    steering = Steering(make_mamba3("mimo normed, with MLPs"), tokenizer=make_tiny_tokenizer())
+    with pytest.raises(ValueError, match="'state' of a Mamba-3 with a norm on each rank's output"):
         steering.vector("the net held", "one two three", 1, "state")
 
 

@@ -105,8 +105,10 @@ def run(folder, *options: str) -> int:
 
 def test_the_command_writes_what_it_found(folder, capsys):
     assert run(folder, "--positive", POSITIVE[0], "--negative", NEGATIVE[0], "--prompt",
-               "a tide pool", "--token", "a", "--site", "delta", "--layer", "2") == 0  # fmt: skip
+               "a tide pool", "--token", "a", "--site", "delta", "--layer", "2",
+               "--start", "1") == 0  # fmt: skip
     results, _ = load_results(folder / "out" / "steering_results.json")
+    assert results["start"] == 1
     table = pd.read_csv(folder / "out" / "steering_curve.csv")
     assert [row["target_change"] for row in results["by_coefficient"]] == pytest.approx(
         table.target_change.tolist()
@@ -142,6 +144,8 @@ def test_a_saved_vector_is_taken_up_again(folder):
         (["--coefficients", "1,x"], "coefficients is '1,x'; pass numbers"),
         (["--position", "last"], "position is 'last'; pass a whole number, or mean"),
         (["--num-random", "3"], "num-random is 3"),
+        (["--start", "-2"], "start is -2"),
+        (["--start", "90", "--token", "a"], "start is 90, but prompt 0 has"),
         (["--layer", "9"], "layer is 9; site 'residual' is there in layers"),
     ],
 )

@@ -100,6 +100,23 @@ def test_without_a_mixer_that_hears_it_a_vector_does_nothing():
     assert found.rows()[0]["p"] == 1.0
 
 
+def test_texts_are_steered_from_their_token_on(model, vector):
+    found = steering_curve(
+        model, vector, PROMPTS, OTHERS, resolve_target(token=TOKEN), padding=0,
+        coefficients=[1.0], start=2,
+    )  # fmt: skip
+    with steered(model, vector, 1.0, start=2):
+        alone = [float(log_p(model, text)[-1, TOKEN]) for text in PROMPTS]
+    mean = sum(alone) / len(alone) - found.clean_target
+    assert found.effects[0].target_change == pytest.approx(mean, abs=1e-5)
+    assert found.to_dict()["start"] == 2
+    longest = max(len(text.input_ids) for text in PROMPTS)
+    with pytest.raises(ValueError, match=f"start is {longest}, but prompt 0 has"):
+        steering_curve(
+            model, vector, PROMPTS, OTHERS, resolve_target(token=TOKEN), padding=0, start=longest
+        )
+
+
 def test_random_vectors_are_the_same_ones_of_a_seed(model, vector, curve):
     again = steering_curve(
         model, vector, PROMPTS, OTHERS, resolve_target(token=TOKEN), padding=0, coefficients=[1.0]

@@ -6,16 +6,19 @@ import pytest
 import reference
 import torch
 from conftest import make_tiny_model
+from mamba3_cases import KINDS, make_mamba3, twin_of
 from torch import Tensor
 
 from benchmarks.family_models import MODELS, make_model, ssm_layers
 from causal_interventions.interventions import reset_state
 from causal_interventions.steering_edits import MODES, moved, steered
 from causal_interventions.steering_vectors import SITES, SteeringVector, site_shape
-from mamba_mixers.recording import record_layers
+from mamba_mixers.mamba3 import Mamba3Cache
+from mamba_mixers.recording import record_layers, record_streams
 from mamba_mixers.replay import MixerReplay
-from mamba_mixers.running import fast_scan
+from mamba_mixers.running import fast_scan, forward_from
 from suite_plumbing.step_options import STEERING_MODES
+from token_statistics.description import relative_error
 
 LAYER = 1
 
@@ -67,6 +70,28 @@ def test_a_steered_generation_is_the_steered_reading_of_its_text(model, name, te
         assert torch.equal(output.sequences[:, 10:], whole.argmax(-1))
         assert float((logits - whole).norm() / whole.norm()) <= 1e-5  # float32
         assert float((logits[:, 0] - plain).norm() / plain.norm()) > 1e-4  # it was steered
+
+
+@pytest.mark.parametrize("start", [4, 10])
+@pytest.mark.parametrize("site", SITES)
+def test_a_generation_is_steered_from_a_token_on(model, name, texts, site, start):
+    """Each row counts its own tokens; of the second, with 6 of them, 10 is the last generated."""
+    ids, mask = texts
+    vector = random_vector(model, 1 if site == "residual" else ssm_layers(name)[-1], site, 2.0)
+    with steered(model, vector, 1.5, "add", start), torch.no_grad():
+        output = model.generate(
+            ids, attention_mask=mask, max_new_tokens=6, do_sample=False, output_logits=True,
+            return_dict_in_generate=True,
+        )  # fmt: skip
+        alone = [output.sequences[:1], output.sequences[1:, 4:]]
+        whole = [model(input_ids=row, use_cache=False).logits[0] for row in alone]
+    with fast_scan(model), torch.no_grad():
+        plain = [model(input_ids=row, use_cache=False).logits[0] for row in alone]
+    for found, steered_text, clean in zip(torch.stack(output.logits, 1), whole, plain, strict=True):
+        # float32, of a padded batch in steps and of a text alone; in float64 it is 3e-8.
+        assert relative_error(found, steered_text[-7:-1]) <= 2e-5
+        assert relative_error(steered_text[:start], clean[:start]) <= 1e-6
+        assert relative_error(steered_text[start:], clean[start:]) > 1e-4
 
 
 def tiny_ids() -> Tensor:
@@ -171,6 +196,10 @@ def test_what_cannot_be_is_refused():
     ]:
         with pytest.raises(ValueError, match=message), steered(model, vector, coefficient, mode):
             raise AssertionError("the context must not be entered")
+    wrong: list[Any] = [-1, 2.5, True, "3"]
+    for start in wrong:
+        with pytest.raises(ValueError, match="start is"), steered(model, vector, 1.0, start=start):
+            raise AssertionError("the context must not be entered")
     with (
         fast_scan(model, edits=reset_state(3, LAYER)),
         steered(model, vector, 1.0, "project"),
@@ -181,3 +210,71 @@ def test_what_cannot_be_is_refused():
 
 def test_the_command_line_names_what_there_is():
     assert STEERING_MODES == MODES
+
+
+def test_the_stream_is_steered_from_its_token_on():
+    model, ids = make_tiny_model(), tiny_ids()
+    vector = random_vector(model, LAYER, "residual")
+    stream = record_streams(model, [LAYER], ids)[LAYER][0].detach().clone()
+    stream[:, 5:] += 0.7 * vector.values
+    with torch.no_grad():
+        expected = forward_from(model, LAYER, stream)
+    with steered(model, vector, 0.7, start=5):
+        torch.testing.assert_close(logits_of(model), expected, rtol=0, atol=1e-5)
+    with steered(model, vector, 0.7, start=9):  # a token that the text does not have
+        found = logits_of(model)
+    torch.testing.assert_close(found, model(ids, use_cache=False).logits, rtol=0, atol=1e-5)
+    assert not [name for name, module in model.named_modules() if "forward" in vars(module)]
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mimo normed, with MLPs"])
+@pytest.mark.parametrize("mode", MODES)
+@torch.no_grad()
+def test_a_mamba3_reads_its_state_as_steered_in_each_tokens_frame(kind, mode):
+    """Beside the loop over tokens, turned there and back."""
+    model = make_mamba3(kind).double()
+    vector = random_vector(model, 1, "state")
+    kept: list[MixerReplay] = []
+
+    def keep(layer: int, replay: MixerReplay) -> None:
+        if layer == 1:
+            kept.append(replay)
+
+    with fast_scan(model, observe=keep):
+        model(tiny_ids())
+    with steered(model, vector, 0.7, mode), fast_scan(model, observe=keep):
+        model(tiny_ids())
+    stream = record_streams(model, [1], tiny_ids())[1][0]
+    block = model.backbone.layers[1]
+    twin = twin_of(block.mixer, block.norm(stream))
+    halves = bool(block.mixer.is_mimo)
+
+    def turned(x: Tensor, sign: int) -> Tensor:
+        parts = [reference._turned(x[:, t], sign * twin["theta"][:, t], halves=halves)
+                 for t in range(x.shape[1])]  # fmt: skip
+        return torch.stack(parts, 1)
+
+    plain = turned(twin["h"], -1)
+    values = vector.values.double()
+    change = moved(plain.flatten(2, 3), values, 0.7, mode).view_as(plain) - plain
+    ranked = torch.einsum("blhpn,blhrn->blhrp", turned(change, 1), twin["c"])
+    if halves:
+        gate = twin["z"].unflatten(2, (ranked.shape[2], -1)).unsqueeze(3) * block.mixer.mimo_z
+        ranked = ranked * torch.nn.functional.silu(gate) * block.mixer.mimo_o
+    found = kept[1].y - kept[0].y
+    assert relative_error(found, ranked.sum(3).flatten(2)) <= 1e-6  # the vector is of float32
+    assert torch.equal(kept[1].memory.state, kept[0].memory.state)
+
+
+@pytest.mark.parametrize("kind", ["siso normed", "mimo, all turning, heavy tail"])
+@pytest.mark.parametrize("site", SITES)
+@torch.no_grad()
+def test_a_mamba3_in_parts_is_steered_as_the_whole_text(kind, site):
+    model, ids = make_mamba3(kind), tiny_ids()
+    vector = random_vector(model, 1, site)
+    for mode in MODES:
+        with steered(model, vector, 1.5, mode, start=3):
+            whole, cache = model(ids).logits, Mamba3Cache()
+            parts = [model(part, cache=cache).logits for part in ids.split([5, 1, 1, 2], 1)]
+        assert relative_error(torch.cat(parts, 1), whole) <= 1e-5  # float32
+        assert relative_error(whole, model(ids).logits) > 1e-4
