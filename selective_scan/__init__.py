@@ -51,6 +51,8 @@ attention  Implicit attention of a selective SSM: exact, of single heads or summ
            them
 compiled   The selective scan compiled by ``torch.compile``: for training, and other long runs on
            a CPU
+merging    Sums over all pairs of tokens, each decayed by the tokens between, by merging segments
+           of a text
 operands   Operands of a selective scan: their shapes, checked, and the dtype to compute in
 scan       The scan and its states: blocks of tokens for the CPU, with a backward that recomputes
            states

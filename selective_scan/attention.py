@@ -11,6 +11,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from selective_scan.merging import (
+    SummedPairs,
+    diagonal_blocks,
+    passes,
+    segments_to_merge,
+    without_subnormals,
+)
 from selective_scan.operands import (
     check_given,
     check_own_share,
@@ -71,7 +78,7 @@ def implicit_attention(
         for start in range(0, len(chosen), _HEADS_PER_PASS):
             part = slice(start, start + _HEADS_PER_PASS)
             operands = delta[row], A, B[row], C[row], chosen[part], group[part], dtype
-            pairs = _pairs(*operands, own_share=_row(own_share, row), by_head=True)
+            pairs = _pairs(*operands, own_share=_row(own_share, row))
             _add_causal_pairs(result[row, part], pairs, _each_head)
     return result
 
@@ -119,11 +126,15 @@ def attention_map(
     result = delta.new_zeros(batch, length, length, dtype=dtype)
     for row in range(batch):
         weights = _Weights.of_text(row, num_heads, dtype, absolute, query_weight, key_weight)
-        by_head = absolute or weights.of_channels
+        share = _row(own_share, row)
+        if not absolute and not weights.of_channels:
+            _add_sums(result[row], delta[row], A, B[row], C[row], group, weights, share)
+            result[row] *= weights.scale
+            continue
         for start in range(0, num_heads, _HEADS_PER_PASS):
             part = slice(start, start + _HEADS_PER_PASS)
             operands = delta[row], A, B[row], C[row], part, group[part], dtype, weights
-            pairs = _pairs(*operands, own_share=_row(own_share, row), by_head=by_head)
+            pairs = _pairs(*operands, own_share=share)
             _add_causal_pairs(result[row], pairs, reduce)
         result[row] *= weights.scale
     return result
@@ -161,7 +172,7 @@ def magnitude_maps(
         for start in range(0, num_heads, _HEADS_PER_PASS):
             part = slice(start, start + _HEADS_PER_PASS)
             operands = delta[row], A, B[row], C[row], part, group[part], dtype
-            pairs = _pairs(*operands, own_share=_row(own_share, row), by_head=True)
+            pairs = _pairs(*operands, own_share=_row(own_share, row))
             pairs = pairs._replace(channels=(weight[part], weight[part]))
             _add_causal_pairs(result[row], pairs, _magnitudes_and_weighted)
         result[row] /= num_heads
@@ -183,13 +194,16 @@ def decayed_products(
     """
     batch, length = query.shape[:2]
     result = query.new_zeros(batch, length, length)
-    reduce = _sum_of_magnitudes if absolute else _sum
     for row in range(batch):
-        parts = (x[row] for x in (query, key, decay))
-        # (o, l, g, N): see _Pairs.
-        q, k, d = (x.transpose(0, 1).unsqueeze(2) if absolute else x.unsqueeze(0) for x in parts)
-        d = _without_subnormals(d.contiguous() if absolute else d.clone())
-        _add_causal_pairs(result[row], _Pairs(q.new_zeros(q.shape[:2]), q.mul_(d), k, d), reduce)
+        if not absolute:
+            buffers = query[row].contiguous(), key[row].contiguous(), decay[row].clone()
+            SummedPairs(result[row], *buffers).add()
+            continue
+        # (heads, l, N): see _Pairs.
+        q, k, d = (x[row].transpose(0, 1) for x in (query, key, decay))
+        d = without_subnormals(d.contiguous())
+        pairs = _Pairs(q.new_zeros(q.shape[:2]), q.mul_(d), k, d)
+        _add_causal_pairs(result[row], pairs, _sum_of_magnitudes)
     return result
 
 
@@ -338,80 +352,94 @@ class _Weights(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """Queries and keys of some heads on one text, and the decay that each token brings.
+    """Queries and keys of some heads on one text, and the decay that each token brings."""
 
-    Of o and g one is the number of heads and the other 1: a product over (g, N) sums over heads
-    at once, or keeps them apart. Every product is then a batch of matrices without a copy.
-    """
-
-    own: Tensor  # (o, l) what a token takes from itself
-    query: Tensor  # (o, l, g, N) decayed by its own token
-    key: Tensor  # (o, l, g, N)
-    decay: Tensor  # (o, l, g, N or 1)
-    channels: tuple[Tensor, ...] = ()  # none, or weights of queries and of keys, (o, l, P)
+    own: Tensor  # (heads, l) what a token takes from itself
+    query: Tensor  # (heads, l, N) decayed by its own token
+    key: Tensor  # (heads, l, N)
+    decay: Tensor  # (heads, l, N or 1)
+    channels: tuple[Tensor, ...] = ()  # none, or weights of queries and of keys, (heads, l, P)
 
 
 def _pairs(
-    delta, A, B, C, heads, group, dtype, weights: _Weights | None = None, *, own_share, by_head
+    delta, A, B, C, heads, group, dtype, weights: _Weights | None = None, *, own_share
 ) -> _Pairs:
     """Queries q_t C_t exp(delta_t A) and keys k_s delta_s B_s of these heads on one text."""
 
-    def arranged(x: Tensor) -> Tensor:
-        """(l, heads, ...) as (o, l, g, ...)."""
-        return x.transpose(0, 1).unsqueeze(2) if by_head else x.unsqueeze(0)
-
     def shared(x: Tensor) -> Tensor:
-        """B or C (l, G, N) as (o, l, g, N)."""
+        """B or C (l, G, N) as (heads, l, N)."""
         x = x.to(dtype)
-        return arranged(x.expand(-1, len(group), -1) if x.shape[1] == 1 else x[:, group])
+        return (x.expand(-1, len(group), -1) if x.shape[1] == 1 else x[:, group]).transpose(0, 1)
 
     # Contiguous, for what is made from it takes over the order in memory.
-    step = arranged(delta[:, heads].to(dtype)).contiguous()
-    decay = torch.exp(step.unsqueeze(-1) * arranged(A[heads].to(dtype).unsqueeze(0)))
-    _without_subnormals(decay)
-    own = step * arranged((B.to(dtype) * C.to(dtype)).sum(-1)[:, group])
+    step = delta[:, heads].to(dtype).T.contiguous()
+    decay = torch.exp(step.unsqueeze(-1) * A[heads].to(dtype).unsqueeze(1))
+    without_subnormals(decay)
+    own = step * (B.to(dtype) * C.to(dtype)).sum(-1)[:, group].T
     if own_share is not None:
-        own = own * arranged(own_share[:, heads].to(dtype))
+        own = own * own_share[:, heads].to(dtype).T
     query = decay * shared(C)
     q, k = (None, None) if weights is None else (weights.query, weights.key)
     if weights is not None and weights.of_channels and q is not None and k is not None:
         channels = q[:, heads].transpose(0, 1), k[:, heads].transpose(0, 1)
-        own = own * (channels[0] * channels[1]).sum(-1, keepdim=True)
-        return _Pairs(own.sum(-1), query, step.unsqueeze(-1) * shared(B), decay, channels)
+        own = own * (channels[0] * channels[1]).sum(-1)
+        return _Pairs(own, query, step.unsqueeze(-1) * shared(B), decay, channels)
     if q is not None:
-        weight = arranged(q[:, heads])
-        own, query = own * weight, query.mul_(weight.unsqueeze(-1))
+        own, query = own * q[:, heads].T, query.mul_(q[:, heads].T.unsqueeze(-1))
     if k is not None:
-        weight = arranged(k[:, heads])
-        own, step = own * weight, step * weight
-    return _Pairs(own.sum(-1), query, step.unsqueeze(-1) * shared(B), decay)
+        own, step = own * k[:, heads].T, step * k[:, heads].T
+    return _Pairs(own, query, step.unsqueeze(-1) * shared(B), decay)
+
+
+def _add_sums(
+    out: Tensor, delta, A, B, C, group: Tensor, weights: _Weights, own_share: Tensor | None
+) -> None:
+    """Add sum over heads of q_t alpha[t, s] k_s of one text to ``out`` (l, l)."""
+    rate, B, C = (x.to(out) for x in (A, B, C))
+    written = delta.to(out) if weights.key is None else delta.to(out) * weights.key
+    own = written * (B * C).sum(-1)[:, group]
+    own = own if weights.query is None else own * weights.query
+    own = own if own_share is None else own * own_share.to(out)
+    out.diagonal().add_(own.sum(1))
+    pairs, shape = None, (C.shape[2], A.shape[1])
+    for part in passes(len(group), C.shape[2], _HEADS_PER_PASS):
+        pairs = SummedPairs.of_heads(out, part.stop - part.start, *shape, pairs)
+        keys, queries = (x if x.shape[1] == 1 else x[:, group[part]] for x in (B, C))
+        step = delta[:, part].to(out).unsqueeze(2)
+        torch.mul(step, rate[part], out=pairs.decay).exp_()
+        torch.mul(written[:, part].unsqueeze(2), keys, out=pairs.key)
+        pairs.query.copy_(queries)
+        if weights.query is not None:
+            pairs.query.mul_(weights.query[:, part].unsqueeze(2))
+        pairs.add()
 
 
 def _add_causal_pairs(out: Tensor, pairs: _Pairs, reduce: _Reduce) -> None:
     """Add the products of decayed queries and keys for all s <= t to ``out`` (..., l, l).
 
-    ``reduce`` takes products (o, ...) and weights of their keys, and returns them without o, or
-    with what ``out`` has in its place. Works in place on the queries and keys.
+    ``reduce`` takes products (heads, ...) and weights of their keys, and returns them without
+    heads, or with what ``out`` has in their place. Works in place on the queries and keys.
     """
     own, query, key, decay, channels = pairs
     length = query.shape[1]
     out.diagonal(dim1=-2, dim2=-1).add_(reduce(own, channels[1][..., 0] if channels else None))
     width = 1
     while width < length:
-        for start, stop, count in _mergers(length, width):
+        for start, stop, count in segments_to_merge(length, width):
             halves = (slice(width, None), slice(None, width))
             right_queries, left_keys, *weights = (
                 x[:, start:stop].unflatten(1, (count, -1))[:, :, half]
                 for x, half in zip((query, key, *channels), halves * 2, strict=False)
             )
-            target = _diagonal_blocks(out[..., start:stop, start:stop], count)
+            target = diagonal_blocks(out[..., start:stop, start:stop], count)
             _add_products(target[..., width:, :width], right_queries, left_keys, weights, reduce)
-            first = start // width
-            last = first + 2 * count
-            _damp(right_queries, decay[:, first:last:2].unsqueeze(2))
-            _damp(left_keys, decay[:, first + 1 : last : 2].unsqueeze(2))
+            first, last = start // width, start // width + 2 * count
+            # The first segment of a text is never a right one again, the last never a left one.
+            begin, end = int(start == 0), count - int(stop == length)
+            _damp(right_queries[:, begin:], decay[:, first:last:2].unsqueeze(2)[:, begin:])
+            _damp(left_keys[:, :end], decay[:, first + 1 : last : 2].unsqueeze(2)[:, :end])
         merged = decay[:, 0::2].clone()
-        decay = _without_subnormals(_times(merged, decay[:, 1::2]))
+        decay = without_subnormals(_times(merged, decay[:, 1::2]))
         width *= 2
 
 
@@ -422,12 +450,11 @@ def _add_products(
     weights: list[Tensor],
     reduce: _Reduce,
 ) -> None:
-    """Add reduce(query key^T), (o, m, w, g, N) with (o, m, v, g, N), to ``target`` (..., m, w, v).
+    """Add reduce(query key^T), (heads, m, w, N) by (heads, m, v, N), to ``target`` (..., m, w, v).
 
-    ``weights`` of channels, (o, m, w, P) and (o, m, v, P), multiply each head's by their product.
-    A few heads at a time where they are summed, so that their products stay in a cache.
+    ``weights`` of channels, (heads, m, w, P) and (heads, m, v, P), multiply each head's by their
+    product. A few heads at a time where they are summed, so that their products stay in a cache.
     """
-    query, key = query.flatten(3), key.flatten(3)
     heads, count, width, _ = query.shape
     step = heads if reduce is _each_head else max(1, _PRODUCT_FLOATS // (count * width * width))
     for start in range(0, heads, step):
@@ -459,20 +486,6 @@ def _each_head(by_head: Tensor, _: Tensor | None) -> Tensor:
     return by_head
 
 
-def _mergers(length: int, width: int) -> list[tuple[int, int, int]]:
-    """(start, stop, count) of the pairs of segments of this width: the full ones, the last one."""
-    count = length // (2 * width)
-    full = count * 2 * width
-    mergers = [(0, full, count)] if count else []
-    return mergers + ([(full, length, 1)] if length - full > width else [])
-
-
-def _diagonal_blocks(x: Tensor, count: int) -> Tensor:
-    """View of the ``count`` blocks on the diagonal of x (..., n, n), as (..., count, w, w)."""
-    blocks = x.unflatten(-2, (count, -1)).unflatten(-1, (count, -1))
-    return blocks.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
-
-
 def _times(merged: Tensor, right: Tensor) -> Tensor:
     """Multiply the decays of left segments by those of their right neighbours, if there."""
     merged[:, : right.shape[1]].mul_(right)
@@ -482,13 +495,7 @@ def _times(merged: Tensor, right: Tensor) -> Tensor:
 def _damp(x: Tensor, decay: Tensor) -> None:
     """x *= decay in place, with what becomes negligible set to 0."""
     x.mul_(decay)
-    _without_subnormals(x)
-
-
-def _without_subnormals(x: Tensor) -> Tensor:
-    """Set entries to 0, in place, whose product with one of their like would be subnormal."""
-    smallest = 2 * torch.finfo(x.dtype).tiny ** 0.5
-    return torch.ops.aten.hardshrink.out(x, smallest, out=x)
+    without_subnormals(x)
 
 
 def _unit_scale(weight: Tensor | None, row: int, num_heads: int, dtype: torch.dtype):

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from mamba_mixers.weights import MixerParameters
 from selective_scan.attention import attention_row, decayed_products, implicit_attention
+from selective_scan.merging import SummedPairs, passes
+from selective_scan.operands import compute_dtype
 from selective_scan.scan import selective_scan
 from ssm_measures.attention_maps import HEADS_PER_PASS, checked_heads, maps_by_head
 from ssm_measures.components import SSMComponents
@@ -34,14 +36,15 @@ class _MixerOperator(NamedTuple):
     """Some channels' map from x to the output before the gate, split by lag at the number of taps.
 
     Up to lag taps - 1: the entries themselves. From there on, x_s has passed the convolution: what
-    it left in the state after token s + taps - 1 is one key, which decays like any other.
+    it left in the state after token s + taps - 1 is one key, which decays like any other. Keys are
+    numbered by that token; before the first there is none, and they are 0. All are weighed by
+    source.
     """
 
-    near: Tensor  # (taps, b, l, heads) entry of query t and source t - lag
+    near: list[Tensor]  # by lag (b, l - lag, heads) entry of source s and query s + lag
     delta: Tensor  # (b, l, heads)
     A: Tensor  # (heads, N or 1)
-    decay: Tensor  # (b, l, heads, N or 1)
-    keys: Tensor  # (b, l - taps + 1, heads, N) by source; of source s at token s + taps - 1
+    buffers: _Buffers
     C: Tensor  # (b, l, heads or 1, N)
 
     def far(self, function: Callable[..., Tensor], *args: int, **options: Any) -> Tensor:
@@ -50,24 +53,48 @@ class _MixerOperator(NamedTuple):
         # These functions multiply a key by its delta, which is divided out here; the bound is for
         # a delta that softplus has rounded to 0, and changes no decay.
         step = self.delta.clamp_min(1e-30)
-        B = F.pad(self.keys, (0, 0, 0, 0, delay, 0)) / step.unsqueeze(-1)
+        B = self.buffers.key / step.unsqueeze(-1)
         by_key = function(step, self.A, B, self.C.expand_as(B), *args, **options)
         return F.pad(by_key[..., delay:], (0, delay))
 
-    def add_map(self, tokens: Tensor, query: Tensor, key: Tensor, absolute: bool) -> None:
-        """Add sum_c q_t M k_s to ``tokens`` (b, l, l); weights (b, l, heads)."""
-        delay, length = len(self.near) - 1, query.shape[1]
-        q, k = (x.abs().max().clamp_min(torch.finfo(x.dtype).tiny) for x in (query, key))
-        far = decayed_products(
-            (query[:, delay:] / q).unsqueeze(-1) * self.C[:, delay:],
-            self.keys * (key[:, : length - delay] / k).unsqueeze(-1),
-            self.decay[:, delay:],
-            absolute=absolute,
-        )
-        tokens[:, delay:, : length - delay] += far * (q * k)
+    def add_map(self, by_key: Tensor, query: Tensor, absolute: bool) -> None:
+        """Add sum_c q_t M to ``by_key`` (b, l, l + taps - 1), whose column is s + taps - 1."""
+        length, delay = query.shape[1], len(self.near) - 1
         for lag, entries in enumerate(self.near):
-            by_query = query[:, lag:] * entries[:, lag:] * key[:, : length - lag]
-            tokens.diagonal(-lag, 1, 2).add_(_over_heads(by_query, absolute))
+            by_query = query[:, lag:] * entries
+            by_key[..., delay:].diagonal(-lag, 1, 2).add_(_over_heads(by_query, absolute))
+        if absolute:
+            queries, keys = query.unsqueeze(-1) * self.C, self.buffers.key.clone()
+            far = decayed_products(queries, keys, self.buffers.decay, absolute=True)
+            by_key[..., :length] += far
+        else:
+            self.buffers.add_sums(by_key[..., :length], query.unsqueeze(-1), self.C)
+
+
+class _Buffers:
+    """What an operator of some channels holds of every token, channel and state; used again for
+    the next channels."""
+
+    def __init__(self, like: Tensor, delay: int, states: int, rates: int) -> None:
+        batch, length, heads = like.shape
+        self._by_key = like.new_zeros(batch, length + delay, heads, states)
+        self.state = self._by_key[:, delay:]
+        """(b, l, heads, N) what a source leaves, by source"""
+        self.key = self._by_key[:, :length]
+        """(b, l, heads, N) the same ``delay`` tokens on; 0 for the first"""
+        self.decay = like.new_empty(batch, length, heads, rates)
+        self._sums: list[SummedPairs] = []
+
+    def add_sums(self, out: Tensor, query: Tensor, C: Tensor) -> None:
+        """Add the products with the queries, summed over heads, to ``out`` (b, l, l), the same
+        one every time; overwrites keys and decays."""
+        if not self._sums:
+            queries = torch.empty_like(self.key, memory_format=torch.contiguous_format)
+            operands = zip(out, queries, self.key, self.decay, strict=True)
+            self._sums = [SummedPairs(*of_text) for of_text in operands]
+        for row, sums in enumerate(self._sums):
+            torch.mul(query[row], C[row], out=sums.query)
+            sums.add()
 
 
 @in_full_precision
@@ -89,14 +116,20 @@ def full_mixer_map(
     Cost: one :func:`selective_scan.attention_map` (not one a tap) with every
     channel a head of its own, and O(b l d_inner N K).
     """
-    batch, length, _ = components.delta.shape
-    tokens = components.delta.new_zeros(batch, length, length)
     gain = _convolution_gain(components, parameters)
-    for operator, query, key in _operators(components, parameters, gain, query_weight, key_weight):
-        operator.add_map(tokens, query, key, absolute)
-    by_channel = _biases(components, parameters, gain)
-    bias = _over_heads(_query(components, query_weight, slice(None)) * by_channel, absolute)
-    return MixerMap(tokens, bias)
+    query = _query(components, query_weight)
+    key = _key(components, key_weight)
+    q, k = (x.abs().max().clamp_min(torch.finfo(x.dtype).tiny) for x in (query, key))
+    batch, length, _ = query.shape
+    passed = _passed(gain, parameters, key / k)
+    delay = len(passed) - 1
+    dtype = compute_dtype(*(getattr(components, name) for name in ("delta", "A", "B", "C", "u")))
+    by_key = query.new_zeros(batch, length, length + delay, dtype=dtype)
+    scaled = query / q
+    for heads, operator in _operators(components, passed):
+        operator.add_map(by_key, scaled[..., heads], absolute)
+    bias = _over_heads(query * _biases(components, parameters, gain), absolute)
+    return MixerMap(by_key[..., delay:] * (q * k), bias)
 
 
 @in_full_precision
@@ -118,20 +151,16 @@ def full_mixer_row(
     t = validate_int("query", query, -length, length - 1) % length
     tokens = components.delta.new_zeros(components.delta.shape[:2])
     gain = _convolution_gain(components, parameters)
-    for operator, weight, key in _operators(components, parameters, gain, query_weight, key_weight):
-        part = operator.far(
-            attention_row,
-            t,
-            query_weight=weight,
-            key_weight=_delayed(key, len(operator.near) - 1),
-            absolute=absolute,
-        )
+    query_weight = _query(components, query_weight)
+    key = _key(components, key_weight)
+    for heads, operator in _operators(components, _passed(gain, parameters, key)):
+        weight = query_weight[..., heads]
+        part = operator.far(attention_row, t, query_weight=weight, absolute=absolute)
         for lag, entries in enumerate(operator.near[: t + 1]):
-            part[:, t - lag] = _over_heads(weight[:, t] * entries[:, t] * key[:, t - lag], absolute)
+            part[:, t - lag] = _over_heads(weight[:, t] * entries[:, t - lag], absolute)
         tokens += part
     by_channel = _biases(components, parameters, gain)[:, t]
-    weight = _query(components, query_weight, slice(None))[:, t]
-    return MixerMap(tokens, _over_heads(weight * by_channel, absolute))
+    return MixerMap(tokens, _over_heads(query_weight[:, t] * by_channel, absolute))
 
 
 @in_full_precision
@@ -145,66 +174,96 @@ def full_mixer_head_maps(
     """
     chosen = checked_heads(components, heads, components.u.shape[2])
     gain = _convolution_gain(components, parameters)
-    operator = _mixer_operator(components, parameters, torch.tensor(chosen), gain)
+    operator = _mixer_operator(components, torch.tensor(chosen), _passed(gain, parameters, None))
     bias = _biases(components, parameters, gain)[..., chosen].movedim(2, 1)
     gate = components.gating[..., chosen].movedim(2, 1)
     tokens = operator.far(implicit_attention)
     for lag, entries in enumerate(operator.near):
-        tokens.diagonal(-lag, 2, 3).copy_(entries.movedim(2, 1)[..., lag:])
+        tokens.diagonal(-lag, 2, 3).copy_(entries.movedim(2, 1))
     return MixerMap(tokens * gate.unsqueeze(-1), bias * gate)
 
 
 def _operators(
-    components: SSMComponents,
-    parameters: MixerParameters,
-    gain: Tensor,
-    query_weight: Tensor | None,
-    key_weight: Tensor | None,
-) -> Iterator[tuple[_MixerOperator, Tensor, Tensor]]:
-    """The operator, the query weight times the gating, and the key weight, by some channels."""
-    shape = components.u.shape
-    for name, weight in (("query_weight", query_weight), ("key_weight", key_weight)):
-        if weight is not None and weight.shape != shape:
-            raise ValueError(
-                f"{name} must be (b, l, d_inner) = {tuple(shape)}, got {tuple(weight.shape)}"
-            )
-    mask = components.attention_mask.to(components.delta).unsqueeze(-1)
-    for heads in torch.arange(shape[2]).split(HEADS_PER_PASS):
-        query = _query(components, query_weight, heads)
-        key = (mask if key_weight is None else key_weight[..., heads]).expand_as(query)
-        yield _mixer_operator(components, parameters, heads, gain), query, key
+    components: SSMComponents, passed: Sequence[Tensor]
+) -> Iterator[tuple[slice, _MixerOperator]]:
+    """Some channels and their operator, weighed by source; the next one overwrites its buffers."""
+    buffers = None
+    for heads in passes(components.u.shape[2], components.B.shape[-1], HEADS_PER_PASS):
+        if buffers is not None and buffers.key.shape[2] != heads.stop - heads.start:
+            buffers = None
+        operator = _mixer_operator(components, heads, passed, buffers)
+        buffers = operator.buffers
+        yield heads, operator
 
 
-def _query(components: SSMComponents, query_weight: Tensor | None, heads: Tensor | slice) -> Tensor:
-    """(b, l, heads) the query weight of the output before the gate."""
-    gate = components.gating[..., heads]
-    return gate / components.u.shape[2] if query_weight is None else gate * query_weight[..., heads]
+def _query(components: SSMComponents, weight: Tensor | None) -> Tensor:
+    """(b, l, d_inner) the query weight of the output before the gate."""
+    gating = components.gating
+    _check_weight("query_weight", weight, gating)
+    return gating / gating.shape[2] if weight is None else gating * weight
+
+
+def _key(components: SSMComponents, weight: Tensor | None) -> Tensor:
+    """(b, l, d_inner) the weight of sources; without one, 0 at padding."""
+    _check_weight("key_weight", weight, components.u)
+    mask = components.attention_mask.to(components.u).unsqueeze(-1)
+    return mask.expand_as(components.u) if weight is None else weight
+
+
+def _check_weight(name: str, weight: Tensor | None, like: Tensor) -> None:
+    if weight is not None and weight.shape != like.shape:
+        raise ValueError(
+            f"{name} must be (b, l, d_inner) = {tuple(like.shape)}, got {tuple(weight.shape)}"
+        )
+
+
+def _passed(gain: Tensor, parameters: MixerParameters, key: Tensor | None) -> list[Tensor]:
+    """By tap, the last first, (b, l - lag, d_inner) by source: what of it is in u ``lag`` tokens
+    on, as far as the text goes, times its weight."""
+    length = gain.shape[1]
+    if parameters.conv_weight is None:  # a Mamba-3 has no convolution
+        return [gain if key is None else gain * key]
+    taps = [gain[:, lag:] * w for lag, w in enumerate(parameters.conv_weight.flip(1).T[:length])]
+    return taps if key is None else [x.mul_(key[:, : x.shape[1]]) for x in taps]
 
 
 def _mixer_operator(
-    components: SSMComponents, parameters: MixerParameters, heads: Tensor, gain: Tensor
+    components: SSMComponents,
+    heads: slice | Tensor,
+    passed: Sequence[Tensor],
+    buffers: _Buffers | None = None,
 ) -> _MixerOperator:
-    """Follow x_s through the taps: the state that it leaves and what each query reads of it."""
+    """Follow x_s through the taps: the state that it leaves and what each query reads of it.
+
+    ``passed`` as :func:`_passed`, of all channels.
+    """
     length, d_inner = components.u.shape[1:]
-    head, gain = heads // components.head_width, gain[..., heads]
-    delta, A = components.delta[..., head], components.A[head]
-    D = components.channel_skip[..., heads]
+    numbers = torch.arange(d_inner)[heads]
+    head = heads if components.head_width == 1 else numbers // components.head_width
+    delta, A, D = (
+        components.delta[..., head],
+        components.A[head],
+        components.channel_skip[..., heads],
+    )
     share = 1.0 if components.own_share is None else components.own_share[..., head]
-    B, C = (maps_by_head(x, heads, d_inner) for x in (components.B, components.C))
+    B, C = (maps_by_head(x, numbers, d_inner) for x in (components.B, components.C))
     B, C = (x.unsqueeze(2) if x.dim() == 3 else x for x in (B, C))
-    taps = gain.new_ones(len(heads), 1)  # a Mamba-3 has no convolution
-    if parameters.conv_weight is not None:
-        taps = parameters.conv_weight[heads].flip(1)[:, :length]
-    decay = torch.exp(delta.unsqueeze(-1) * A)
-    state = delta.new_zeros(*delta.shape, B.shape[-1])
+    if buffers is None:
+        like = delta.new_empty(delta.shape, dtype=compute_dtype(delta, A, B, C, *passed))
+        buffers = _Buffers(like, len(passed) - 1, B.shape[-1], A.shape[-1])
+    torch.mul(delta.unsqueeze(-1), A, out=buffers.decay).exp_()
     near = []
-    for lag in range(taps.shape[1]):
-        passed = gain[:, lag:] * taps[:, lag]
-        state = state[:, : length - lag].mul_(decay[:, lag:])
-        state.addcmul_((delta[:, lag:] * passed).unsqueeze(-1), B[:, lag:])
-        read = _read(C[:, lag:], state) * share
-        near.append(F.pad(read + D * passed, (0, 0, lag, 0)))
-    return _MixerOperator(torch.stack(near), delta, A, decay, state, C)
+    for lag, by_source in enumerate(x[..., heads] for x in passed):
+        written = delta[:, lag:] * by_source
+        state = buffers.state[:, : length - lag]
+        if lag == 0:
+            torch.mul(written.unsqueeze(-1), B, out=state)
+            read = (B * C).sum(-1) * written * share
+        else:
+            state.mul_(buffers.decay[:, lag:]).addcmul_(written.unsqueeze(-1), B[:, lag:])
+            read = _read(C[:, lag:], state)
+        near.append(read.addcmul_(D.to(read), by_source.to(read)))
+    return _MixerOperator(near, delta, A, buffers, C)
 
 
 def _read(C: Tensor, state: Tensor) -> Tensor:
