@@ -12,12 +12,13 @@ token, all else is computed on from it. The paths of a layer:
 Effects are shares of what lies between both runs, 0 the corrupt one and 1 the clean one: with a
 path of the clean run in the corrupt one (suffices), and one minus that with a path of the corrupt
 run in the clean one (needed). Twins differ by the value asked for, or by the key that it is found
-by, which says how a value is bound to its key. Intervals: 95 % over pairs. Untrained models of the
-same shape beside them, the largest magnitude of three.
+by, which says how a value is bound to its key. Intervals: 95 % over pairs, in the model of the
+first seed; effects in models of other seeds, which have other initial weights and saw other rows,
+stand beside them. Untrained models of the same shape too, the largest magnitude of three.
 
-How to run (trains what the folder of models lacks, some 20 minutes of one core)::
+How to run (trains what the folder of models lacks, 5 to 20 minutes of one core a seed)::
 
-    python benchmarks/recall_circuit.py --models-dir recall_models --save
+    python benchmarks/recall_circuit.py --models-dir recall_models --seeds 3 --save
 """
 
 from __future__ import annotations
@@ -42,7 +43,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from activation_patching import ActivationPatching
-from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
+from benchmarks.commands import (
+    RESULTS_FOLDER,
+    add_parts_option,
+    benchmark_parser,
+    keep,
+    kept_part,
+)
 from benchmarks.recall_models import (
     FAMILIES,
     HELD_OUT_SEED,
@@ -168,88 +175,127 @@ def experiments(tasks: Sequence[str], count: int) -> list[TaskPairs]:
     ]  # fmt: skip
 
 
-def twin_bounds(family: str, pairs: TaskPairs) -> dict[tuple[int, str], tuple[float, float]]:
-    """By layer and path, the largest |suffices| and |needed| among untrained models."""
-    found: dict[tuple[int, str], tuple[float, float]] = {}
-    for seed in range(1, 1 + NUM_TWINS):
-        for effect in path_effects(fresh_model(family, seed), pairs):
-            key, before = (
-                (effect.layer, effect.path),
-                found.get((effect.layer, effect.path), (0, 0)),
-            )
-            now = (abs(x.value or 0.0) for x in (effect.suffices, effect.needed))
-            found[key] = tuple(map(max, zip(before, now, strict=True)))  # type: ignore[assignment]
-    return found
-
-
-def experiment_lines(model: PreTrainedModel, family: str, pairs: TaskPairs) -> list[str]:
-    """Heading and table of one experiment."""
-    bounds = twin_bounds(family, pairs)
-    right = 100 * share_right(model, pairs)
-    rows = [
-        [
-            str(one.layer), one.path, one.suffices.text(".2f"), one.needed.text(".2f"),
-            " / ".join(f"{x:.2f}" for x in bounds[one.layer, one.path]),
-        ]
-        for one in path_effects(model, pairs)
-    ]  # fmt: skip
-    head = ["layer", "path", "suffices", "needed", "untrained, largest of 3"]
+def twin_bounds(family: str, pairs: TaskPairs) -> list[list[float]]:
+    """By layer and path in their order, the largest |suffices| and |needed| of untrained models."""
+    found = [path_effects(fresh_model(family, seed), pairs) for seed in range(1, 1 + NUM_TWINS)]
     return [
-        f"## {family}, {pairs.task}: twins by the {pairs.corruption}", "",
-        f"{right:.1f} % of {len(pairs)} clean texts answered.", "", *markdown_table(head, rows),
+        [max(abs(getattr(one, name).value or 0.0) for one in of_path)
+         for name in ("suffices", "needed")]
+        for of_path in zip(*found, strict=True)
     ]  # fmt: skip
 
 
-def agreement_lines(model: PreTrainedModel, family: str, pairs: TaskPairs) -> list[str]:
-    """Rank agreement of attribution with exact patching, a row for each number of steps."""
+def measured(model: PreTrainedModel, log: dict[str, Any], pairs: TaskPairs) -> dict[str, Any]:
+    """All that is measured of one trained model in the pairs of one experiment, for JSON."""
+    by_value = pairs.corruption == "value"
+    return {
+        "right": share_right(model, pairs),
+        "steps": log["steps"],
+        "seconds": log["seconds"],
+        "effects": [
+            {
+                "layer": one.layer, "path": one.path,
+                "suffices": one.suffices.value, "suffices_shown": one.suffices.text(".2f"),
+                "needed": one.needed.value, "needed_shown": one.needed.text(".2f"),
+            }
+            for one in path_effects(model, pairs)
+        ],
+        "agreement": agreement_rows(model, pairs),
+        "sources": source_rows(model, pairs) if by_value else [],
+    }  # fmt: skip
+
+
+def agreement_rows(model: PreTrainedModel, pairs: TaskPairs) -> list[list[str]]:
+    """Rank agreement of attribution with exact patching by site, a row for each number of steps."""
     patching, few = ActivationPatching(model), slice(0, 5)
     given = (pairs.clean[few], pairs.corrupt[few], pairs.answers[few])
     exact = patching.patch(*given, control=False)
     rows = []
     for steps in (0, 10):
         found = patching.attribution(*given, steps=steps).agreement(exact)
-        cells = ["" if rho is None else f"{rho:.2f}" for rho in found.values()]
-        rows.append([family, pairs.task, pairs.corruption, str(steps), *cells])
-    return markdown_table(["family", "task", "twins", "steps", *exact.patched], rows)[2:-1]
+        shown = ("" if (rho := found[site]) is None else f"{rho:.2f}" for site in exact.patched)
+        rows.append([str(steps), *shown])
+    return rows
 
 
-def source_lines(model: PreTrainedModel, family: str, pairs: TaskPairs) -> list[str]:
+def source_rows(model: PreTrainedModel, pairs: TaskPairs) -> list[list[str]]:
     """R2 of direct values of sources with knockouts, a row a layer, over the first 20 texts."""
     few = replace(pairs, clean=pairs.clean[:20], answers=pairs.answers[:20])
     return [
-        "| " + " | ".join([
-            family, pairs.task, str(one.layer), f"{one.r2:.3f}", f"{one.slope:.2f}",
-        ]) + " |"
+        [str(one.layer), f"{one.r2:.3f}", f"{one.slope:.2f}"]
         for one in source_agreement(model, few)
+    ]
+
+
+def experiment_lines(
+    family: str, pairs: TaskPairs, found: Sequence[dict[str, Any]], bounds: list[list[float]]
+) -> list[str]:
+    """Heading and table of one experiment, ``found`` being of models by seed."""
+    first, others = found[0], found[1:]
+    rows = []
+    for number, one in enumerate(first["effects"]):
+        beside = [model["effects"][number] for model in others]
+        rows.append([
+            str(one["layer"]), one["path"], one["suffices_shown"], one["needed_shown"],
+            *(", ".join(f"{x[name]:.2f}" for x in beside) for name in ("suffices", "needed")),
+            " / ".join(f"{x:.2f}" for x in bounds[number]),
+        ])  # fmt: skip
+    head = ["layer", "path", "suffices", "needed", "suffices, other seeds", "needed, other seeds",
+            "untrained, largest of 3"]  # fmt: skip
+    right = ", ".join(f"{100 * model['right']:.1f}" for model in found)
+    trained = "; ".join(f"{model['steps']} steps, {model['seconds']:.0f} s" for model in found)
+    return [
+        f"## {family}, {pairs.task}: twins by the {pairs.corruption}", "",
+        f"{right} % of {len(pairs)} clean texts answered, by seed.", "",
+        *markdown_table(head, rows), f"Trained for {trained}.", "",
     ]  # fmt: skip
 
+
+AGREEMENT_HEAD = [
+    "## Attribution patching beside exact patching", "",
+    "Spearman over layers and tokens, 5 pairs; steps 0: the gradient of the corrupt run alone.", "",
+]  # fmt: skip
 
 SOURCES_HEAD = [
     "## Direct values of sources beside knockouts", "",
     "What the last token takes from each source through the state of a layer, onto the difference "
     "of both answers' logits, by closed form; the same by knockout. 20 texts, all sources.", "",
-    "| family | task | layer | R2 | slope of the knockout |", "|---|---|---|---|---|",
 ]  # fmt: skip
 
+SITES = ("residual", "mixer", "u", "delta", "B", "C", "gate", "y", "state", "window")
 
-def report(models_dir: Path, families: Sequence[str], tasks: Sequence[str], count: int) -> str:
+
+def report(
+    models_dir: Path, families: Sequence[str], tasks: Sequence[str], count: int, seeds: int = 1,
+    parts: Path | None = None,
+) -> str:  # fmt: skip
     """All experiments, and the agreement of attribution with exact patching."""
     lines: list[str] = [*(__doc__ or "").split("How to run")[0].splitlines()[1:]]
-    agreement: list[str] = []
-    sources: list[str] = []
+    agreement: list[list[str]] = []
+    sources: list[list[str]] = []
     for family in families:
         for pairs in experiments(tasks, count):
-            model, log = trained_model(models_dir, family, pairs.task)
-            lines += experiment_lines(model, family, pairs)
-            lines += [f"Trained for {log['steps']} steps, {log['seconds']:.0f} s.", ""]
-            agreement += agreement_lines(model, family, pairs)
-            sources += source_lines(model, family, pairs) if pairs.corruption == "value" else []
-    sites = ["residual", "mixer", "u", "delta", "B", "C", "gate", "y", "state", "window"]
-    head = markdown_table(["family", "task", "twins", "steps", *sites], [["x"] * 14])[:2]
-    lines += ["## Attribution patching beside exact patching", "",
-              "Spearman over layers and tokens, 5 pairs; steps 0: the gradient of the corrupt run "
-              "alone.", "", *head, *agreement]  # fmt: skip
-    return "\n".join([*lines, "", *SOURCES_HEAD, *sources]).strip()
+            place = f"{family}_{pairs.task}_{pairs.corruption}_{count}"
+            found = []
+            for seed in range(seeds):
+                found.append(kept_part(
+                    parts, f"{place}_{seed}",
+                    lambda f=family, p=pairs, s=seed: measured(
+                        *trained_model(models_dir, f, p.task, s), p
+                    ),
+                ))  # fmt: skip
+                named = [family, pairs.task, pairs.corruption, str(seed)]
+                agreement += [named + row for row in found[-1]["agreement"]]
+                sources += [[*named[:2], named[3], *row] for row in found[-1]["sources"]]
+            bounds = kept_part(
+                parts, f"{place}_untrained", lambda f=family, p=pairs: twin_bounds(f, p)
+            )
+            lines += experiment_lines(family, pairs, found, bounds)
+    lines += AGREEMENT_HEAD
+    lines += markdown_table(["family", "task", "twins", "seed", "steps", *SITES], agreement)
+    lines += SOURCES_HEAD
+    head = ["family", "task", "seed", "layer", "R2", "slope of the knockout"]
+    return "\n".join([*lines, *markdown_table(head, sources)]).strip()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -259,7 +305,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> int:
     args = _options(argv)
-    text = report(args.models_dir, args.families.split(","), args.tasks.split(","), args.pairs)
+    text = report(
+        args.models_dir, args.families.split(","), args.tasks.split(","), args.pairs, args.seeds,
+        args.parts,
+    )  # fmt: skip
     print(text)
     if args.save:
         keep(RESULTS, text)
@@ -275,7 +324,11 @@ def _options(argv: list[str]) -> argparse.Namespace:
     parser.add_argument("--families", default=",".join(FAMILIES), help="with commas between")
     parser.add_argument("--tasks", default=",".join(TASKS), help="with commas between")
     parser.add_argument("--pairs", type=int, default=100, help="pairs of each experiment")
+    parser.add_argument("--seeds", type=int, default=1, metavar="N",
+                        help="models of each family and task (default: 1)")  # fmt: skip
+    add_parts_option(parser)
     args = parser.parse_args(argv)
+    validate_int("seeds", args.seeds, 1, 99)
     validate_int("pairs", args.pairs, 5)
     return args
 

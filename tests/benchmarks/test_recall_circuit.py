@@ -1,5 +1,6 @@
 """Paths of a mixer: together they are the layer, and a planted one is named."""
 
+import json
 from typing import Any
 
 import pytest
@@ -48,9 +49,20 @@ def test_every_path_of_every_layer_has_an_effect_with_its_interval():
 def test_the_command_trains_patches_and_prints(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("benchmarks.recall_models.MAX_STEPS", 2)
     monkeypatch.setattr("benchmarks.recall_circuit.NUM_TWINS", 1)
-    options = ["--models-dir", str(tmp_path), "--families", "mamba", "--tasks", "passkey"]
-    assert main([*options, "--pairs", "5"]) == 0
+    options = ["--models-dir", str(tmp_path), "--families", "mamba", "--tasks", "passkey",
+               "--pairs", "5", "--parts", str(tmp_path / "parts")]  # fmt: skip
+    assert main([*options, "--seeds", "2"]) == 0
     shown = capsys.readouterr().out
     assert "## mamba, passkey: twins by the value" in shown
-    assert "| 1 | gate |" in shown
+    assert "% of 5 clean texts answered, by seed." in shown
+    row = next(line for line in shown.splitlines() if line.startswith("| 1 | gate |"))
+    other = float(row.split("|")[5])
+    kept = json.loads((tmp_path / "parts" / "mamba_passkey_value_5_1.json").read_text())
+    assert kept["effects"][-1]["path"] == "gate"
+    assert other == pytest.approx(kept["effects"][-1]["suffices"], abs=0.005)
     assert "Attribution patching beside exact patching" in shown
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "mamba_passkey", "mamba_passkey_1", "parts"
+    ]  # fmt: skip
+    assert main([*options, "--seeds", "2"]) == 0  # from the parts
+    assert capsys.readouterr().out == shown

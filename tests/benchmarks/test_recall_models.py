@@ -22,3 +22,11 @@ def test_a_trained_model_is_found_again(tmp_path):
     second, again = trained_model(tmp_path, "mamba", "passkey", max_steps=5)
     assert again == log
     assert torch.equal(first.lm_head.weight, second.lm_head.weight)
+
+
+def test_models_of_other_seeds_are_others(tmp_path):
+    first, _ = trained_model(tmp_path, "mamba", "passkey", max_steps=1)
+    other, log = trained_model(tmp_path, "mamba", "passkey", 3, max_steps=1)
+    assert log["seed"] == 3
+    assert not torch.equal(first.lm_head.weight, other.lm_head.weight)
+    assert (tmp_path / "mamba_passkey_3" / "training_log.json").is_file()
