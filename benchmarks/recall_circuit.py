@@ -27,6 +27,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -205,6 +206,12 @@ def measured(model: PreTrainedModel, log: dict[str, Any], pairs: TaskPairs) -> d
     }  # fmt: skip
 
 
+def measured_of_seed(models_dir: Path, family: str, pairs: TaskPairs, seed: int) -> dict[str, Any]:
+    """As :func:`measured`, of the model of this seed; trained first where it is not there."""
+    model, log = trained_model(models_dir, family, pairs.task, seed)
+    return measured(model, log, pairs)
+
+
 def agreement_rows(model: PreTrainedModel, pairs: TaskPairs) -> list[list[str]]:
     """Rank agreement of attribution with exact patching by site, a row for each number of steps."""
     patching, few = ActivationPatching(model), slice(0, 5)
@@ -278,18 +285,13 @@ def report(
             place = f"{family}_{pairs.task}_{pairs.corruption}_{count}"
             found = []
             for seed in range(seeds):
-                found.append(kept_part(
-                    parts, f"{place}_{seed}",
-                    lambda f=family, p=pairs, s=seed: measured(
-                        *trained_model(models_dir, f, p.task, s), p
-                    ),
-                ))  # fmt: skip
+                make = partial(measured_of_seed, models_dir, family, pairs, seed)
+                found.append(kept_part(parts, f"{place}_{seed}", make))
                 named = [family, pairs.task, pairs.corruption, str(seed)]
                 agreement += [named + row for row in found[-1]["agreement"]]
                 sources += [[*named[:2], named[3], *row] for row in found[-1]["sources"]]
-            bounds = kept_part(
-                parts, f"{place}_untrained", lambda f=family, p=pairs: twin_bounds(f, p)
-            )
+            untrained = partial(twin_bounds, family, pairs)
+            bounds = kept_part(parts, f"{place}_untrained", untrained)
             lines += experiment_lines(family, pairs, found, bounds)
     lines += AGREEMENT_HEAD
     lines += markdown_table(["family", "task", "twins", "seed", "steps", *SITES], agreement)
