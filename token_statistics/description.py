@@ -123,13 +123,14 @@ def summarise(values: Values) -> dict[str, float | int | None]:
     """
     entries = to_float64(values).reshape(-1)
     finite = entries[np.isfinite(entries)]
-    lower, upper = np.quantile(finite, (0.25, 0.75)).tolist() if finite.size else (None, None)
+    quartiles = np.quantile(finite, (0.25, 0.5, 0.75)).tolist() if finite.size else [None] * 3
+    lower, median, upper = quartiles
     return {
         "mean": float(finite.mean()) if finite.size else None,
         "std": float(finite.std(ddof=1)) if finite.size > 1 else None,
         "min": float(finite.min()) if finite.size else None,
         "lower_quartile": lower,
-        "median": float(np.median(finite)) if finite.size else None,
+        "median": median,
         "upper_quartile": upper,
         "max": float(finite.max()) if finite.size else None,
         "n": finite.size,

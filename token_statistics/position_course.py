@@ -240,19 +240,35 @@ def paired_correlations(
     """
     first = torch.from_numpy(x).unsqueeze(1)
     for moved in moved_columns(torch.from_numpy(y), course, tokens, shifts):
-        norms = torch.linalg.vector_norm(moved, dim=0)
+        norms = moved.square().sum(dim=0).sqrt_()
         norms = torch.where(norms > 1e-10, norms, torch.nan)
         yield from ((first * moved).sum(dim=0) / norms).clamp_(-1.0, 1.0).numpy()
 
 
 def ranks_among(values: FloatArray, rows: IntArray) -> FloatArray:
     """Mean ranks of values (N, c) among those of these rows, 1 to n; ties share theirs."""
-    ranks = np.empty(values.shape)
-    for column, rank in zip(values.T, ranks.T, strict=True):
-        known = np.sort(column[rows])
-        low, high = (np.searchsorted(known, column, side=side) for side in ("left", "right"))
-        rank[:] = (low + high + 1) / 2
-    return ranks
+    counts = np.bincount(rows, minlength=len(values))
+    size = max(1, _FLOATS_AT_ONCE // max(1, len(values)))
+    parts = [_ranks(values[:, i : i + size], counts) for i in range(0, values.shape[1], size)]
+    return np.concatenate(parts, axis=1) if parts else np.empty(values.shape)
+
+
+def _ranks(values: FloatArray, counts: IntArray) -> FloatArray:
+    """Ranks of values (N, c) among those that count, read off the order of all of them."""
+    columns = np.ascontiguousarray(values.T)
+    order = np.argsort(columns, axis=1)
+    ordered = np.take_along_axis(columns, order, axis=1)
+    here = counts[order]
+    up_to_here = here.cumsum(axis=1)
+    begins = np.ones(columns.shape, bool)  # where a value differs from the one before
+    begins[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    ends = np.roll(begins, -1, axis=1)
+    low = np.maximum.accumulate(np.where(begins, up_to_here - here, 0), axis=1)
+    high = np.where(ends, up_to_here, len(values))[:, ::-1]
+    ranks = (low + np.minimum.accumulate(high, axis=1)[:, ::-1] + 1) / 2
+    result = np.empty(columns.shape)
+    np.put_along_axis(result, order, ranks, axis=1)
+    return result.T
 
 
 def _smooth_basis(positions: IntArray, by_mean: NDArray[np.bool_]) -> FloatArray:
