@@ -34,6 +34,7 @@ STYLE: dict[str, Any] = {
     "legend.edgecolor": "none",
     "legend.framealpha": 0.7,
     "axes.linewidth": 0.6,
+    "axes.titley": 1.0,  # nothing stands above the axes that matplotlib would have to measure
     "axes.spines.top": False,
     "axes.spines.right": False,
     "lines.linewidth": 1.0,
