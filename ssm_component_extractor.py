@@ -16,7 +16,7 @@ if __name__ == "__main__":  # --help and a wrong option end before torch is load
     parse_first(ssm_component_extractor_options)
 
 import math
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,13 +26,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from mamba_mixers.recording import (
     block_output_scale,
-    kept_streams,
+    observing_blocks,
     record_layers,
     record_streams,
 )
 from mamba_mixers.replay import MixerReplay
 from mamba_mixers.running import fast_scan
-from mamba_mixers.sites import find_mixers, model_layers
+from mamba_mixers.sites import find_mixers, model_layers, num_layers
 from result_views.figures.titles import step_title
 from result_views.step_lines import over_texts, step_lines
 from selective_scan.operands import with_groups
@@ -107,34 +107,36 @@ def capture(
 
 
 @torch.no_grad()
-def capture_by_scan(
-    model: PreTrainedModel, input_ids: Tensor, num_tokens: int | None = None
-) -> tuple[Capture, Tensor]:
-    """All of one text (1, l) from one forward pass by the suite's scan, and its logits (l, V).
+def read_by_layer(
+    model: PreTrainedModel, input_ids: Tensor, observe: Callable[[int, Capture], None]
+) -> None:
+    """Read one text (1, l) by the suite's scan: ``observe`` sees each layer, one after the other.
 
-    The components of every layer with an SSM, whose mixer output is the replay itself, and the
-    stream around every layer; of a longer text those of its first ``num_tokens`` alone, which
-    later tokens do not change. Raises AnalysisError where these overflow, UnsupportedModelError as
-    `fast_scan`. Cost: that forward pass, about 0.4 of a stock one on a CPU.
+    A capture of that layer alone: its components, whose mixer output is the replay itself, where it
+    has an SSM, and the stream around it. Nothing of a layer is kept when the next one comes. Raises
+    AnalysisError where a layer overflows, UnsupportedModelError as `fast_scan`. Cost: a forward
+    pass without logits, about 0.4 of a stock one on a CPU.
     """
-    sites, components = find_mixers(model), {}
-    mask = torch.ones_like(input_ids[:, :num_tokens]).cpu()
+    sites, replays = find_mixers(model), {}
+    ids, mask = input_ids.cpu(), torch.ones_like(input_ids).cpu()
 
-    def keep(layer: int, replay: MixerReplay) -> None:
-        scale = block_output_scale(sites[layer])
-        found = _components(replay, replay.output, torch.zeros(1), scale, mask, layer)
-        components[layer] = found.first_tokens(mask.shape[1])
+    def on_block(layer: int, before: Tensor, after: Tensor) -> None:
+        components = {}
+        if (replay := replays.pop(layer, None)) is not None:
+            scale = block_output_scale(sites[layer])
+            components[layer] = _components(
+                replay, replay.output, torch.zeros(1), scale, mask, layer
+            )
+        found = Capture(ids, mask, components, {layer: _kept(before)}, {layer: _kept(after)})
+        _check_finite(found, model.dtype)
+        observe(layer, found)
 
-    ids = input_ids.to(execution_device(model))
-    with fast_scan(model, observe=keep), kept_streams(model) as streams:
-        logits = model(input_ids=ids, use_cache=False, return_dict=True).logits[0]
-    before, after = (
-        {layer: _kept(pair[side][:, :num_tokens]) for layer, pair in streams.items()}
-        for side in (0, 1)
-    )
-    captured = Capture(input_ids[:, :num_tokens].cpu(), mask, components, before, after)
-    _check_finite(captured, model.dtype)
-    return captured, logits
+    layers = range(num_layers(model))
+    with (
+        fast_scan(model, observe=replays.__setitem__),
+        observing_blocks(model, layers, on_block),
+    ):
+        model.base_model(input_ids=input_ids.to(execution_device(model)), use_cache=False)
 
 
 def _check_finite(captured: Capture, dtype: torch.dtype) -> None:

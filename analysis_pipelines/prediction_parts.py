@@ -6,18 +6,23 @@ that the prediction view shows; and from the same reading what each token cost.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from analysis_pipelines.predictions import PredictionMaps, maps_of_logits
-from analysis_pipelines.token_predictions import logits_of_text, predictions_of_logits
+from analysis_pipelines.predictions import (
+    ChosenLogits,
+    PredictionMaps,
+    chosen_logits,
+    final_stream,
+    maps_of_logits,
+)
+from analysis_pipelines.token_predictions import BLOCK, predictions_of_blocks
 from mamba_mixers.sites import UnsupportedModelError
-from mamba_mixers.weights import final_norm
-from ssm_component_extractor import capture_by_scan
+from mamba_mixers.weights import final_norm, logits_of_stream
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.result_files import six_digits
 from suite_plumbing.texts import EncodedText
@@ -53,21 +58,23 @@ def prediction_parts(
     biases are no token's. Of more than ``MAX_TEXTS`` texts the first ones, of longer ones the first
     ``MAX_TOKENS`` tokens. Raises AnalysisError for logits or parts that are NaN or infinite, and
     where the model's final norm is none through which logits are led back. Cost: one forward pass a
-    text by the suite's scan, and for every layer one map of the full mixer.
+    text by the suite's scan, another of the tokens attributed, and for every layer one map of the
+    full mixer; memory of one layer.
     """
     _check_final_norm(model)
     losses, sections, tensors = {}, {}, {}
     for i, (name, text) in enumerate((f"text_{i}", text) for i, text in enumerate(encoded)):
         ids = text.input_ids
+        stream, likeliest = final_stream(model, ids), []
+        blocks = _logits_by_block(model, stream, likeliest)
+        losses[name] = predictions_of_blocks(blocks, ids, tokenizer)
         if i >= MAX_TEXTS:
-            losses[name] = predictions_of_logits(logits_of_text(model, ids), ids, tokenizer)
             continue
-        captured, logits = capture_by_scan(model, torch.tensor([list(ids)]), MAX_TOKENS)
-        found = maps_of_logits(model, captured, logits[:MAX_TOKENS])
+        first = ids[:MAX_TOKENS]
+        chosen = _first(likeliest, len(first))
+        found = maps_of_logits(model, first, stream[: len(first)], chosen)
         names, values = _parts(found)
-        if not all(bool(torch.isfinite(x).all()) for x in (found.logits, found.sources, values)):
-            raise AnalysisError("parts of logits are NaN or infinite: the model overflows")
-        losses[name] = predictions_of_logits(logits, ids, tokenizer)
+        _check_finite(found.logits, found.sources, values)
         tensors[f"{name}.prediction_parts"] = values.float()
         tensors[f"{name}.prediction_sources"] = found.sources.float()
         sections[name] = {
@@ -78,6 +85,27 @@ def prediction_parts(
             "mean_magnitude": six_digits(values.abs().mean(0).tolist()),
         }
     return Predictions(losses, sections, tensors)
+
+
+def _logits_by_block(
+    model: PreTrainedModel, stream: Tensor, likeliest: list[ChosenLogits]
+) -> Iterator[Tensor]:
+    """Logits of a text from its `final_stream`; ``likeliest`` takes the largest of each block."""
+    for part in stream.split(BLOCK):
+        logits = logits_of_stream(model, part)
+        likeliest.append(chosen_logits(logits))
+        _check_finite(likeliest[-1].largest)
+        yield logits
+
+
+def _first(blocks: Sequence[ChosenLogits], count: int) -> ChosenLogits:
+    """The first positions of blocks that follow each other."""
+    return ChosenLogits(*(torch.cat(parts)[:count] for parts in zip(*blocks, strict=True)))
+
+
+def _check_finite(*found: Tensor) -> None:
+    if not all(bool(torch.isfinite(x).all()) for x in found):
+        raise AnalysisError("parts of logits are NaN or infinite: the model overflows")
 
 
 def _check_final_norm(model: PreTrainedModel) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,6 +14,9 @@ from suite_plumbing.errors import AnalysisError
 from suite_plumbing.models import execution_device
 from suite_plumbing.result_files import three_digits
 from suite_plumbing.texts import EncodedText
+
+BLOCK = 64
+"""Positions whose logits are looked at at once: those of a text may take more than all else."""
 
 
 def token_predictions(
@@ -45,16 +48,25 @@ def predictions_of_logits(
     logits: Tensor, ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
 ) -> dict[str, list[Any]]:
     """`token_predictions` of one text that has been read: its logits (l, V)."""
-    logits = logits[:-1].float()
-    if not bool(torch.isfinite(logits).all()):
-        raise AnalysisError("the logits hold NaN or infinity: the model overflows on a text")
-    following = torch.tensor(list(ids[1:]), device=logits.device)
-    normaliser = logits.logsumexp(-1)
-    loss = normaliser - logits.gather(1, following[:, None])[:, 0]
-    best = logits.max(-1)
-    p = (best.values - normaliser).exp()
-    return {
-        "loss": [None, *map(three_digits, loss.tolist())],
-        "expected": [None, *(tokenizer.decode([token]) for token in best.indices.tolist())],
-        "expected_p": [None, *map(three_digits, p.tolist())],
-    }
+    return predictions_of_blocks(logits.split(BLOCK), ids, tokenizer)
+
+
+def predictions_of_blocks(
+    blocks: Iterable[Tensor], ids: Sequence[int], tokenizer: PreTrainedTokenizerBase
+) -> dict[str, list[Any]]:
+    """As `predictions_of_logits`, of logits that come as blocks of positions (positions, V)."""
+    found: dict[str, list[Any]] = {"loss": [None], "expected": [None], "expected_p": [None]}
+    start = 1
+    for block in blocks:
+        following = torch.tensor(list(ids[start : start + len(block)]), dtype=torch.long)
+        start += len(block)
+        logits = block[: len(following)].float()
+        if not bool(torch.isfinite(logits).all()):
+            raise AnalysisError("the logits hold NaN or infinity: the model overflows on a text")
+        normaliser = logits.logsumexp(-1)
+        loss = normaliser - logits.gather(1, following.to(logits.device)[:, None])[:, 0]
+        best = logits.max(-1)
+        found["loss"] += map(three_digits, loss.tolist())
+        found["expected"] += (tokenizer.decode([token]) for token in best.indices.tolist())
+        found["expected_p"] += map(three_digits, (best.values - normaliser).exp().tolist())
+    return found

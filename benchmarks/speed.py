@@ -42,7 +42,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from analysis_pipelines.overview import text_facts
 from analysis_pipelines.prediction_parts import MAX_TOKENS
-from analysis_pipelines.predictions import maps_of_logits
+from analysis_pipelines.predictions import chosen_logits, final_stream, maps_of_logits
 from benchmarks.commands import RESULTS_FOLDER, benchmark_parser, keep
 from benchmarks.other_ways import (
     Operands,
@@ -54,9 +54,10 @@ from benchmarks.other_ways import (
 )
 from mamba_mixers.mamba3 import Mamba3Config, Mamba3ForCausalLM
 from mamba_mixers.running import fast_scan
+from mamba_mixers.weights import logits_of_stream
 from selective_scan.attention import attention_map
 from selective_scan.scan import scan_hidden_states
-from ssm_component_extractor import capture, capture_by_scan
+from ssm_component_extractor import capture
 from ssm_measures.layer_overview import heads_that_fit
 from suite_plumbing.arguments import DEFAULT_LAYERS, validate_choice, validate_int
 from suite_plumbing.commands import run_main
@@ -248,11 +249,12 @@ def overview_rows(bench: Bench) -> list[Row]:
 def predictions_rows(bench: Bench) -> list[Row]:
     """What made each prediction, as the main analysis reads a text, in stock forward passes."""
     length = bench.sizes.length
-    ids = bench.ids(length)
+    ids = bench.ids(length)[0].tolist()
 
     def read() -> object:
-        captured, logits = capture_by_scan(bench.model, ids, MAX_TOKENS)
-        return maps_of_logits(bench.model, captured, logits[:MAX_TOKENS])
+        stream = final_stream(bench.model, ids)
+        chosen = chosen_logits(logits_of_stream(bench.model, stream)[:MAX_TOKENS])
+        return maps_of_logits(bench.model, ids[:MAX_TOKENS], stream[:MAX_TOKENS], chosen)
 
     stock, ours = bench.times(lambda: bench.stock_forward(length), read)
     most = min(length, MAX_TOKENS)

@@ -136,11 +136,20 @@ def observing_streams(
 
     Raises UnsupportedModelError for a model without any SSM. Hooks are removed whatever happens.
     """
+    with observing_blocks(model, layers, lambda layer, _, after: observe(layer, after)):
+        yield
+
+
+@contextmanager
+def observing_blocks(
+    model: nn.Module, layers: Sequence[int], observe: Callable[[int, Tensor, Tensor], None]
+) -> Iterator[None]:
+    """As `observing_streams`, of ``observe(layer, before, after)``: the stream on both sides."""
     blocks = blocks_of(model)
 
     def on_block(layer: int):
         def hook(block, args, kwargs, output):
-            observe(layer, stream_around(block, args, kwargs, output)[1])
+            observe(layer, *stream_around(block, args, kwargs, output))
 
         return hook
 

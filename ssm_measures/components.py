@@ -192,15 +192,6 @@ class SSMComponents(ShownObject):
         tokens = None if self.tokens is None else (self.tokens[row],)
         return replace(self, **fields, replay_errors=(self.replay_errors[row],), tokens=tokens)
 
-    def first_tokens(self, count: int) -> SSMComponents:
-        """The components of the first tokens, copied, so that nothing of the others stays; of no
-        more tokens, these components themselves. Padding counts. ``attention_mask`` may be that of
-        the first tokens already."""
-        if self.u.shape[1] <= count:
-            return self
-        fields = {name: x[:, :count].clone() for name, x in self._per_token().items()}
-        return replace(self, **fields)
-
     def _per_token(self) -> dict[str, Tensor]:
         """What has a row a token (b, l, ...), by name."""
         names = ("B", "C", "delta", "u", "gate", "y", "norm_scale", "gated", "conv_input",
