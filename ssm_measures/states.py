@@ -21,6 +21,9 @@ from token_statistics.description import covariance_participation_ratio, partici
 # Numbers in the states of the heads that are worked on at once: 4 MB in float32.
 _BLOCK_SIZE = 1 << 20
 
+# Rows of a Gram matrix that are computed at once, up to their end.
+_GRAM_ROWS = 128
+
 
 @dataclass(frozen=True, eq=False)
 class StateMeasures:
@@ -73,8 +76,9 @@ def measure_states(
         h = turned(h, channels)
         squares += _squares(h, delta[..., heads], A[heads])
         if gram is not None:
-            states = h.flatten(2).double()
-            gram.baddbmm_(states, states.mT)
+            _add_lower(gram, h.flatten(2).double())
+    if gram is not None:
+        _mirror(gram)
     if gram is None:
         h = scan_hidden_states(u, delta, A, B, own_share=own_share)
         ratios = _of_states(turned(h, slice(None)).flatten(2), keep)
@@ -83,6 +87,25 @@ def measure_states(
     dtype = compute_dtype(u, delta, A, B)
     norm, step, retained = squares.sqrt_().to(dtype)
     return StateMeasures(norm, step, retained, ratios, None if gram is None else gram.to(dtype))
+
+
+def _row_blocks(length: int) -> list[slice]:
+    return [slice(i, min(i + _GRAM_ROWS, length)) for i in range(0, length, _GRAM_ROWS)]
+
+
+def _add_lower(gram: Tensor, states: Tensor) -> None:
+    """Add the inner products of states (b, l, K) to the blocks of gram on and below its diagonal.
+
+    Of a symmetric matrix the others need not be computed: see `_mirror`.
+    """
+    for rows in _row_blocks(states.shape[1]):
+        gram[:, rows, : rows.stop].baddbmm_(states[:, rows], states[:, : rows.stop].mT)
+
+
+def _mirror(gram: Tensor) -> None:
+    """Write the blocks above the diagonal from those below it."""
+    for rows in _row_blocks(gram.shape[1]):
+        gram[:, : rows.start, rows] = gram[:, rows, : rows.start].mT
 
 
 def unrotated(h: Tensor, angle: Tensor, halves: bool) -> Tensor:
