@@ -138,6 +138,33 @@ def test_gradients_are_those_of_autograd_through_the_loop(shape, dtype):
         assert relative_error(result, twin) <= (1e-4 if dtype == torch.float32 else 1e-10)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_gradient_of_one_argument_alone_is_that_beside_the_others(shape):
+    leaves = {name: x.requires_grad_() for name, x in make_operands(shape, 40).items()}
+    every = torch.autograd.grad(selective_scan(**leaves).square().sum(), list(leaves.values()))
+    for (name, leaf), expected in zip(leaves.items(), every, strict=True):
+        alone = {other: x.detach() for other, x in leaves.items()} | {name: leaf}
+        (found,) = torch.autograd.grad(selective_scan(**alone).square().sum(), leaf)
+        assert torch.equal(found, expected), name  # the same operations
+
+
+def test_few_states_run_in_one_thread_and_many_in_all(monkeypatch):
+    seen, decay = [], scan_module._decay
+    monkeypatch.setattr(
+        scan_module, "_decay", lambda *given: (seen.append(torch.get_num_threads()), decay(*given))
+    )
+    before, operands = torch.get_num_threads(), make_operands("mamba2", 3)
+    torch.set_num_threads(2)
+    try:
+        few = selective_scan(**operands)
+        monkeypatch.setattr(scan_module, "_FEW_STATES", 0)
+        assert torch.equal(selective_scan(**operands), few)
+        assert seen == [1, 1, 1, 2, 2, 2]
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("block", [1, 7, 256])

@@ -75,3 +75,16 @@ def test_a_constant_state_has_no_rank(states):
     assert math.isnan(found.participation_ratio[0])
     assert found.step[0, 0] > 0
     assert found.step[0, 1:].tolist() == [0.0] * 11
+
+
+def test_inner_products_do_not_depend_on_how_many_rows_are_taken_at_once(monkeypatch):
+    given = operands()
+    whole = measure_states(*given)
+    monkeypatch.setattr(states, "_GRAM_ROWS", 7)
+    some = measure_states(*given)
+    h = loop(*given[:4]).flatten(2)
+    assert some.gram is not None
+    assert whole.gram is not None
+    assert relative_error(some.gram, h @ h.mT) <= FLOAT32
+    for other in (whole.gram, some.gram.mT):  # sums in float64, rounded once
+        assert relative_error(some.gram, other) <= 1e-7

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 import reference
 import torch
+from scipy import stats
 
+from token_statistics import position_course
 from token_statistics.observations import observations
 from token_statistics.position_course import (
     MIN_GROUPS,
@@ -74,6 +76,17 @@ def test_columns_that_vary_with_the_position_alone_are_zero():
 def test_ranks_are_the_mean_ranks_among_the_rows_named():
     values = np.array([[3.0], [1.0], [3.0], [2.0], [9.0]])
     assert ranks_among(values, np.array([0, 1, 2, 3]))[:, 0].tolist() == [3.5, 1.0, 3.5, 2.0, 4.5]
+
+
+def test_ranks_of_many_columns_with_ties_are_those_of_scipy(monkeypatch):
+    monkeypatch.setattr(position_course, "_FLOATS_AT_ONCE", 120)  # some columns at a time
+    values = np.random.default_rng(6).integers(-9, 9, size=(50, 7)).astype(float)
+    values[:5, 3] = np.inf
+    assert (ranks_among(values, np.arange(50)) == stats.rankdata(values, axis=0)).all()
+    some = np.arange(50) % 3 > 0
+    among = ranks_among(values, np.flatnonzero(some))[some]
+    assert (among == stats.rankdata(values[some], axis=0)).all()
+    assert ranks_among(values[:, :0], np.arange(50)).shape == (50, 0)
 
 
 def test_the_words_say_how_position_was_taken_out():
