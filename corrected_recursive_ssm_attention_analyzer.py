@@ -25,13 +25,14 @@ if __name__ == "__main__":  # --help and a wrong option end before torch is load
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis_pipelines import cross_text_steps, text_steps
@@ -151,8 +152,10 @@ def analyze(
     check_twins(model, settings.num_twins)
     distinct_texts(encoded)  # says which texts come again
     analysis = _analyze_alone(model, encoded, tokenizer, settings, after_each, parts)
-    analysis = with_overview(analysis, _overview(model, encoded, tokenizer, settings, after_each))
-    analysis = _with_predictions(analysis, model, encoded, tokenizer, after_each)
+    streams: dict[tuple[int, ...], Tensor] = {}  # read by the overview, for the predictions too
+    found = _overview(model, encoded, tokenizer, settings, after_each, streams)
+    analysis = with_overview(analysis, found)
+    analysis = _with_predictions(analysis, model, encoded, tokenizer, after_each, streams)
     findings = key_findings(without_repeats(analysis.results), settings.seed)
     alone = replace(settings, num_twins=0, num_ablations=0, faithfulness=False)
     twins = []
@@ -342,9 +345,11 @@ def _overview(
     tokenizer: PreTrainedTokenizerBase,
     settings: Settings,
     after_each: Callable[[], None] | None,
+    streams: MutableMapping[tuple[int, ...], Tensor],
 ) -> dict[str, Any]:
     """What every layer does with its memory, and answers; or the failure."""
-    step = Step("overview", lambda seed: overview(model, encoded, tokenizer, seed=seed))
+    run = partial(overview, model, encoded, tokenizer, streams=streams)
+    step = Step("overview", lambda seed: run(seed=seed))
     return step_sections(run_steps([step], settings.seed, after_each), [step])["overview"]
 
 
@@ -354,12 +359,15 @@ def _with_predictions(
     encoded: Sequence[EncodedText],
     tokenizer: PreTrainedTokenizerBase,
     after_each: Callable[[], None] | None,
+    streams: Mapping[tuple[int, ...], Tensor],
 ) -> Analysis:
     """The analysis with what each token cost and what made each prediction, from one reading.
 
     Where the second fails, its failure stands there, and the texts are read for the first alone.
+    ``streams``: what the overview has read already.
     """
-    both = Step("prediction_parts", lambda _: prediction_parts(model, encoded, tokenizer))
+    run = partial(prediction_parts, model, encoded, tokenizer, streams)
+    both = Step("prediction_parts", lambda _: run())
     outcomes = run_steps([both], None, after_each)
     if both.name not in outcomes.failures:
         losses, parts, tensors = outcomes.results[both.name]

@@ -8,19 +8,22 @@ tested; ``overview_answers`` says what may be said.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from analysis_pipelines.overview_answers import answers
 from analysis_pipelines.overview_rows import LayerFacts, TextFacts, joined
 from causal_interventions.state_resets import erased_layers, reset_costs, tokens_read_on
+from mamba_mixers.recording import observing_streams
 from mamba_mixers.replay import MixerMemory, MixerReplay
 from mamba_mixers.running import fast_scan
-from mamba_mixers.sites import UnsupportedModelError, find_mixers
+from mamba_mixers.sites import UnsupportedModelError, find_mixers, num_layers
 from ssm_measures.copying import EarlierTokens, copying_sums, earlier_tokens, query_shifts
 from ssm_measures.layer_overview import heads_that_fit, layer_text
 from suite_plumbing.errors import AnalysisError
@@ -41,12 +44,14 @@ def overview(
     *,
     seed: int = 0,
     after_each: Callable[[], None] | None = None,
+    streams: MutableMapping[tuple[int, ...], Tensor] | None = None,
 ) -> dict[str, Any]:
     """``layers``, one row a layer; ``all_states``, erased together; ``questions``, tried together;
     and ``answers``; strict JSON.
 
-    A text given again counts once. Cost: see the module; at mamba-130m's shape and 512 tokens about
-    two thirds of a stock forward pass a text.
+    A text given again counts once. ``streams`` takes, by the ids of a text, the stream after the
+    last layer (l, d_model), for those who want its logits. Cost: see the module; at mamba-130m's
+    shape and 512 tokens about two thirds of a stock forward pass a text.
     """
     again = repeated_texts(encoded)
     read = readings([text.input_ids for text in encoded])
@@ -54,13 +59,26 @@ def overview(
     texts = []
     for index in progress([i for i in range(len(encoded)) if i not in again], desc="overview"):
         ids = list(encoded[index].input_ids)
-        facts = text_facts(model, ids, token_pieces(tokenizer, ids), max_heads)
+        with _last_streams(model) as parts:
+            facts = text_facts(model, ids, token_pieces(tokenizer, ids), max_heads)
+        if streams is not None:
+            streams[tuple(ids)] = torch.cat(parts)
         texts.append(replace(facts, group=read[index].group))
         if after_each is not None:
             after_each()
     found = joined(texts, seed)
     section = {**found, "answers": [one.to_dict() for one in answers(found)]}
     return to_jsonable(six_digits(section))
+
+
+@contextmanager
+def _last_streams(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """Within this context a list grows by the stream after the last layer of every pass, in its
+    first row: the beginning of a text, and its end with nothing erased."""
+    parts: list[Tensor] = []
+    last = [num_layers(model) - 1]
+    with observing_streams(model, last, lambda _, stream: parts.append(stream[0].clone())):
+        yield parts
 
 
 def text_facts(

@@ -6,7 +6,7 @@ that the prediction view shows; and from the same reading what each token cost.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -46,7 +46,10 @@ class Predictions(NamedTuple):
 
 
 def prediction_parts(
-    model: PreTrainedModel, encoded: Sequence[EncodedText], tokenizer: PreTrainedTokenizerBase
+    model: PreTrainedModel,
+    encoded: Sequence[EncodedText],
+    tokenizer: PreTrainedTokenizerBase,
+    streams: Mapping[tuple[int, ...], Tensor] | None = None,
 ) -> Predictions:
     """By text the losses, the sections ``prediction_parts``, and the tensors that go beside them.
 
@@ -57,15 +60,17 @@ def prediction_parts(
     ``text_0.prediction_sources`` (l, l), what token s gave to the logit after t, by all layers;
     biases are no token's. Of more than ``MAX_TEXTS`` texts the first ones, of longer ones the first
     ``MAX_TOKENS`` tokens. Raises AnalysisError for logits or parts that are NaN or infinite, and
-    where the model's final norm is none through which logits are led back. Cost: one forward pass a
-    text by the suite's scan, another of the tokens attributed, and for every layer one map of the
-    full mixer; memory of one layer.
+    where the model's final norm is none through which logits are led back. ``streams``: the
+    `final_stream` of texts by their ids, where `overview` has left them. Cost: one forward pass by
+    the suite's scan for a text without one; a pass of the tokens attributed, and for every layer
+    one map of the full mixer; memory of one layer.
     """
     _check_final_norm(model)
     losses, sections, tensors = {}, {}, {}
     for i, (name, text) in enumerate((f"text_{i}", text) for i, text in enumerate(encoded)):
         ids = text.input_ids
-        stream, likeliest = final_stream(model, ids), []
+        known = None if streams is None else streams.get(tuple(ids))
+        stream, likeliest = final_stream(model, ids) if known is None else known, []
         blocks = _logits_by_block(model, stream, likeliest)
         losses[name] = predictions_of_blocks(blocks, ids, tokenizer)
         if i >= MAX_TEXTS:

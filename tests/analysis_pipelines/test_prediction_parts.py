@@ -7,6 +7,7 @@ import torch
 
 from analysis_pipelines import prediction_parts as module
 from analysis_pipelines.prediction_parts import prediction_parts
+from analysis_pipelines.predictions import final_stream
 from benchmarks.family_models import make_model
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.texts import encode_texts
@@ -61,3 +62,13 @@ def test_values_that_overflow_are_an_analysis_error(tiny_tokenizer):
         model.backbone.norm_f.weight.fill_(math.inf)  # the stream itself stays finite
     with pytest.raises(AnalysisError, match="parts of logits are NaN or infinite"):
         prediction_parts(model, encode_texts(tiny_tokenizer, ["One two"], 512), tiny_tokenizer)
+
+
+def test_a_text_whose_stream_is_known_is_not_read_to_its_end(tiny_tokenizer, monkeypatch):
+    model, texts = make_tiny_model(), encode_texts(tiny_tokenizer, TEXTS, 512)
+    losses, _, tensors = prediction_parts(model, texts, tiny_tokenizer)
+    streams = {tuple(text.input_ids): final_stream(model, text.input_ids) for text in texts}
+    monkeypatch.delattr(module, "final_stream")
+    found = prediction_parts(model, texts, tiny_tokenizer, streams)
+    assert found.losses == losses
+    assert all(torch.equal(found.tensors[name], x) for name, x in tensors.items())
