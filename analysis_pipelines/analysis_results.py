@@ -212,7 +212,7 @@ def neuron_rows(neurons: dict[str, dict[int, NeuronSet]] | None) -> list[dict[st
         {"method": method, "layer": layer, **row}
         for method, by_layer in (neurons or {}).items()
         for layer, found in by_layer.items()
-        for row in found.to_dict()["top_neurons"]
+        for row in found.top_neurons()
     ]
 
 

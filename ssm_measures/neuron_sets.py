@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
@@ -101,7 +102,6 @@ class NeuronSet(ShownObject):
     def to_dict(self) -> dict:
         """Summaries, concentration and the most important neurons, for JSON."""
         names = ("importance", *_STATISTICS)
-        top = self.to_dataframe().head(TOP_NEURONS)
         return {
             "method": self.method,
             "target": self.target,
@@ -109,11 +109,14 @@ class NeuronSet(ShownObject):
             "num_neurons": len(self.importance),
             **{name: summarise(getattr(self, name)) for name in names},
             "concentration": importance_concentration(self.importance),
-            "top_neurons": [
-                {key: _plain(value) for key, value in row.items()}
-                for row in top.to_dict(orient="records")
-            ],
+            "top_neurons": self.top_neurons(),
         }
+
+    def top_neurons(self, count: int = TOP_NEURONS) -> list[dict]:
+        """The first rows of :meth:`to_dataframe`, for JSON: undefined statistics are None."""
+        columns = self._columns(self.ranking[:count])
+        rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+        return [dict(zip(columns, map(_plain, row), strict=True)) for row in rows]
 
     def tensors(self) -> dict[str, Tensor]:
         """For safetensors: ``layer_3.rollout.activations``, ``.attention`` and ``.importance``."""
@@ -124,20 +127,21 @@ class NeuronSet(ShownObject):
 
     def to_dataframe(self) -> pd.DataFrame:
         """One row a neuron, the most important first; undefined statistics are NaN."""
-        order = self.ranking
+        return pd.DataFrame(self._columns(self.ranking))
+
+    def _columns(self, order: Tensor) -> dict[str, np.ndarray]:
+        """By name, of neurons in this order, which is that of their importance."""
         columns = {
             name: getattr(self, name)[order].numpy() for name in ("importance", *_STATISTICS)
         }
-        return pd.DataFrame(
-            {
-                "layer": self.layer,
-                "neuron": order.numpy(),
-                "rank": range(1, len(order) + 1),
-                **columns,
-                "maximum_text": self.maximum_at[order, 0].numpy(),
-                "maximum_token": self.maximum_at[order, 1].numpy(),
-            }
-        )
+        return {
+            "layer": np.full(len(order), self.layer),
+            "neuron": order.numpy(),
+            "rank": np.arange(1, len(order) + 1),
+            **columns,
+            "maximum_text": self.maximum_at[order, 0].numpy(),
+            "maximum_token": self.maximum_at[order, 1].numpy(),
+        }
 
     def figure(self) -> Figure:
         """Importance by rank, and what the most important neurons do on the first text."""

@@ -31,6 +31,7 @@ stream, half as much again in short texts and where n-grams repeat.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from itertools import groupby
@@ -194,6 +195,12 @@ def _stretches(flags: Sequence[bool]) -> tuple[tuple[int, int], ...]:
 
 def readings(texts: Iterable[Sequence[Hashable]]) -> list[Reading]:
     """What each of these texts adds, with groups as they stand after the last of them."""
+    return list(_readings(tuple(map(tuple, texts))))
+
+
+@functools.lru_cache(maxsize=8)
+def _readings(texts: tuple[tuple[Hashable, ...], ...]) -> tuple[Reading, ...]:
+    """Kept, because every statistic of some texts asks for theirs."""
     seen = SeenTexts()
     read = [seen.add(tokens) for tokens in texts]
-    return [one._replace(group=seen.group(number)) for number, one in enumerate(read)]
+    return tuple(one._replace(group=seen.group(number)) for number, one in enumerate(read))

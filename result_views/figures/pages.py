@@ -33,6 +33,7 @@ STYLE: dict[str, Any] = {
     "legend.fontsize": 6,
     "legend.edgecolor": "none",
     "legend.framealpha": 0.7,
+    "text.hinting": "none",  # at 200 dpi fitting glyphs to pixels costs time and their shape
     "axes.linewidth": 0.6,
     "axes.titley": 1.0,  # nothing stands above the axes that matplotlib would have to measure
     "axes.spines.top": False,
