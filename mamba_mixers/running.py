@@ -352,9 +352,18 @@ def _with_rows_alike(block: nn.Module) -> Callable[..., Any]:
     return with_rows_alike
 
 
-def _check_that_all_memory_is_in_mixers(model: nn.Module) -> None:
+def remembers_in_mixers_alone(model: nn.Module) -> bool:
+    """Whether all that later tokens know of earlier ones passes the memories of `fast_scan`."""
+    return not _attention_names(model)
+
+
+def _attention_names(model: nn.Module) -> list[str]:
     names = {type(module).__name__ for module in model.modules()}
-    if attention := sorted(name for name in names if "Attention" in name):
+    return sorted(name for name in names if "Attention" in name)
+
+
+def _check_that_all_memory_is_in_mixers(model: nn.Module) -> None:
+    if attention := _attention_names(model):
         raise UnsupportedModelError(
             f"{type(model).__name__} cannot be read in chunks: its {', '.join(attention)} "
             "remembers outside the SSM mixers. Give the text as a whole"

@@ -29,7 +29,8 @@ from causal_interventions.patching.sites import (
     run_kept,
     site_edit,
 )
-from mamba_mixers.running import fast_scan, forward_from
+from mamba_mixers.replay import MixerMemory
+from mamba_mixers.running import fast_scan, forward_from, remembers_in_mixers_alone
 from mamba_mixers.sites import find_mixers
 from suite_plumbing.models import execution_device
 from suite_plumbing.precision import in_full_precision
@@ -38,6 +39,12 @@ DIRECTIONS = ("denoising", "noising")
 
 TOKENS_PER_PASS = 4096
 """Tokens over the rows of one patched pass: bounds memory, not results."""
+
+TOKENS_AT_LEAST = 512
+"""Tokens of a patched pass below which rows that begin later join it."""
+
+SPANS = 8
+"""Parts of a text within which patched tokens begin a pass together."""
 
 
 class PairRuns(NamedTuple):
@@ -79,6 +86,16 @@ def pair_runs(
     return PairRuns(clean, corrupt, answers, alignment, back, metric, *values)
 
 
+class _Pass(NamedTuple):
+    """Places that are patched at once."""
+
+    places: Places
+    start: int
+    """the first token that is run: nothing is patched before it"""
+    memories: dict[int, MixerMemory]
+    """by layer, of the base run's texts before that token"""
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
 @in_full_precision
@@ -96,8 +113,9 @@ def patched_values(
     Layers are those of :func:`layers_of_site`, tokens the corrupt text's; nan where no token is
     aligned. ``order`` (b,) names for each pair the one whose run the values are taken from: its
     own, unless a control takes those of another. Cost: for each layer, that and the later layers'
-    forward for b l rows, `TOKENS_PER_PASS` tokens at a time; tokens before the first that differs
-    change nothing and are not run.
+    forward for b l rows, `TOKENS_PER_PASS` tokens at a time. Tokens before the first that differs,
+    and after the one that is read, change nothing and are not patched; a model that remembers in
+    its mixers alone runs each row from about its patched token on, half of the text on average.
     """
     neurons = neurons or {}
     base, source = _base_and_source(runs, direction)
@@ -107,32 +125,31 @@ def patched_values(
     found = unchanged[:, None, None].repeat(1, len(layers), length)
     found[(runs.alignment < 0)[:, None].expand_as(found)] = torch.nan
     chosen = torch.arange(count) if order is None else torch.tensor(order)
-    for places in _places(runs, direction, chosen.to(runs.alignment.device)):
+    every = _places(runs, direction, chosen.to(runs.alignment.device))
+    for one in _passes(model, base, every):
+        places = one.places
         at = places.token if direction == "denoising" else places.source_token
         for number, layer in enumerate(layers):
             channels = torch.tensor(neurons[layer]) if site == "neurons" else None
-            logits = patched_logits(model, base, source, site, layer, places, runs.back, channels)
+            logits = _patched_logits(model, base, source, site, layer, one, runs.back, channels)
             found[places.text, number, at] = runs.value(logits, places.text)
     return found.cpu()
 
 
-def patched_logits(
-    model: PreTrainedModel,
-    base: Run,
-    source: Run,
-    site: str,
-    layer: int,
-    places: Places,
-    back: int,
-    neurons: Tensor | None = None,
-) -> Tensor:
+def _patched_logits(
+    model: PreTrainedModel, base: Run, source: Run, site: str, layer: int, one: _Pass, back: int,
+    neurons: Tensor | None,
+) -> Tensor:  # fmt: skip
     """(r, V) logits of the base run with one site of one layer patched at each row's token."""
+    places, start = one.places, one.start
     edits = {}
     if site != "residual":
-        edits = {layer: site_edit(site, find_mixers(model)[layer], base, source, places, neurons)}
-    stream = patched_stream(base, source, layer, places, site == "residual")
-    ids = base.input_ids[places.text]
-    with fast_scan(model, edits=edits):
+        mixer = find_mixers(model)[layer]
+        edits = {layer: site_edit(site, mixer, base, source, places, neurons, start)}
+    stream = patched_stream(base, source, layer, places, site == "residual", start)
+    ids = base.input_ids[places.text, start:]
+    memories = {i: one.memories[i].each(lambda x: x[places.text]) for i in one.memories}
+    with fast_scan(model, edits=edits, memories=memories or None):
         return forward_from(model, layer, stream, ids, last_logits=back)[:, 0]
 
 
@@ -141,8 +158,8 @@ def _base_and_source(runs: PairRuns, direction: str) -> tuple[Run, Run]:
     return both if direction == "denoising" else (runs.clean, runs.corrupt)
 
 
-def _places(runs: PairRuns, direction: str, order: Tensor) -> Iterator[Places]:
-    """Every text and aligned token at which something can change, some rows at a time."""
+def _places(runs: PairRuns, direction: str, order: Tensor) -> Places:
+    """Every text and aligned token at which something can change."""
     aligned = runs.alignment >= 0
     is_own = torch.equal(order, torch.arange(len(order), device=order.device))
     if is_own and runs.clean.input_ids.shape == runs.corrupt.input_ids.shape:
@@ -157,6 +174,40 @@ def _places(runs: PairRuns, direction: str, order: Tensor) -> Iterator[Places]:
     places = Places(texts, tokens, order[texts], others)
     if direction == "noising":
         places = Places(texts, others, order[texts], tokens)
-    length = max(runs.clean.input_ids.shape[1], runs.corrupt.input_ids.shape[1])
-    for rows in torch.arange(len(texts)).split(max(1, TOKENS_PER_PASS // length)):
-        yield Places(*(x[rows] for x in places))
+    base, _ = _base_and_source(runs, direction)
+    return _rows(places, places.token <= base.input_ids.shape[1] - runs.back)
+
+
+def _rows(places: Places, chosen: Tensor) -> Places:
+    return Places(*(x[chosen] for x in places))
+
+
+def _passes(model: PreTrainedModel, base: Run, places: Places) -> Iterator[_Pass]:
+    """Some rows at a time, with what their texts' tokens before them have left."""
+    length = base.input_ids.shape[1]
+    if not remembers_in_mixers_alone(model):
+        for rows in torch.arange(len(places.text)).split(max(1, TOKENS_PER_PASS // length)):
+            yield _Pass(_rows(places, rows), 0, {})
+        return
+    memories: dict[int, MixerMemory] = {}
+    read = 0
+    for start, rows in _by_start(places.token, length):
+        if start > read:
+            part = base.input_ids[:, read:start]
+            with fast_scan(model, memories=memories):
+                model(input_ids=part, use_cache=False, return_dict=True, logits_to_keep=1)
+            read = start
+        yield _Pass(_rows(places, rows), start, dict(memories))
+
+
+def _by_start(tokens: Tensor, length: int) -> Iterator[tuple[int, Tensor]]:
+    """Rows whose tokens lie close to each other, by the first of them."""
+    order = tokens.argsort(stable=True)
+    while len(order):
+        start = int(tokens[order[0]])
+        rows = order[: max(1, TOKENS_PER_PASS // (length - start))]
+        is_near = tokens[rows] < start + max(1, length // SPANS)
+        is_little = torch.arange(len(rows), device=rows.device) * (length - start) < TOKENS_AT_LEAST
+        rows = rows[is_near | is_little]
+        yield start, rows.sort().values  # texts together, of whose states one is kept at a time
+        order = order[len(rows) :]

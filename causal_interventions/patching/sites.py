@@ -134,12 +134,17 @@ class Places(NamedTuple):
     """(r,)"""
 
 
-def patched_stream(base: Run, source: Run, layer: int, places: Places, is_patched: bool) -> Tensor:
-    """(r, l, d_model) streams that enter the layer: the base's, or patched at their token."""
-    stream = base.streams[layer][places.text]
+def patched_stream(
+    base: Run, source: Run, layer: int, places: Places, is_patched: bool, start: int = 0
+) -> Tensor:
+    """(r, l - start, d_model) streams that enter the layer from token ``start`` on: the base's, or
+    patched at their token."""
+    stream = base.streams[layer][places.text, start:]
     if is_patched:
         rows = torch.arange(len(stream), device=stream.device)
-        stream[rows, places.token] = source.streams[layer][places.source_text, places.source_token]
+        stream[rows, places.token - start] = source.streams[layer][
+            places.source_text, places.source_token
+        ]
     return stream
 
 
@@ -150,20 +155,24 @@ def site_edit(
     source: Run,
     places: Places,
     neurons: Tensor | None = None,
+    start: int = 0,
 ) -> Edit:
     """The edit of a layer that puts a site's value of the source run into every row's token.
 
-    ``site``: any but "residual". The batch has as many rows as ``places``.
+    ``site``: any but "residual". The batch has as many rows as ``places``, of the base run's texts
+    from token ``start`` on.
     """
     made = source.stages[mixer.layer]
     if site == "window":
-        return _window_edit(mixer, made["conv_input"], places)
+        own = base.stages[mixer.layer]["conv_input"][places.text]
+        return _added_windows(window_change(mixer, own, made["conv_input"], places)[:, start:])
     if site == "state":
         states = _states(base, source, mixer.layer, places)
-        return patch_state(mixer.layer, places.token, states)[mixer.layer]
+        return patch_state(mixer.layer, places.token - start, states)[mixer.layer]
     stage = STAGES[site]
     values = made[stage][places.source_text, places.source_token]
-    return _token_edit(stage, values, places.token, neurons if site == "neurons" else None)
+    channels = neurons if site == "neurons" else None
+    return _token_edit(stage, values, places.token - start, channels)
 
 
 def _states(base: Run, source: Run, layer: int, places: Places) -> Tensor:
@@ -224,17 +233,9 @@ def _token_edit(wanted: str, values: Tensor, tokens: Tensor, channels: Tensor | 
     return edit
 
 
-def _window_edit(mixer: MixerSite, inputs: Tensor, places: Places) -> Edit:
-    """Later tokens' convolutions read what they need of tokens up to the row's from ``inputs``."""
-    own: dict[str, Tensor] = {}
-
+def _added_windows(change: Tensor) -> Edit:
     def edit(stage: str, x: Tensor) -> Tensor:
-        if stage == "conv_input":
-            own["inputs"] = x
-        if stage != "convolved":
-            return x
-        change = window_change(mixer, own["inputs"], inputs, places)
-        return x + change.to(x)
+        return x + change.to(x) if stage == "convolved" else x
 
     return edit
 

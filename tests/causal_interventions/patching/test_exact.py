@@ -32,7 +32,8 @@ def runs(model):
 
 
 @pytest.mark.parametrize("site", DEFAULT_SITES)
-def test_every_site_of_every_family_is_patched_exactly(model, runs, site, name):
+def test_every_site_of_every_family_is_patched_exactly(model, runs, site, name, monkeypatch):
+    monkeypatch.setattr(exact, "TOKENS_AT_LEAST", 1)  # every row from its own token on
     if site not in sites_at_hand(model):
         with pytest.raises(ValueError, match="'window' is that of a convolution, which a Mamba-3"):
             patched_values(model, runs, site)
@@ -88,6 +89,37 @@ def test_rows_at_once_change_nothing_but_rounding(small, monkeypatch):
     whole = patched_values(small, runs, "state")
     monkeypatch.setattr(exact, "TOKENS_PER_PASS", 1)
     assert float((patched_values(small, runs, "state") - whole).abs().max()) <= CLOSE
+
+
+@pytest.mark.parametrize("direction", ["denoising", "noising"])
+@pytest.mark.parametrize("family", ["mamba", "mamba2", "mamba3", "mamba3 of ranks"])
+def test_rows_begun_at_their_token_are_those_begun_at_the_first(family, direction, monkeypatch):
+    """Of a prediction in the middle: what is patched after it changes nothing."""
+    model = make_model(family)
+    runs = runs_of(model, back=3)
+    length = runs.clean.input_ids.shape[1]
+    for site in sites_at_hand(model):
+        with monkeypatch.context() as patch:
+            patch.setattr(exact, "remembers_in_mixers_alone", lambda model: False)
+            whole = patched_values(model, runs, site, direction=direction)
+        with monkeypatch.context() as patch:
+            patch.setattr(exact, "TOKENS_AT_LEAST", 1)
+            found = patched_values(model, runs, site, direction=direction)
+        assert float((found - whole).abs().max()) <= CLOSE
+        unchanged = runs.corrupt_value if direction == "denoising" else runs.clean_value
+        assert bool((found[:, :, length - 2 :] == unchanged[:, None, None]).all())
+
+
+def test_rows_are_begun_together_where_their_tokens_are_near(monkeypatch):
+    tokens = torch.tensor([5, 0, 7, 1, 0, 6, 2])
+    monkeypatch.setattr(exact, "SPANS", 4)
+    monkeypatch.setattr(exact, "TOKENS_AT_LEAST", 1)
+    found = [(start, rows.tolist()) for start, rows in exact._by_start(tokens, 8)]
+    assert found == [(0, [1, 3, 4]), (2, [6]), (5, [0, 5]), (7, [2])]
+    monkeypatch.setattr(exact, "TOKENS_AT_LEAST", 1000)
+    assert [start for start, _ in exact._by_start(tokens, 8)] == [0]
+    monkeypatch.setattr(exact, "TOKENS_PER_PASS", 16)
+    assert [len(rows) for _, rows in exact._by_start(tokens, 8)] == [2, 2, 3]
 
 
 def test_all_neurons_are_the_mixer(small):
