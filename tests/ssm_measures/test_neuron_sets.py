@@ -128,3 +128,13 @@ def test_behaviour_promotes_what_the_output_column_points_to():
 def test_behaviour_is_strict_json():
     found = neuron_behavior(make_set(), torch.ones(3, 4), torch.eye(20, 3))
     assert len(json.loads(json.dumps(found.to_dict(), allow_nan=False))["neurons"]) == 4
+
+
+def test_the_top_neurons_are_the_first_rows_of_the_table_and_of_the_summary():
+    found = make_set(torch.ones(2, 6, 4))  # constant neurons have no kurtosis
+    rows = found.top_neurons(2)
+    table = found.to_dataframe().head(2).astype(object)
+    assert rows == table.where(table.notna(), None).to_dict(orient="records")
+    assert rows[0]["kurtosis"] is None
+    assert found.to_dict()["top_neurons"] == found.top_neurons(4)
+    json.dumps(rows, allow_nan=False)

@@ -14,7 +14,9 @@ from token_statistics.position_course import PositionCourse, unit_columns_withou
 def two_sides(p, q, lengths, drift=3.0):
     rng = np.random.default_rng(0)
     n = sum(lengths)
-    course = PositionCourse(observations(np.split(np.arange(n), np.cumsum(lengths)[:-1])))
+    ends = np.cumsum(lengths).tolist()
+    texts = [range(end - length, end) for length, end in zip(lengths, ends, strict=True)]
+    course = PositionCourse(observations(texts))
     shared = rng.standard_normal((n, 3))
     x, y = (shared @ rng.standard_normal((3, c)) + rng.standard_normal((n, c)) for c in (p, q))
     y += drift * np.linspace(-1, 1, n)[:, None]  # which every draw has to lose
