@@ -28,13 +28,14 @@ from selective_scan.operands import (
 )
 from suite_plumbing.arguments import LARGEST_INT, validate_int, whole_numbers
 from suite_plumbing.messages import quoted
+from suite_plumbing.one_thread import one_thread
 from suite_plumbing.precision import in_full_precision
 
 # Heads whose queries and keys an attention map holds at once, and floats that a product of
 # single heads may take before it is cut into fewer heads: both for a CPU's second-level cache.
-_HEADS_PER_PASS = 128
+_HEADS_PER_PASS = 64
 
-_PRODUCT_FLOATS = 1 << 19
+_PRODUCT_FLOATS = 1 << 18
 
 # Sources that a row of attention takes at once.
 _BLOCK = 16
@@ -142,6 +143,7 @@ def attention_map(
 
 @torch.no_grad()
 @in_full_precision
+@one_thread()
 def magnitude_maps(
     delta: Tensor,
     A: Tensor,
@@ -156,6 +158,7 @@ def magnitude_maps(
     ``values`` v (b, l, H), or (b, l, d_inner) for heads of several channels. The numbers of two
     calls of :func:`attention_map`, ``absolute`` and with v as the ``key_weight`` of one, from one
     product. Raises ValueError and costs as there; the second map half a pass more over products.
+    On a CPU in one thread: products that stay in a cache are too small to share.
     """
     check_given(C=C)
     check_parameters(delta, A, B, C)
@@ -456,12 +459,17 @@ def _add_products(
     product. A few heads at a time where they are summed, so that their products stay in a cache.
     """
     heads, count, width, _ = query.shape
-    step = heads if reduce is _each_head else max(1, _PRODUCT_FLOATS // (count * width * width))
+    size = count * width * key.shape[2]
+    step = heads if reduce is _each_head else min(heads, max(1, _PRODUCT_FLOATS // size))
+    buffer = query.new_empty(step * count, width, key.shape[2])
     for start in range(0, heads, step):
         part = slice(start, start + step)
-        by_head = torch.matmul(query[part], key[part].mT)
+        of_heads = query[part].flatten(0, 1), key[part].flatten(0, 1).mT
+        products = torch.bmm(*of_heads, out=buffer[: len(of_heads[0])])
+        by_head = products.unflatten(0, (-1, count))
         if reduce is _magnitudes_and_weighted:
-            target.add_(reduce(by_head, weights[1][part].mT))
+            target[0].add_(by_head.abs_().sum(0))
+            target[1].add_(by_head.mul_(weights[1][part].mT).sum(0))
             continue
         if weights:
             by_head *= torch.matmul(weights[0][part], weights[1][part].mT)
@@ -478,8 +486,9 @@ def _sum_of_magnitudes(by_head: Tensor, _: Tensor | None) -> Tensor:
 
 def _magnitudes_and_weighted(by_head: Tensor, key_weight: Tensor | None) -> Tensor:
     magnitudes = by_head.abs_()
-    weighted = magnitudes if key_weight is None else magnitudes * key_weight
-    return torch.stack([magnitudes.sum(0), weighted.sum(0)])
+    total = magnitudes.sum(0)
+    weighted = magnitudes if key_weight is None else magnitudes.mul_(key_weight)
+    return torch.stack([total, weighted.sum(0)])
 
 
 def _each_head(by_head: Tensor, _: Tensor | None) -> Tensor:
