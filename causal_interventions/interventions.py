@@ -221,7 +221,8 @@ def set_neuron(
     ``neurons``: numbers set together in every row, or (rows, k). ``value``: one of
     ``NEURON_VALUES``, or the gated output (l, d_inner) or (b, l, d_inner) of another text of the
     same length, of which these channels are taken. Raises ValueError for an unknown value, and
-    when the text runs for a neuron that does not exist or values of another shape.
+    when the text runs for a neuron that does not exist or values of another shape; with a cache for
+    any value but "zero", for the text's mean and length are those of tokens yet to come.
     """
     if not isinstance(value, Tensor):
         validate_choice("value", value, NEURON_VALUES)
