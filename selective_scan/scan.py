@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import repeat
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -253,8 +253,9 @@ class _SelectiveScan(torch.autograd.Function):
         # Finite, so that a state that forgets at once (A = -inf) has a gradient, of 0.
         tensors[2] = tensors[2].clamp_min(torch.finfo(tensors[2].dtype).min)
         operands, blocks = _Grouped(*tensors), _blocks(tensors[0], len(tensors[0]))
-        asked = zip(tensors[:5], ctx.needs_input_grad[:5], strict=True)
-        grads = _Grouped(*(torch.zeros_like(x) if need else None for x, need in asked), None)
+        asked = zip(tensors, [*ctx.needs_input_grad[:5], False], strict=True)
+        empty: list[Any] = [torch.zeros_like(x) if need else None for x, need in asked]
+        grads = _Grouped(*empty)
         size, state_shape = blocks[0].stop, checkpoints.shape[1:]
         states, grad_states = (checkpoints.new_empty(size + 1, *state_shape) for _ in range(2))
         decay_shape, decay = _decay_shape(operands), grad_states[:-1]
