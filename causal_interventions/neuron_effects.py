@@ -41,7 +41,7 @@ text."""
 _TOKENS_PER_PASS = 4096
 
 # What a backward pass may keep of the blocks, and how many tensors (b, l, d_inner) it keeps of one.
-_GRAPH_BYTES = 160_000_000
+_GRAPH_BYTES = 80_000_000
 
 _KEPT_TENSORS = 12
 
