@@ -123,7 +123,8 @@ def logits_of_stream(model: Any, stream: Tensor) -> Tensor:
     model gives. Raises UnsupportedModelError as :func:`final_norm`.
     """
     head, norm = model.get_output_embeddings(), final_norm(model)
-    return head(norm(stream)) * logit_scale(model)
+    # A model in half precision may keep its stream in float32, as Mamba-1 does.
+    return head(norm(stream).to(model.dtype)) * logit_scale(model)
 
 
 def convolved_change(site: MixerSite, change: Tensor) -> Tensor:
