@@ -75,8 +75,8 @@ class MovedPairs:
         `weights`: of the channels that stay (p,) and of those moved (q,), in `energies`.
         """
         first, second = (torch.from_numpy(w.astype(np.float32)) for w in weights)
-        by_channel = torch.empty(4, len(shifts), self._second.shape[1])
-        row_norms = torch.zeros(len(shifts), self._first.shape[1])
+        by_channel = self._first.new_empty(4, len(shifts), self._second.shape[1])
+        row_norms = self._first.new_zeros(len(shifts), self._first.shape[1])
         over_first = self._first.sum(dim=0)
         for block in self._blocks(shifts, self.tokens):
             mean, magnitude, best, energy = by_channel[:, block.draws, block.channels]
