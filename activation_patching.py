@@ -71,6 +71,7 @@ from result_views.terminal_lines import terminal_table, wrapped
 from suite_plumbing.arguments import validate_choice, validate_int, whole_numbers
 from suite_plumbing.commands import command_line, run_main
 from suite_plumbing.models import ModelAnalyzer, load_model, load_tokenizer, require_tokenizer
+from suite_plumbing.one_thread import fit_threads
 from suite_plumbing.output_folders import claim_output_dir
 from suite_plumbing.progress import configure_logging, progress
 from suite_plumbing.provenance import SCHEMA_VERSION, provenance
@@ -372,6 +373,7 @@ def _command(argv: list[str]) -> int:
     configure_logging(args.debug, args.quiet)
     pairs, folder = read_pairs(args.pairs), claim_output_dir(args.output_dir)
     model = load_model(args.model, device=args.device, dtype=args.dtype)
+    fit_threads(model)
     tokenizer = load_tokenizer(args.model if args.tokenizer is None else args.tokenizer)
     patching = ActivationPatching(model, tokenizer=tokenizer)
     options = {"metric": args.metric, "position": args.position, "seed": args.seed}

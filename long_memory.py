@@ -46,6 +46,7 @@ from suite_plumbing.commands import command_line, run_main
 from suite_plumbing.messages import quoted
 from suite_plumbing.model_inputs import token_ids
 from suite_plumbing.models import execution_device, load_model, load_tokenizer
+from suite_plumbing.one_thread import fit_threads
 from suite_plumbing.output_folders import claim_output_dir
 from suite_plumbing.progress import configure_logging, progress
 from suite_plumbing.provenance import SCHEMA_VERSION, provenance
@@ -399,6 +400,7 @@ def _command(argv: list[str]) -> int:
     configure_logging(args.debug, args.quiet)
     text, folder = read_book(args.book), claim_output_dir(args.output_dir)
     model = load_model(args.model, device=args.device, dtype=args.dtype)
+    fit_threads(model)
     tokenizer = load_tokenizer(args.model if args.tokenizer is None else args.tokenizer)
     book = tokenized(tokenizer, text, f"book {quoted(args.book)}")
     ids = list(book["input_ids"])[: args.max_tokens]

@@ -34,7 +34,7 @@ native_models   Models of native checkpoints: the sizes read off the weights, th
                 memory
 no_memory       Whether an exception says that memory ran out, and one line for it while
                 modules are loaded
-one_thread      Work in the calling thread alone, where torch's other threads cost more than they do
+one_thread      Torch's threads: one where waking others costs more than they do
 options         The options that all commands share, spelled once
 other_names     The same argument by other names: text or texts, layer or layers, in every method
                 of the suite

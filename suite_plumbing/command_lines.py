@@ -55,9 +55,11 @@ def wait_passively() -> None:
     """Let torch's threads sleep while they wait, unless the environment says otherwise.
 
     By default OpenMP's threads spin for a while, which beside other work on the same cores makes
-    small operations 30 to 100 times slower. Read once, when torch is loaded.
+    small operations 30 to 100 times slower. Those of NumPy's OpenBLAS spin whatever one says: it
+    gets one, since all large products are torch's. Read once, when torch and NumPy are loaded.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 
 def read_options(parser: argparse.ArgumentParser, argv: Argv) -> argparse.Namespace:

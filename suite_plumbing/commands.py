@@ -22,6 +22,7 @@ from suite_plumbing.bundled import DEMO_MODEL_PATH, model_place
 from suite_plumbing.command_lines import collect_garbage_again
 from suite_plumbing.errors import AnalysisError, is_out_of_memory
 from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.one_thread import fit_threads, threads_kept
 from suite_plumbing.options import refuse_both
 from suite_plumbing.output_folders import claim_output_dir
 from suite_plumbing.progress import configure_logging, set_seed
@@ -71,7 +72,7 @@ def run_main(function: Callable[[list[str]], int], argv: Sequence[str] | None = 
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     collect_garbage_again()
-    with stopping_on_signals() as stop, _showing_what_can_be_shown():
+    with stopping_on_signals() as stop, _showing_what_can_be_shown(), threads_kept():
         status = _status(function, arguments, stop)
     if stop.number is not None:
         status = _report(WORDS[stop.number], STATUS[stop.number], arguments)
@@ -154,6 +155,7 @@ def job_from_options(
     texts = texts_from_options(args)
     output_dir = claim_output_dir(args.output_dir)
     model = load_model(args.model, device=args.device, dtype=args.dtype)
+    fit_threads(model)
     tokenizer = load_tokenizer(args.model if args.tokenizer is None else args.tokenizer)
     encoded = encode_texts(
         tokenizer, texts, args.max_sequence_length, vocab_size=model.config.vocab_size

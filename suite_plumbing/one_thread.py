@@ -1,11 +1,16 @@
-"""Work in the calling thread alone, where torch's other threads cost more than they do."""
+"""Torch's threads: one where waking others costs more than they do."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import nn
+
+SMALL_MODEL = 1 << 25
+"""Parameters below which a model's analysis takes longer with more threads: small tensors."""
 
 
 @contextmanager
@@ -17,9 +22,24 @@ def one_thread() -> Iterator[None]:
     number is as before on leaving, whatever happened. It is this thread's; but one that computes
     for the first time meanwhile begins with it too, and keeps it.
     """
+    with threads_kept():
+        torch.set_num_threads(1)
+        yield
+
+
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """Leave torch's number of threads as it was before."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
     try:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def fit_threads(model: nn.Module) -> None:
+    """Take one thread for a small model, unless OMP_NUM_THREADS says how many."""
+    if "OMP_NUM_THREADS" in os.environ:
+        return
+    if sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL:
+        torch.set_num_threads(1)

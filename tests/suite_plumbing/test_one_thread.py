@@ -5,7 +5,9 @@ import threading
 import pytest
 import torch
 
-from suite_plumbing.one_thread import one_thread
+from suite_plumbing import one_thread as module
+from suite_plumbing.commands import run_main
+from suite_plumbing.one_thread import fit_threads, one_thread
 
 
 @pytest.fixture
@@ -50,3 +52,27 @@ def test_a_thread_at_work_keeps_its_own_number(two_threads):
         looked.wait()
     worker.join()
     assert seen == [2]
+
+
+def test_a_small_model_takes_one_thread_for_its_command(two_threads, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    seen = []
+
+    def command(_: list[str]) -> int:
+        fit_threads(torch.nn.Linear(4, 4))
+        seen.append(torch.get_num_threads())
+        return 0
+
+    assert run_main(command, []) == 0
+    assert seen == [1]
+    assert torch.get_num_threads() == 2
+
+
+def test_larger_models_and_who_says_how_many_keep_their_threads(two_threads, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")
+    fit_threads(torch.nn.Linear(4, 4))
+    assert torch.get_num_threads() == 2
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(module, "SMALL_MODEL", 20)
+    fit_threads(torch.nn.Linear(4, 4))  # 16 weights and 4 biases
+    assert torch.get_num_threads() == 2
