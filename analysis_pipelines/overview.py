@@ -36,6 +36,9 @@ from suite_plumbing.texts import EncodedText, repeated_texts, token_pieces
 SHORTEST_TO_RESET = 32
 """Tokens of a text whose states are erased: of a shorter one little is left before and after."""
 
+STREAM_TOKENS = 1 << 13
+"""Tokens whose streams are left for others, 25 MB at mamba-130m's width; later texts leave none."""
+
 
 def overview(
     model: PreTrainedModel,
@@ -50,8 +53,9 @@ def overview(
     and ``answers``; strict JSON.
 
     A text given again counts once. ``streams`` takes, by the ids of a text, the stream after the
-    last layer (l, d_model), for those who want its logits. Cost: see the module; at mamba-130m's
-    shape and 512 tokens about two thirds of a stock forward pass a text.
+    last layer (l, d_model), for those who want its logits, of the first `STREAM_TOKENS` tokens.
+    Cost: see the module; at mamba-130m's shape and 512 tokens about two thirds of a stock forward
+    pass a text.
     """
     again = repeated_texts(encoded)
     read = readings([text.input_ids for text in encoded])
@@ -61,7 +65,7 @@ def overview(
         ids = list(encoded[index].input_ids)
         with _last_streams(model) as parts:
             facts = text_facts(model, ids, token_pieces(tokenizer, ids), max_heads)
-        if streams is not None:
+        if streams is not None and sum(map(len, [*streams, ids])) <= STREAM_TOKENS:
             streams[tuple(ids)] = torch.cat(parts)
         texts.append(replace(facts, group=read[index].group))
         if after_each is not None:

@@ -9,6 +9,7 @@ import torch
 from conftest import VOCAB_SIZE, make_tiny_model
 from hand_weighted import constant_half_life, induction
 
+from analysis_pipelines import overview as module
 from analysis_pipelines.overview import overview, text_facts
 from analysis_pipelines.overview_answers import answers
 from analysis_pipelines.overview_rows import joined
@@ -158,3 +159,11 @@ def test_the_streams_left_are_those_of_the_whole_texts(name, tiny_tokenizer):
         expected = final_stream(model, text.input_ids)
         found = streams[tuple(text.input_ids)]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_later_texts_leave_no_stream(tiny_model, tiny_tokenizer, monkeypatch):
+    texts = encode_texts(tiny_tokenizer, ["Apples and pears", "Boats", "Clouds over the hill"], 60)
+    streams = {}
+    monkeypatch.setattr(module, "STREAM_TOKENS", len(texts[0].input_ids))
+    overview(tiny_model, texts, tiny_tokenizer, streams=streams)
+    assert list(streams) == [tuple(texts[0].input_ids)]
