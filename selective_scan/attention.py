@@ -28,7 +28,6 @@ from selective_scan.operands import (
 )
 from suite_plumbing.arguments import LARGEST_INT, validate_int, whole_numbers
 from suite_plumbing.messages import quoted
-from suite_plumbing.one_thread import one_thread
 from suite_plumbing.precision import in_full_precision
 
 # Heads whose queries and keys an attention map holds at once, and floats that a product of
@@ -143,7 +142,6 @@ def attention_map(
 
 @torch.no_grad()
 @in_full_precision
-@one_thread()
 def magnitude_maps(
     delta: Tensor,
     A: Tensor,

@@ -7,7 +7,6 @@ token in one pass, without the neurons. Letters: the glossary of ``selective_sca
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -18,14 +17,10 @@ from mamba_mixers.weights import MixerParameters
 from selective_scan.operands import with_groups
 from ssm_measures.components import SSMComponents
 from ssm_measures.full_mixer_maps import full_mixer_map
-from suite_plumbing.one_thread import one_thread
 from suite_plumbing.precision import in_full_precision
 
 MIXER_PATHS = ("skip", "convolution", "state", "bias")
 """Paths of a mixer, as ``neuron_shares`` defines them."""
-
-
-_SHORT = 512
 
 
 class DirectMap(NamedTuple):
@@ -49,11 +44,9 @@ def direct_map(
     if len(components.u) != 1:
         raise ValueError(f"components hold {len(components.u)} texts; pass those of one")
     through = (directions.to(parameters.out_weight) @ parameters.out_weight).to(components.u)
-    # Of a short text the products are too small to share between threads.
-    with one_thread() if len(through) <= _SHORT else nullcontext():
-        found = full_mixer_map(
-            components, parameters, query_weight=through[None], key_weight=components.conv_input
-        )
+    found = full_mixer_map(
+        components, parameters, query_weight=through[None], key_weight=components.conv_input
+    )
     skip, convolution = _own(components, parameters, components.gating[0] * through)
     bias = found.bias[0]
     state = found.tokens[0].sum(1) - skip - convolution

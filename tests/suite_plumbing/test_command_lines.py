@@ -127,9 +127,11 @@ def test_threads_wait_passively_unless_the_user_says_otherwise(
 ) -> None:
     monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
     monkeypatch.delenv("OPENBLAS_NUM_THREADS", raising=False)
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
     wait_passively()
     assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
     assert os.environ["OPENBLAS_NUM_THREADS"] == "1"
+    assert os.environ["GOMP_SPINCOUNT"] == "5000"
     monkeypatch.setenv("OMP_WAIT_POLICY", "ACTIVE")
     wait_passively()
     assert os.environ["OMP_WAIT_POLICY"] == "ACTIVE"
