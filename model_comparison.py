@@ -54,6 +54,7 @@ from suite_plumbing.commands import (
     texts_from_options,
 )
 from suite_plumbing.models import load_model, load_tokenizer
+from suite_plumbing.one_thread import fit_threads
 from suite_plumbing.output_folders import claim_output_dir, owning
 from suite_plumbing.progress import configure_logging, progress, set_seed
 from suite_plumbing.result_files import (
@@ -220,6 +221,7 @@ def _command(argv: list[str]) -> int:
             "or one for each"
         )
     models = [load_model(name, device=args.device, dtype=args.dtype) for name in names]
+    fit_threads(*models)
     tokenizers = [load_tokenizer(name) for name in (given * len(names))[: len(names)]]
     if len(models) == 1:
         print(f"One model: {names[0]} is compared with an untrained twin of itself.")

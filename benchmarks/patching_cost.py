@@ -6,7 +6,7 @@ tokens would take, which is how patching is done where the layers before the pat
 Where TransformerLens is installed, its residual patching of the same model and pair stands below,
 of some places spread over layers and tokens, with how far its values are from ours.
 
-How to run (some minutes a site on two cores)::
+How to run (a minute and a half a site on two cores)::
 
     python benchmarks/patching_cost.py --sites residual,state --save
 """

@@ -129,13 +129,12 @@ def attention_map(
         share = _row(own_share, row)
         if not absolute and not weights.of_channels:
             _add_sums(result[row], delta[row], A, B[row], C[row], group, weights, share)
-            result[row] *= weights.scale
-            continue
-        for start in range(0, num_heads, _HEADS_PER_PASS):
-            part = slice(start, start + _HEADS_PER_PASS)
-            operands = delta[row], A, B[row], C[row], part, group[part], dtype, weights
-            pairs = _pairs(*operands, own_share=share)
-            _add_causal_pairs(result[row], pairs, reduce)
+        else:
+            for start in range(0, num_heads, _HEADS_PER_PASS):
+                part = slice(start, start + _HEADS_PER_PASS)
+                operands = delta[row], A, B[row], C[row], part, group[part], dtype, weights
+                pairs = _pairs(*operands, own_share=share)
+                _add_causal_pairs(result[row], pairs, reduce)
         result[row] *= weights.scale
     return result
 
@@ -156,7 +155,6 @@ def magnitude_maps(
     ``values`` v (b, l, H), or (b, l, d_inner) for heads of several channels. The numbers of two
     calls of :func:`attention_map`, ``absolute`` and with v as the ``key_weight`` of one, from one
     product. Raises ValueError and costs as there; the second map half a pass more over products.
-    On a CPU in one thread: products that stay in a cache are too small to share.
     """
     check_given(C=C)
     check_parameters(delta, A, B, C)

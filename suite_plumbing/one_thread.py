@@ -37,9 +37,10 @@ def threads_kept() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def fit_threads(model: nn.Module) -> None:
-    """Take one thread for a small model, unless OMP_NUM_THREADS says how many."""
+def fit_threads(*models: nn.Module) -> None:
+    """Take one thread where all models are small, unless OMP_NUM_THREADS says how many."""
     if "OMP_NUM_THREADS" in os.environ:
         return
-    if sum(parameter.numel() for parameter in model.parameters()) < SMALL_MODEL:
+    sizes = (sum(parameter.numel() for parameter in model.parameters()) for model in models)
+    if max(sizes) < SMALL_MODEL:
         torch.set_num_threads(1)

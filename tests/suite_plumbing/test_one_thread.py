@@ -74,5 +74,5 @@ def test_larger_models_and_who_says_how_many_keep_their_threads(two_threads, mon
     assert torch.get_num_threads() == 2
     monkeypatch.delenv("OMP_NUM_THREADS")
     monkeypatch.setattr(module, "SMALL_MODEL", 20)
-    fit_threads(torch.nn.Linear(4, 4))  # 16 weights and 4 biases
+    fit_threads(torch.nn.Linear(1, 1), torch.nn.Linear(4, 4))  # 16 weights and 4 biases
     assert torch.get_num_threads() == 2
