@@ -20,7 +20,7 @@ from analysis_pipelines.overview_questions import together
 from causal_interventions.state_resets import ResetCosts
 from ssm_measures.copying import NEAREST
 from ssm_measures.gate_tokens import TOKEN_CLASSES
-from ssm_measures.layer_overview import LayerText
+from ssm_measures.layer_overview import LEAST_FOR_SINK, LayerText
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.description import FloatArray, IntArray
 from token_statistics.intervals import mean_interval
@@ -248,14 +248,22 @@ def _sinks(texts: Sequence[TextFacts], layers: Sequence[int]) -> list[dict[str, 
     attending = np.isfinite(gains[:, 0])
     draws = draws[np.isfinite(draws[:, attending]).all(axis=1)]
     if len(draws) < MIN_DRAWS or not attending.any():
-        why = f"texts too short to put {MIN_DRAWS} other tokens in the first one's place"
-        why = why if attending.any() else "no layer attends to anything"
+        why = _why_no_sink(texts, bool(attending.any()))
         return [_untested(why, number, "texts") | {"heads": held} for held in heads]
     p = largest_of_all_p(gains[:, 0], draws)
     return [
         _tested(gains[i, 0], draws[:, i], p[i], number, "texts") | {"heads": heads[i]}
         for i in range(len(layers))
     ]
+
+
+def _why_no_sink(texts: Sequence[TextFacts], is_attending: bool) -> str:
+    if is_attending:
+        return f"texts too short to put {MIN_DRAWS} other tokens in the first one's place"
+    longest = max(len(text.pieces) for text in texts)
+    if longest < LEAST_FOR_SINK:
+        return f"at most {longest} tokens are read of a text; it takes {LEAST_FOR_SINK}"
+    return "no layer attends to anything"
 
 
 def _resets(

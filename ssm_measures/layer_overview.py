@@ -37,7 +37,12 @@ SINK_POSITIONS = 128
 
 _HEAD_SINK = 0.5  # a head whose first token takes half of its attention holds the sink
 
+_SINK_LAG = SINK_NEIGHBOURS + 4  # from a source to the first query that counts
+
 _QUERIES_LEAST = 8  # queries behind a source's mean
+
+LEAST_FOR_SINK = _SINK_LAG + _QUERIES_LEAST
+"""Tokens of the shortest text that says how much the first one is read."""
 
 
 class ScanOperands(Protocol):
@@ -225,7 +230,7 @@ def sink_sums(shares: FloatArray) -> FloatArray:
     length = len(shares)
     found = np.zeros((SINK_POSITIONS + 1, 2))
     for source in range(min(SINK_POSITIONS + 1, length)):
-        start = source + SINK_NEIGHBOURS + 4
+        start = source + _SINK_LAG
         if length - start >= _QUERIES_LEAST:
             after = shares[start:, source + 1 : source + 1 + SINK_NEIGHBOURS]
             found[source] = shares[start:, source].sum(), after.mean(1).sum()

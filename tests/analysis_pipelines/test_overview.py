@@ -102,6 +102,7 @@ def test_a_short_text_says_why_nothing_is_said():
     assert not any(one.said for one in said.values())
     assert "copying needs 20" in said["copying"].sentence
     assert "too short to go on from an erased state" in said["reset"].sentence
+    assert "at most 12 tokens are read of a text; it takes 20" in said["sink"].sentence
     assert found["all_states"]["value"] is None
 
 

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from analysis_pipelines.token_predictions import token_predictions
+from analysis_pipelines.token_predictions import predictions_of_blocks, token_predictions
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.texts import encode_texts
 from tests.conftest import make_tiny_model
@@ -30,6 +30,15 @@ def test_loss_and_prediction_are_those_of_the_models_logits(tiny_tokenizer):
             best = int(log_p[t - 1].argmax())
             assert part["expected"][t] == tiny_tokenizer.decode([best])
             assert part["expected_p"][t] == pytest.approx(math.exp(log_p[t - 1, best]), rel=6e-3)
+
+
+def test_blocks_of_positions_change_nothing(tiny_tokenizer):
+    ids = [3, 1, 4, 1, 5, 9, 2]
+    logits = torch.randn(len(ids), 64, generator=torch.Generator().manual_seed(0))
+    whole = predictions_of_blocks([logits], ids, tiny_tokenizer)
+    assert [len(column) for column in whole.values()] == [len(ids)] * 3
+    for size in (1, 2, 3, 6):  # the last block holds the last position alone where size is 6
+        assert predictions_of_blocks(logits.split(size), ids, tiny_tokenizer) == whole
 
 
 def test_logits_that_overflow_are_an_analysis_error(tiny_tokenizer):
