@@ -63,6 +63,7 @@ from suite_plumbing.commands import (
 )
 from suite_plumbing.models import ModelAnalyzer, require_tokenizer
 from suite_plumbing.other_names import also_named
+from suite_plumbing.parallel import by_layer
 from suite_plumbing.precision import in_full_precision
 from suite_plumbing.result_files import (
     write_csv,
@@ -122,12 +123,13 @@ def gradient_guided(
         "value": gradients.value.tolist(),
     }
     keep = captured.attention_mask.unsqueeze(-1).to(gradients.value)
-    sets = {}
-    for layer, parts in captured.components.items():
+
+    def of_layer(layer: int) -> NeuronSet:
+        parts = captured.components[layer]
         gradient = gradients.grad_gated[layer] * keep
         mean = (parts.gated * keep).sum(1, keepdim=True) / keep.sum(1, keepdim=True)
         first_order = ((parts.gated - mean) * gradient).sum(1)
-        sets[layer] = neuron_set(
+        return neuron_set(
             "gradient_guided",
             layer,
             parts.gated * gradient,
@@ -137,7 +139,8 @@ def gradient_guided(
             captured.attention_mask,
             target=described,
         )
-    return sets
+
+    return by_layer(of_layer, captured.components)
 
 
 @in_full_precision
@@ -389,11 +392,11 @@ def _section(data: AttentionData, sets: SetsByMethod, seed: int) -> dict:
     return {
         "attention_data": data.to_dict(),
         "neurons": {
-            name: {f"layer_{layer}": neurons.to_dict() for layer, neurons in by_layer.items()}
-            for name, by_layer in sets.items()
+            name: {f"layer_{layer}": neurons.to_dict() for layer, neurons in one.items()}
+            for name, one in sets.items()
         },
         "neuron_evolution": {
-            name: neuron_evolution(by_layer, seed=seed).to_dict() for name, by_layer in sets.items()
+            name: neuron_evolution(one, seed=seed).to_dict() for name, one in sets.items()
         },
     }
 
@@ -401,8 +404,8 @@ def _section(data: AttentionData, sets: SetsByMethod, seed: int) -> dict:
 def _rows(text: int, sets: SetsByMethod) -> list[dict]:
     """The table of every neuron of every method and layer; None where undefined."""
     rows = []
-    for name, by_layer in sets.items():
-        for neurons in by_layer.values():
+    for name, of_method in sets.items():
+        for neurons in of_method.values():
             table = neurons.to_dataframe().astype(object)
             records = table.where(table.notna(), None).to_dict("records")
             rows += [{"text": text, "method": name, **row} for row in records]

@@ -52,6 +52,7 @@ from suite_plumbing.commands import (
 from suite_plumbing.messages import quoted
 from suite_plumbing.models import ModelAnalyzer
 from suite_plumbing.other_names import also_named
+from suite_plumbing.parallel import side_by_side
 from suite_plumbing.result_files import (
     finite_or_none,
     read_json,
@@ -183,16 +184,15 @@ def cross_layer_correlations(
         raise ValueError("captures is empty; pass at least one")
     seed = validate_int("seed", seed, 0)
     pairs = _checked_pairs(layer_pairs, _layers_of(captures[0], stream))
-    found, pooled = {}, {}
-    for i, (a, b) in enumerate(pairs):
-        for layer in {a, b} - set(pooled):
-            pooled[layer] = pooled_activations(captures, layer, stream)
-        found[f"layer_{a}_to_{b}"] = cross_layer_correlation(
-            pooled[a], pooled[b], layers=(a, b), stream=stream, num_shifts=num_shifts, seed=seed
+
+    def of_pair(pair: tuple[int, int]) -> CrossLayerCorrelation:
+        first, second = (pooled_activations(captures, layer, stream) for layer in pair)
+        return cross_layer_correlation(
+            first, second, layers=pair, stream=stream, num_shifts=num_shifts, seed=seed
         )
-        later = {*sum(pairs[i + 1 :], ())}
-        pooled = {layer: values for layer, values in pooled.items() if layer in later}
-    return found
+
+    found = side_by_side(of_pair, pairs)
+    return {f"layer_{a}_to_{b}": one for (a, b), one in zip(pairs, found, strict=True)}
 
 
 def corpus_cross_layer_correlations(

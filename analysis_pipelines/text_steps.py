@@ -32,6 +32,7 @@ from ssm_measures.neuron_evolution import neuron_evolution
 from ssm_measures.neuron_sets import NeuronSet
 from ssm_measures.ssm_attention import ssm_attention_correlations
 from suite_plumbing.errors import AnalysisError, failure_of
+from suite_plumbing.parallel import by_layer
 from suite_plumbing.result_files import is_finite
 
 
@@ -55,15 +56,17 @@ class TextInputs:
 
 def components_and_memory(inputs: TextInputs) -> dict[int, Any]:
     """1: components, their dynamics, and what delta lets the state remember."""
-    return {
-        layer: {
+
+    def of_layer(layer: int) -> dict[str, Any]:
+        parts = inputs.captured.components[layer]
+        return {
             **parts.to_dict(),
             "dynamics": recursive_dynamics(parts),
             "delta_memory": delta_memory([parts], layer, seed=inputs.seed),
             "delta_activation": delta_neuron_correlation([parts], layer, seed=inputs.seed),
         }
-        for layer, parts in inputs.captured.components.items()
-    }
+
+    return by_layer(of_layer, inputs.captured.components)
 
 
 def attention_maps(inputs: TextInputs) -> AttentionData:
@@ -98,20 +101,22 @@ def neighbouring_layers(inputs: TextInputs) -> dict[str, Any]:
 def recursion_by_layer(inputs: TextInputs) -> dict[int, Any]:
     """5: autocorrelation, and change of state against change of activation."""
     captured = inputs.captured
-    return {
-        layer: recursive_patterns([captured], layer, seed=inputs.seed) for layer in captured.layers
-    }
+    return by_layer(
+        lambda layer: recursive_patterns([captured], layer, seed=inputs.seed), captured.layers
+    )
 
 
 def ssm_with_attention(inputs: TextInputs, attention: AttentionData) -> dict[int, Any]:
     """6: delta, B and C with attention received and paid."""
-    found = {}
-    for layer, parts in inputs.captured.components.items():
-        absolute, written = attention.layers[layer].absolute[0], attention.layers[layer].written
-        found[layer] = ssm_attention_correlations(
-            parts, absolute, given_map=None if written is None else written[0], seed=inputs.seed
+
+    def of_layer(layer: int) -> Any:
+        parts, maps = inputs.captured.components[layer], attention.layers[layer]
+        given = None if maps.written is None else maps.written[0]
+        return ssm_attention_correlations(
+            parts, maps.absolute[0], given_map=given, seed=inputs.seed
         )
-    return found
+
+    return by_layer(of_layer, inputs.captured.components)
 
 
 def evolution_by_method(

@@ -23,6 +23,7 @@ from ssm_measures.attention_measures import (
 )
 from ssm_measures.components import Capture, SSMComponents, extracted_layer
 from ssm_measures.shown_objects import ShownObject, named_layer, per_token
+from suite_plumbing.parallel import by_layer
 from suite_plumbing.result_files import (
     StrPath,
     check_output_dir,
@@ -191,9 +192,10 @@ def layer_attention(components: SSMComponents) -> LayerAttention:
 
 def attention_data(captured: Capture, parameters: Mapping[int, MixerParameters]) -> AttentionData:
     """Attention of every captured layer; ``parameters`` of :func:`layer_parameters`."""
-    layers = {
-        layer: replace(layer_attention(parts := captured.components[layer]), layer=layer,
-                       tokens=parts.tokens)
-        for layer in captured.layers
-    }  # fmt: skip
+
+    def of_layer(layer: int) -> LayerAttention:
+        parts = captured.components[layer]
+        return replace(layer_attention(parts), layer=layer, tokens=parts.tokens)
+
+    layers = by_layer(of_layer, captured.layers)
     return AttentionData(captured, layers, {layer: parameters[layer] for layer in layers})

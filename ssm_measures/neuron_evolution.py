@@ -23,12 +23,14 @@ import itertools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from scipy import stats
 
 from ssm_measures.neuron_sets import NeuronSet, importance_concentration
+from suite_plumbing.parallel import side_by_side
 from suite_plumbing.precision import in_full_precision
 from token_statistics.cka import linear_cka, unbiased_hsic
 from token_statistics.description import FloatArray
@@ -91,20 +93,22 @@ def neuron_evolution(
     layers = sorted(sets)
     _check_comparable(sets)
     rms = {layer: _rms(sets[layer]) for layer in layers}
+
+    def transition(pair: tuple[int, int]) -> dict[str, Any]:
+        a, b = pair
+        return {
+            "from_layer": a,
+            "to_layer": b,
+            "rms_ratio": rms[b] / rms[a] if rms[a] > 0 else None,
+            **_cka_with_null(sets[a], sets[b], num_shifts, seed),
+            "attention_agreement": attention_agreement(sets[a], sets[b], seed=seed),
+        }
+
     return NeuronEvolution(
         layers=tuple(layers),
         concentration={layer: importance_concentration(sets[layer].importance) for layer in layers},
         rms=rms,
-        transitions=[
-            {
-                "from_layer": a,
-                "to_layer": b,
-                "rms_ratio": rms[b] / rms[a] if rms[a] > 0 else None,
-                **_cka_with_null(sets[a], sets[b], num_shifts, seed),
-                "attention_agreement": attention_agreement(sets[a], sets[b], seed=seed),
-            }
-            for a, b in itertools.pairwise(layers)
-        ],
+        transitions=side_by_side(transition, itertools.pairwise(layers)),
     )
 
 

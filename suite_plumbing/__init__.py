@@ -40,6 +40,7 @@ other_names     The same argument by other names: text or texts, layer or layers
                 of the suite
 output_folders  Output folders: each one run's own until it ends, and cleared of what a killed run
                 left
+parallel        Work on layers that do not need each other, side by side on a processor's cores
 paths           Paths as a user writes them, refused in one line where they can be none
 precision       The suite's own arithmetic keeps its precision, whatever the caller's mixed
                 precision says
