@@ -29,6 +29,8 @@ from suite_plumbing.result_reading import load_results
 
 ROOT = Path(__file__).resolve().parent.parent
 
+EVERY_FIGURE = recursive_visualizer.CORRECTED_FIGURES
+
 TEXTS = [" ".join("abcdefghijklmnopqrstuvwxyz"[i : i + 7 + i]) for i in range(5)]
 
 
@@ -38,6 +40,25 @@ def interrupts_are_heard():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_figures():
+    """Commands draw two figures of each analysis, and those of its findings.
+
+    What is lost or kept is the same with any number of figures, and drawing all takes three times
+    as long as everything else; one test draws all of the main analysis.
+    """
+    main = {name: EVERY_FIGURE[name] for name in ("neuron_evolution", "consistency_analysis")}
+    memory = {name: recursive_visualizer.MEMORY_FIGURES[name]
+              for name in ("neuron_activation_patterns", "recursive_patterns")}  # fmt: skip
+    others = tuple(pair for pair in recursive_visualizer._BY_KEY if pair[0] != "memory")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recursive_visualizer, "CORRECTED_FIGURES", main)
+        patch.setattr(recursive_visualizer, "OVERVIEW_FIGURES", {})
+        patch.setattr(recursive_visualizer, "MEMORY_FIGURES", memory)
+        patch.setattr(recursive_visualizer, "_BY_KEY", (("memory", memory), *others))
+        yield
 
 
 def status_of(module, model_dir, folder, texts, *options):
@@ -67,10 +88,13 @@ def model_dir(tiny_tokenizer, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(model_dir, tmp_path_factory):
-    """The folder of a run that nothing stopped, made when first asked for; tests leave it as is."""
+    """The folder of a run that nothing stopped, made when first asked for; tests leave it as is.
+
+    ``figures`` names what runs draw where a test has changed that: such a run is another one.
+    """
 
     @functools.cache
-    def run(*options, module=main_analysis, count=5):
+    def run(*options, module=main_analysis, count=5, figures=None):
         folder = tmp_path_factory.mktemp("whole") / "out"
         assert status_of(module, model_dir, folder, TEXTS[:count], *options) == 0
         return folder
@@ -118,7 +142,9 @@ def test_a_run_stopped_at_a_text_goes_on_to_the_same_files(
     command, whole, tmp_path, monkeypatch, twins, capsys
 ):
     options = ("--twins", twins)
-    expected = whole(*options)
+    if twins == "0":
+        monkeypatch.setattr(recursive_visualizer, "CORRECTED_FIGURES", EVERY_FIGURE)
+    expected = whole(*options, figures="every" if twins == "0" else None)
     analyze_text, seen = main_analysis.analyze_text, []
 
     def stopped(inputs, steps, after_each):
