@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from token_statistics.description import FloatArray, IntArray
+from token_statistics.description import FloatArray
 
 _FASTEST = 1e200
 """A state of this rate, and one of an infinite one, is gone at the next token."""
@@ -36,21 +35,14 @@ def tokens_to_half(
     kept = [np.ones(len(one), bool) for one in deltas] if counted is None else counted
     for delta, keep in zip(deltas, kept, strict=True):
         length = len(delta)
-        sums = torch.from_numpy(np.ascontiguousarray((np.cumsum(delta, axis=0) * rates).T))
+        sums = np.ascontiguousarray((np.cumsum(delta, axis=0) * rates).T)
         ends = length - np.arange(length)
-        halved_at = torch.searchsorted(sums, sums + math.log(2) * (1 - 1e-12))
-        lags = halved_at.numpy() - np.arange(length)
-        reached = keep & (lags < ends)
-        done += _counts(lags, reached, longest + 1)
-        done[:, ends] -= reached  # each of the ends is one token's
+        for head, row in enumerate(sums):
+            lag = np.searchsorted(row, row + math.log(2) * (1 - 1e-12)) - np.arange(length)
+            reached = keep & (lag < ends)
+            done[head] += np.bincount(lag[reached], minlength=longest + 1)
+            done[head] -= np.bincount(ends[reached], minlength=longest + 1)
         at_risk[:length] += np.cumsum(keep)[::-1]
     some = at_risk[1:longest] > 0
     halved = (2 * done.cumsum(axis=1)[:, 1:longest] >= at_risk[1:longest]) & some
     return np.where(halved, np.arange(1, longest), np.inf).min(axis=1, initial=np.inf)
-
-
-def _counts(lags: IntArray, reached: NDArray[np.bool_], size: int) -> IntArray:
-    """(H, size) how many of the tokens reached (H, l) have each lag."""
-    heads = np.arange(len(lags))[:, None] * size
-    counts = np.bincount((lags + heads)[reached], minlength=len(lags) * size)
-    return counts.reshape(len(lags), size)

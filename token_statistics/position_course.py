@@ -240,19 +240,11 @@ def paired_correlations(
     the course, with their axes as they are moved. nan where a moved column is gone. Cost: a few
     passes over (n, c) a shift.
     """
-    shifts, width = list(shifts), max(1, _FLOATS_AT_ONCE // (8 * max(1, len(x))))
-    found = torch.full((len(shifts), x.shape[1]), torch.nan, dtype=torch.float64)
-    for begin in range(0, x.shape[1], width):
-        some = slice(begin, begin + width)
-        first = torch.from_numpy(x[:, some].copy()).unsqueeze(1)
-        done, values = 0, torch.from_numpy(y[:, some].copy())
-        for moved in moved_columns(values, course, tokens, shifts):
-            draws = slice(done, done := done + moved.shape[1])
-            products = (first * moved).sum(dim=0)
-            norms = moved.square_().sum(dim=0).sqrt_()
-            norms = torch.where(norms > 1e-10, norms, torch.nan)
-            found[draws, some] = (products / norms).clamp_(-1.0, 1.0)
-    yield from found.numpy()
+    first = torch.from_numpy(x).unsqueeze(1)
+    for moved in moved_columns(torch.from_numpy(y), course, tokens, shifts):
+        norms = moved.square().sum(dim=0).sqrt_()
+        norms = torch.where(norms > 1e-10, norms, torch.nan)
+        yield from ((first * moved).sum(dim=0) / norms).clamp_(-1.0, 1.0).numpy()
 
 
 def ranks_among(values: FloatArray, rows: IntArray) -> FloatArray:

@@ -155,3 +155,12 @@ def test_summarise_is_strict_json_whatever_comes():
         json.dumps(au.summarise(values), allow_nan=False)
     assert au.summarise([4.0])["std"] is None
     assert au.summarise([])["mean"] is None
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 1000])
+def test_quartiles_of_a_summary_are_those_of_numpy(size):
+    values = np.random.default_rng(size).standard_normal(size)
+    found = au.summarise(values)
+    quartiles = [found[name] for name in ("lower_quartile", "median", "upper_quartile")]
+    # Rounding alone: numpy interpolates from whichever end is nearer.
+    np.testing.assert_allclose(quartiles, np.quantile(values, (0.25, 0.5, 0.75)), rtol=1e-12)

@@ -99,6 +99,13 @@ def test_rows_stand_for_tokens_only_where_all_sides_agree():
     assert (one[:2] == other[:2], one[2] == other[2]) == (True, False)
 
 
+def test_a_single_text_needs_no_values_to_be_read_for_the_first_time():
+    x = np.zeros((40, 2))  # every token the same: none is known from an earlier text all the same
+    by_value = observations([[7] * 40])
+    numbered = observations(row_tokens([x], [40]))
+    assert vars(numbered) == vars(by_value)
+
+
 @pytest.mark.parametrize("length", [1, 2, 3])
 def test_the_shortest_texts_have_observations_and_may_stay_where_they_are(length):
     found = observations([ids(9, length)])
