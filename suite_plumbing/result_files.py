@@ -308,6 +308,8 @@ _CONTROLS = {
 }
 """Control characters by what shows them: ␛ for an escape, \\x9b for one of the second set."""
 
+_ANY_CONTROL = re.compile(f"[{re.escape(''.join(map(chr, _CONTROLS)))}]")
+
 
 def visible_controls(text: str) -> str:
     """A text with its control characters, but for tab and line feed, written as visible signs.
@@ -315,7 +317,9 @@ def visible_controls(text: str) -> str:
     A text that was analysed may hold an escape sequence, which a terminal that shows the page
     would obey: move its cursor, rename its window, worse.
     """
-    return text.replace("\r\n", "\n").translate(_CONTROLS)
+    plain = text.replace("\r\n", "\n")
+    # Most pages hold none, which a search says in a tenth of the time.
+    return plain.translate(_CONTROLS) if _ANY_CONTROL.search(plain) else plain
 
 
 def read_json(path: StrPath) -> Any:
