@@ -30,7 +30,7 @@ from suite_plumbing.precision import in_full_precision
 # Tokens whose states are there at once: about _BLOCK * H * P * N floats, which stay near a CPU's
 # second-level cache; also the distance between the checkpoints from which the backward pass
 # recomputes the states. A CPU goes through a block token by token, all steps of one before the
-# next: what a step reads then lies in the cache still.
+# next where states are many: what a step reads then lies in the cache still.
 _BLOCK = 16
 
 # The same on an accelerator, where a step of a token would be a handful of tiny kernels: a block
@@ -40,6 +40,9 @@ _DEVICE_BLOCK = 256
 # Numbers of a state (b, H, P, N) up to which an operation on it takes one thread of a CPU less
 # time than waking another would.
 _FEW_STATES = 1 << 18
+
+# Numbers of a state up to which those of a block of tokens stay in a second-level cache.
+_FEW_STATES_A_BLOCK = 1 << 13
 
 
 class _Grouped(NamedTuple):
@@ -151,7 +154,7 @@ def scan_hidden_states(
     length = u.shape[1]
     result = h.new_empty(batch, length, groups, heads, width, states)
     by_time = result.transpose(0, 1)
-    decay = _passing_decay(operands, min(_block_size(h), length))
+    decay = _passing_decay(operands, min(_block_size(h), length), h)
     with _threads_for(h):
         for block in _blocks(h, length):
             h_block = by_time[block]
@@ -226,7 +229,8 @@ class _SelectiveScan(torch.autograd.Function):
         blocks = _blocks(u, len(u))
         size, state_shape = blocks[0].stop, initial_state.shape
         checkpoints = initial_state.new_empty(len(blocks), *state_shape)
-        states, decay = initial_state.new_empty(size, *state_shape), _passing_decay(operands, size)
+        states = initial_state.new_empty(size, *state_shape)
+        decay = _passing_decay(operands, size, initial_state)
         y = torch.empty_like(u, memory_format=torch.contiguous_format)
         h = initial_state
         with _threads_for(h):
@@ -337,6 +341,11 @@ def _fill_states(
         torch.mul(x, B, out=states)[0].addcmul_(decay[0], h)
         _accumulate(states, decay)
         return
+    if _block_stays_in_cache(h):
+        _decay(steps, A, carry, decay)
+        for state, kept in zip(torch.mul(x, B, out=states), decay, strict=True):
+            h = state.addcmul_(kept, h)
+        return
     carries = repeat(None, len(states)) if carry is None else carry
     for state, kept, *token in zip(states, decay, steps, carries, x, B, strict=True):
         step, carried, written, b = token
@@ -356,11 +365,12 @@ def _decay_shape(operands: _Grouped) -> tuple[int, ...]:
     return operands.delta.shape[1], groups, heads, 1, states
 
 
-def _passing_decay(operands: _Grouped, count: int) -> Tensor:
-    """Room for the decays of a block that nobody reads again: token by token in the same place."""
+def _passing_decay(operands: _Grouped, count: int, h: Tensor) -> Tensor:
+    """Room for the decays of a block of states like h, which nobody reads again: in the same place
+    where they are made token by token."""
     shape = _decay_shape(operands)
-    room = operands.u.new_empty(1 if _steps_by_token(operands.u) else count, *shape)
-    return room.expand(count, *shape)
+    in_place = _steps_by_token(h) and not _block_stays_in_cache(h)
+    return operands.u.new_empty(1 if in_place else count, *shape).expand(count, *shape)
 
 
 def _blocks(x: Tensor, length: int) -> list[slice]:
@@ -376,6 +386,12 @@ def _threads_for(h: Tensor) -> AbstractContextManager[None]:
 def _steps_by_token(x: Tensor) -> bool:
     """Whether one token after the other is fastest: on a CPU, whose cache holds a block."""
     return x.device.type == "cpu"
+
+
+def _block_stays_in_cache(h: Tensor) -> bool:
+    """Whether states like h are so few that decays and what is written are made for a block at
+    once: an operation costs more than its numbers do."""
+    return h.numel() <= _FEW_STATES_A_BLOCK
 
 
 def _block_size(x: Tensor) -> int:

@@ -153,6 +153,7 @@ def test_few_states_run_in_one_thread_and_many_in_all(monkeypatch):
     monkeypatch.setattr(
         scan_module, "_decay", lambda *given: (seen.append(torch.get_num_threads()), decay(*given))
     )
+    monkeypatch.setattr(scan_module, "_FEW_STATES_A_BLOCK", 0)  # token by token, to be counted
     before, operands = torch.get_num_threads(), make_operands("mamba2", 3)
     torch.set_num_threads(2)
     try:
@@ -163,6 +164,27 @@ def test_few_states_run_in_one_thread_and_many_in_all(monkeypatch):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_decays_of_a_block_at_once_give_what_those_of_each_token_give(shape, dtype, monkeypatch):
+    """Values, states and gradients of few states, as of many, beside an intervention."""
+    operands = make_operands(shape, 40, dtype=dtype)
+    leaves = {**operands, "initial_state": initial_state_for(operands)}
+    leaves = {name: x.requires_grad_() for name, x in leaves.items()}
+    carry = torch.ones(operands["u"].shape[:2], dtype=dtype)
+    carry[:, 23] = 0.0
+    inputs = {name: x.detach() for name, x in leaves.items() if name not in ("C", "D")}
+    found = {}
+    for few in (1 << 20, 0):
+        monkeypatch.setattr(scan_module, "_FEW_STATES_A_BLOCK", few)
+        y, final = selective_scan_chunk(**leaves, carry=carry)
+        grads = torch.autograd.grad((y.sin().sum() + final.cos().sum()), list(leaves.values()))
+        found[few] = y, final, scan_hidden_states(**inputs), *grads
+    # The same operations on the same numbers; an exponential may round otherwise in the last
+    # place where fewer numbers than a vector register holds are left over.
+    torch.testing.assert_close(found[0], found[1 << 20], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
