@@ -177,14 +177,20 @@ def planted():
     return results_of(2, 0.9)
 
 
+@pytest.fixture(scope="module")
+def noise_findings(noise):
+    """Findings on results of independent noise, of five seeds; none is changed by a test."""
+    return [key_findings(noise), *(key_findings(results_of(seed, 0.0)) for seed in (4, 5, 6, 11))]
+
+
 def verdicts(findings):
     return {finding.claim: finding.verdict for finding in findings}
 
 
-def test_noise_supports_nothing_that_could_be_learned(noise):
+def test_noise_supports_nothing_that_could_be_learned(noise_findings):
     tried, supported = 0, []
-    for results in (noise, *(results_of(seed, 0.0) for seed in (4, 5, 6))):
-        findings = [f for f in key_findings(results) if f.learned and f.value is not None]
+    for found in noise_findings[:4]:
+        findings = [f for f in found if f.learned and f.value is not None]
         # Selectivity is 0.1 in every text here: that delta varies at all is so by construction.
         findings = [f for f in findings if f.claim != "Delta varies over time: memory is dynamic"]
         supported += [f.claim for f in findings if f.verdict == ABOVE_CHANCE]
@@ -225,14 +231,13 @@ def test_findings_are_small_strict_json(planted):
     assert [Finding.from_dict(row).to_dict() for row in json.loads(written)] == rows
 
 
-def test_a_model_no_better_than_its_twins_has_no_findings(planted):
+def test_a_model_no_better_than_its_twins_has_no_findings(planted, noise_findings):
     findings = key_findings(planted)
     alike = judged(findings, {kind: [findings] * 3 for kind in TWIN_KINDS})
     assert {f.claim for f in alike if f.above_chance and f.learned} == set()
     structure = [f for f in alike if not f.learned]
     assert [f.twins for f in structure] == [()] * 3
-    noise = [key_findings(results_of(seed, 0.0)) for seed in range(11, 16)]
-    far = judged(findings, dict.fromkeys(TWIN_KINDS, noise))
+    far = judged(findings, dict.fromkeys(TWIN_KINDS, noise_findings))
     assert verdicts(far)["Some channels of successive layers are strongly correlated"] == SUPPORTED
     assert all((f.adjusted_p or 0) >= (f.p_value or 1) for f in far if f.num_claims)
 
