@@ -227,7 +227,7 @@ def _embedded(path: Path) -> tuple[str, tuple[int, int]]:
         raise ValueError(f"figure {quoted(str(path))} cannot be read: {error}") from error
     picture.thumbnail((_FIGURE_WIDTH, min(picture.height, _WEBP_HEIGHT)), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "WEBP", quality=_FIGURE_QUALITY, method=2)
+    picture.save(buffer, "WEBP", quality=_FIGURE_QUALITY, method=3)
     address = f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"
     return address, picture.size
 
