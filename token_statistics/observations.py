@@ -349,11 +349,8 @@ def row_tokens(sides: Sequence[FloatArray], lengths: Sequence[int]) -> list[list
     """Stand-ins for token ids, by text, where these are not known: hashes of the values (N, p).
 
     Tokens with the same values on all sides are taken for the same token, which holds up to
-    rounding only where they were computed together. Of a single text nothing was read before: its
-    tokens are numbered.
+    rounding only where they were computed together.
     """
-    if len(lengths) == 1:
-        return [list(range(lengths[0]))]
     columns = [np.ascontiguousarray(side) for side in sides]
     keys = [hash(tuple(row.tobytes() for row in rows)) for rows in zip(*columns, strict=True)]
     ends = np.cumsum(lengths).tolist()

@@ -234,7 +234,9 @@ def spearman_shift_test(
     """
     validate_int("seed", seed, 0)
     sides = [as_float64(v)[:, None] for v in (x, y)]
-    observed = observations(row_tokens(sides, lengths) if tokens is None else tokens)
+    if tokens is None:  # of a single text nothing was read before, whatever stands for its tokens
+        tokens = [range(lengths[0])] if len(lengths) == 1 else row_tokens(sides, lengths)
+    observed = observations(tokens)
     n, axes = len(observed.rows), observed.axis_lengths
     if reason := why_too_few(axes, observed.num_distinct):
         return undefined(reason, n)

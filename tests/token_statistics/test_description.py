@@ -161,6 +161,7 @@ def test_summarise_is_strict_json_whatever_comes():
 def test_quartiles_of_a_summary_are_those_of_numpy(size):
     values = np.random.default_rng(size).standard_normal(size)
     found = au.summarise(values)
-    quartiles = [found[name] for name in ("lower_quartile", "median", "upper_quartile")]
+    names = ("lower_quartile", "median", "upper_quartile")
+    quartiles = np.array([found[name] for name in names], dtype=float)
     # Rounding alone: numpy interpolates from whichever end is nearer.
     np.testing.assert_allclose(quartiles, np.quantile(values, (0.25, 0.5, 0.75)), rtol=1e-12)
