@@ -52,7 +52,13 @@ from ssm_measures.layer_attention import AttentionData, attention_data
 from ssm_measures.layer_attention import LayerAttention as LayerAttention  # found here by its users
 from ssm_measures.layer_attention import layer_attention as layer_attention
 from ssm_measures.neuron_evolution import neuron_evolution
-from ssm_measures.neuron_sets import NeuronBehavior, NeuronSet, neuron_behavior, neuron_set
+from ssm_measures.neuron_sets import (
+    NeuronBehavior,
+    NeuronSet,
+    neuron_behavior,
+    neuron_set,
+    zero_at_padding,
+)
 from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.commands import (
     Job,
@@ -296,12 +302,11 @@ def _gathered(
     method: str, data: AttentionData, layer: int, shares: Tensor, **details: str | None
 ) -> NeuronSet:
     """The neurons of ``shares`` (b, l, l), rows summing to 1, applied to the layer's channels."""
-    captured, gated = data.captured, data.captured.components[layer].gated
-    keep = captured.attention_mask.unsqueeze(-1).to(gated)
-    values = shares.to(gated) @ (gated * keep) * keep
-    written = (values.square().sum((0, 1)) / keep.sum()).sqrt()
+    captured, mask = data.captured, data.captured.attention_mask
+    gated = zero_at_padding(captured.components[layer].gated, mask)
+    values = zero_at_padding(shares.to(gated) @ gated, mask)
+    written = (values.square().sum((0, 1)) / mask.sum()).sqrt()
     importance = written * data.parameters[layer].out_weight.norm(dim=0).to(written)
-    mask = captured.attention_mask
     return neuron_set(
         method,
         layer,
@@ -310,7 +315,7 @@ def _gathered(
         importance,
         captured.input_ids,
         mask,
-        gathered=gated * keep,
+        gathered=gated,
         **details,
     )
 

@@ -323,9 +323,11 @@ def _each_text(
             texts[index] = without_capture(captured, TEXT_STEPS)
             continue
         donor = partial(_another_text, model, encoded, index, settings.layers)
-        inputs = TextInputs(model, captured, parameters, settings, donor)
-        found = analyze_text(inputs, steps, after_each)
+        found = analyze_text(
+            TextInputs(model, captured, parameters, settings, donor), steps, after_each
+        )
         texts[index] = found if parts is None else parts.keep(index, found)
+        del captured  # while the next one is read
     return [texts[index] for index in range(len(encoded))]
 
 

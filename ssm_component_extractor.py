@@ -33,6 +33,7 @@ from mamba_mixers.recording import (
 from mamba_mixers.replay import MixerReplay
 from mamba_mixers.running import fast_scan
 from mamba_mixers.sites import find_mixers, model_layers, num_layers
+from mamba_mixers.weights import stream_width
 from result_views.figures.titles import step_title
 from result_views.step_lines import over_texts, step_lines
 from selective_scan.operands import with_groups
@@ -60,6 +61,8 @@ from suite_plumbing.progress import progress
 from suite_plumbing.result_files import write_tensors, written_together
 from suite_plumbing.texts import EncodedText, batches_by_length, pad_batch, padding_id
 from token_statistics.description import summarise
+
+_BATCH_NUMBERS = 1 << 21  # of the streams of a batch's captures, which hold some 15 times as many
 
 
 def capture(
@@ -209,15 +212,19 @@ def capture_each(
 
     Texts of similar length share a forward pass, left padded and masked, which leaves every
     text's values what they are alone up to float32 rounding; they come as they were read, a batch
-    at a time, and nothing of an earlier batch is kept. A batch that fails with an error that steps
+    at a time, and nothing of an earlier batch is kept. At most ``batch_size`` of them, and as many
+    as `_BATCH_NUMBERS` allows: long texts are read one by one, which on a CPU takes as long and
+    holds less. A batch that fails with an error that steps
     survive (`is_recoverable`) is read again text by text; other errors go through. ``done``:
     numbers of texts that are left out; one that shares a batch with others is read with them all
     the same, so that rounding leaves their values what they are without ``done``.
     """
-    batches = batches_by_length(encoded, batch_size)
+    layers = model_layers(model, layer_indices)
+    max_tokens = _BATCH_NUMBERS // (len(layers) * stream_width(model))
+    batches = batches_by_length(encoded, batch_size, max_tokens)
     batches = [batch for batch in batches if not set(batch) <= set(done)]
     for batch in progress(batches, desc="texts", unit="batch"):
-        found = _captures_of_batch(model, encoded, batch, layer_indices, pad_token_id)
+        found = _captures_of_batch(model, encoded, batch, layers, pad_token_id)
         yield from ((index, captured) for index, captured in found if index not in done)
 
 

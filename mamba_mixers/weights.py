@@ -187,6 +187,11 @@ def num_embeddings(model: Any) -> int:
     return len(model.get_input_embeddings().weight)
 
 
+def stream_width(model: Any) -> int:
+    """d_model: numbers of the residual stream at a token."""
+    return model.get_input_embeddings().weight.shape[1]
+
+
 @torch.no_grad()
 def embeddings_of(model: Any, token_ids: Sequence[int]) -> Tensor:
     """(k, d_model) the embeddings of these tokens, each by itself, as ``inputs_embeds`` has them.

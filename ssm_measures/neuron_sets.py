@@ -191,7 +191,7 @@ def neuron_set(
     return NeuronSet(
         method=method,
         layer=layer,
-        activations=activations * keep.unsqueeze(-1),
+        activations=zero_at_padding(activations, attention_mask),
         attention=attention,
         importance=importance,
         mean=values.mean(0),
@@ -204,6 +204,13 @@ def neuron_set(
         attention_mask=attention_mask,
         **details,
     )
+
+
+def zero_at_padding(values: Tensor, attention_mask: Tensor) -> Tensor:
+    """Values (b, l, p) with 0 at padding; without any, these values themselves."""
+    if bool(attention_mask.all()):
+        return values
+    return values * attention_mask.unsqueeze(-1).to(values)
 
 
 def _within_text_share(activations: Tensor, keep: Tensor) -> Tensor:

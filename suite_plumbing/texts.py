@@ -234,14 +234,23 @@ def padding_id(tokenizer: PreTrainedTokenizerBase) -> int:
     return next(token_id for token_id in candidates if isinstance(token_id, int))
 
 
-def batches_by_length(encoded: Sequence[EncodedText], batch_size: int) -> list[list[int]]:
+def batches_by_length(
+    encoded: Sequence[EncodedText], batch_size: int, max_tokens: int | None = None
+) -> list[list[int]]:
     """Return indices into `encoded`, in batches of texts of similar length (little padding).
 
-    Shortest first, ties in the order given; every index once; the last batch may be smaller.
+    Shortest first, ties in the order given; every index once. A batch has at most `batch_size`
+    texts and, with its padding, `max_tokens` tokens, but for a text that has more of them alone.
     """
     size = validate_int("batch_size", batch_size, 1)
-    order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].input_ids))
-    return [order[start : start + size] for start in range(0, len(order), size)]
+    batches: list[list[int]] = []
+    for index in sorted(range(len(encoded)), key=lambda i: len(encoded[i].input_ids)):
+        count = len(batches[-1]) + 1 if batches else size + 1
+        tokens = count * len(encoded[index].input_ids)  # the longest so far
+        if count > size or (max_tokens is not None and tokens > max_tokens):
+            batches.append([])
+        batches[-1].append(index)
+    return batches
 
 
 _JSON_LINES = (".jsonl", ".ndjson", ".jsonlines")

@@ -186,6 +186,10 @@ def test_padding_id_falls_back_from_padding_to_end_of_text_to_zero() -> None:
 def test_batches_by_length_is_a_partition_from_short_to_long() -> None:
     assert batches_by_length(encoded(5, 2, 9, 2, 3), 2) == [[1, 3], [4, 0], [2]]
     assert batches_by_length(encoded(5, 2), 8) == [[1, 0]]
+    # With padding [1, 3] have 4 tokens, [4, 0] would have 10; a text alone may have more.
+    assert batches_by_length(encoded(5, 2, 9, 2, 3), 2, 6) == [[1, 3], [4], [0], [2]]
+    assert batches_by_length(encoded(3, 3, 3), 8, 6) == [[0, 1], [2]]
+    assert batches_by_length([], 2) == []
     with pytest.raises(ValueError, match="batch_size is 0"):
         batches_by_length(encoded(2), 0)
 
