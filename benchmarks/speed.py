@@ -14,6 +14,7 @@ How to run::
 from __future__ import annotations
 
 import argparse
+import copy
 import datetime
 import logging
 import os
@@ -52,7 +53,9 @@ from benchmarks.other_ways import (
     row_by_row_map,
     token_loop_states,
 )
+from benchmarks.transformer_lens_patching import bridged, cached_streams, is_at_hand, version
 from mamba_mixers.mamba3 import Mamba3Config, Mamba3ForCausalLM
+from mamba_mixers.recording import kept_streams
 from mamba_mixers.running import fast_scan
 from mamba_mixers.weights import logits_of_stream
 from selective_scan.attention import attention_map
@@ -228,6 +231,24 @@ def mamba3_rows(bench: Bench) -> list[Row]:
     return [Row("Mamba-3's own forward", ours, mamba1, way, "s", ours / mamba1, "M", None)]
 
 
+def streams_rows(bench: Bench) -> list[Row]:
+    """The residual stream before every layer, kept, beside TransformerLens where it is at hand."""
+    if not is_at_hand():
+        return []
+    ids, bridge = bench.ids(bench.sizes.length), bridged(copy.deepcopy(bench.model))
+
+    @torch.no_grad()
+    def kept() -> object:
+        with fast_scan(bench.model), kept_streams(bench.model) as streams:
+            bench.model(ids, use_cache=False)
+        return streams
+
+    ours, theirs = bench.times(kept, lambda: cached_streams(bridge, ids))
+    way = f"TransformerLens {version()}"
+    work = "residual streams of all layers, and logits"
+    return [Row(work, ours, theirs, way, "s", ours / theirs, "of it", None)]
+
+
 def capture_rows(bench: Bench) -> list[Row]:
     """A capture of five layers, in stock forward passes."""
     length = bench.sizes.length
@@ -373,6 +394,7 @@ def growth_rows(bench: Bench) -> list[Row]:
 ROWS: dict[str, Callable[[Bench], list[Row]]] = {
     "forward": forward_rows,
     "mamba3": mamba3_rows,
+    "streams": streams_rows,
     "capture": capture_rows,
     "overview": overview_rows,
     "predictions": predictions_rows,

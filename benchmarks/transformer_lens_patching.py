@@ -1,4 +1,5 @@
-"""Residual patching by TransformerLens, where it is installed: for ``patching_cost.py``.
+"""TransformerLens, where it is installed: residual patching for ``patching_cost.py``, and the
+residual streams of a pass for ``speed.py``.
 
 Its bridge wraps the model of ``transformers`` in place. Its ``generic_activation_patch``, which
 ``get_act_patch_resid_pre`` calls for every layer and token, runs the whole corrupt text once a
@@ -22,6 +23,8 @@ from torch import Tensor
 
 from causal_interventions.patching.exact import PairRuns
 from suite_plumbing.memory_usage import MemoryTracker
+
+_STREAM = "hook_resid_pre"
 
 
 class TheirPatches(NamedTuple):
@@ -58,6 +61,18 @@ def spread_places(layers: int, length: int, count: int) -> list[tuple[int, int]]
     return [divmod(place, length) for place in chosen.tolist()]
 
 
+def bridged(model: Any) -> Any:
+    """TransformerLens' bridge around a model of ``transformers``, which it changes in place."""
+    bridges = importlib.import_module("transformer_lens.model_bridge.sources")
+    return bridges.build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
+
+
+@torch.no_grad()
+def cached_streams(bridge: Any, input_ids: Tensor) -> Any:
+    """Its cache of the residual stream before every layer, of one pass by the stock code."""
+    return bridge.run_with_cache(input_ids, names_filter=lambda name: name.endswith(_STREAM))[1]
+
+
 @torch.no_grad()
 def patched_by_transformer_lens(
     model: Any, runs: PairRuns, places: list[tuple[int, int]]
@@ -67,7 +82,6 @@ def patched_by_transformer_lens(
     ``model`` is a `MambaForCausalLM`, which the bridge changes in place; ``runs`` are of one pair.
     Cost: a stock forward pass a patch, and one for the cache.
     """
-    bridges = importlib.import_module("transformer_lens.model_bridge.sources")
     patching = importlib.import_module("transformer_lens.patching")
 
     def metric(logits: Tensor) -> Tensor:
@@ -75,16 +89,13 @@ def patched_by_transformer_lens(
 
     memory = _started()
     start = time.monotonic()
-    bridge = bridges.build_bridge_from_module(model, type(model).__name__, hf_config=model.config)
-    named = "hook_resid_pre"
-    _, cache = bridge.run_with_cache(
-        runs.clean.input_ids, names_filter=lambda name: name.endswith(named)
-    )
+    bridge = bridged(model)
+    cache = cached_streams(bridge, runs.clean.input_ids)
     prepared = time.monotonic()
     with _silent():
         values = patching.generic_activation_patch(
             bridge, runs.corrupt.input_ids, cache, metric, patching.layer_pos_patch_setter,
-            named.removeprefix("hook_"), index_df=pd.DataFrame(places, columns=["layer", "pos"]),
+            _STREAM.removeprefix("hook_"), index_df=pd.DataFrame(places, columns=["layer", "pos"]),
         )  # fmt: skip
     done = time.monotonic()
     return TheirPatches(
