@@ -21,6 +21,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from suite_plumbing.bundled import DEMO_MODEL_PATH, model_place
 from suite_plumbing.command_lines import collect_garbage_again
 from suite_plumbing.errors import AnalysisError, is_out_of_memory
+from suite_plumbing.memory_usage import one_heap
 from suite_plumbing.models import load_model, load_tokenizer
 from suite_plumbing.one_thread import fit_threads, threads_kept
 from suite_plumbing.options import refuse_both
@@ -72,6 +73,7 @@ def run_main(function: Callable[[list[str]], int], argv: Sequence[str] | None = 
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     collect_garbage_again()
+    one_heap()
     with stopping_on_signals() as stop, _showing_what_can_be_shown(), threads_kept():
         status = _status(function, arguments, stop)
     if stop.number is not None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import gc
 import sys
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -61,19 +60,33 @@ class MemoryTracker:
         }
 
 
+def one_heap() -> None:
+    """Let all threads of this process take memory from one heap, where the C library is glibc.
+
+    By default a thread has one of its own, and pages that it freed there serve no other thread. For
+    the beginning of a process: heaps that there are stay.
+    """
+    if (libc := _glibc()) is not None:
+        libc.mallopt(_M_ARENA_MAX, 1)
+
+
+_M_ARENA_MAX = -8  # in malloc.h
+
+
 @cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """The C library's function of this name, which glibc alone has."""
+def _glibc() -> ctypes.CDLL | None:
+    """The C library where it is glibc, which alone has these functions; None elsewhere."""
     try:
-        return ctypes.CDLL("libc.so.6").malloc_trim
-    except (OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
         return None
+    return libc if hasattr(libc, "malloc_trim") and hasattr(libc, "mallopt") else None
 
 
 def _give_back_freed_pages() -> None:
     """What was freed between blocks still in use stays with the process until glibc is told."""
-    if (trim := _malloc_trim()) is not None:
-        trim(0)
+    if (libc := _glibc()) is not None:
+        libc.malloc_trim(0)
 
 
 _NO_MEMORY_REASON = "this system shows no current resident set (/proc/self/status)"
