@@ -97,7 +97,7 @@ COMMON_OPTIONS: dict[str, dict[str, Any]] = {
         "type": _int_option("batch-size", 1),
         "default": 2,
         "metavar": "N",
-        "help": "texts per forward pass (default: 2)",
+        "help": "texts per forward pass at most; long ones go alone (default: 2)",
     },
     "device": {"help": "cpu, cuda, cuda:1, ... (default: cuda where there is one)"},
     "dtype": {"choices": list(DTYPE_NAMES), "default": "float32", "help": "default: float32"},
