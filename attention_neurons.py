@@ -128,18 +128,19 @@ def gradient_guided(
         "token_ids": list(gradients.token_ids),
         "value": gradients.value.tolist(),
     }
-    keep = captured.attention_mask.unsqueeze(-1).to(gradients.value)
+    mask = captured.attention_mask
+    lengths = mask.sum(1).to(gradients.value)[:, None, None]
 
     def of_layer(layer: int) -> NeuronSet:
         parts = captured.components[layer]
-        gradient = gradients.grad_gated[layer] * keep
-        mean = (parts.gated * keep).sum(1, keepdim=True) / keep.sum(1, keepdim=True)
+        gradient = zero_at_padding(gradients.grad_gated[layer], mask)
+        mean = zero_at_padding(parts.gated, mask).sum(1, keepdim=True) / lengths
         first_order = ((parts.gated - mean) * gradient).sum(1)
         return neuron_set(
             "gradient_guided",
             layer,
             parts.gated * gradient,
-            contribution_map(parts, gradients.grad_y[layer] * keep),
+            contribution_map(parts, zero_at_padding(gradients.grad_y[layer], mask)),
             first_order.abs().mean(0),
             captured.input_ids,
             captured.attention_mask,

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from mamba_mixers.calls import STREAMS, bound_by_name
+from mamba_mixers.calls import STREAMS, bound_by_name, stream_of_output
 from mamba_mixers.exclusive_use import exclusive_use, replaced_forward
 from mamba_mixers.sites import blocks_of
 
@@ -66,7 +66,7 @@ class KeptBlocks:
         while len(self._calls) > first:
             layer, call = len(self._calls) - 1, self._calls.pop()
             stream = self._streams[layer].detach().requires_grad_()
-            output = _stream_of(call.forward(**call.given, **{call.stream: stream}))
+            output = stream_of_output(call.forward(**call.given, **{call.stream: stream}))
             gradient, *found = torch.autograd.grad(output, [stream, *inside(layer)], gradient)
             del output
             yield layer, found
@@ -85,7 +85,7 @@ class KeptBlocks:
             self._keep(_Call(forward, given, name, self._made_of(stream)), stream)
             with torch.no_grad():
                 output = forward(**given, **{name: stream})
-            self._end = _stream_of(output).detach().requires_grad_()
+            self._end = stream_of_output(output).detach().requires_grad_()
             return (self._end, *output[1:]) if isinstance(output, tuple) else self._end
 
         return kept
@@ -118,8 +118,3 @@ def kept_blocks(model: nn.Module) -> Iterator[KeptBlocks]:
         for block in blocks:
             stack.enter_context(replaced_forward(block, found.keeping(block)))
         yield found
-
-
-def _stream_of(output: Any) -> Tensor:
-    """The stream that a block gave; some models' blocks give a tuple."""
-    return output[0] if isinstance(output, tuple) else output

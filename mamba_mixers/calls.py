@@ -67,6 +67,11 @@ def bound_by_name(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> 
     return bound
 
 
+def stream_of_output(output: Any) -> Tensor:
+    """The residual stream that a block gave; some models' blocks give a tuple."""
+    return output[0] if isinstance(output, tuple) else output
+
+
 @cache
 def forward_signature(cls: type[nn.Module]) -> inspect.Signature:
     """Signature of the class's ``forward`` that names its input, or of the nearest base class's.

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mamba_mixers.calls import STREAMS, bound_by_name, mixer_call
+from mamba_mixers.calls import STREAMS, bound_by_name, mixer_call, stream_of_output
 from mamba_mixers.exclusive_use import exclusive_use, replaced_forward
 from mamba_mixers.hooks import forward_hooks
 from mamba_mixers.replay import MixerReplay, replay_mixer
@@ -183,7 +183,7 @@ def _keeping(block: nn.Module, layer: int, streams: dict) -> Callable[..., Any]:
         if layer == 0 and torch.is_grad_enabled():
             given[name] = given[name].clone()
         output = forward(**given)
-        streams[layer] = given[name], output[0] if isinstance(output, tuple) else output
+        streams[layer] = given[name], stream_of_output(output)
         return output
 
     return keeping
@@ -206,7 +206,7 @@ def stream_around(
     """The residual stream that a block got and gave; some models' blocks give a tuple."""
     given = bound_by_name(block, args, kwargs)
     block_input = next(given[name] for name in STREAMS if name in given)
-    return block_input, output[0] if isinstance(output, tuple) else output
+    return block_input, stream_of_output(output)
 
 
 def _relative_error(replayed: Tensor, real: Tensor, mask: Tensor | None) -> Tensor:

@@ -88,3 +88,12 @@ def save_tiny_model(folder: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
     make_tiny_model().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def two_threads():
+    """Torch with two threads within a test, and as many as before after it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)

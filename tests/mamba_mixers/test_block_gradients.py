@@ -8,7 +8,6 @@ from conftest import make_tiny_model
 
 from benchmarks.family_models import ALL_MODELS, make_model
 from mamba_mixers.block_gradients import kept_blocks
-from mamba_mixers.recording import kept_streams
 from mamba_mixers.running import fast_scan
 from mamba_mixers.sites import blocks_of, find_mixers
 
@@ -22,13 +21,12 @@ def value_of(model, ids):
 
 
 def of_the_whole_graph(model, ids):
-    """By layer: gradients in the scan's output and in the stream before the layer."""
+    """By layer: the gradient in the scan's output."""
     replays = {}
-    with fast_scan(model, observe=replays.__setitem__), kept_streams(model) as streams:
+    with fast_scan(model, observe=replays.__setitem__):
         value = value_of(model, ids)
-        inside = [replays[layer].y for layer in replays]
-        found = torch.autograd.grad(value, [*inside, streams[0][0]])
-    return dict(zip(replays, found[:-1], strict=True)), found[-1]
+        found = torch.autograd.grad(value, [replay.y for replay in replays.values()])
+    return dict(zip(replays, found, strict=True))
 
 
 def block_by_block(model, ids, first=0):
@@ -55,7 +53,7 @@ def block_by_block(model, ids, first=0):
 @pytest.mark.parametrize("name", ALL_MODELS)
 def test_gradients_are_those_of_the_whole_graph(name):
     model, ids = make_model(name), tiny_ids()
-    expected, _ = of_the_whole_graph(model, ids)
+    expected = of_the_whole_graph(model, ids)
     found, seen = block_by_block(model, ids)
     assert seen == list(reversed(range(len(blocks_of(model)))))
     assert set(found) == set(expected) == set(find_mixers(model))
@@ -80,7 +78,7 @@ def test_what_a_hook_does_between_blocks_is_on_the_way():
         return 3 * output
 
     with_hook = model.backbone.layers[1].register_forward_hook(tripled)
-    expected, _ = of_the_whole_graph(model, ids)
+    expected = of_the_whole_graph(model, ids)
     found, _ = block_by_block(model, ids)
     with_hook.remove()
     for layer, grad in expected.items():

@@ -1,6 +1,7 @@
 """Memory figures are measured, and say what they are measures of."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,3 +85,14 @@ def test_where_nothing_can_be_measured_all_is_none(monkeypatch: pytest.MonkeyPat
     assert stats["peak_memory_usage"] is None
     assert stats["source"] is None
     assert stats["reason"] is not None
+
+
+def test_one_heap_is_asked_of_glibc_alone(monkeypatch):
+    asked = []
+    libc = SimpleNamespace(mallopt=lambda *given: asked.append(given))
+    monkeypatch.setattr(memory_usage, "_glibc", lambda: libc)
+    memory_usage.one_heap()
+    assert asked == [(-8, 1)]  # M_ARENA_MAX of glibc's malloc.h
+    monkeypatch.setattr(memory_usage, "_glibc", lambda: None)
+    memory_usage.one_heap()
+    assert len(asked) == 1

@@ -10,14 +10,6 @@ from suite_plumbing.commands import run_main
 from suite_plumbing.one_thread import fit_threads, one_thread
 
 
-@pytest.fixture
-def two_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
 def test_one_thread_within_and_as_many_as_before_after_it(two_threads):
     with one_thread():
         assert torch.get_num_threads() == 1
