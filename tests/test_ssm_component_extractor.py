@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2Config, GPT2LMHeadModel, MambaForCausalLM
 
+import ssm_component_extractor
 from mamba_mixers.sites import UnsupportedModelError, find_mixers
 from selective_scan.attention import implicit_attention
 from ssm_component_extractor import (
@@ -27,7 +28,7 @@ from ssm_component_extractor import (
 from ssm_measures.components import Capture, SSMComponents
 from suite_plumbing.errors import AnalysisError
 from suite_plumbing.result_files import write_json
-from suite_plumbing.texts import EXAMPLE_TEXTS, encode_texts
+from suite_plumbing.texts import EXAMPLE_TEXTS, EncodedText, encode_texts
 from token_statistics.description import relative_error
 
 D_MODEL, D_INNER, D_STATE = 32, 64, 4
@@ -442,3 +443,19 @@ def test_a_tokenizer_of_another_model_is_refused(tiny_model_dir, tiny_tokenizer)
         SSMComponentExtractor(model, tokenizer=tiny_tokenizer).extract_ssm_components(
             [0], EXAMPLE_TEXTS[0]
         )
+
+
+@pytest.mark.parametrize(("tokens", "rows"), [(6, [1, 1]), (12, [2])])
+def test_long_texts_do_not_share_a_pass(tokens, rows, monkeypatch):
+    model, seen = make_tiny_model(), []
+    texts = [EncodedText("", [3, 1, 4, 1, 5, i], ["x"] * 6, None, 6, False) for i in (9, 2)]
+    width = model.config.hidden_size
+    monkeypatch.setattr(ssm_component_extractor, "_BATCH_NUMBERS", tokens * width)
+    kept = ssm_component_extractor.capture
+    monkeypatch.setattr(
+        ssm_component_extractor, "capture",
+        lambda model, ids, *rest: (seen.append(len(ids)), kept(model, ids, *rest))[1],
+    )  # fmt: skip
+    first, second = ssm_component_extractor.capture_texts(model, texts, [1], batch_size=2)
+    assert seen == rows
+    assert [int(one.input_ids[0, -1]) for one in (first, second)] == [9, 2]

@@ -10,7 +10,7 @@ import torch
 
 import utils
 from mamba_mixers.sites import model_layers
-from suite_plumbing import analysis_options, step_options
+from suite_plumbing import analysis_options, commands, step_options
 from suite_plumbing.analysis_options import main_analysis_options, recursive_analysis_report_options
 from suite_plumbing.commands import job_from_options, run_main, texts_from_options
 from suite_plumbing.errors import AnalysisError
@@ -147,3 +147,9 @@ def test_every_command_that_loads_a_model_takes_a_tokenizer() -> None:
                      "convert_checkpoint_options": ["folder", "out"]}  # fmt: skip
             args = options(given.get(name, []))
             assert hasattr(args, "tokenizer") == hasattr(args, "model"), name
+
+
+def test_a_command_asks_for_one_heap_before_it_works(monkeypatch) -> None:
+    asked = []
+    monkeypatch.setattr(commands, "one_heap", lambda: asked.append("heap"))
+    assert run_main(lambda argv: len(asked) - 1, []) == 0
