@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from causal_interventions.interventions import set_neuron
 from causal_interventions.targets import PinnedTarget, Target
-from mamba_mixers.block_gradients import kept_blocks
 from mamba_mixers.replay import MixerReplay
 from mamba_mixers.running import fast_scan
+from mamba_mixers.sites import num_layers
 from mamba_mixers.weights import check_has_logits
 from ssm_measures.components import Capture, extracted_layer
 from ssm_measures.neuron_sets import RankedNeurons
@@ -39,6 +39,12 @@ text."""
 
 # Tokens, over the variants of a text, that an ablation's forward pass handles at once.
 _TOKENS_PER_PASS = 4096
+
+# What a backward pass may keep of the blocks, and how many tensors (b, l, d_inner) it keeps of one:
+# that of one layer at mamba-130m's width and 512 tokens, which it takes anyway.
+_GRAPH_BYTES = 40_000_000
+
+_KEPT_TENSORS = 12
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,40 +91,39 @@ def target_gradients(
 ) -> TargetGradients:
     """Gradients of the target in the neurons and in the scan's output of these layers, exact.
 
-    One forward and one backward pass of the whole model, by the suite's scan, each block computed
-    a second time for the second: memory of the residual streams and of one block's graph. The sum
-    over texts is differentiated, which keeps texts apart. Raises ValueError as ``Target.pin`` does,
-    UnsupportedModelError for a model without logits, and AnalysisError where they overflow.
+    One forward and one backward pass of the whole model, by the suite's scan. The sum over texts
+    is differentiated, which keeps texts apart. What the backward pass needs of early layers is
+    computed again where it would not fit `_GRAPH_BYTES`: for long texts almost a forward pass more.
+    Raises ValueError as ``Target.pin`` does, UnsupportedModelError for a model without logits, and
+    AnalysisError where they overflow.
     """
     ends: dict[int, tuple[Tensor, Tensor]] = {}
 
     def observe(layer: int, replay: MixerReplay) -> None:
-        if layer in layers and replay.y.requires_grad:  # the second time
-            ends[layer] = (replay.y, replay.gated)
+        if layer in layers:
+            ends.setdefault(layer, (replay.y, replay.gated))  # not those computed again
 
-    grads: dict[int, list[Tensor]] = {}
+    edits = dict.fromkeys(layers, _on_graph)
+    recompute = _layers_too_large(captured, num_layers(model))
     # A caller's no_grad or inference_mode is lifted for as long as gradients are needed.
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
-        fast_scan(model, observe=observe),
-        kept_blocks(model) as blocks,
+        fast_scan(model, edits=edits, observe=observe, recompute=recompute),
     ):
         logits, pinned = _run(model, captured, target)
         value = pinned(logits)
         _check_finite(value, "the target", model)
-        (gradient,) = torch.autograd.grad(value.sum(), blocks.end)
-        for layer, found in blocks.lead_back(gradient, min(layers), lambda i: ends.pop(i, ())):
-            if found:
-                grads[layer] = [grad.cpu() for grad in found]
-    for grad in (grad for found in grads.values() for grad in found):
+        sources = [x for layer in layers for x in ends[layer]]
+        grads = [g.cpu() for g in torch.autograd.grad(value.sum(), sources)]
+    for grad in grads:
         _check_finite(grad, "a gradient of the target", model)
     token_ids = pinned.token.tolist() if pinned.reads_one_position else [-1] * len(value)
     return TargetGradients(
         value.detach().cpu(),
         tuple(token_ids),
-        {layer: grads[layer][0] for layer in layers},
-        {layer: grads[layer][1] for layer in layers},
+        dict(zip(layers, grads[0::2], strict=True)),
+        dict(zip(layers, grads[1::2], strict=True)),
     )
 
 
@@ -322,6 +327,18 @@ def _check_finite(values: Tensor, what: str, model: PreTrainedModel) -> None:
             f"{str(model.dtype).removeprefix('torch.')}. Run it in a wider dtype, or check its "
             "weights"
         )
+
+
+def _layers_too_large(captured: Capture, depth: int) -> range:
+    """The early layers of which a backward pass keeps too much if it is to keep the last ones'."""
+    widest = max(parts.u.nbytes for parts in captured.components.values())
+    num_kept = _GRAPH_BYTES // (_KEPT_TENSORS * widest)
+    return range(max(0, depth - num_kept))
+
+
+def _on_graph(stage: str, x: Tensor) -> Tensor:
+    """Make y and the neurons differentiable where no parameter is (a frozen model)."""
+    return x if stage not in ("y", "gated") or x.requires_grad else x.requires_grad_()
 
 
 def _checked_neurons(neurons: Sequence[int], captured: Capture, gated: Tensor) -> Tensor:

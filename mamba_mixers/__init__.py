@@ -4,8 +4,6 @@ May import `suite_plumbing`, `selective_scan`, `token_statistics`.
 
 attention_layers  Softmax attention and the residual stream of any causal language model, layer by
                   layer
-block_gradients   Gradients led back through a model block by block, with the graph of one block in
-                  memory
 caches            A mixer's memory in the cache that ``generate`` passes from call to call
 calls             What a mixer or a block was called with, whatever a version of
                   ``transformers`` calls it

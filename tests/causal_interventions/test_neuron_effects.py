@@ -9,6 +9,8 @@ from conftest import make_tiny_model
 from torch import Tensor
 
 from attention_neurons import NEURON_METHODS, attention_data, layer_parameters
+from benchmarks.family_models import ALL_MODELS, make_model
+from causal_interventions import neuron_effects
 from causal_interventions.neuron_effects import (
     ABLATION_VALUES,
     AblationEffects,
@@ -20,8 +22,8 @@ from causal_interventions.neuron_effects import (
     target_gradients,
 )
 from causal_interventions.targets import resolve_target
-from mamba_mixers.running import fast_scan
-from mamba_mixers.sites import find_mixers
+from mamba_mixers import running
+from mamba_mixers.sites import blocks_of, find_mixers
 from ssm_component_extractor import capture
 from ssm_measures.components import Capture
 
@@ -231,22 +233,89 @@ def test_right_padded_batches_have_the_same_gradients(name):
     )
 
 
+def gradients_of_the_whole_graph(model, ids: Tensor, layers) -> dict[int, Tensor]:
+    """By layer the gradient in the neurons, from one graph of the suite's scan, all of it kept."""
+    replays, target = {}, resolve_target()
+    with running.fast_scan(model, observe=replays.__setitem__):
+        value = target(model(input_ids=ids, use_cache=False).logits, ids)
+        found = torch.autograd.grad(value.sum(), [replays[i].gated for i in layers])
+    return dict(zip(layers, found, strict=True))
+
+
+def in_place(model) -> None:
+    def zero(block, args, output) -> None:
+        output[:, 3] = 0
+
+    blocks_of(model)[0].register_forward_hook(zero)
+
+
+def carried_over_a_block(model) -> None:
+    seen: dict[str, Tensor] = {}
+    blocks = blocks_of(model)
+    blocks[0].register_forward_hook(lambda block, args, output: seen.update(x=output))
+    blocks[2].register_forward_hook(lambda block, args, output: output + seen["x"])
+
+
+def on_the_gradient(model) -> None:
+    def hook(block, args, output) -> None:
+        if output.requires_grad:
+            output.register_hook(lambda gradient: 2 * gradient)
+
+    blocks_of(model)[0].register_forward_hook(hook)
+
+
+def dropout(model) -> None:
+    for module in model.train().modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        *((name, lambda model: None) for name in ALL_MODELS),
+        ("mamba", in_place),
+        ("zamba", carried_over_a_block),
+        ("mamba", on_the_gradient),
+        ("bamba", dropout),
+    ],
+)
+def test_gradients_are_those_of_the_whole_graph(monkeypatch, name, change):
+    monkeypatch.setattr(neuron_effects, "_GRAPH_BYTES", 0)  # every block is computed again
+    model, ids = make_model(name), tiny_ids(9)
+    change(model)
+    layers = list(find_mixers(model))
+    captured = tiny_capture(model, ids, layers)
+    torch.manual_seed(0)
+    expected = gradients_of_the_whole_graph(model, ids, layers)
+    torch.manual_seed(0)
+    found = target_gradients(model, captured, layers, resolve_target())
+    for layer in layers:
+        # One position's logits, or all of them: other sums in float32.
+        close = {"rtol": 1e-4, "atol": 1e-5 * float(expected[layer].abs().max())}
+        torch.testing.assert_close(found.grad_gated[layer], expected[layer], **close)
+
+
 @pytest.mark.parametrize("trainable", [True, False])
-def test_gradients_block_by_block_are_those_of_the_whole_graph(trainable):
-    model, ids = make_tiny_model().requires_grad_(trainable), tiny_ids()
+def test_gradients_of_recomputed_layers_are_the_same_to_the_bit(monkeypatch, trainable):
+    model = make_tiny_model().requires_grad_(trainable)
     captured = tiny_capture(model)
-    found = target_gradients(model, captured, captured.layers, resolve_target())
-    ends = {}
-    x = model.get_input_embeddings()(ids).detach().requires_grad_()
-    with fast_scan(model, observe=lambda layer, replay: ends.update({layer: replay})):
-        logits = model(inputs_embeds=x, use_cache=False).logits
-    value = logits[0, -1].log_softmax(-1).max()
+    kept = target_gradients(model, captured, captured.layers, resolve_target())
+    replays, replay_mixer = [], running.replay_mixer
+
+    def counted(site, *args):
+        replays.append(site.layer)
+        return replay_mixer(site, *args)
+
+    monkeypatch.setattr(running, "replay_mixer", counted)
+    monkeypatch.setattr(neuron_effects, "_GRAPH_BYTES", 12 * captured.components[0].u.nbytes)
+    again = target_gradients(model, captured, captured.layers, resolve_target())
+    # Of four layers the last is kept.
+    assert replays == [0, 1, 2, 3, 2, 1, 0]
+    assert torch.equal(again.value, kept.value)
     for layer in captured.layers:
-        sources = (ends[layer].y, ends[layer].gated)
-        grad_y, grad_gated = torch.autograd.grad(value, sources, retain_graph=True)
-        # The last token's logits alone or among all: float32 sums in another order.
-        torch.testing.assert_close(found.grad_y[layer], grad_y, rtol=1e-4, atol=1e-7)
-        torch.testing.assert_close(found.grad_gated[layer], grad_gated, rtol=1e-4, atol=1e-7)
+        assert torch.equal(again.grad_y[layer], kept.grad_y[layer])
+        assert torch.equal(again.grad_gated[layer], kept.grad_gated[layer])
 
 
 def test_a_position_inside_the_text_explains_the_token_that_follows():
