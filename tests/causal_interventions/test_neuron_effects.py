@@ -1,6 +1,7 @@
 """Gradients and ablations: against the model's own code, finite differences and closed forms."""
 
 import math
+from typing import Any
 
 import hand_weighted
 import pytest
@@ -250,7 +251,7 @@ def in_place(model) -> None:
 
 
 def carried_over_a_block(model) -> None:
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, Any] = {}
     blocks = blocks_of(model)
     blocks[0].register_forward_hook(lambda block, args, output: seen.update(x=output))
     blocks[2].register_forward_hook(lambda block, args, output: output + seen["x"])
@@ -292,8 +293,8 @@ def test_gradients_are_those_of_the_whole_graph(monkeypatch, name, change):
     found = target_gradients(model, captured, layers, resolve_target())
     for layer in layers:
         # One position's logits, or all of them: other sums in float32.
-        close = {"rtol": 1e-4, "atol": 1e-5 * float(expected[layer].abs().max())}
-        torch.testing.assert_close(found.grad_gated[layer], expected[layer], **close)
+        bound = 1e-5 * float(expected[layer].abs().max())
+        torch.testing.assert_close(found.grad_gated[layer], expected[layer], rtol=1e-4, atol=bound)
 
 
 @pytest.mark.parametrize("trainable", [True, False])
