@@ -35,7 +35,6 @@ if __name__ == "__main__":  # --help and a wrong option end before torch is load
     parse_first(attribution_faithfulness_options)
 
 import argparse
-import copy
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -61,6 +60,7 @@ from input_attribution import (
     InputAttribution,
     attribute,
 )
+from mamba_mixers.exclusive_use import copy_of
 from mamba_mixers.placement import bring_into_memory
 from mamba_mixers.sites import find_mixers, model_layers
 from recursive_visualizer import write_figures
@@ -201,7 +201,7 @@ def randomisation_test(
     names = [name for name in asking if not ATTRIBUTION_METHODS[name].is_intervention]
     if not explained or not names:
         return {}
-    model = copy.deepcopy(explained[0].model)
+    model = copy_of(explained[0].model)
     generator = torch_rng(seed)
     before = [{name: attribute(text, name).scores for name in names} for text in explained]
     result: dict[str, list[Estimate]] = {name: [] for name in names}

@@ -68,6 +68,7 @@ from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer, require_tokenizer
 from suite_plumbing.one_thread import one_thread
 from suite_plumbing.other_names import also_named
+from suite_plumbing.precision import in_full_precision
 from suite_plumbing.result_files import finite_or_none, write_csv, write_tensors, written_together
 from suite_plumbing.texts import padding_id, token_pieces
 from token_statistics.autocorrelation import (
@@ -435,6 +436,7 @@ class Survival(NamedTuple):
     """(H,) mean over states and all tokens of exp(A delta_t): what a token keeps"""
 
 
+@in_full_precision
 def survival(
     deltas: Sequence[FloatArray],
     A: Tensor,

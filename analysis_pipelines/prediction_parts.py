@@ -60,7 +60,8 @@ def prediction_parts(
     ``text_0.prediction_sources`` (l, l), what token s gave to the logit after t, by all layers;
     biases are no token's. Of more than ``MAX_TEXTS`` texts the first ones, of longer ones the first
     ``MAX_TOKENS`` tokens. Raises AnalysisError for logits or parts that are NaN or infinite, and
-    where the model's final norm is none through which logits are led back. ``streams``: the
+    where the model's final norm is none through which logits are led back, or the parts do not sum
+    to the logits, as with a hook between layers. ``streams``: the
     `final_stream` of texts by their ids, where `overview` has left them. Cost: one forward pass by
     the suite's scan for a text without one; a pass of the tokens attributed, and for every layer
     one map of the full mixer; memory of `predictions.LAYERS_AT_ONCE` layers.
@@ -80,6 +81,7 @@ def prediction_parts(
         found = maps_of_logits(model, first, stream[: len(first)], chosen)
         names, values = _parts(found)
         _check_finite(found.logits, found.sources, values)
+        _check_sums(found, model.dtype)
         tensors[f"{name}.prediction_parts"] = values.float()
         tensors[f"{name}.prediction_sources"] = found.sources.float()
         sections[name] = {
@@ -111,6 +113,17 @@ def _first(blocks: Sequence[ChosenLogits], count: int) -> ChosenLogits:
 def _check_finite(*found: Tensor) -> None:
     if not all(bool(torch.isfinite(x).all()) for x in found):
         raise AnalysisError("parts of logits are NaN or infinite: the model overflows")
+
+
+def _check_sums(found: PredictionMaps, dtype: torch.dtype) -> None:
+    """Raise AnalysisError where the parts are not all that the logits were made of."""
+    # Rounding of float32 is below 1e-5 of the largest logit; half precision rounds the stream.
+    allowed = max(1e-3, 16 * torch.finfo(dtype).eps)
+    if bool((found.rounding.abs() > allowed * found.largest).any()):
+        raise AnalysisError(
+            "the parts of a logit do not sum to it: the model, or a hook on it, changes the stream "
+            "between its layers or after them"
+        )
 
 
 def _check_final_norm(model: PreTrainedModel) -> None:

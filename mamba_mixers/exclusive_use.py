@@ -6,19 +6,22 @@ it; one that calls the model directly runs it as it is. Changes can be undone in
 
 from __future__ import annotations
 
+import copy
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 from torch import nn
 
 _LOCKS: WeakKeyDictionary[nn.Module, Any] = WeakKeyDictionary()
 _MAKING_LOCKS = threading.Lock()
+_CHANGING = threading.Lock()  # own models replace forwards in passes that threads run at once
 _acting = threading.local()
 
 Forward = Callable[..., Any]
+M = TypeVar("M", bound=nn.Module)
 
 
 @contextmanager
@@ -56,12 +59,26 @@ def replaced_forward(module: nn.Module, forward: Forward) -> Iterator[None]:
     In any other thread the module runs what it ran before. Undone on leaving, whatever happened,
     and also where another replacement was put on top meanwhile.
     """
-    replacement = _Replacement(module, forward)
-    module.forward = replacement
+    with _CHANGING:
+        replacement = _Replacement(module, forward)
+        module.forward = replacement
     try:
         yield
     finally:
-        replacement.undo(module)
+        with _CHANGING:
+            replacement.undo(module)
+
+
+def copy_of(model: M, memo: dict[int, Any] | None = None) -> M:
+    """A deep copy of a model that runs what the model itself runs, also when it is made inside of
+    `replaced_forward`; ``memo`` as in `copy.deepcopy`. Waits while another thread holds the model.
+    """
+    with exclusive_use(model):
+        copied = copy.deepcopy(model, memo)
+    for module in copied.modules():
+        while isinstance(top := vars(module).get("forward"), _Replacement):
+            top.undo(module)
+    return copied
 
 
 def forward_in_place(module: nn.Module) -> Forward | None:

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from mamba_mixers.exclusive_use import copy_of
 from mamba_mixers.families import time_scale_tensors
 from mamba_mixers.placement import parameters_at_hand
 from suite_plumbing.arguments import validate_choice, validate_int
@@ -164,7 +165,7 @@ def _with_values(model: PreTrainedModel, values: Mapping[str, Tensor]) -> PreTra
     offloaded = any(tensor.is_meta for tensor in tensors.values())
     for module in model.modules():
         memo[id(getattr(module, "_hf_hook", None))] = None  # holds the offloaded weights
-    twin: Any = copy.deepcopy(model, memo)
+    twin: Any = copy_of(model, memo)
     for module in twin.modules():
         _without_offloading(module)
     if offloaded:

@@ -22,6 +22,9 @@ def one_thread() -> Iterator[None]:
     number is as before on leaving, whatever happened. It is this thread's; but one that computes
     for the first time meanwhile begins with it too, and keeps it.
     """
+    if torch.get_num_threads() == 1:
+        yield  # to set the number again would give it to all threads begun later
+        return
     with threads_kept():
         torch.set_num_threads(1)
         yield

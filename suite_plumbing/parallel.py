@@ -11,6 +11,7 @@ from typing import TypeVar
 import torch
 
 from suite_plumbing.one_thread import threads_kept
+from suite_plumbing.precision import in_full_precision
 
 X = TypeVar("X")
 Y = TypeVar("Y")
@@ -22,10 +23,11 @@ def side_by_side(function: Callable[[X], Y], items: Iterable[X]) -> list[Y]:
     Each in a thread of its own, in which torch computes alone: what is done of a layer is mostly
     many short operations, whose parts are too small to be shared. With one thread, or one item, it
     is the plain loop. The first item that fails, in their order, raises its error when those begun
-    have ended; the others are not begun. Gradients are kept or not as in this thread. ``function``
-    may not run a model that this thread has entered: it would wait for it for ever.
+    have ended; the others are not begun. Gradients are kept or not as in this thread, and
+    autocast, which threads do not share, is lifted in all of them. ``function`` may not run a
+    model that this thread has entered: it would wait for it for ever.
     """
-    items = list(items)
+    items, function = list(items), in_full_precision(function)
     count = min(torch.get_num_threads(), len(items))
     if count < 2:
         return [function(item) for item in items]

@@ -219,7 +219,8 @@ def test_shares_are_those_of_the_loop(monkeypatch, block_size, states):
     rng = np.random.default_rng(0)
     deltas = [rng.uniform(0.01, 0.3, (length, 20)) for length in (23, 5, 1)]
     A = -torch.from_numpy(rng.uniform(0.2, 4.0, (20, states)))
-    found = survival(deltas, A, 256)
+    with torch.autocast("cpu", torch.bfloat16):  # the caller's, for a model
+        found = survival(deltas, A, 256)
     assert found.lags == (1, 2, 4, 8, 16)
     for lag, shares in zip(found.lags, found.shares, strict=True):
         np.testing.assert_allclose(shares, loop(deltas, A, lag), rtol=1e-5)  # float32

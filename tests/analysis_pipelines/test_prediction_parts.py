@@ -72,3 +72,10 @@ def test_a_text_whose_stream_is_known_is_not_read_to_its_end(tiny_tokenizer, mon
     found = prediction_parts(model, texts, tiny_tokenizer, streams)
     assert found.losses == losses
     assert all(torch.equal(found.tensors[name], x) for name, x in tensors.items())
+
+
+def test_parts_that_do_not_sum_to_the_logits_are_an_analysis_error(tiny_tokenizer):
+    model, texts = make_tiny_model(), encode_texts(tiny_tokenizer, TEXTS, 512)
+    model.backbone.layers[2].register_forward_pre_hook(lambda block, args: (1 + args[0],))
+    with pytest.raises(AnalysisError, match="the parts of a logit do not sum to it"):
+        prediction_parts(model, texts, tiny_tokenizer)

@@ -10,6 +10,7 @@ from transformers import MambaConfig, MambaForCausalLM
 
 from benchmarks.family_models import ALL_MODELS, make_model, mixers_of
 from mamba_mixers.families import time_scale_tensors
+from mamba_mixers.running import fast_scan
 from mamba_mixers.untrained_twins import check_twins, twin_seeds, untrained_twin
 from suite_plumbing.precision import default_dtype
 from token_statistics.twin_bounds import FRESH, PERMUTED, TWIN_KINDS
@@ -188,3 +189,13 @@ def test_twins_depend_on_no_default_dtype(tiny_model, kind):
         found.parameters(), untrained_twin(tiny_model, 3, kind).parameters(), strict=True
     ):
         assert torch.equal(one, other)
+
+
+@each_kind
+def test_a_twin_made_while_the_model_is_changed_runs_its_own_mixers(tiny_model, kind):
+    expected = untrained_twin(tiny_model, 3, kind)(ids()).logits
+    with fast_scan(tiny_model, edits={0: lambda stage, x: 0 * x}), fast_scan(tiny_model):
+        twin = untrained_twin(tiny_model, 3, kind)
+        found = twin(ids()).logits
+    assert torch.equal(found, expected)
+    assert not any("forward" in vars(module) for module in twin.modules())

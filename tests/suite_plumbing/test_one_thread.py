@@ -68,3 +68,31 @@ def test_larger_models_and_who_says_how_many_keep_their_threads(two_threads, mon
     monkeypatch.setattr(module, "SMALL_MODEL", 20)
     fit_threads(torch.nn.Linear(1, 1), torch.nn.Linear(4, 4))  # 16 weights and 4 biases
     assert torch.get_num_threads() == 2
+
+
+def test_a_thread_that_has_one_leaves_later_threads_the_number_of_the_others(two_threads):
+    numbers, alone, set_again = [], threading.Event(), threading.Event()
+
+    def work_of_one_thread():
+        torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread's number is made when it is first asked for
+        alone.set()
+        set_again.wait(30)
+        with one_thread():
+            pass
+
+    first = threading.Thread(target=work_of_one_thread)
+    first.start()
+    alone.wait(30)
+    torch.set_num_threads(2)
+    set_again.set()
+    first.join()
+
+    def work_later():
+        torch.ones(2) + 1  # a thread takes its number when it first computes
+        numbers.append(torch.get_num_threads())
+
+    later = threading.Thread(target=work_later)
+    later.start()
+    later.join()
+    assert numbers == [2]

@@ -61,3 +61,13 @@ def test_gradients_are_kept_or_not_as_around_the_call(two_threads, mode):
 
 def test_layers_keep_their_order(two_threads):
     assert list(by_layer(lambda layer: layer**2, [9, 1, 4]).items()) == [(9, 81), (1, 1), (4, 16)]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_autocast_is_lifted_whatever_the_number_of_threads(two_threads, threads):
+    torch.set_num_threads(threads)
+    x = torch.full((4, 4), 1 / 3)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert (x @ x).dtype == torch.bfloat16
+        found = side_by_side(lambda _: x @ x, [0, 1])
+    assert [product.dtype for product in found] == [torch.float32] * 2
