@@ -29,7 +29,7 @@ if __name__ == "__main__":  # --help and a wrong option end before torch is load
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
@@ -52,10 +52,11 @@ from causal_interventions.interventions import compose, hold_layers
 from mamba_mixers.sites import find_mixers, model_layers
 from recursive_visualizer import write_figures
 from result_views.step_lines import step_lines
+from result_views.terminal_lines import wrapped
 from ssm_component_extractor import captures_of
 from ssm_measures.attention_maps import mean_map
 from ssm_measures.attention_measures import memory_kernel
-from ssm_measures.components import Capture, extracted_layer
+from ssm_measures.components import Capture, captured_ids, extracted_layer
 from suite_plumbing.arguments import numpy_rng, validate_choice, validate_int, whole_numbers
 from suite_plumbing.commands import (
     Job,
@@ -65,8 +66,11 @@ from suite_plumbing.commands import (
     write_step_results,
 )
 from suite_plumbing.kept_values import kept, kept_tensor, tensor_kept
+from suite_plumbing.messages import quoted
 from suite_plumbing.progress import progress
+from suite_plumbing.related_texts import readings
 from suite_plumbing.result_files import read_json, table_html, write_csv, written_together
+from token_statistics.intervals import MIN_VALUES
 from token_statistics.smallest_effects import KL_FLOOR
 
 if TYPE_CHECKING:
@@ -240,10 +244,14 @@ def _curves_over_texts(
     direct: bool,
 ) -> Callable[[Sequence[int]], CausalMemoryCurve]:
     """From layers to the curve of intervening in them together, over positions of all texts."""
-    places = [spread_positions(c.input_ids.shape[1], num_positions, max_lag) for c in captures]
+    places = [
+        spread_positions(captured.input_ids.shape[1], num_positions, max_lag, f"text {i}")
+        for i, captured in enumerate(captures)
+    ]
+    groups = [read.group for read in readings(captured_ids(captures))]
 
     def curve(chosen: Sequence[int]) -> CausalMemoryCurve:
-        return pooled_curve(
+        pooled = pooled_curve(
             [
                 causal_memory_curve(
                     model, one, chosen, where, max_lag, kind=kind, text=text, direct=direct
@@ -251,6 +259,7 @@ def _curves_over_texts(
                 for text, (one, where) in enumerate(zip(captures, places, strict=True))
             ]
         )
+        return replace(pooled, groups=tuple(groups[text] for text, _ in pooled.positions))
 
     return curve
 
@@ -267,19 +276,21 @@ def mean_kernel(captures: Sequence[Capture], layer: int) -> Tensor:
     return torch.stack([kernel[:shortest] for kernel in kernels]).mean(0)
 
 
-def spread_positions(length: int, count: int, max_lag: int) -> list[int]:
+def spread_positions(length: int, count: int, max_lag: int, text: str = "a text") -> list[int]:
     """At most ``count`` evenly spaced tokens of a text with every lag up to ``max_lag`` after them
     and a next token there, and with ``MIN_HISTORY`` tokens, or all that allows, before them.
 
-    Raises ValueError for a text of fewer than max_lag + 3 tokens.
+    Raises ValueError, which calls it ``text``, for a text of fewer than max_lag + 3 tokens.
     """
     if length < 4:
-        raise ValueError(f"a text of {length} tokens is too short; curves over lags need 4 or more")
+        raise ValueError(
+            f"{text} of {length} tokens is too short: curves over lags need 4 or more; leave it out"
+        )
     max_lag = validate_int("max_lag", max_lag, 1)
     last = length - 2 - max_lag
     if last < 1:
         raise ValueError(
-            f"max_lag is {max_lag}; a text of {length} tokens allows 1 to {length - 3}"
+            f"max_lag is {max_lag}; {text} of {length} tokens allows 1 to {length - 3}"
         )
     count = min(validate_int("count", count, 1), last + 1)
     return np.unique(np.linspace(min(MIN_HISTORY, last), last, count).round().astype(int)).tolist()
@@ -316,12 +327,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(argv: list[str]) -> int:
     args = intervention_study_options(argv)
-    job = job_from_options(
-        args, model_layers, command_line("intervention_study.py", argv)
-    ).of_distinct_texts()
-    shortest = min(len(text.input_ids) for text in job.encoded)
-    max_lag = min(64, max(1, shortest // 2 - 1)) if args.max_lag is None else args.max_lag
-    spread_positions(shortest, args.num_positions, max_lag)  # refuses before the model runs
+    job = job_from_options(args, model_layers, command_line("intervention_study.py", argv))
+    max_lag = _max_lag(job)
+    job = job.of_distinct_texts()
     results, rows, pairs = _studied(job, max_lag)
     pairs_path = job.output_dir / "layer_pairs.csv"
     with written_together([pairs_path]):
@@ -334,9 +342,19 @@ def _command(argv: list[str]) -> int:
     for kind in KINDS:
         if kind in results:
             print("\n".join(_table(results[kind])))
-    print("\n".join(_pair_lines(pairs) + _KEY))
+    print("\n".join(_pair_lines(pairs) + _key(results)))
     print(f"Wrote {path}; causal_memory.csv and its figure beside it.")
     return 0
+
+
+def _max_lag(job: Job) -> int:
+    """The largest lag; every text has to be long enough for it, which is seen before a run."""
+    lengths = [len(text.input_ids) for text in job.encoded]
+    given, count = job.args.max_lag, job.args.num_positions
+    max_lag = min(64, max(1, min(lengths) // 2 - 1)) if given is None else given
+    for index, (length, text) in enumerate(zip(lengths, job.encoded, strict=True)):
+        spread_positions(length, count, max_lag, f"text {index} ({quoted(text.text, 40)})")
+    return max_lag
 
 
 def _studied(job: Job, max_lag: int) -> tuple[dict[str, Any], list[dict[str, Any]], list[Any]]:
@@ -381,8 +399,11 @@ def _pair_lines(pairs: Sequence[PairEffect]) -> list[str]:
 
 def _table(result: Mapping[str, Any]) -> list[str]:
     """Mean KL in millinats by layer and bin of lags, as lines of text."""
-    count = len(result["together"]["positions"])
-    title = f"{_TITLES[result['kind']]}: mean KL in millinats by lag in tokens, {count} positions"
+    texts, positions = _num_texts(result), len(result["together"]["positions"])
+    title = (
+        f"{_TITLES[result['kind']]}: mean KL in millinats by lag in tokens; {positions} positions, "
+        f"{texts} text{'' if texts == 1 else 's'}"
+    )
     curves = {**result["layers"], "together": result["together"]}
     agreement = result["kernel_agreement"]
     rows = [
@@ -393,10 +414,37 @@ def _table(result: Mapping[str, Any]) -> list[str]:
         }
         for name, curve in curves.items()
     ]
-    return [title, *step_lines(rows), ""]
+    return [title, *step_lines(rows), *_about_kernels(agreement), ""]
 
 
-_KEY = ["<0.1: no effect worth a name. kernel: rank correlation with the memory kernel."]
+def _about_kernels(agreement: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """What the column "kernel" is, with the intervals or why there are none."""
+    known = {name.removeprefix("layer_"): one for name, one in agreement.items()
+             if one["spearman"] is not None}  # fmt: skip
+    if not known:
+        return []
+    lags = max(one["num_lags"] for one in known.values())
+    reasons = {one["reason"] for one in known.values() if one["low"] is None}
+    ends = [f"layer {name} {_correlation(one['low'])} to {_correlation(one['high'])}"
+            for name, one in known.items() if one["low"] is not None]  # fmt: skip
+    said = [f"95 % intervals over texts: {', '.join(ends)}"] if ends else []
+    said += [f"no interval: {reason}" for reason in sorted(reasons)]
+    what = f"kernel: rank correlation over {lags} lags with the memory kernel, mean over texts; "
+    return wrapped([what + "; ".join(said) + "."])
+
+
+def _num_texts(result: Mapping[str, Any]) -> int:
+    """Independent texts behind a table."""
+    return result["together"]["bins"][0]["num_texts"]
+
+
+def _key(results: Mapping[str, Any]) -> list[str]:
+    """What all tables have in common."""
+    tables = [results[kind] for kind in KINDS if kind in results]
+    has_intervals = any(_num_texts(table) >= MIN_VALUES for table in tables)
+    where = " Intervals of the means over texts: causal_memory.csv." if has_intervals else ""
+    return [f"<{1000 * KL_FLOOR:g}: no effect worth a name.{where}"]
+
 
 _TITLES = {"reset": "State reset", "knockout": "One source hidden"}
 

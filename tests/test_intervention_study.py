@@ -244,11 +244,12 @@ def test_positions_where_the_memory_is_beside_random_ones():
     assert [row["first_lag"] for row in rows] == [1, 2, 3]
     for row in rows:
         assert row["difference"] == pytest.approx(row["kl"] - row["baseline_kl"])
-        assert 0 < row["p_value"] <= 1
+        assert (row["num_texts"], row["p_value"]) == (1, None)
+        assert row["reason"] == "1 independent text; a p needs 5"
     assert rows[1]["kl"] > 10 * rows[1]["baseline_kl"]
     single = compare_curves(curve_of(torch.rand(1, 3)), curve_of(torch.rand(5, 3)))
     assert single[0]["p_value"] is None
-    assert "fewer than 2 positions" in single[0]["reason"]
+    assert single[0]["reason"] == "1 independent text; a p needs 5"
     with pytest.raises(ValueError, match="all of one kind"):
         compare_curves(chosen, curve_of(torch.rand(3, 5), "reset"))
 
@@ -316,6 +317,58 @@ def test_the_command_writes_pairs_of_direct_effects(tiny_model_dir, tmp_path, ca
     assert "causal_memory.csv and its figure" in printed
 
 
+def test_the_command_names_the_text_that_is_too_short(tiny_model_dir, tmp_path, capsys):
+    path = tmp_path / "texts.txt"
+    path.write_text("the lamp went out and the keeper lit it\n" * 2 + "to\n", encoding="utf-8")
+    options = ["--model", str(tiny_model_dir), "--texts-file", str(path), "--quiet",
+               "--output-dir", str(tmp_path / "study")]  # fmt: skip
+    assert main(options) == 2
+    said = capsys.readouterr().err
+    assert "text 2 ('to') of 2 tokens is too short: curves over lags need 4 or more" in said
+    model = make_tiny_model()
+    captures = [tiny_capture(model), tiny_capture(model, 3)]
+    with pytest.raises(ValueError, match="text 1 of 3 tokens is too short"):
+        layer_lag_map(model, captures, [0], 1)
+
+
+def test_near_copies_of_a_text_are_one_sample_of_a_curve():
+    model = make_tiny_model()
+    first, other = tiny_capture(model), tiny_capture(model, seed=9)
+    copy = first.input_ids.clone()
+    copy[0, 20] = 7
+    captures = [first, capture(model, copy, None, [0, LAYER]), other]
+    found = layer_lag_map(model, captures, [0, LAYER], 4, num_positions=3)
+    assert found.together.texts == (0,) * 6 + (2,) * 3
+    assert {row["num_texts"] for row in found.rows()} == {2}
+    (pair,) = layer_pairs(model, captures, [(0, LAYER)], 4, num_positions=3)
+    assert (pair.num_positions, pair.num_texts) == (9, 2)
+
+
+def test_the_command_prints_how_many_lags_and_texts_an_agreement_is_of(
+    tiny_model_dir, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr("causal_interventions.causal_curves.KL_FLOOR", 0.0)
+    texts = [
+        "the lamp went out and the keeper lit it",
+        "a map of the far coast lay there",
+        "no one spoke while rain fell",
+        "his brother sold four boats",
+        "wind rose; they sailed",
+    ]
+    options = ["--model", str(tiny_model_dir), "--layers", "0", "--kind", "knockout", "--quiet",
+               "--max-lag", "5", "--num-positions", "3"]  # fmt: skip
+    printed = []
+    for count in (1, 5):
+        given = [part for text in texts[:count] for part in ("--text", text)]
+        assert main([*options, *given, "--output-dir", str(tmp_path / str(count))]) == 0
+        printed.append(" ".join(capsys.readouterr().out.split()))
+    assert all("over 5 lags with the memory kernel, mean over texts" in one for one in printed)
+    assert "3 positions, 1 text layer" in printed[0]
+    assert "no interval: 1 independent text; an interval needs 5." in printed[0]
+    assert "15 positions, 5 texts layer" in printed[1]
+    assert "95 % intervals over texts: layer 0 " in printed[1]
+
+
 def test_the_command_writes_what_it_prints(tiny_model_dir, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(intervention_study, "KL_FLOOR", 0.0)  # effects here are all below it
     out = tmp_path / "study"
@@ -337,7 +390,7 @@ def test_the_command_writes_what_it_prints(tiny_model_dir, tmp_path, capsys, mon
     assert float(row["kl"]) == first
     assert (out / "causal_memory.png").stat().st_size > 0
     assert main([*options, "--max-lag", "500"]) == 2
-    assert "max_lag is 500; a text of" in capsys.readouterr().err
+    assert "max_lag is 500; text 0 ('the lamp went" in capsys.readouterr().err
 
 
 def test_a_reset_token_cuts_survival_attention_and_causal_effect_together():

@@ -170,14 +170,15 @@ def _causal_caption(section: Section, pairs: bool) -> str:
     lacking = lacking if len(lacking) == 1 else []
     random = any("random_positions" in part for part in parts)
     return (
-        "KL of the next-token distribution as it is and without the memory, mean over positions. "
+        "KL of the next-token distribution as it is and without the memory, mean over texts. "
         "Reset: the state is erased before a token. Hidden: what one source gives through the "
         "state is taken out. By lag: a layer alone, or (black, with the band of the 95 % "
         "intervals by bin) all analysed layers together. By bin of lags: all together, bars 95 % "
-        "bootstrap intervals over positions"
+        "bootstrap intervals over texts, of 5 or more"
         + ("; grey: the same at random other positions. " if random else ". ")
         + "Agreement: Spearman over lags of a layer's own curve with its memory kernel, the mean "
-        "of |α| by lag, with its interval; none where every effect is below 1e-4 nats."
+        "of |α| by lag, mean over texts with its interval; none where every effect is below 1e-4 "
+        "nats."
         + (" Two layers: mean over lags; grey: the sum of both alone." if pairs else "")
         + "".join(f" {kind} was not measured." for kind in lacking)
     )

@@ -279,7 +279,7 @@ def plot_causal(section: Section, kind: str, ax: Axes | None = None) -> Axes:
 
 
 def _draw_intervals(ax: Axes, bins: Sequence[Section]) -> None:
-    """The band of the intervals over positions, from bin to bin of lags, where they are above 0."""
+    """The band of the intervals over texts, from bin to bin of lags, where they are above 0."""
     known = [one for one in bins if one["kl_low"] is not None and one["kl_low"] > 0]
     lags = [(one["first_lag"] + one["last_lag"]) / 2 for one in known]
     low, high = (as_array([one[end] for one in known]) for end in ("kl_low", "kl_high"))
@@ -294,8 +294,8 @@ def plot_causal_bins(section: Section, kind: str, ax: Axes | None = None) -> Axe
     if reason := _without(section, kind):
         return write_reason(ax, reason)
     bins = section[kind]["together"]["bins"]
-    names = ("kl", "kl_low", "kl_high")
-    kl, low, high = (as_array([entry[name] or None for entry in bins]) for name in names)
+    kl, high = (as_array([entry[name] or None for entry in bins]) for name in ("kl", "kl_high"))
+    low = as_array([entry["kl_low"] for entry in bins])  # at 0 it leaves the axes below
     if not np.isfinite(kl).any():
         return write_reason(ax, "no effect at any lag")
     x = np.arange(len(bins))

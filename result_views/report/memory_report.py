@@ -306,7 +306,10 @@ def _causal(section: Row) -> list[str]:
 
 def _curves(title: str, part: Row) -> list[str]:
     together = part["together"]
-    head = f"{title}, all layers together, {len(together['positions'])} positions:"
+    count = len({text for text, _ in together["positions"]})
+    head = (
+        f"{title}, all layers together, {len(together['positions'])} positions of {count} text(s):"
+    )
     lines = [head, "", *_bin_table(together["bins"], _random(part["random_positions"]))]
     agreements = part["kernel_agreement"].items()
     lines += [
@@ -319,7 +322,7 @@ def _agreement(agreement: Row) -> str:
     rho = agreement["spearman"]
     if rho is None:
         return f"no agreement with the memory kernel is defined: {agreement['reason']}."
-    ends = _interval(agreement) or "no interval for one position"
+    ends = _interval(agreement) or f"no interval: {agreement['reason']}"
     return (
         f"rank agreement with the memory kernel over {agreement['num_lags']} lags {number(rho)} "
         f"({ends}); with a curve that only falls {number(agreement['falling'])}."
@@ -357,8 +360,9 @@ def _bin_table(bins: Sequence[Row], random: Callable[[int], tuple[str, str]]) ->
 _NOTES = (
     "Intervals and nulls are of central coverage; the results name their draws. A share of "
     "layers is compared with chance as if layers were independent, which they are not quite. "
-    "Positions of a text share its tokens, so that an interval over positions speaks of these "
-    "texts and not of others. Layers are compared by what their own state gives the prediction: "
+    "Positions of a text share its tokens: causal curves are means over independent texts, each "
+    "with the mean over its positions; their intervals and p need 5 texts. Layers are compared by "
+    "what their own state gives the prediction: "
     "what a layer loses reaches later tokens through the layers above it too, and what a later "
     "layer makes up for is not seen: intervention_study.py --pairs and --direct look for that. A "
     "KL below 0.0001 nats is no effect. A verdict is on this model and these texts.",

@@ -114,7 +114,7 @@ def test_untrained_models_are_dashed_beside_a_tested_value(ax):
     assert dashed == [0.2, 0.7]
 
 
-def test_intervals_over_positions_are_a_band_and_one_position_has_none(ax):
+def test_intervals_are_a_band_and_few_texts_have_none(ax):
     def section(low, high):
         bins = [{"first_lag": lag, "last_lag": lag + 2, "kl_low": low, "kl_high": high}
                 for lag in (0, 3)]  # fmt: skip
@@ -128,6 +128,16 @@ def test_intervals_over_positions_are_a_band_and_one_position_has_none(ax):
     other = Figure().subplots()
     panels.plot_causal(section(None, None), "reset", other)
     assert not other.collections
+
+
+def test_an_interval_that_begins_at_0_leaves_the_axes_below(ax):
+    bins = [{"first_lag": lag, "last_lag": lag, "kl": 1e-3, "kl_low": low, "kl_high": 2e-3}
+            for lag, low in ((1, 0.0), (2, 5e-4), (3, None))]  # fmt: skip
+    panels.plot_causal_bins({"reset": {"together": {"bins": bins, "positions": [[0, 1]]}}},
+                            "reset", ax)  # fmt: skip
+    ends = [path.vertices[:, 1].tolist() for path in ax.collections[0].get_paths()]
+    assert ends[:2] == [[0.0, 2e-3], [5e-4, 2e-3]]
+    assert ax.get_ylim()[0] > 1e-4  # the 0 does not stretch a logarithmic axis
 
 
 DRAWN = [
