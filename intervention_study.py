@@ -172,8 +172,8 @@ def causal_memory_curve(
         return [kept_tensor(curve) for curve in curves]
 
     name = f"curve {kind} {chosen} {places} {max_lag} {direct} of text {text}"
-    curves = map(tensor_kept, kept(name, measured))
-    return CausalMemoryCurve(kind, tuple(chosen), tuple((text, j) for j in places), *curves)
+    kl, loss_change = map(tensor_kept, kept(name, measured))
+    return CausalMemoryCurve(kind, tuple(chosen), tuple((text, j) for j in places), kl, loss_change)
 
 
 def layer_lag_map(

@@ -11,18 +11,23 @@ passes between neurons, where channels go together (what passes is measured by c
 analysis); that patterns are recursive, where neighbouring tokens are alike; that early layers have
 moderate memory, where they reach less far than the middle. It has to exceed its null, and to be of
 a size worth a name: `token_statistics.smallest_effects`. Wherever texts are counted, related ones
-are one (`token_statistics.text_groups`).
+are one (`token_statistics.text_groups`), and what is said of every text needs MIN_TEXTS of them.
+
+References:
+  [1] Arvesen 1969, Jackknifing U-statistics
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from suite_plumbing.result_reading import read
+from token_statistics.description import FloatArray
 from token_statistics.findings import Finding, undecided
 from token_statistics.smallest_effects import (
     SMALLEST_EFFECTS,
@@ -34,6 +39,7 @@ from token_statistics.smallest_effects import (
 from token_statistics.text_groups import by_group, group_means
 from token_statistics.verdict_rules import (
     LAYER_GROUPS,
+    P_OF_GROUP,
     above_null,
     apart_from_position,
     differs_by_layer,
@@ -44,12 +50,11 @@ from token_statistics.verdict_rules import (
     holds_everywhere,
     rises_with_depth,
     share_of_hits,
+    too_few_texts,
 )
 
 STRONG = 0.99
 """A correlation as strong as earlier analyses of this kind report."""
-
-_ALPHA = 0.05
 
 _TEXT = "individual_texts.*.analysis"
 
@@ -290,10 +295,12 @@ def _sparse_but_strong(results: Mapping[str, Any]) -> list[Finding]:
         f"the mean |r| over pairs of channels is less than {SPARSE_RATIO:g} of the largest, each "
         f"{_BEYOND}"
     )
+    worth = SMALLEST_EFFECTS["correlation"].value
     return [
         share_of_hits(
             "Few pairs of channels carry the correlation between layers",
-            "share of pairs of layers with the largest |r| above its null in which " + few,
+            f"share of pairs of layers with the largest |r| above its null and at least {worth:g} "
+            "beyond it, in which " + few,
             [one.sparse for one in shares.values()],
             f"{_PAIRS}.*.mean_abs",
             **same,
@@ -411,55 +418,82 @@ def _selectivity(results: Mapping[str, Any], seed: int) -> Finding:
 def _consistent_neurons(results: Mapping[str, Any]) -> Finding:
     path = "cross_text_analysis.neuron_consistency.*.attention_weighted"
     given = _parts(results, path)
-    layers = {name: part for name, part in given.items() if part["shared_p_value"] is not None}
-    return share_of_hits(
+    found = above_null(
         "The same neurons are important in every text",
-        "share of layers in which more neurons than by chance are among the most important of "
-        "every text (attention_weighted)",
-        [part["shared_p_value"] <= _ALPHA for part in layers.values()],
+        "share of a text's list of most important neurons (attention_weighted) that is on the "
+        "lists of all texts, mean over layers; null: random lists",
+        {layer: _shared_by_all(part) for layer, part in given.items()},
         path,
-        rule="p at most 0.05 in more than half of the layers, and in more than chance gives",
-        unit="layers",
-        reason=first_reason(given.values()),
-        chance=_ALPHA,
-        details={
-            name: {"shared": part["shared"], "expected": part["expected_shared"]}
-            for name, part in layers.items()
-        },
     )
+    places = sum(part["top_n"] for part in given.values())
+    return worth_a_name(replace(found, scale="share", scale_n=max(1, places)), "same")
+
+
+def _shared_by_all(part: Mapping[str, Any]) -> dict[str, Any]:
+    """A layer's `NeuronAgreement` as a test of the share of a list that all texts have."""
+    few = too_few_texts(part["num_groups"], "texts")
+    if reason := part["reason"] or few:
+        return {"value": None, "reason": reason}
+    return {
+        "value": part["shared"] / part["top_n"],
+        "null_low": 0.0,
+        "null_high": part["shared_null_high"] / part["top_n"],
+        P_OF_GROUP: part["shared_p_value"],
+    }
 
 
 def _most_consistent_method(results: Mapping[str, Any], seed: int) -> Finding:
-    path = "cross_text_analysis.neuron_consistency.*.*.mean_spearman"
+    path = "cross_text_analysis.neuron_consistency.*.*.spearman_by_text"
     cells = read(results, path)
     methods = sorted({place.split(".")[1] for place in cells})
-    layers = sorted({place.split(".")[0] for place in cells}, key=_layer_number)
+    layers = {place.split(".")[0] for place in cells}
     complete = [
         layer for layer in layers if all(cells.get(f"{layer}.{m}") is not None for m in methods)
     ]
-    values = {m: np.array([cells[f"{layer}.{m}"] for layer in complete]) for m in methods}
+    values = {
+        m: _pseudo_values(np.mean([cells[f"{layer}.{m}"] for layer in complete], axis=0))
+        for m in methods
+        if complete
+    }
     first = values.pop("attention_weighted", np.empty(0))
-    return exceeds_zero(
+    found = exceeds_zero(
         "The attention-weighted method is the most consistent",
-        "mean rank correlation of importance between texts, attention_weighted minus each other "
-        "method, mean over layers",
+        "mean over pairs of texts and layers of the rank correlation of importance, "
+        "attention_weighted minus each other method; samples: jackknife pseudo-values of texts",
         {f"minus {m}": first - other for m, other in values.items()},
         path,
-        "layers",
+        "texts",
         seed,
     )
+    return worth_a_name(found, "correlation")
+
+
+def _pseudo_values(by_text: FloatArray) -> FloatArray:
+    """(texts,) jackknife pseudo-values of a mean over pairs of texts, from each text's mean over
+    its pairs: their mean is that over pairs, and they spread as if each were a text's own [1]."""
+    n = len(by_text)
+    if n < 3:
+        return by_text
+    mean = by_text.mean()
+    return mean + 2 * (n - 1) / (n - 2) * (by_text - mean)
 
 
 def _deeper_is_larger(results: Mapping[str, Any], seed: int) -> Finding:
     path = f"{_TEXT}.neuron_evolution.attention_weighted.rms.*"
-    return rises_with_depth(
+    values = _by_layer(results, path)
+    means = [float(np.mean(row)) for row in values.values() if row]
+    half = len(means) // 2
+    rise = np.mean(means[-half:]) - np.mean(means[:half]) if half else 0.0
+    share = float(rise / np.mean(means)) if any(means) else 0.0
+    found = rises_with_depth(
         "Activation increases in deeper layers",
         "rank correlation of the layer's depth with the neurons' root mean square activation, mean "
-        "over texts",
-        _by_layer(results, path),
+        f"over texts, which is larger in the deeper half by {share:.3g} of the mean",
+        values,
         path,
         seed,
     )
+    return worth_a_name(found, "relative", share)
 
 
 def _important_neurons_matter(results: Mapping[str, Any]) -> Finding:

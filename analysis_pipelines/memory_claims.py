@@ -310,8 +310,8 @@ def _selectivity_claims(sections: Mapping[str, Any]) -> list[Finding]:
         ),
         share_of_hits(
             "A few pairs of channels hold what successive layers share",
-            "share of pairs of layers with the largest |r| above its null in which the mean |r| is "
-            f"less than {SPARSE_RATIO:g} of it, each {beyond}",
+            "share of pairs of layers with the largest |r| above its null and worth a name in "
+            f"which the mean |r| is less than {SPARSE_RATIO:g} of it, each {beyond}",
             [one.sparse for one in shares.values()],
             "memory.cross_layer_correlations.mixer.*.max_abs",
             rule="in more than half of the pairs of layers, and in more than chance gives",

@@ -77,8 +77,12 @@ class NeuronAgreement:
     """the same for random lists: neurons * (top_n / neurons)^texts"""
     shared_p_value: float | None
     """probability that random lists share as many, see `shared_tail`"""
+    shared_null_high: int | None
+    """97.5 % quantile of what random lists share"""
     mean_spearman: float | None
     """mean over pairs of the rank correlation of importance over all neurons, -1 to 1"""
+    spearman_by_text: tuple[float, ...] | None
+    """(num_groups,) of each independent text, the mean of its rank correlations with the others"""
     split_half_spearman: float | None
     """mean over texts of the rank correlation of importance in the first with that in the second
     half of a text: what `mean_spearman` could be if texts did not differ; None without halves"""
@@ -158,13 +162,14 @@ def neuron_agreement(
     counts = num_texts, number, top_n
     if reason is not None:
         return NeuronAgreement(
-            *counts, None, expected, None, None, by_chance, None, None, stability, reason
-        )
+            *counts, None, expected, None, None, by_chance, None, None, None, None, stability,
+            reason,
+        )  # fmt: skip
     rng = np.random.default_rng(0)
     tops = [_most_important(array, top_n, rng) for array in arrays]
     overlaps = [len(a & b) for a, b in combinations(tops, 2)]
     p_values = [hypergeometric_overlap(n, top_n, top_n, num_neurons)[1] for n in overlaps]
-    ranks = [spearman(a, b) for a, b in combinations(arrays, 2)]
+    by_text = _mean_with_others(arrays)
     shared = len(set.intersection(*tops))
     return NeuronAgreement(
         *counts,
@@ -174,10 +179,21 @@ def neuron_agreement(
         shared,
         by_chance,
         shared_tail(shared, top_n, number, num_neurons),
-        float(np.mean(ranks)),
+        _shared_quantile(top_n, number, num_neurons),
+        float(np.mean(by_text)),
+        by_text,
         stability,
         None,
     )
+
+
+def _mean_with_others(arrays: Sequence[np.ndarray]) -> tuple[float, ...]:
+    """Of each text, the mean of its Spearman correlations with the others."""
+    number = len(arrays)
+    table = np.zeros((number, number))
+    for a, b in combinations(range(number), 2):
+        table[a, b] = table[b, a] = spearman(arrays[a], arrays[b])
+    return tuple((table.sum(0) / (number - 1)).tolist())
 
 
 def _too_few(num_texts: int) -> str:
@@ -207,12 +223,23 @@ def shared_tail(shared: int, size: int, num_lists: int, population: int) -> floa
             f"shared {shared}, size {size}, num_lists {num_lists}, population {population}: need "
             "0 <= shared <= size <= population and a list"
         )
+    return min(1.0, float(_shared_chances(size, num_lists, population)[shared:].sum()))
+
+
+def _shared_quantile(size: int, num_lists: int, population: int) -> int:
+    """97.5 % quantile of what random lists share."""
+    reached = _shared_chances(size, num_lists, population).cumsum()
+    return int(np.argmax(reached >= 0.975))
+
+
+def _shared_chances(size: int, num_lists: int, population: int) -> np.ndarray:
+    """(size + 1,) probability that random lists share 0, 1, ... of the population."""
     counts = np.arange(size + 1)
     chances = (counts == size).astype(float)
     step = stats.hypergeom.pmf(counts[None, :], population, counts[:, None], size)
     for _ in range(num_lists - 1):
         chances = chances @ step
-    return min(1.0, float(chances[shared:].sum()))
+    return chances
 
 
 def _finite(values: ArrayLike) -> np.ndarray:

@@ -43,6 +43,9 @@ SMALLEST_EFFECTS = {
     "share": SmallestEffect(
         0.05, "share", "a twentieth of the whole: less is a detail of the other nineteen"
     ),
+    "same": SmallestEffect(
+        0.5, "of the list", "half: of a list that shares less, most entries are not the same"
+    ),
     "relative": SmallestEffect(
         0.1, "of the mean", "a tenth: layers can be in the same order in every text by less"
     ),
@@ -105,8 +108,9 @@ class PairShares(NamedTuple):
 
     @property
     def sparse(self) -> bool:
-        """Whether there is a strongest pair, and a typical one has little beside it."""
-        return self.above and self.typical < SPARSE_RATIO * self.largest
+        """Whether the strongest pair is worth a name, and a typical one has little beside it."""
+        worth = self.above and self.largest >= SMALLEST_EFFECTS["correlation"].value
+        return worth and self.typical < SPARSE_RATIO * self.largest
 
 
 def pair_shares(pair: Mapping[str, Any]) -> PairShares:

@@ -165,7 +165,8 @@ def _pair(
         raise ValueError(
             f"pair {index}: the clean text has {len(clean)} tokens, the corrupt one "
             f"{len(corrupt)}; "
-            "choose texts of as many tokens, or pass alignment"
+            "choose texts of as many tokens, or, in Python, say in patch(alignment=...) which "
+            "token stands for which"
         )
     if len(clean) == len(corrupt) and torch.equal(clean, corrupt):
         raise ValueError(f"pair {index}: clean and corrupt are the same text; nothing to patch")

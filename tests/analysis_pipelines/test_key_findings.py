@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import binom
 
-from analysis_pipelines.key_findings import key_findings
+from analysis_pipelines.key_findings import _pseudo_values, key_findings
 from suite_plumbing.result_reading import read
 from token_statistics.autocorrelation import mean_autocorrelation
 from token_statistics.channel_correlations import PooledActivations, cross_layer_correlation
@@ -98,9 +98,13 @@ class Drawn:
         return found.to_dict()
 
     def agreement(self):
-        common = self.rng.random(200)
-        lists = [common * self.tie + self.rng.random(200) * (1 - self.tie) for _ in range(TEXTS)]
-        return neuron_agreement(lists).to_dict()
+        return agreement(self.rng, self.tie, TEXTS)
+
+
+def agreement(rng, tie, texts):
+    common = rng.random(200)
+    lists = [common * tie + rng.random(200) * (1 - tie) for _ in range(texts)]
+    return neuron_agreement(lists).to_dict()
 
 
 def text_results(drawn):
@@ -195,7 +199,7 @@ def test_noise_supports_nothing_that_could_be_learned(noise_findings):
         findings = [f for f in findings if f.claim != "Delta varies over time: memory is dynamic"]
         supported += [f.claim for f in findings if f.verdict == ABOVE_CHANCE]
         tried += len(findings)
-    assert tried == 4 * 28
+    assert tried == 4 * 29
     # At 5 % each: more than this happen with a probability of 0.1 %.
     assert len(supported) <= binom.ppf(0.999, tried, 0.05)
 
@@ -203,9 +207,9 @@ def test_noise_supports_nothing_that_could_be_learned(noise_findings):
 def test_planted_structure_is_found(planted):
     found = verdicts(key_findings(planted))
     assert {claim for claim in PLANTED if found[claim] != ABOVE_CHANCE} == set()
-    # The structure has no late memory, and the methods agree with one text as with another.
+    # The structure has no late memory, and the methods agree in their texts alike.
     assert found["Attention reaches furthest in late layers"] == NOT_SUPPORTED
-    assert found["The attention-weighted method is the most consistent"] == TOO_LITTLE
+    assert found["The attention-weighted method is the most consistent"] == NOT_SUPPORTED
 
 
 def test_what_the_shapes_say(noise):
@@ -347,3 +351,120 @@ def test_ten_copies_of_a_text_are_one_wherever_texts_are_counted(planted):
     # One place of each text: at most two texts' here.
     assert found[tied].n <= 2 * len(LAYERS) < 10 * len(LAYERS) < as_if[tied].n
     assert (found[tied].chance_p or 0) > (as_if[tied].chance_p or 1)
+
+
+SAME = "The same neurons are important in every text"
+CONSISTENT = "The attention-weighted method is the most consistent"
+
+
+def consistency(layers, parts):
+    """Findings on layers whose agreements are ``parts`` by method."""
+    section = {f"layer_{i}": parts(i) for i in range(layers)}
+    results = {"cross_text_analysis": {"neuron_consistency": json.loads(json.dumps(section))}}
+    return {finding.claim: finding for finding in key_findings(results)}
+
+
+def test_what_is_said_of_every_text_needs_texts():
+    """Of 2 or 3 texts, layers that agree are no sample: they read the same."""
+    rng = np.random.default_rng(0)
+    for texts in (2, 3, 11):
+        found = consistency(
+            13,
+            lambda _, texts=texts: {
+                "attention_weighted": agreement(rng, 0.9, texts),
+                "rollout": agreement(rng, 0.0, texts),
+            },
+        )
+        for claim in (SAME, CONSISTENT):
+            assert found[claim].verdict == TOO_LITTLE
+            assert f"{texts} independent texts" in (found[claim].reason or "")
+
+
+def test_layers_that_read_the_same_texts_say_it_once():
+    """The p is that of most of the layers, however many: not their product, nor a count of them."""
+    rng = np.random.default_rng(1)
+    one = {"attention_weighted": agreement(rng, 0.9, 12)}
+    # Such lists that chance gives them once in 20 times.
+    one["attention_weighted"]["shared_p_value"] = 0.05
+    for layers in (1, 13):
+        assert consistency(layers, lambda _: one)[SAME].chance_p == pytest.approx(
+            0.05 * layers / (layers // 2 + 1)
+        )
+
+
+def test_one_neuron_in_twenty_is_not_the_same_neurons():
+    """Random lists of 12 texts share none: one that they share is beyond chance, and 19 differ."""
+    rng = np.random.default_rng(2)
+    lists = rng.random((12, 200))
+    lists[:, 7] = 2.0
+    found = consistency(5, lambda _: {"attention_weighted": neuron_agreement(lists).to_dict()})
+    assert found[SAME].verdict == NOT_SUPPORTED
+    assert found[SAME].value == pytest.approx(1 / 20)
+    assert (found[SAME].hits, found[SAME].n) == (5, 5)
+    assert (found[SAME].chance_p or 1) < 1e-3
+    assert "and at least 0.5 of the list" in found[SAME].rule
+
+
+def test_the_consistency_of_methods_is_compared_over_texts():
+    rng = np.random.default_rng(3)
+    for tie, verdict in ((0.6, ABOVE_CHANCE), (0.0, NOT_SUPPORTED)):
+        parts = {
+            "attention_weighted": agreement(rng, tie, 12),
+            "gradient_guided": agreement(rng, 0.0, 12),
+            "rollout": agreement(rng, 0.0, 12),
+        }
+        found = consistency(3, lambda _, parts=parts: parts)[CONSISTENT]
+        assert (found.verdict, found.n, found.unit) == (verdict, 12, "texts")
+        gains = [
+            parts["attention_weighted"]["mean_spearman"] - parts[other]["mean_spearman"]
+            for other in ("gradient_guided", "rollout")
+        ]
+        assert found.value == pytest.approx(min(gains))
+    # More consistent in every text by 0.05 is beyond chance and no size worth a name.
+    slight = {m: dict(parts["rollout"]) for m in parts}
+    slight["attention_weighted"]["spearman_by_text"] = [
+        x + 0.05 for x in parts["rollout"]["spearman_by_text"]
+    ]
+    found = consistency(3, lambda _: slight)[CONSISTENT]
+    assert found.interval is not None
+    assert found.interval[0] > 0
+    assert found.verdict == NOT_SUPPORTED
+
+
+def test_pseudo_values_spread_as_a_mean_over_pairs_does():
+    """Their standard error against the spread of the mean over pairs, drawn 400 times."""
+    rng = np.random.default_rng(4)
+    means, errors = [], []
+    for _ in range(400):
+        x = 1.0 + rng.standard_normal(15)
+        table = np.outer(x, x)
+        by_text = (table.sum(0) - table.diagonal()) / 14
+        values = _pseudo_values(by_text)
+        mean = (table.sum() - table.trace()) / (15 * 14)
+        assert values.mean() == pytest.approx(mean)
+        means.append(mean)
+        errors.append(values.var(ddof=1) / 15)
+    # The jackknife's variance is a little too large; 400 draws know it to 7 %.
+    assert 0.9 < np.sqrt(np.mean(errors)) / np.std(means) < 1.25
+
+
+def test_a_rise_too_small_for_a_name_is_not_supported(planted):
+    rising = json.loads(json.dumps(planted))
+    for text in rising["individual_texts"].values():
+        rms = text["analysis"]["neuron_evolution"]["attention_weighted"]["rms"]
+        for name in rms:
+            rms[name] = 1 + 1e-3 * int(name.removeprefix("layer_"))
+    found = {f.claim: f for f in key_findings(rising)}["Activation increases in deeper layers"]
+    assert found.value == pytest.approx(1.0)
+    assert found.verdict == NOT_SUPPORTED
+    assert "larger in the deeper half by 0.00895 of the mean" in found.statistic
+
+
+def test_few_pairs_carry_nothing_where_the_largest_is_next_to_nothing(planted):
+    faint = json.loads(json.dumps(planted))
+    for pair in faint["cross_text_analysis"]["correlation_patterns"]["mixer"].values():
+        pair["max_abs"] |= {"value": 0.08, "null_low": 0.01, "null_high": 0.05, "null_mean": 0.04}
+        pair["mean_abs"] |= {"value": 0.03, "null_mean": 0.03}
+    found = {f.claim: f for f in key_findings(faint)}
+    few = found["Few pairs of channels carry the correlation between layers"]
+    assert (few.verdict, few.value) == (NOT_SUPPORTED, 0.0)

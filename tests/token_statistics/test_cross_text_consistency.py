@@ -8,7 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
-from scipy.stats import hypergeom
+from scipy.stats import hypergeom, spearmanr
 
 from token_statistics.cross_text_consistency import (
     neuron_agreement,
@@ -127,6 +127,25 @@ def test_neurons_of_all_texts_against_the_hypergeometric_distribution():
         assert shared_tail(shared, 2, 3, 4) == pytest.approx(np.mean(np.array(counts) >= shared))
     with pytest.raises(ValueError, match="need 0 <= shared <= size"):
         shared_tail(3, 2, 2, 4)
+
+
+def test_what_random_lists_share_at_most():
+    """The smallest count that random lists exceed in 2.5 % of cases or fewer."""
+    for size, number, population in ((10, 2, 100), (20, 3, 200), (20, 12, 200)):
+        lists = [np.random.default_rng(i).permutation(population) * 1.0 for i in range(number)]
+        high = neuron_agreement(lists, top_n=size).shared_null_high
+        assert shared_tail(high + 1, size, number, population) <= 0.025
+        assert shared_tail(high, size, number, population) > 0.025
+
+
+def test_each_text_has_its_mean_agreement_with_the_others():
+    rng = np.random.default_rng(6)
+    lists = rng.random((4, 50))
+    found = neuron_agreement(lists)
+    table = spearmanr(lists.T).statistic
+    np.testing.assert_allclose(found.spearman_by_text, (table.sum(0) - 1) / 3, atol=1e-12)
+    assert found.mean_spearman == pytest.approx(np.mean(found.spearman_by_text))
+    assert neuron_agreement([[1.0] * 30, [2.0] * 30]).spearman_by_text is None
 
 
 def test_shared_neurons_are_counted():

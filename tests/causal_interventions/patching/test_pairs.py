@@ -40,6 +40,7 @@ def test_texts_and_ids_are_the_same_pairs(model, tokenizer):
     ("given", "said"),
     [
         (([1, 2, 3], [1, 2], (1, 2)), "pair 0: the clean text has 3 tokens, the corrupt one 2"),
+        (([1, 2, 3], [1, 2], (1, 2)), r"of as many tokens, or, in Python, say in patch\(alignment"),
         (([1, 2, 3], [1, 2, 3], (1, 2)), "pair 0: clean and corrupt are the same text"),
         (([[1, 2], [1, 3]], [[1, 2]], (1, 2)), "clean has 2 texts and corrupt 1; pass as many"),
         (([1, 2], [1, 3], (4, 4)), "both answers of pair 0 are token 4"),
