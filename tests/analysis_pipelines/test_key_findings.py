@@ -397,7 +397,9 @@ def test_one_neuron_in_twenty_is_not_the_same_neurons():
     rng = np.random.default_rng(2)
     lists = rng.random((12, 200))
     lists[:, 7] = 2.0
-    found = consistency(5, lambda _: {"attention_weighted": neuron_agreement(lists).to_dict()})
+    found = consistency(
+        5, lambda _: {"attention_weighted": neuron_agreement(list(lists)).to_dict()}
+    )
     assert found[SAME].verdict == NOT_SUPPORTED
     assert found[SAME].value == pytest.approx(1 / 20)
     assert (found[SAME].hits, found[SAME].n) == (5, 5)
