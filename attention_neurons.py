@@ -335,6 +335,8 @@ _TABLE = {
     "entropy share": ("statistics", "entropy_share", "mean"),
 }
 
+_TITLE = "Layer {} reads back furthest: mean distance {}, mean over texts"
+
 _CAPTION = (
     "Implicit attention, the mean of |α| over heads. Mean distance: of each query, mean over "
     "queries. 90 % within: lag up to which the memory kernel holds 90 % of its mass. Entropy "
@@ -377,7 +379,7 @@ def _command(argv: list[str]) -> int:
     from recursive_visualizer import write_step_figure
 
     found = over_texts([part["attention_data"] for part in results.values()], _TABLE)
-    title = step_title(found, "distance (tokens)", "Layer {} reads back {} on average")
+    title = step_title(found, "distance (tokens)", _TITLE)
     picture = write_step_figure(
         job.output_dir, "attention_neurons", title, found, _CAPTION, args.formats
     )

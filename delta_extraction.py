@@ -362,7 +362,7 @@ _TABLE = {
 }
 
 
-_TITLE = "The slowest states of layer {} keep half of a token for {}"
+_TITLE = "The slowest states of layer {} keep half of a token for {}, median over channels"
 
 _CAPTION = (
     "Slowest half-life: ln 2 / (mean Δ |A|) of each channel's slowest state, median over channels. "

@@ -38,6 +38,7 @@ from result_views.figures.faithfulness_figures import FAITHFULNESS_FIGURES
 from result_views.figures.finding_figures import finding_figures
 from result_views.figures.long_memory_figures import LONG_MEMORY_FIGURES
 from result_views.figures.memory_figures import CAUSAL_FIGURES, MEMORY_FIGURES
+from result_views.figures.null_looks import CELLS_SAY, MAGNITUDES_SAY, POINTS_SAY
 from result_views.figures.overview_figures import OVERVIEW_FIGURES
 from result_views.figures.pages import page, styled
 from result_views.figures.patching_figures import PATCHING_FIGURES
@@ -178,10 +179,10 @@ def figure_neuron_evolution(results: Section) -> Figure:
         results,
         neuron_title(results),
         "Agreement: Spearman over queries of the attention paid to a lag, mean over lags; grey: "
-        "95 % interval of time shifts; filled points lie outside it. CKA of the neurons over the "
-        "same tokens (a neuron's number has no counterpart in another layer); grey: null of time "
-        "shifts, mean to largest draw; filled points lie above it. A method whose values stand on "
-        "single tokens has no such null and is left out.",
+        "95 % interval of time shifts. CKA of the neurons over the same tokens (a neuron's number "
+        "has no counterpart in another layer); grey: null of time shifts, mean to largest draw. "
+        "Filled points lie outside the grey (CKA: above it), hollow ones do not, half-filled ones "
+        "have no null. A method whose values stand on single tokens is left out.",
         [(1, 1.9)],
         sections,
     )
@@ -198,9 +199,9 @@ def figure_correlation_analysis(results: Section) -> Figure:
     figure, axes = page(
         results,
         correlation_title(results),
-        "Pearson r of every pair of channels of successive layers. Grey and crosses: within the "
-        "95 % interval of the null (circular time shifts; for the autocorrelation, shuffled "
-        "tokens); filled points lie outside it; hatched: missing. The residual stream of a later "
+        "Pearson r of every pair of channels of successive layers. Grey: 95 % interval of the null "
+        f"(circular time shifts; for the autocorrelation, shuffled tokens); {MAGNITUDES_SAY}; "
+        f"{CELLS_SAY} (mean |r|: not above it); hatched: missing. The residual stream of a later "
         "layer contains that of an earlier one: compare the mixers' outputs, above. By lag: all "
         f"texts together. Autocorrelation: {longest.replace('_', ' ')}, the longest. SSM and "
         "attention: Spearman, one column a text, in their order.",
@@ -232,10 +233,10 @@ def figure_consistency(results: Section) -> Figure:
         consistency_title(results),
         "Spread: standard deviation of the texts' means over that expected if all had one mean "
         "(autocorrelation within the texts accounted for); grey: the central 95 % of what chance "
-        "gives for so many texts. Shared neurons: on the lists of the most important of two texts, "
-        "mean over pairs of texts, hollow where for some pair p > 0.05 (hypergeometric, Bonferroni "
-        "over pairs). Agreement: rank correlation of importance over all neurons, mean over pairs. "
-        "Grey lines: by chance.",
+        f"gives for so many texts; {POINTS_SAY}. Shared neurons: on the lists of the most "
+        "important of two texts, mean over pairs of texts, hollow where for some pair p > 0.05 "
+        "(hypergeometric, Bonferroni over pairs). Agreement: rank correlation of importance over "
+        "all neurons, mean over pairs, without a null. Grey lines: by chance.",
         [(2, 1.2)] * 2,
         {},
     )
@@ -265,7 +266,7 @@ def figure_state_vs_activation_change(results: Section, *, scatters: bool = Fals
         results,
         change_title(results),
         "‖hₜ − hₜ₋₁‖ over the mean ‖h‖ and the same of the residual stream, L2 norms: Spearman "
-        "over tokens; grey: 95 % interval of circular time shifts; filled points lie outside it. "
+        f"over tokens; grey: 95 % interval of circular time shifts; {POINTS_SAY}. "
         "Norms: mean over tokens, a line a text where the texts differ."
         + (" Per layer: change of state (across) and of activation (up)." if shown else "")
         + (f" {len(shown)} of {len(every)} layers are shown." if len(shown) < len(every) else ""),

@@ -4,6 +4,8 @@ May import `suite_plumbing`, `selective_scan`, `token_statistics`.
 
 answers            The answers of an analysis's overview, as a terminal, a report and a page show
                    them
+beside_nulls       Where a value stands beside its null: the one rule of tables, figures and
+                   reports
 checks             Whether a run's numbers can be trusted, in words: what every report and every
                    terminal says
 claims             Claims of results as a terminal, a report and a page show them: by verdict,

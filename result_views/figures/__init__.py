@@ -23,6 +23,8 @@ neuron_figures        Figure of one set of neurons: how importance is spread, an
                       ones are active
 neuron_panels         Panels of neurons: across layers by method, and what texts share; each draws
                       on an ``ax``
+null_looks            How a value is drawn beside its null: outside, inside and without a null are
+                      three looks
 object_figures        Figures of single result objects: a layer's components along a text, a
                       layer's attention
 overview_figures      Figure of the overview: how long each layer keeps a token, copies, and is

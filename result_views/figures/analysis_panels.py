@@ -17,7 +17,9 @@ import numpy as np
 import seaborn
 from matplotlib.axes import Axes
 
+from result_views.beside_nulls import MAGNITUDES
 from result_views.figures.drawing import draw_heatmap, drawable_text, token_ticks
+from result_views.figures.null_looks import mark_standings
 from result_views.figures.panel_primitives import (
     as_array,
     begin,
@@ -32,7 +34,6 @@ from result_views.figures.panel_primitives import (
     layer_colours,
     legend_above,
     log_axis,
-    mark_cells,
     name_layers,
     pair_labels,
     point_size,
@@ -257,7 +258,7 @@ def plot_pair_statistic(
     parts = {text: part[stream] for text, part in usable(sections).items()}
     labels = pair_labels(next(iter(parts.values()), {}))
     tests = {text: [pair[statistic] for pair in part.values()] for text, part in parts.items()}
-    return draw_tests(ax, sections, labels, tests)
+    return draw_tests(ax, sections, labels, tests, one_sided=statistic in MAGNITUDES)
 
 
 def plot_lagged_correlation(
@@ -265,7 +266,7 @@ def plot_lagged_correlation(
 ) -> Axes:
     """Mean |r| of successive layers when the later is taken some tokens later; rows are pairs.
 
-    A cross marks what lies within the null of time shifts.
+    A cross marks what does not lie above the null of time shifts, "?" what has none.
     """
     title = f"Mean |r| by lag, {_STREAMS[stream]}"
     ax = begin(ax, title, "lag of the later layer (tokens)", "layers")
@@ -279,7 +280,7 @@ def plot_lagged_correlation(
     matrix = as_array(rows)
     draw_heatmap(ax, matrix, diverging=False, cbar_label="mean |r|", title=title)
     tops = as_array([pair["mean_abs"]["null_high"] for pair in section.values()])
-    mark_cells(ax, matrix <= tops[:, None], "0.75")
+    mark_standings(ax, matrix, None, tops[:, None], colour="0.75")
     thin_ticks(ax, "x", [f"{lag:+d}" if lag else "0" for lag in lags])
     thin_ticks(ax, "y", pair_labels(section))
     return ax
@@ -290,8 +291,8 @@ def plot_autocorrelation(
 ) -> Axes:
     """Autocorrelation of a stream by layer and lag.
 
-    A cross marks what lies within the null of shuffled tokens; a layer without any, such as one
-    that is silent, is hatched, with the reason.
+    A cross marks what lies within the null of shuffled tokens, "?" what has none; a layer without
+    values, such as one that is silent, is hatched, with the reason.
     """
     title = f"Autocorrelation, {_STREAMS[stream]}"
     ax = begin(ax, title, "lag (tokens)", "layer")
@@ -307,7 +308,7 @@ def plot_autocorrelation(
         for name in ("mean", "null_low", "null_high")
     )
     draw_heatmap(ax, matrix, diverging=True, cbar_label="correlation", title=title)
-    mark_cells(ax, (low <= matrix) & (matrix <= high))
+    mark_standings(ax, matrix, low, high)
     for row, (_, found) in enumerate(series):
         if not found["lags"]:
             ax.text(0, row, drawable_text(found["reason"], 60), va="center", fontsize=5.5,
@@ -321,7 +322,7 @@ def plot_ssm_attention(sections: Sections, ax: Axes | None = None) -> Axes:
     """Spearman correlation over tokens of Δ, B, C with attention; a row a layer.
 
     Each group of columns is a pair of quantities, and within it the texts in their order. A cross
-    marks what lies within the null of time shifts.
+    marks what lies within the null of time shifts, "?" what has none.
     """
     title = "SSM quantities and attention, correlation over tokens"
     ax = begin(ax, title, "", "layer")
@@ -345,7 +346,7 @@ def plot_ssm_attention(sections: Sections, ax: Axes | None = None) -> Axes:
     if np.isnan(matrix).all():
         return write_reason(ax, tests[0][0]["reason"] or "undefined")
     draw_heatmap(ax, matrix, diverging=True, limit=1.0, cbar_label="Spearman", title=title)
-    mark_cells(ax, (low <= matrix) & (matrix <= high))
+    mark_standings(ax, matrix, low, high)
     for group in range(1, len(names)):
         ax.axvline(group * len(found) - 0.5, color="white", linewidth=2.5)
     centres = [(i + 0.5) * len(found) - 0.5 for i in range(len(names))]

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from result_views.figures.drawing import MARKERS, PALETTE, draw_heatmap
+from result_views.figures.null_looks import mark_standings
 from result_views.figures.pages import page, styled
 from result_views.figures.panel_primitives import (
     as_array,
@@ -18,7 +19,6 @@ from result_views.figures.panel_primitives import (
     layer_colours,
     legend_above,
     log_axis,
-    mark_cells,
     name_layers,
     thin_ticks,
     write_reason,
@@ -48,7 +48,8 @@ def figure_comparison(results: Section) -> Figure:
         "(mean over heads; dashed), every row divided by its sum; means over texts, bars of one "
         "standard deviation over them. Black: attention spread evenly over the past. Agreement: "
         "Spearman over the lags of a window, mean over queries; CKA: debiased, of the residual "
-        "stream. Crosses: not above the null of time shifts, 95 % interval of a single pair."
+        "stream. Crosses: not above the null of time shifts, 95 % interval of a single pair; ?: no "
+        "null."
         + ("" if unit == "tokens" else " Tokens are here the pieces that all tokenizers share."),
         [(len(names), 1.2), (len(MEASURES), 1.2), *[(2, 1.6)] * len(pairs)],
         {},
@@ -138,9 +139,7 @@ def _plot_pairs(
     if not np.isfinite(values).any():
         return write_reason(ax, tests["reason"] or "a side is the same at every token")
     draw_heatmap(ax, values, diverging=True, limit=1.0, title=title)
-    highest = as_array(tests["null_high"])
-    if np.isfinite(highest).any():
-        mark_cells(ax, np.isfinite(values) & ~(values > highest))
+    mark_standings(ax, values, None, as_array(tests["null_high"]))
     thin_ticks(ax, "x", labels[1])
     return thin_ticks(ax, "y", labels[0])
 

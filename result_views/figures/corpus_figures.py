@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from result_views.figures.drawing import NULL_COLOUR, PALETTE, draw_heatmap
+from result_views.figures.null_looks import POINTS_SAY, draw_beside_null
 from result_views.figures.pages import page, styled
 from result_views.figures.panel_primitives import (
     as_array,
@@ -37,8 +38,8 @@ def figure_corpus(results: Section) -> Figure:
         f"states and pairs ({corpus['mapped']:,}). Half-life at the mean Δ, median over channels "
         "and states. "
         "Copying: share of |αu| on what followed an earlier occurrence of the token over that "
-        "around it; grey: 95 % of what queries moved in time give. CKA of sampled channels of the "
-        "residual stream, the course over position taken out.",
+        f"around it; grey: 95 % of what queries moved in time give; {POINTS_SAY}. CKA of sampled "
+        "channels of the residual stream, the course over position taken out; no null.",
         [(2, 1.3), (2, 1.3)],
         {},
     )
@@ -88,8 +89,7 @@ def plot_copying(results: Section, ax: Axes | None = None) -> Axes:
     )
     ax.fill_between(x, low, high, color=NULL_COLOUR, alpha=0.5, linewidth=0)
     ax.plot(x, value, "-", color=PALETTE[0], linewidth=0.6)
-    faces = ["white" if one else PALETTE[0] for one in (low <= value) & (value <= high)]
-    ax.scatter(x, value, s=9, c=faces, edgecolors=PALETTE[0], linewidths=0.8, zorder=3)
+    draw_beside_null(ax, x, [test for _, test in rows], PALETTE[0], "o", size=3)
     return layer_ticks(ax, x)
 
 

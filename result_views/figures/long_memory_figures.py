@@ -5,6 +5,8 @@ Reads what ``long_memory`` writes; computes no statistic.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -39,7 +41,8 @@ def figure_long_memory(results: Section) -> Figure:
         f"{results['num_tokens'] - 1} tokens, each predicted once in every reading: from all of "
         "the text before it (whole text), or from a window that starts from an empty memory. "
         "Differences: loss minus that of the whole text, above 0 where memory beyond the window "
-        f"helps; bars: 95 % interval by resampling blocks of {results['block']} tokens. By "
+        f"helps; bars: 95 % interval by resampling blocks of {results['block']} tokens"
+        f"{_without_intervals(results['readings'])}. By "
         "context: each point of the whole text holds tokens of its own, few of them at the left. "
         "Along the text: means of the same blocks.",
         [(2, 1.3)] * 2,
@@ -50,6 +53,12 @@ def figure_long_memory(results: Section) -> Figure:
     plot_along(results, axes[1][0])
     plot_state_norm(results, axes[1][1])
     return figure
+
+
+def _without_intervals(readings: Sequence[Section]) -> str:
+    """Why differences stand without an interval, for the caption; "" where none does."""
+    reasons = {row["reason"] for row in readings if row["difference"] is not None} - {None}
+    return f" (none here: {'; '.join(sorted(reasons))})" if reasons else ""
 
 
 def plot_differences(results: Section, ax: Axes | None = None) -> Axes:
@@ -76,12 +85,13 @@ def plot_by_context(results: Section, ax: Axes | None = None) -> Axes:
     """Mean loss by the number of tokens that a token is predicted from, from FIRST_CONTEXT on.
 
     Less context is what every reading has at the start of the text or of a window; it is drawn
-    where the text is too short for more.
+    where the text is too short for more, and of windows that are no longer their last bin alone.
     """
     ax = begin(ax, "Loss by context", "tokens of context", "nats a token")
     long = any(row["first"] >= FIRST_CONTEXT for row in results["by_context"][WHOLE])
     for name, every in results["by_context"].items():
-        rows = [row for row in every if not long or row["first"] >= FIRST_CONTEXT]
+        rows = [row for row in every if row["first"] >= FIRST_CONTEXT] if long else every
+        rows = rows or every[-1:]
         colour, marker = _style(results, name)
         x = [np.sqrt(row["first"] * row["last"]) for row in rows]
         y = as_array([row["loss"] for row in rows])

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from result_views.figures import memory_panels as panels
 from result_views.figures.analysis_panels import PAIR_STATISTICS
 from result_views.figures.finding_figures import twin_ranges
+from result_views.figures.null_looks import CELLS_SAY, MAGNITUDES_SAY, POINTS_SAY
 from result_views.figures.pages import page, styled
 from result_views.figures.titles import (
     activation_title,
@@ -77,10 +78,10 @@ def figure_recursive_patterns(results: Section) -> Figure:
     section = memory_section(results, "recursive_patterns")
     figure, axes = page(
         results, recursion_title(section),
-        "Autocorrelation of the mixer's output within texts, mean over channels; crosses: within "
-        "the 95 % interval of its null, shuffled tokens; hatched: missing. Changes: Spearman over "
+        "Autocorrelation of the mixer's output within texts, mean over channels; its null, 95 % "
+        f"interval: shuffled tokens; {CELLS_SAY}; hatched: missing. Changes: Spearman over "
         "tokens of ‖hₜ − hₜ₋₁‖ and the same of the mixer's output; grey: null of circular time "
-        "shifts; hollow points lie inside it.",
+        f"shifts; {POINTS_SAY}.",
         [(1, 1.3), (1, 1.1)], {},
     )  # fmt: skip
     panels.plot_autocorrelation(section, "mixer", axes[0][0])
@@ -97,7 +98,7 @@ def figure_cross_layer(results: Section) -> Figure:
         results, cross_layer_title(section),
         "Pearson r of every pair of channels of successive layers: mean and largest |r|, and "
         "debiased CKA, over the tokens of all texts. Grey: 95 % interval of the null of circular "
-        "time shifts; hollow points lie inside it. The residual stream of a later layer contains "
+        f"time shifts; {MAGNITUDES_SAY}. The residual stream of a later layer contains "
         "that of an earlier one: compare the mixers' outputs, above.",
         [(3, 1.15)] * 2, {},
     )  # fmt: skip
@@ -117,8 +118,8 @@ def figure_ssm_neurons(results: Section) -> Figure:
         "circular time shifts. Right: over channels, mean Δ with the neuron's change when the "
         "decay alone is scaled (its memory), null of permutations. Dashed: smallest and largest "
         "value of untrained models, where they were tried. Below: over channels, importance by "
-        "method with mean Δ, half-life and memory. Hollow points and crosses: within the 95 % "
-        "interval of the null.",
+        "method with mean Δ, half-life and memory. Grey: the null's 95 % interval; "
+        f"{POINTS_SAY} (mean |ρ|: filled above it); {CELLS_SAY}.",
         [(2, 1.2), (1, 1.6)], {},
     )  # fmt: skip
     for ax, (path, title, label) in zip(axes[0], DELTA_TESTS.values(), strict=True):

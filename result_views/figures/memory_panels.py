@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from result_views.beside_nulls import MAGNITUDES
 from result_views.figures.analysis_panels import PAIR_STATISTICS
 from result_views.figures.analysis_panels import (
     plot_autocorrelation as autocorrelation_of_layers,
@@ -25,6 +26,7 @@ from result_views.figures.drawing import (
     draw_heatmap,
     draw_null_band,
 )
+from result_views.figures.null_looks import draw_beside_null, mark_standings
 from result_views.figures.panel_primitives import (
     as_array,
     begin,
@@ -33,7 +35,6 @@ from result_views.figures.panel_primitives import (
     layer_ticks,
     legend_above,
     log_axis,
-    mark_cells,
     name_layers,
     pair_labels,
     thin_ticks,
@@ -148,7 +149,8 @@ def plot_tests_by_layer(
     *,
     twins: Sequence[Sequence[float]] = (),
 ) -> Axes:
-    """A tested value by layer on the band of its null; hollow points lie inside the band.
+    """A tested value by layer on the band of its null: filled outside it (of a magnitude, above),
+    hollow inside, half filled without one.
 
     ``twins``: smallest and largest value of untrained models, mean over layers, as dashed lines.
     """
@@ -166,10 +168,10 @@ def plot_tests_by_layer(
     draw_null_band(ax, layers, low, high)
     if len(layers) == 1:  # which has no band
         ax.vlines(layers, low, high, color=NULL_COLOUR, alpha=NULL_ALPHA, linewidth=3)
-    inside = (low <= value) & (value <= high)
-    colours = ["white" if one else PALETTE[0] for one in inside]
     ax.plot(layers, value, color=PALETTE[0], linewidth=0.6)
-    ax.scatter(layers, value, c=colours, edgecolors=PALETTE[0], zorder=3, s=14)
+    draw_beside_null(
+        ax, layers, [test for _, test in shown], PALETTE[0], "o", one_sided=path[-1] in MAGNITUDES
+    )
     for i, end in enumerate(sorted({end for ends in twins for end in ends})):
         label = None if i else "untrained models, mean over layers"
         ax.axhline(end, color=PALETTE[3], linestyle="--", linewidth=0.8, label=label)
@@ -205,7 +207,8 @@ def plot_kernel(section: Section, ax: Axes | None = None) -> Axes:
 def plot_pairs(section: Section, stream: str, statistic: str, ax: Axes | None = None) -> Axes:
     """A statistic of the pairs of layers that were compared, each beside its null.
 
-    Grey bar: the null's 95 % interval; a point within it is hollow.
+    Grey bar: the null's 95 % interval; a point above it is filled, one that is not hollow, one
+    without a null half filled.
     """
     label = PAIR_STATISTICS[statistic]
     ax = begin(ax, f"{label}, {_STREAMS[stream]}", "layers", label)
@@ -221,16 +224,14 @@ def plot_pairs(section: Section, stream: str, statistic: str, ax: Axes | None = 
     ax.use_sticky_edges = False  # a null is seen to end
     ax.bar(x, high - low, 0.5, low, color=NULL_COLOUR, alpha=NULL_ALPHA, linewidth=0)
     ax.plot(x, value, color=PALETTE[0], linewidth=0.6, alpha=0.6)
-    inside = (low <= value) & (value <= high)
-    for chosen, face in ((~inside, PALETTE[0]), (inside, "white")):
-        ax.plot(x[chosen], value[chosen], "o", color=PALETTE[0], markerfacecolor=face)
+    draw_beside_null(ax, x, tests, PALETTE[0], "o", one_sided=statistic in MAGNITUDES)
     return thin_ticks(ax, "x", pair_labels(section[stream]))
 
 
 def plot_rank_correlations(section: Section, ax: Axes | None = None) -> Axes:
     """Rank correlation over channels of each method's importance with delta and memory.
 
-    A cross marks what lies within the null of permutations.
+    A cross marks what lies within the null of permutations, "?" what has none.
     """
     ax = begin(ax, "Importance with Δ and memory", "", "layer")
     if reason := failure(section):
@@ -247,7 +248,7 @@ def plot_rank_correlations(section: Section, ax: Axes | None = None) -> Axes:
     if not np.isfinite(values).any():
         return write_reason(ax, tests[0][0]["reason"])
     draw_heatmap(ax, values, diverging=True, limit=1.0, cbar_label="ρ", title=ax.get_title())
-    mark_cells(ax, (low <= values) & (values <= high))
+    mark_standings(ax, values, low, high)
     names = [f"{_CORRELATES.get(name, name)}\n{method.split('_')[0]}" for method, name in columns]
     ax.set_xticks(range(len(names)), names)
     for i in range(1, len(columns)):
@@ -340,6 +341,8 @@ def plot_kernel_agreement(section: Section, ax: Axes | None = None) -> Axes:
         return write_reason(ax, reason)
     for i, (kind, label) in enumerate(CAUSAL_KINDS.items()):
         found = layers_of(section.get(kind, {}).get("kernel_agreement", {}))
+        if not found:
+            continue
         values = as_array([part["spearman"] for _, part in found])
         layers = np.array([layer for layer, _ in found]) + (i - 0.5) * 0.2
         low, high = (as_array([part.get(end) for _, part in found]) for end in ("low", "high"))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from matplotlib.axes import Axes
 
+from result_views.beside_nulls import INSIDE, NO_NULL, OUTSIDE, neuron_cka_test
 from result_views.figures.panel_primitives import (
     as_array,
     begin,
@@ -66,20 +67,9 @@ def plot_neuron_transitions(sections: Sections, ax: Axes | None = None) -> Axes:
     return ax
 
 
-def _cka_test(step: Section) -> Section:
-    # A CKA below its null is no finding.
-    return {
-        "value": step["cka"],
-        "null_low": step["cka_null_mean"],
-        "null_high": step["cka_null_max"],
-        "reason": step["reason"],
-        "one_sided": True,
-    }
-
-
 _TRANSITION_STATISTICS = {
     "agreement": lambda step: step["attention_agreement"],
-    "CKA": _cka_test,
+    "CKA": neuron_cka_test,
 }
 
 
@@ -95,7 +85,7 @@ def plot_neuron_cka(sections: Sections, method: str, ax: Axes | None = None) -> 
     parts = {text: section[method]["transitions"] for text, section in usable(sections).items()}
     first = next(iter(parts.values()), [])
     labels = [f"{step['from_layer']}→{step['to_layer']}" for step in first]
-    tests = {text: [_cka_test(step) for step in steps] for text, steps in parts.items()}
+    tests = {text: [neuron_cka_test(step) for step in steps] for text, steps in parts.items()}
     return draw_tests(ax, sections, labels, tests)
 
 
@@ -141,7 +131,7 @@ def plot_neuron_concentration(sections: Sections, method: str, ax: Axes | None =
 def plot_neuron_overlap(section: Section, ax: Axes | None = None) -> Axes:
     """Number of important neurons that two texts share; a grey line at that of random lists.
 
-    An outline, where some pair of texts shares no more than random lists do (p > 0.05).
+    Hollow, where some pair of texts shares no more than random lists do (p > 0.05).
     """
     ax = begin(ax, "Shared important neurons", "layer", "neurons on both lists")
     if (reason := failure(section)) is not None:
@@ -149,19 +139,20 @@ def plot_neuron_overlap(section: Section, ax: Axes | None = None) -> Axes:
     first = next(iter(layers_of(section)[0][1].values()))
     ax.set_ylabel(f"neurons on both lists, of {first['top_n']}")
     points = _by_method(section, "mean_overlap")
-    by_chance = {
-        name: [p_value is None or p_value > 0.05 for p_value in p_values]
+    standings = {
+        name: [NO_NULL if p is None else INSIDE if p > 0.05 else OUTSIDE for p in p_values]
         for name, p_values in _by_method(section, "largest_p_value").items()
     }
     chance, reason = first["expected_overlap"], first["reason"]
-    ax = draw_points(ax, section, points, chance, reason, hollow=by_chance)
+    ax = draw_points(ax, section, points, chance, reason, standings=standings)
     if ax.lines:
         ax.set_ylim(0, None)
     return ax
 
 
 def plot_neuron_rank_agreement(section: Section, ax: Axes | None = None) -> Axes:
-    """Rank correlation of the neurons' importance between texts; 0 is chance."""
+    """Rank correlation of the neurons' importance between texts; 0 is chance, and no null is drawn,
+    so that the points are half filled."""
     ax = begin(ax, "Agreement on importance", "layer", "Spearman correlation")
     if (reason := failure(section)) is not None:
         return write_reason(ax, reason)

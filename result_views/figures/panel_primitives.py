@@ -15,10 +15,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
 from numpy.typing import NDArray
 
+from result_views.beside_nulls import standing
 from result_views.figures.drawing import (
     LAYER_CMAP,
     MARKERS,
@@ -28,6 +31,7 @@ from result_views.figures.drawing import (
     QUANTITY_STYLES,
     drawable_text,
 )
+from result_views.figures.null_looks import draw_beside_null, draw_standings
 from suite_plumbing.result_reading import Section, Sections, all_layers, layers_of, usable, why_none
 
 MAX_TICKS = 13
@@ -207,7 +211,7 @@ def draw_tests(
     """Values beside the interval of their null, by text: tests of the categories in `labels`.
 
     A grey bar spans null_low to null_high. A point outside is filled, one inside is hollow, one
-    without a null is hollow too. `one_sided`, or that key of a test: only values above null_high
+    without a null half filled. `one_sided`, or that key of a test: only values above null_high
     count as outside. `wide`: the panel is as wide as the page.
     """
     given = [test for row in tests.values() for test in row]
@@ -223,13 +227,7 @@ def draw_tests(
         ax.bar(x, high - low, width, low, color=NULL_COLOUR, alpha=alpha, linewidth=0, label="null")
         colour, marker = text_style(text)
         ax.plot(x, value, color=colour, linewidth=0.6, alpha=0.6)
-        below_counts = [not test.get("one_sided", one_sided) for test in row]
-        outside = (value > high) | ((value < low) & below_counts)
-        for chosen, face in ((outside, colour), (~outside, "white")):
-            ax.plot(
-                x[chosen], value[chosen], marker, color=colour, markerfacecolor=face,
-                markeredgewidth=0.8, label=text,
-            )  # fmt: skip
+        draw_beside_null(ax, x, row, colour, marker, one_sided=one_sided, label=text)
     return upright_ticks(ax, labels) if wide else thin_ticks(ax, "x", labels)
 
 
@@ -249,13 +247,14 @@ def draw_points(
     chance: float,
     reason: str | None,
     *,
-    hollow: Mapping[str, Sequence[bool]] | None = None,
+    standings: Mapping[str, Sequence[str | None]] | None = None,
     null: Mapping[str, tuple[Sequence[Any], Sequence[Any]]] | None = None,
 ) -> Axes:
     """Groups of points, one group a layer, and a grey line at what chance gives.
 
-    `hollow`: by name of the points, those that are drawn as outlines. `null`: by name, the lower
-    and upper ends of the interval of chance, as grey bars in place of the line.
+    `null`: by name, the lower and upper ends of the interval of chance, as grey bars in place of
+    the line. `standings`: by name of the points, where each stands beside chance (`beside_nulls`);
+    that of `null` where they are not given. Points of which neither is known have no null.
     """
     if all(value is None for values in points.values() for value in values):
         return write_reason(ax, reason or "undefined")
@@ -268,12 +267,11 @@ def draw_points(
                 x, high - low, 0.8 * width, low, color=NULL_COLOUR, alpha=NULL_ALPHA, linewidth=0
             )
         colour, marker = PALETTE[i % len(PALETTE)], MARKERS[i % len(MARKERS)]
-        empty = np.array(hollow[name] if hollow else [False] * len(values))
-        for chosen, face, label in ((~empty, colour, name), (empty, "white", None)):
-            ax.plot(
-                x[chosen], y[chosen], marker, color=colour, markerfacecolor=face, markersize=4,
-                label=label,
-            )  # fmt: skip
+        ends = null[name] if null is not None else ([None] * len(values),) * 2
+        looks = standings[name] if standings else list(map(standing, values, *ends))
+        draw_standings(ax, x, y, looks, colour, marker, size=4)
+        label = name if np.isfinite(y).any() else f"{name}: undefined"
+        ax.plot([], [], marker, color=colour, markersize=4, label=label)
     if null is None:
         ax.axhline(chance, color=NULL_COLOUR, linewidth=1.5, zorder=0)
     thin_ticks(ax, "x", [str(layer) for layer, _ in layers_of(section)])
@@ -281,8 +279,16 @@ def draw_points(
 
 
 def legend_above(ax: Axes, columns: int, handles: Sequence[Any] | None = None) -> Axes:
-    """A legend between title and axes, so that it hides nothing."""
+    """A legend between title and axes, so that it hides nothing.
+
+    A line without any defined value is named as undefined.
+    """
     shown = ax.get_legend_handles_labels()[0] if handles is None else list(handles)
+    for handle in shown:
+        line = handle.lines[0] if isinstance(handle, ErrorbarContainer) else handle
+        drawn = as_array(line.get_ydata()) if isinstance(line, Line2D) else np.zeros(0)
+        if drawn.size and not np.isfinite(drawn).any():
+            handle.set_label(f"{handle.get_label()}: undefined")
     rows = -(-len(shown) // max(columns, 1))
     ax.set_title(ax.get_title(), pad=5 + 9 * rows)
     ax.legend(
@@ -390,14 +396,6 @@ def upright_ticks(ax: Axes, labels: Sequence[str]) -> Axes:
 def pair_labels(section: Section) -> list[str]:
     """Names of the pairs of layers of a section keyed by "layer_0_to_3"."""
     return [f"{pair['layers'][0]}→{pair['layers'][1]}" for pair in section.values()]
-
-
-def mark_cells(ax: Axes, chosen: NDArray[np.bool_], colour: str = "0.35") -> Axes:
-    """A small cross on each chosen cell of a heat map."""
-    rows, columns = np.nonzero(chosen)
-    size = 3.0 if max(chosen.shape) <= 20 else 1.8
-    ax.plot(columns, rows, "x", color=colour, markersize=size, markeredgewidth=0.5)
-    return ax
 
 
 def _step(count: int, most: int) -> int:

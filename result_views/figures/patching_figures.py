@@ -52,11 +52,12 @@ def figure_patching(results: Section) -> Figure:
 def patching_title(found: Section) -> str:
     """The place that a patch moves the prediction most from, and by how much.
 
-    Of sites other than the residual stream, whose last layer holds the answer in any model.
+    Of sites other than the residual stream, whose last layer holds the answer in any model. Where a
+    control was measured, of the places that the interval sets apart from it; without, that is said.
     """
     sites = [site for site in found["sites"] if site != "residual"] or list(found["sites"])
     places = [
-        (value, site, found["sites"][site]["layers"][row], token)
+        (value, site, row, token)
         for site in sites
         for row, values in enumerate(found["sites"][site]["effect"])
         for token, value in enumerate(values)
@@ -64,10 +65,18 @@ def patching_title(found: Section) -> str:
     ]
     if not places:
         return "Activation patching"
-    value, site, layer, token = max(places, key=lambda place: place[0])
+    controlled = any(found["sites"][site].get("control") for site in sites)
+    apart = [place for place in places
+             if place[2:] in _above_control(found["sites"][place[1]])]  # fmt: skip
+    value, site, row, token = max(apart or places, key=lambda place: place[0])
+    layer = found["sites"][site]["layers"][row]
     name = f"“{_name(found['tokens'][token])}” ({token})" if found["tokens"] else f"token {token}"
     where = f"{site} of layer {layer} at {name}"
-    return f"What the {where} holds makes {value:.0%} of the difference between the runs"
+    if controlled and not apart:
+        most = f"the most, {value:.0%}, from the {where}"
+        return f"No patch is set apart from an unrelated pair's values: {most}"
+    bare = "" if controlled else "; no control"
+    return f"What the {where} holds makes {value:.0%} of the difference between the runs{bare}"
 
 
 def _name(token: object) -> str:
@@ -107,7 +116,7 @@ def plot_circuit(circuit: Section, ax: Axes | None = None) -> Axes:
 
 def _above_control(part: Section) -> list[tuple[int, int]]:
     """Rows and columns of the places that the interval sets apart from the control."""
-    if part["control"] is None:
+    if part.get("control") is None:
         return []
     low, control = as_array(part["low"]), as_array(part["control"])
     rows, columns = (low > control).nonzero()

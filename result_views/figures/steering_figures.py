@@ -38,16 +38,23 @@ def figure_steering(results: Section) -> Figure:
 
 
 def steering_title(results: Section) -> str:
-    """What the vector does to the target at the coefficient nearest to 1, beside random vectors."""
+    """What the vector does to the target at the coefficient nearest to 1, beside random vectors;
+    what lies within its interval or among theirs, or has no interval, is said to."""
     vector, target = results["vector"], results["target"]["name"].replace("_", " ")
     row = min(results["by_coefficient"], key=lambda row: abs(row["coefficient"] - 1))
     random = [e["target_change"] for e in _random(results)
               if e["coefficient"] == row["coefficient"]]  # fmt: skip
     beside = f" (random vectors: {min(random):+.2f} to {max(random):+.2f})" if random else ""
-    return (
-        f"Added {row['coefficient']:g} times at the {vector['site']} of layer {vector['layer']}, "
-        f"the vector changes the {target} by {row['target_change']:+.2f}{beside}"
-    )
+    change, low, high = row["target_change"], row["low"], row["high"]
+    where = f"Added {row['coefficient']:g} times at the {vector['site']} of layer {vector['layer']}"
+    if low is not None and low <= 0 <= high:
+        done = f"is not found to change the {target}: {change:+.2f}, {low:+.2f} to {high:+.2f}"
+        return f"{where}, the vector {done}{beside}"
+    if random and min(random) <= change <= max(random):
+        done = f"changes the {target} no more than random ones do: {change:+.2f}"
+        return f"{where}, the vector {done}{beside}"
+    bare = "; no interval over so few prompts" if low is None else ""
+    return f"{where}, the vector changes the {target} by {change:+.2f}{beside}{bare}"
 
 
 def plot_target(results: Section, ax: Axes | None = None) -> Axes:

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from result_views.figures.analysis_panels import PAIR_STATISTICS
 from result_views.figures.drawing import PALETTE
 from result_views.figures.memory_panels import plot_pairs
+from result_views.figures.null_looks import MAGNITUDES_SAY
 from result_views.figures.pages import page, styled
 from result_views.figures.panel_primitives import begin, layer_ticks, log_axis, write_reason
 from result_views.figures.titles import cross_layer_title
@@ -55,9 +56,9 @@ def figure_layer_correlations(results: Section) -> Figure:
         results,
         title.replace("Mixers", "Residual streams") if streams == ["residual"] else title,
         "Pearson r of every pair of channels: mean and largest |r|, and debiased CKA, over the "
-        "tokens of all texts. Grey: 95 % interval of the null of circular time shifts; hollow "
-        "points lie inside it. The residual stream of a later layer contains that of an earlier "
-        "one: compare the mixers' outputs.",
+        "tokens of all texts. Grey: 95 % interval of the null of circular time shifts; "
+        f"{MAGNITUDES_SAY}. The residual stream of a later layer contains that of an earlier one: "
+        "compare the mixers' outputs.",
         [(3, 1.15)] * max(len(streams), 1),
         {},
     )

@@ -1,7 +1,8 @@
 """Titles of the figures: what each shows of these results, as a sentence with its numbers.
 
 A title says what stands in the results and no more; where the numbers are missing it is the plain
-name of what is drawn. Over texts a number is the middle one of the texts.
+name of what is drawn. Over texts a number is the middle one of the texts, unless it is said to be
+another. What lies within its null or interval, or has none, is not told as a fact.
 """
 
 from __future__ import annotations
@@ -28,17 +29,27 @@ from token_statistics.verdict_rules import apart_from_position
 def ssm_title(results: Section) -> str:
     """Which layer's states keep a token longest, and which shortest."""
     by_layer = _middle_by_layer(results, "ssm_components", "dynamics", "half_life", "median")
-    return _longest_and_shortest(
+    title = _longest_and_shortest(
         by_layer, "SSM components by layer", "Layer {} keeps a token longest: median half-life {}"
     )
+    tokens = [len(part.get("tokens", ())) for part in results.get("individual_texts", {}).values()]
+    if len(by_layer) < 2 or not 0 < max(tokens) < max(by_layer.values()):
+        return title
+    return f"{title}, by A and the mean Δ; no text is longer than {max(tokens):,}"
 
 
 def attention_title(results: Section) -> str:
-    """Which layer reads back furthest, and which least."""
-    path = ("attention_data", "statistics", "mean_distance", "mean")
+    """How far back half of the queries of all texts read, the median of their mean distances: the
+    layer where that is furthest, and the one where it is least."""
+    by_layer: dict[int, list[Any]] = {}
+    for section in usable(text_sections(results, "attention_data")).values():
+        for layer, part in layers_of(section):
+            queries = entry_at(part, "by_query", "mean_distance") or [[]]
+            by_layer.setdefault(layer, []).extend(queries[0])
     return _longest_and_shortest(
-        _middle_by_layer(results, *path), "Implicit attention", "Layer {} reads back {} on average"
-    )
+        _middle(by_layer), "Implicit attention",
+        "Half of layer {}'s queries have a mean distance of {} or more"
+    )  # fmt: skip
 
 
 def neuron_title(results: Section) -> str:
@@ -52,7 +63,8 @@ def neuron_title(results: Section) -> str:
     tests = [step["attention_agreement"] for step in steps]
     return _above(
         tests, "Neurons across layers",
-        "Neurons of successive layers attend alike above their null in {} pairs"
+        "Neurons of successive layers attend alike above their null in {} pairs of layers by texts "
+        "and methods"
     )  # fmt: skip
 
 
@@ -62,7 +74,7 @@ def correlation_title(results: Section) -> str:
     tests = [pair["mean_abs"] for section in sections for pair in section["mixer"].values()]
     return _above(
         tests, "Correlations across layers, over time, and with attention",
-        "Mixers of successive layers are correlated above their null in {} pairs"
+        "Mixers of successive layers are correlated above their null in {} pairs of layers by texts"
     )  # fmt: skip
 
 
@@ -108,7 +120,7 @@ def activation_title(section: Section, methods: Sequence[str]) -> str:
         return plain
     most, least = max(middle, key=middle.__getitem__), min(middle, key=middle.__getitem__)
     return (
-        f"Neurons ({method_name(methods[0])}) are most active in layer {most} (RMS "
+        f"Neurons ({method_name(methods[0])}) are most active in layer {most} (median RMS "
         f"{middle[most]:.2g}), least in {least} ({middle[least]:.2g})"
     )
 
@@ -182,7 +194,8 @@ def _first_and_last(bins: Sequence[Section]) -> str:
 
 
 def comparison_title(results: Section) -> str:
-    """How far back each model's attention reads on average, least to most over its layers."""
+    """Mean distance of each model's attention, over queries and texts, least to most over its
+    layers."""
     parts = []
     for name, sites in results["attention"].items():
         found = [site["mean_distance"]["value"] for site in sites.values()]
@@ -190,18 +203,26 @@ def comparison_title(results: Section) -> str:
         if known:
             ends = known[0] if known[0] == known[-1] else f"{known[0]} to {known[-1]}"
             parts.append(f"{name} {ends}")
-    said = f"How many {results['unit']} attention reads back, by layer"
+    said = f"Mean distance of attention over its layers, {results['unit']}"
     return f"{said}: {'; '.join(parts)}" if parts else "Models side by side"
 
 
 def long_memory_title(readings: Sequence[Section]) -> str:
-    """What the memory beyond the widest window is worth."""
+    """What the memory beyond the widest window is worth, where an interval sets it apart from 0."""
     known = [row for row in readings if row["difference"] is not None]
     if not known:
         return "A long text read through"
-    change, words = known[-1]["difference"], known[-1]["reading"].replace("windows of", "")
-    done = "saves" if change > 0 else "costs"
-    return f"Memory beyond{words} tokens {done} {abs(change):.2g} nats a token"
+    row = known[-1]
+    change, low, high = row["difference"], row["low"], row["high"]
+    words = f"beyond{row['reading'].replace('windows of', '')} tokens"
+    if low is None or high is None:
+        more = "higher" if change > 0 else "lower"
+        much = f"{abs(change):.2g} nats a token {more}"
+        return f"Without memory {words} the loss of this text is {much}; no interval"
+    if low <= 0 <= high:
+        ends = f"{change:+.2g} nats a token, interval {low:+.2g} to {high:+.2g}"
+        return f"Memory {words} is not found to help or to harm: {ends}"
+    return f"Memory {words} {'saves' if change > 0 else 'costs'} {abs(change):.2g} nats a token"
 
 
 def finding_title(rows: Sequence[Section]) -> str:

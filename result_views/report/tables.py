@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from result_views.answers import overview_rows
+from result_views.beside_nulls import MAGNITUDES, OUTSIDE, neuron_cka_test, standing_of
 from result_views.faithfulness_rows import OTHER_TEXT
 from result_views.glossary import STATISTIC_NAMES, method_name
 from suite_plumbing.result_reading import Section, cross_text_section, entry_at, failure, layers_of
@@ -37,7 +38,7 @@ class Cell(NamedTuple):
     null: str = ""
     """the null's 95 % interval, "low to high", or in words; empty without one"""
     outside: bool = False
-    """whether the value lies outside its null"""
+    """whether the value lies outside its null, as `result_views.beside_nulls` has it"""
 
 
 @dataclass(frozen=True)
@@ -67,15 +68,19 @@ def cell(value: Any) -> Cell:
     return Cell(shown(value))
 
 
-def null_cell(test: Mapping[str, Any] | None) -> Cell:
-    """A cell of a test's ``value`` beside its null; the reason where it is undefined."""
+def null_cell(test: Mapping[str, Any] | None, *, one_sided: bool = False) -> Cell:
+    """A cell of a test's ``value`` beside its null; the reason where it is undefined.
+
+    ``one_sided``, or that key of the test: only a value above the null is outside.
+    """
     if not isinstance(test, Mapping) or test.get("value") is None:
         reason = test.get("reason") if isinstance(test, Mapping) else None
         return Cell(f"{UNDEFINED} ({reason})" if reason else UNDEFINED)
     value, bounds = test["value"], (test.get("null_low"), test.get("null_high"))
     if bounds[0] is None or bounds[1] is None:
         return Cell(shown(value))
-    return Cell(shown(value), between(bounds), not bounds[0] <= value <= bounds[1])
+    outside = standing_of(test, one_sided=one_sided) == OUTSIDE
+    return Cell(shown(value), between(bounds), outside)
 
 
 def between(pair: Sequence[Any]) -> str:
@@ -164,6 +169,8 @@ _PAIR_COLUMNS = (
 
 _NULL_NOTE = "Below a value: its null. Bold: outside it."
 
+_MAGNITUDES_NOTE = "Below a value: its null. Bold: above it."
+
 
 def _pairs(section: Section, title: str) -> Table:
     columns = (
@@ -177,7 +184,7 @@ def _pairs(section: Section, title: str) -> Table:
         for name, pair in pairs.items()
         if name.startswith("layer_")
     ]  # fmt: skip
-    return Table(title, columns, tuple(rows), _NULL_NOTE, failure(section) or _if_none(rows))
+    return Table(title, columns, tuple(rows), _MAGNITUDES_NOTE, failure(section) or _if_none(rows))
 
 
 def _if_none(rows: Sequence[Any]) -> str | None:
@@ -195,7 +202,7 @@ def _pair_name(name: str) -> str:
 def _pair_cells(pair: Mapping[str, Any]) -> list[Cell]:
     if pair.get("enough_tokens") is False:
         return [Cell(f"{UNDEFINED} ({pair.get('reason')})"), *[Cell(UNDEFINED)] * 3]
-    tests = [null_cell(pair.get(name)) for name in _PAIR_STATISTICS]
+    tests = [null_cell(pair.get(one), one_sided=one in MAGNITUDES) for one in _PAIR_STATISTICS]
     return [*tests, cell(pair.get("significant_share"))]
 
 
@@ -265,18 +272,16 @@ def _evolution(steps: Section) -> Table:
     rows = []
     for method, part in section.items() if failure(section) is None else ():
         for step in part.get("transitions", ()):
-            test = {"value": step.get("cka"), "reason": step.get("reason"),
-                    "null_low": step.get("cka_null_mean"),
-                    "null_high": step.get("cka_null_max")}  # fmt: skip
             rows.append(
                 (Cell(method_name(method)), Cell(f"{step['from_layer']} to {step['to_layer']}"),
-                 null_cell(test), cell(step.get("cka_p_value")), cell(step.get("rms_ratio")))
+                 null_cell(neuron_cka_test(step)), cell(step.get("cka_p_value")),
+                 cell(step.get("rms_ratio")))
             )  # fmt: skip
     columns = (
         Column("neurons by", "", True), Column("layers", "", True),
         Column("CKA", "cka"), Column("p"), Column("ratio of RMS"),
     )  # fmt: skip
-    note = "Null of CKA: mean to largest draw of circular time shifts. Bold: outside it."
+    note = "Null of CKA: mean to largest draw of circular time shifts. Bold: above it."
     return Table(
         "Neurons from layer to layer",
         columns,

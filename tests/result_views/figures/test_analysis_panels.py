@@ -217,10 +217,29 @@ def test_ssm_attention_has_a_group_of_columns_a_pair_and_a_column_a_text(ax):
 
 def test_spread_between_texts_beside_chance(ax):
     null = {"null_low": 0.25, "null_high": 1.5, "reason": None}
-    section = {f"layer_{i}": {"mean_delta": {"ratio": 0.5 + i, **null}} for i in (0, 1)}
+    section = {f"layer_{i}": {"mean_delta": {"ratio": 0.5 + 2 * i, **null}} for i in (0, 1)}
     panels.plot_text_spread(section, ax, "Spread")
     assert rectangles(ax) == [(0.25, 1.5)] * 2
-    np.testing.assert_array_equal(ax.lines[0].get_ydata(), [0.5, 1.5])
+    outside, inside = ax.lines[:2]
+    np.testing.assert_array_equal(outside.get_xydata(), [[1, 2.5]])
+    np.testing.assert_array_equal(inside.get_xydata(), [[0, 0.5]])
+
+
+def test_a_magnitude_below_its_null_is_hollow(ax):
+    section = {"layer_0_to_3": pair(0, 3, 0.01, None), "layer_3_to_6": pair(3, 6, 0.5, None)}
+    panels.plot_pair_statistic({"text_0": {"mixer": section}}, "mixer", "mean_abs", ax)
+    _, outside, inside = ax.lines
+    np.testing.assert_array_equal(outside.get_xydata(), [[1, 0.5]])
+    np.testing.assert_array_equal(inside.get_xydata(), [[0, 0.01]])
+
+
+def test_a_lagged_correlation_without_a_null_is_asked(ax):
+    without = pair(0, 3, 0.5, [0.1, 0.5, 0.3])
+    without["mean_abs"] |= {"null_low": None, "null_high": None}
+    panels.plot_lagged_correlation({"layer_0_to_3": without}, ax)
+    (asked,) = ax.lines
+    assert asked.get_marker() == "$?$"
+    np.testing.assert_array_equal(asked.get_xdata(), [0, 1, 2])
 
 
 def test_one_text_has_no_consistency_and_says_so(ax):

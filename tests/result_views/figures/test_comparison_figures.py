@@ -68,6 +68,14 @@ def test_cka_of_every_two_layers(ax):
     np.testing.assert_array_equal(ax.lines[-1].get_xydata(), [[0, 1]])
 
 
+def test_pairs_without_a_null_are_asked_and_not_left_as_if_above_it(ax):
+    pair = comparison()["pairs"][0]
+    pair["agreement"]["windowed"] |= {"null_high": [[None], [None]]}
+    figures.plot_agreement(pair, ax)
+    (asked,) = ax.lines
+    assert (asked.get_marker(), len(asked.get_xdata())) == ("$?$", 2)
+
+
 def test_a_pair_without_values_says_why(ax):
     pair = comparison()["pairs"][0]
     pair["cka"] |= {"value": [[None, None], [None, None]], "reason": "too few tokens"}
@@ -79,7 +87,7 @@ def test_one_figure_with_title_caption_and_all_panels(tmp_path):
     results = comparison()
     figure = figures.figure_comparison(results)
     assert figure.get_suptitle() == (
-        "How many tokens attention reads back, by layer: a 3.1 to 3.2; b 3.3"
+        "Mean distance of attention over its layers, tokens: a 3.1 to 3.2; b 3.3"
     )
     caption = figure.texts[-1].get_text().replace("\n", " ")
     assert "Model a and b; n\u00a0=\u00a050 tokens of 2 texts." in caption

@@ -41,7 +41,7 @@ def lines(ax):
 def test_the_panels_show_the_results():
     results = made_results()
     assert lines(plot_reach(results)) == [[10.0, 30.0], [20.0, 22.0]]
-    assert lines(plot_copying(results)) == [[1.0, 3.0]]
+    assert lines(plot_copying(results)) == [[1.0, 3.0], [3.0], [1.0]]  # filled: outside its null
     state = plot_state_by_position(results)
     assert lines(state)[:2] == [[1.0, 2.0, 3.0], [1.0, 2.0, 5.0]]
     assert np.asarray(state.lines[0].get_xdata()).tolist() == [1, 2, 3]

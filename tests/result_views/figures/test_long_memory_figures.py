@@ -50,6 +50,31 @@ def test_context_stands_at_the_middle_of_its_bin(results, ax):
     assert ax.get_xscale() == "log"
 
 
+def test_every_reading_that_the_legend_names_has_a_point(results, ax):
+    bins = [{"first": first, "last": 2 * first - 1, "loss": 4.0} for first in (64, 128, 256)]
+    results["by_context"] = {"whole text": bins, "windows of 8": bins[:1]}
+    figures.plot_by_context(results, ax)
+    named = [text.get_text() for text in ax.get_legend().get_texts()]
+    assert named == [line.get_label() for line in ax.lines] == ["whole text", "windows of 8"]
+    assert [len(line.get_xdata()) for line in ax.lines] == [2, 1]
+
+
+def test_what_has_no_interval_or_holds_zero_is_not_told_as_a_saving(results):
+    (draw,) = figures_of(results).values()
+    results["readings"][1] = reading("windows of 8", 0.22)
+    figure = draw(results)
+    assert figure.get_suptitle().replace("\n", " ") == (
+        "Without memory beyond 8 tokens the loss of this text is 0.22 nats a token higher; "
+        "no interval"
+    )
+    assert "(none here: one block)" in " ".join(figure.texts[-1].get_text().split())
+    results["readings"][1] = reading("windows of 8", 0.1, 0.25)
+    assert draw(results).get_suptitle().replace("\n", " ") == (
+        "Memory beyond 8 tokens is not found to help or to harm: +0.1 nats a token, interval "
+        "-0.15 to +0.35"
+    )
+
+
 def test_losses_and_norms_stand_at_their_tokens(results, ax):
     figures.plot_along(results, ax)
     np.testing.assert_array_equal(ax.lines[1].get_xydata(), [[10, 4.5], [30, 3.5]])
@@ -66,7 +91,7 @@ def test_no_layers_are_said_to_be_none(results, ax):
 def test_the_results_of_the_command_draw_it(results):
     (draw,) = figures_of(results).values()
     assert draw(results).get_suptitle() == "Memory beyond 8 tokens saves 0.5 nats a token"
-    results["readings"][1]["difference"] = -0.25
+    results["readings"][1] = reading("windows of 8", -0.25, 0.125)
     assert draw(results).get_suptitle() == "Memory beyond 8 tokens costs 0.25 nats a token"
     results["readings"] = results["readings"][:1]
     assert draw(results).get_suptitle() == "A long text read through"

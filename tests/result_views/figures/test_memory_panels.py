@@ -33,11 +33,40 @@ def test_columns_by_layer(ax):
 def test_a_test_by_layer_is_hollow_within_its_null(ax):
     section = {"layer_0": {"x": null_test(0.9)}, "layer_2": {"x": null_test(0.1)}}
     panels.plot_tests_by_layer(section, ("x",), "t", "ρ", ax)
-    points = ax.collections[-1]
-    np.testing.assert_array_equal(points.get_offsets(), [[0, 0.9], [2, 0.1]])
-    filled = points.get_facecolors()[:, :3].tolist()
-    assert filled[1] == [1, 1, 1]
-    assert filled[0] != [1, 1, 1]
+    _, filled, hollow = ax.lines
+    np.testing.assert_array_equal(filled.get_xydata(), [[0, 0.9]])
+    np.testing.assert_array_equal(hollow.get_xydata(), [[2, 0.1]])
+    assert (filled.get_markerfacecolor(), hollow.get_markerfacecolor()) == (
+        filled.get_color(), "white",
+    )  # fmt: skip
+
+
+def test_a_test_by_layer_without_a_null_is_no_finding(ax):
+    bare = {"value": 0.9, "null_low": None, "null_high": None, "reason": "too few"}
+    panels.plot_tests_by_layer({"layer_0": {"x": bare}}, ("x",), "t", "ρ", ax)
+    _, filled, _, without = ax.lines
+    assert len(filled.get_xdata()) == 0
+    np.testing.assert_array_equal(without.get_xydata(), [[0, 0.9]])
+
+
+def test_a_mean_magnitude_below_its_null_is_hollow(ax):
+    section = {"layer_0": {"mean_abs": null_test(-0.9)}}
+    panels.plot_tests_by_layer(section, ("mean_abs",), "t", "ρ", ax)
+    _, filled, hollow = ax.lines
+    assert (len(filled.get_xdata()), len(hollow.get_xdata())) == (0, 1)
+
+
+def test_a_pair_below_its_null_or_without_one_is_no_finding(ax):
+    bare = {**null_test(0.7), "null_low": None, "null_high": None}
+    pairs = {
+        "layer_0_to_3": {"layers": [0, 3], "cka": null_test(-0.7), "reason": None},
+        "layer_3_to_6": {"layers": [3, 6], "cka": bare, "reason": None},
+    }
+    panels.plot_pairs({"mixer": pairs}, "mixer", "cka", ax)
+    _, filled, hollow, without = ax.lines
+    assert len(filled.get_xdata()) == 0
+    np.testing.assert_array_equal(hollow.get_xydata(), [[0, -0.7]])
+    np.testing.assert_array_equal(without.get_xydata(), [[1, 0.7]])
 
 
 def test_curves_by_lag_with_all_layers_together(ax):

@@ -107,14 +107,24 @@ def test_shared_neurons_are_outlined_where_chance_is_not_excluded(ax):
     panels.plot_neuron_overlap(section, ax)
     (chance,) = (line for line in ax.lines if line.get_color() == "0.6")
     assert np.asarray(chance.get_ydata()).tolist() == [1.5, 1.5]
-    filled, _, _, hollow = (line for line in ax.lines if line is not chance)
+    filled, hollow = (line for line in ax.lines if line is not chance and len(line.get_ydata()))
     assert (filled.get_ydata(), hollow.get_ydata()) == ([9.0], [9.0])
     assert to_hex(hollow.get_markerfacecolor()) == "#ffffff" != to_hex(filled.get_color())
     assert ax.get_ylabel() == "neurons on both lists, of 20"
     other = Figure().subplots()
     panels.plot_neuron_rank_agreement(section, other)
-    assert [np.asarray(line.get_ydata()).tolist() for line in other.lines[::2]] == [
-        [0.5],
-        [0.5],
-        [0, 0],
-    ]
+    drawn = [line for line in other.lines if len(line.get_ydata())]
+    assert [np.asarray(line.get_ydata()).tolist() for line in drawn] == [[0.5], [0.5], [0, 0]]
+    assert [line.get_fillstyle() for line in drawn[:2]] == ["left"] * 2  # no null is measured
+
+
+def test_a_neuron_cka_without_a_null_is_neither_filled_nor_hollow(ax):
+    section = evolution()
+    section["rollout"]["transitions"][0] |= {
+        "cka": 0.93, "cka_null_mean": None, "cka_null_max": None, "reason": "30 tokens",
+    }  # fmt: skip
+    panels.plot_neuron_transitions({"text_0": section}, ax)
+    _, filled, hollow, without = ax.lines
+    np.testing.assert_array_equal(filled.get_xydata(), [[0, 0.5]])
+    assert len(hollow.get_xdata()) == 0
+    np.testing.assert_array_equal(without.get_xydata(), [[2, 0.93]])

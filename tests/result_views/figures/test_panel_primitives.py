@@ -7,6 +7,7 @@ import pytest
 from matplotlib.colors import to_hex, to_rgba
 from matplotlib.figure import Figure
 
+from result_views.beside_nulls import INSIDE, OUTSIDE
 from result_views.figures import panel_primitives as primitives
 from result_views.figures.panel_primitives import text_style
 
@@ -109,9 +110,11 @@ def test_tests_show_the_null_and_fill_what_lies_outside(ax):
     primitives.draw_tests(ax, {"text_0": {"layer_0": 1}}, labels, {"text_0": tests})
     bars = [(bar.get_y(), bar.get_height()) for bar in ax.patches[:2]]
     np.testing.assert_allclose(bars, [(-0.1, 0.3), (-0.3, 0.7)])
-    _, filled, hollow = ax.lines
+    _, filled, hollow, without = ax.lines
     np.testing.assert_array_equal(filled.get_xydata(), [[0, 0.5]])
-    np.testing.assert_array_equal(np.asarray(hollow.get_xydata())[:2], [[1, 0.1], [2, -0.6]])
+    np.testing.assert_array_equal(hollow.get_xydata(), [[1, 0.1]])
+    np.testing.assert_array_equal(without.get_xydata(), [[2, -0.6]])
+    assert without.get_fillstyle() == "left"
     assert to_hex(filled.get_markerfacecolor()) == to_hex(text_style("text_0")[0])
     assert to_hex(hollow.get_markerfacecolor()) == "#ffffff"
     assert [label.get_text() for label in ax.get_xticklabels()] == ["a", "b", "c", "d"]
@@ -123,17 +126,53 @@ def test_tests_without_any_value_give_the_reason(ax):
     assert texts_of(ax) == "not available 5 tokens; a claim needs at least 40"
 
 
+def legend_of(ax):
+    return [text.get_text() for text in ax.get_legend().get_texts()]
+
+
+def drawn_points(ax):
+    """Values by look, of all groups."""
+    found = {"filled": [], "hollow": [], "half": []}
+    for line in ax.lines:
+        if line.get_marker() not in ("None", ""):
+            face = to_hex(line.get_markerfacecolor())
+            half = line.get_fillstyle() == "left"
+            look = "half" if half else "hollow" if face == "#ffffff" else "filled"
+            found[look] += np.asarray(line.get_ydata()).tolist()
+    return found
+
+
 def test_points_beside_chance_in_outline_where_it_is_not_excluded(ax):
     section = {"layer_0": {}, "layer_3": {}}
     points = {"rollout": [4.0, 2.0], "gradient": [1.0, None]}
-    hollow = {"rollout": [False, True], "gradient": [True, True]}
-    primitives.draw_points(ax, section, points, 1.5, None, hollow=hollow)
-    drawn = [np.asarray(line.get_ydata()).tolist() for line in ax.lines]
-    assert drawn[:3] == [[4], [2], []]
-    np.testing.assert_array_equal(drawn[3], [1, np.nan])
-    assert drawn[4] == [1.5, 1.5]
-    assert to_hex(ax.lines[1].get_markerfacecolor()) == "#ffffff"
-    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["rollout", "gradient"]
+    standings = {"rollout": [OUTSIDE, INSIDE], "gradient": [INSIDE, None]}
+    primitives.draw_points(ax, section, points, 1.5, None, standings=standings)
+    assert drawn_points(ax) == {"filled": [4], "hollow": [2, 1], "half": []}
+    assert np.asarray(ax.lines[-1].get_ydata()).tolist() == [1.5, 1.5]
+    assert legend_of(ax) == ["rollout", "gradient"]
+
+
+def test_points_go_by_the_interval_of_chance_and_are_half_filled_without_any(ax):
+    section = {"layer_0": {}, "layer_3": {}}
+    null = {"a": ([0.2, 0.2], [1.9, 1.9])}
+    primitives.draw_points(ax, section, {"a": [2.3, 1.0]}, 1.0, None, null=null)
+    assert drawn_points(ax) == {"filled": [2.3], "hollow": [1.0], "half": []}
+    other = Figure().subplots()
+    primitives.draw_points(other, section, {"a": [0.5, 0.6]}, 0.0, None)
+    assert drawn_points(other)["half"] == [0.5, 0.6]
+
+
+def test_a_legend_names_as_undefined_what_has_no_point(ax):
+    section = {"layer_0": {}, "layer_3": {}}
+    primitives.draw_points(ax, section, {"a": [1.0, 2.0], "b": [None, None]}, 0.0, None)
+    assert legend_of(ax) == ["a", "b: undefined"]
+    other = Figure().subplots()
+    other.plot([0, 1], [np.nan, np.nan], label="lag")
+    other.errorbar([0, 1], [np.nan, np.nan], [1, 1], label="mean")
+    other.plot([0, 1], [np.nan, 1.0], label="half-life")
+    other.bar([0], [1], label="bar")
+    primitives.legend_above(other, 4)
+    assert legend_of(other) == ["lag: undefined", "half-life", "mean: undefined", "bar"]
 
 
 def test_a_legend_stands_above_the_data(ax):
@@ -198,8 +237,3 @@ def test_powers_of_ten_are_plain_text(ax):
 def test_zeros_stay_on_a_linear_axis(ax):
     ax.plot([0, 1], [0, 0])
     assert primitives.log_axis(ax, "y").get_yscale() == "linear"
-
-
-def test_chosen_cells_are_marked(ax):
-    primitives.mark_cells(ax, np.array([[True, False], [False, True]]))
-    np.testing.assert_array_equal(ax.lines[0].get_xydata(), [[0, 0], [1, 1]])

@@ -59,6 +59,19 @@ def test_the_title_is_the_place_that_moves_the_prediction_most():
     assert patching_title(FOUND) == (
         "What the state of layer 3 at “c” (2) holds makes 90% of the difference between the runs"
     )
+    # The largest effect that the control exceeds is passed over; where all are, that is said.
+    state = FOUND["sites"]["state"]
+    larger = {**state, "effect": [[0.0, 0.95, None], [0.1, 0.2, 0.9]]}
+    assert "layer 3 at “c” (2) holds makes 90%" in patching_title(
+        {**FOUND, "sites": {"state": larger}}
+    )
+    none = {**state, "control": [[1.0] * 3] * 2}
+    assert patching_title({**FOUND, "sites": {"state": none}}) == (
+        "No patch is set apart from an unrelated pair's values: the most, 90%, from the state of "
+        "layer 3 at “c” (2)"
+    )
+    alone = {**FOUND, "sites": {"state": {**state, "control": None}}}
+    assert patching_title(alone).endswith("90% of the difference between the runs; no control")
     residual = {"layers": [0], "effect": [[1.0, None, None]]}
     both = {**FOUND, "sites": {**FOUND["sites"], "residual": residual}, "tokens": None}
     assert "the state of layer 3 at token 2 holds" in patching_title(both)

@@ -67,6 +67,21 @@ def test_effect_by_cost(results, ax):
     np.testing.assert_allclose(np.asarray(ax.lines[1].get_xydata()), [[0.2, -2], [0.3, 3]])
 
 
+@pytest.mark.parametrize(
+    ("change", "half", "said"),
+    [
+        (0.2, 0.5, "the vector is not found to change the log probability: +0.20, -0.30 to +0.70"),
+        (-0.5, 0.1, "the vector changes the log probability no more than random ones do: -0.50"),
+        (3.0, None, "by +3.00 (random vectors: -0.50 to -0.50); no interval over so few prompts"),
+    ],
+)
+def test_what_its_interval_or_random_vectors_do_not_set_apart_is_no_change(
+    results, change, half, said
+):
+    results["by_coefficient"] = [row(1.0, change, half)]
+    assert said in figures.steering_title(results)
+
+
 def test_the_figure_is_found_by_its_key(results):
     drawn = figures_of(results)["steering"](results)
     assert drawn.get_suptitle().replace("\n", " ") == (

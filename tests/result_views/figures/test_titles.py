@@ -31,6 +31,34 @@ def test_the_longest_and_shortest_half_life_of_the_middle_text():
     )
 
 
+def test_a_half_life_beyond_the_texts_is_said_to_be():
+    results = of_texts("ssm_components", half_lives(layer_0=5.0, layer_3=1312.0))
+    results["individual_texts"]["text_0"]["tokens"] = ["a"] * 1200
+    assert titles.ssm_title(results).endswith(
+        "(layer 0: 5), by A and the mean Δ; no text is longer than 1,200"
+    )
+    results["individual_texts"]["text_0"]["tokens"] = ["a"] * 1400
+    assert titles.ssm_title(results).endswith("(layer 0: 5)")
+
+
+def test_the_distance_is_that_of_the_median_query_of_all_texts():
+    # The middle of the texts' means is 2.5; half of all queries lie at 20 or more.
+    def text(*distances):
+        return {
+            f"layer_{layer}": {
+                "by_query": {"mean_distance": [[None, *(scale * x for x in distances)]]},
+                "statistics": {"mean_distance": {"mean": 2.5}},
+            }
+            for layer, scale in ((0, 0.1), (3, 1.0))
+        }
+
+    results = of_texts("attention_data", text(2.0, 3.0), text(1.0, 4.0), text(*[20.0] * 9), FAILED)
+    assert titles.attention_title(results) == (
+        "Half of layer 3's queries have a mean distance of 20 tokens or more (layer 0: 2)"
+    )
+    assert titles.attention_title({}) == "Implicit attention"
+
+
 def test_one_layer_or_no_result_has_nothing_to_compare():
     plain = "SSM components by layer"
     assert titles.ssm_title(of_texts("ssm_components", half_lives(layer_0=5.0))) == plain

@@ -45,6 +45,29 @@ def test_a_value_stands_beside_its_null():
     assert null_cell(None) == Cell("–")
 
 
+def test_what_lies_below_the_null_of_a_magnitude_is_not_bold():
+    below = {"value": 0.0355, "null_low": 0.0529, "null_high": 0.107}
+    assert null_cell(below).outside is True
+    assert null_cell(below, one_sided=True).outside is False
+    assert null_cell({**below, "value": 0.2}, one_sided=True).outside is True
+
+
+def test_a_table_and_its_figure_give_the_same_verdicts(results):
+    test = {"value": 0.01, "null_low": 0.05, "null_high": 0.1}
+    pair = {"layers": [0, 2], "reason": None, **dict.fromkeys(("mean_abs", "max_abs", "cka"), test)}
+    step = {"from_layer": 0, "to_layer": 2, "cka": 0.0355, "cka_null_mean": 0.0529,
+            "cka_null_max": 0.107, "cka_p_value": 0.81}  # fmt: skip
+    part = results["individual_texts"]["text_0"]
+    steps = {**part["analysis"], "layer_correlations": {"mixer": {"layer_0_to_2": pair}},
+             "neuron_evolution": {"rollout": {"transitions": [step]}}}  # fmt: skip
+    changed = {**results, "individual_texts": {"text_0": {**part, "analysis": steps}}}
+    tables = by_title(text_tables(changed, "text_0"))
+    assert not any(one.outside for one in tables["From layer to layer"].rows[0])
+    assert not any(one.outside for one in tables["Neurons from layer to layer"].rows[0])
+    assert "Bold: above it" in tables["From layer to layer"].note
+    assert "Bold: above it" in tables["Neurons from layer to layer"].note
+
+
 def test_layers_are_those_of_the_results(results):
     table = text_tables(results, "text_0")[0]
     assert [row[0].text for row in table.rows] == ["0", "2"]
