@@ -212,7 +212,7 @@ def randomisation_test(
         for name in names:
             pairs = zip(before, after, strict=True)
             result[name].append(
-                _estimate([spearman(old[name], new[name]) for old, new in pairs], seed)
+                _estimate([spearman(old[name], new[name]) for old, new in pairs], seed, bound=1.0)
             )
     return result
 
@@ -340,11 +340,16 @@ def _against(result: _TextResult, name: str, reference: str) -> float:
     return spearman(result.attributions[name].scores, result.attributions[reference].scores)
 
 
-def _estimate(values: Sequence[float], seed: int, groups: Sequence[int] | None = None) -> Estimate:
-    """Mean and interval of the defined values, of related texts their mean."""
+def _estimate(
+    values: Sequence[float],
+    seed: int,
+    groups: Sequence[int] | None = None,
+    bound: float = math.inf,
+) -> Estimate:
+    """Mean and interval of the defined values, of related texts their mean; |values| <= bound."""
     means = group_means([[value] for value in values], groups)
     defined = [float(mean[0]) for mean in means if math.isfinite(mean[0])]
-    return Estimate(*mean_interval(defined, seed=seed)[:4])
+    return Estimate(*mean_interval(defined, seed=seed, least=-bound, largest=bound)[:4])
 
 
 @torch.no_grad()

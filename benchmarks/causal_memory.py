@@ -125,8 +125,8 @@ def lag_effect(curves: Tensor) -> LagEffect:
     at_lag = _window(curves, LAG)
     around = np.mean([_window(curves, LAG + offset) for offset in AROUND], axis=0)
     peak = MIN_PEAK_LAG + int(curves[:, MIN_PEAK_LAG:].nanmean(0).nan_to_num(nan=-1.0).argmax())
-    gain = estimate(at_lag / around) if around.all() else None
-    return LagEffect(estimate(at_lag), gain, peak)
+    gain = estimate(at_lag / around, 0.0) if around.all() else None
+    return LagEffect(estimate(at_lag, 0.0), gain, peak)
 
 
 def _window(curves: Tensor, last: int) -> FloatArray:
@@ -174,9 +174,9 @@ def plain_map(model: PreTrainedModel, ids: Sequence[int], num_texts: int) -> Lay
     )
 
 
-def estimate(values: Iterable[float] | FloatArray) -> MeanInterval:
-    """Mean and 95 % interval over rows."""
-    return mean_interval(list(values))
+def estimate(values: Iterable[float] | FloatArray, least: float = -np.inf) -> MeanInterval:
+    """Mean and 95 % interval over rows, of what is ``least`` or more."""
+    return mean_interval(list(values), least=least)
 
 
 def lag_table(effects: Mapping[str, Mapping[str, LagEffect]]) -> list[str]:
@@ -263,7 +263,7 @@ def report(
         "",
         f"Plain text, {args.texts} texts of {PLAIN_LENGTH} tokens: mean KL (nats) of hiding one "
         "source in one layer, by lag, in the trained model, and Spearman over the lags with the "
-        "layer's memory kernel, with its interval by resampling positions.",
+        "layer's memory kernel, mean over texts with its 95 % interval.",
         "",
         *agreement_table(maps),
     ]
@@ -280,7 +280,7 @@ def _command(argv: list[str]) -> int:
     add_book_options(parser)
     parser.add_argument("--passages", type=int, default=12)
     parser.add_argument("--sources", type=int, default=4, help="hidden in each passage, one by one")
-    parser.add_argument("--texts", type=int, default=2, help="plain texts (default: 2)")
+    parser.add_argument("--texts", type=int, default=8, help="plain texts (default: 8)")
     parser.add_argument("--seed", type=int, default=0, help="of the twin's weights (default: 0)")
     args = parser.parse_args(argv)
     for name, least in (("passages", 2), ("sources", 1), ("texts", 1)):

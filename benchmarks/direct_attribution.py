@@ -98,8 +98,9 @@ def copied(model: PreTrainedModel, rows: Tensor, queries: Sequence[int]) -> Copi
         of_logit.append(float(true.sum() / found.logits[list(places)].sum()))
         for name, ranks in _rankings(model, row, queries, found.sources).items():
             aucs[name].append(float(np.mean(ranks)))
-    intervals = {name: mean_interval(values) for name, values in aucs.items()}
-    return Copied(mean_interval(shares), mean_interval(gains), mean_interval(of_logit), intervals)
+    intervals = {name: mean_interval(x, least=0.0, largest=1.0) for name, x in aucs.items()}
+    shared = mean_interval(shares, least=0.0, largest=1.0)
+    return Copied(shared, mean_interval(gains, least=0.0), mean_interval(of_logit), intervals)
 
 
 def _shares(values: Tensor, t: int) -> tuple[float, float]:

@@ -73,7 +73,10 @@ def neuron_agreement(
                         by_layer = found.setdefault(f"{method}, {value}", {})
                         by_layer.setdefault(layer, []).append(agreement["spearman"])
     return {
-        method: {layer: mean_interval(values) for layer, values in by_layer.items()}
+        method: {
+            layer: mean_interval(values, least=-1.0, largest=1.0)
+            for layer, values in by_layer.items()
+        }
         for method, by_layer in found.items()
     }
 

@@ -105,7 +105,7 @@ def _summary(pairs: np.ndarray) -> LagShare:
     """``pairs`` (passages, 2): share and around."""
     gains = pairs[:, 0] / pairs[:, 1]
     share, around = pairs.mean(0).tolist()
-    return LagShare(share, around, mean_interval(gains))
+    return LagShare(share, around, mean_interval(gains, least=0.0))
 
 
 def table(results: dict[str, dict[str, dict[int, LagShare]]]) -> str:

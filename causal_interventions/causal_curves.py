@@ -209,7 +209,7 @@ def kernel_agreement(curve: CausalMemoryCurve, kernel: Tensor, *, seed: int = 0)
         nothing = dict.fromkeys(("spearman", "low", "high", "falling"))
         return {**nothing, "num_lags": number, "num_texts": 0, "reason": reason}
     agreements, falling = np.array(found).T
-    rho, low, high = _within(agreements, seed, -1.0, 1.0)
+    rho, low, high = mean_interval(agreements, seed=seed, least=-1.0, largest=1.0)[:3]
     return {
         "spearman": rho, "low": low, "high": high, "falling": float(falling.mean()),
         "num_lags": number, "num_texts": len(found), "reason": _too_few(len(found)),
@@ -305,24 +305,14 @@ def _num_positions(values: Tensor, first: int, last: int) -> int:
 
 def _lag_bin(curve: CausalMemoryCurve, first: int, last: int, seed: int) -> LagBin:
     kl, loss = (
-        np.array(list(_bin_means(curve, values, first, last).values()))
+        list(_bin_means(curve, values, first, last).values())
         for values in (curve.kl, curve.loss_change)
     )
     return LagBin(
-        first, last, _num_positions(curve.kl, first, last), len(kl), *_within(kl, seed, 0.0),
-        *_within(loss, seed), _too_few(len(kl)),
+        first, last, _num_positions(curve.kl, first, last), len(kl),
+        *mean_interval(kl, seed=seed, least=0.0)[:3], *mean_interval(loss, seed=seed)[:3],
+        _too_few(len(kl)),
     )  # fmt: skip
-
-
-def _within(
-    values: FloatArray, seed: int, least: float = -np.inf, largest: float = np.inf
-) -> tuple[float | None, float | None, float | None]:
-    """Mean and its 95 % interval, cut off where the measure ends: what it loses there holds no
-    mean."""
-    value, low, high = mean_interval(values, seed=seed)[:3]
-    if low is None or high is None:
-        return value, None, None
-    return value, max(low, least), min(high, largest)
 
 
 def _too_few(num_texts: int, what: str = "an interval") -> str | None:

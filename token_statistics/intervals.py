@@ -66,13 +66,20 @@ class MeanInterval(NamedTuple):
 
 
 def mean_interval(
-    values: Values, *, confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0
+    values: Values,
+    *,
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+    least: float = -math.inf,
+    largest: float = math.inf,
 ) -> MeanInterval:
     """Mean of values (n,) with its bootstrap-t interval, of the coverage above; seeded [1].
 
-    Equal values give a point. No interval, with the reason, for n < MIN_VALUES. Raises ValueError
-    for values that are not finite and for a confidence outside (0, 1). Cost: num_resamples draws
-    of n.
+    ``least``, ``largest``: the range of what was measured, 0 and up for a KL. The interval is cut
+    off there: no mean lies in what it loses. Equal values give a point. No interval, with the
+    reason, for n < MIN_VALUES. Raises ValueError for values that are not finite and for a
+    confidence outside (0, 1). Cost: num_resamples draws of n.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1")
@@ -87,7 +94,7 @@ def mean_interval(
     t = np.sort(_studentised(sample, num_resamples, seed))
     beyond = max(1, round((1 - confidence) / 2 * num_resamples))
     low, high = (mean - error * float(t[i]) for i in (-beyond, beyond - 1))
-    return MeanInterval(mean, low, high, n)
+    return MeanInterval(mean, max(low, least), min(high, largest), n)
 
 
 def positive_mean_p(values: Values, *, num_resamples: int = 2000, seed: int = 0) -> float:

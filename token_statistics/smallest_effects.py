@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-from token_statistics.findings import NOT_SUPPORTED, TOO_LITTLE, Finding
+from token_statistics.findings import NOT_SUPPORTED, TOO_LITTLE, Finding, number
 
 
 class SmallestEffect(NamedTuple):
@@ -69,15 +69,19 @@ than a bell gives."""
 def worth_a_name(finding: Finding, kind: str, effect: float | None = None) -> Finding:
     """The finding, not supported where its effect is below the smallest of its kind.
 
-    ``effect``: the finding's value unless given. The rule says the bound. A finding without a value
+    ``effect``: the finding's value unless given. The rule says the bound, and the reason, where
+    nothing else refuses the claim, that the effect is below it. A finding without a value
     stays as it is.
     """
     least = SMALLEST_EFFECTS[kind]
     size = finding.value if effect is None else effect
-    rule = f"{finding.rule}; and at least {least.value:g} {least.unit}"
+    bound = f"{least.value:g} {least.unit}"
+    rule = f"{finding.rule}; and at least {bound}"
     if size is None or finding.verdict in (NOT_SUPPORTED, TOO_LITTLE) or size >= least.value:
         return replace(finding, rule=rule)
-    return replace(finding, verdict=NOT_SUPPORTED, rule=rule)
+    shown = "" if effect is None else f"{number(size)} is "
+    reason = f"{shown}below {bound}, the least worth a name"
+    return replace(finding, verdict=NOT_SUPPORTED, rule=rule, reason=reason)
 
 
 def beyond_chance(test: Mapping[str, Any] | None) -> dict[str, Any] | None:

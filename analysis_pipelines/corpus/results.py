@@ -108,7 +108,7 @@ def corpus_section(part: Part, settings: Settings) -> dict[str, Any]:
     predicted = arrays["block_predicted"]
     some = predicted > 0
     by_block = arrays["block_loss"][some] / predicted[some]
-    interval = mean_interval(by_block, seed=settings.seed)
+    interval = mean_interval(by_block, seed=settings.seed, least=0.0)
     loss = float(arrays["token_loss"].sum() / max(1.0, arrays["token_predicted"].sum()))
     return {
         **part.counts,

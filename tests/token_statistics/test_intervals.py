@@ -129,6 +129,16 @@ def test_p_of_a_mean_is_small_where_it_is_far_above_zero():
     assert math.isnan(positive_mean_p([]))
 
 
+def test_an_interval_ends_where_the_measure_does_and_nowhere_else():
+    skewed = [1e-4, 1e-4, 2e-4, 1e-4, 5e-2, 1e-4]
+    whole, cut = mean_interval(skewed), mean_interval(skewed, least=0.0)
+    assert whole.low < 0  # type: ignore[operator]
+    assert cut == whole._replace(low=0.0)
+    high = [1 - x for x in skewed]
+    assert mean_interval(high, least=-1.0, largest=1.0) == mean_interval(high)._replace(high=1.0)
+    assert mean_interval(skewed, least=-1.0, largest=1.0) == whole
+
+
 def test_what_is_not_finite_is_refused():
     with pytest.raises(ValueError, match="values holds 1 entries that are not finite"):
         mean_interval([1.0, math.nan, 2.0])

@@ -37,13 +37,21 @@ def test_what_exceeds_its_null_by_too_little_is_not_supported():
     assert worth_a_name(small, "correlation").verdict == NOT_SUPPORTED
     assert worth_a_name(large, "correlation").verdict == large.verdict
     assert worth_a_name(small, "correlation").rule.endswith("; and at least 0.1 correlation")
+    assert worth_a_name(small, "correlation").reason == (
+        "below 0.1 correlation, the least worth a name"
+    )
+    assert worth_a_name(large, "correlation").reason is None
     assert worth_a_name(large, "kl", effect=1e-7).verdict == NOT_SUPPORTED
+    assert worth_a_name(large, "kl", effect=1e-7).reason == (
+        "1e-07 is below 0.0001 nats, the least worth a name"
+    )
     assert worth_a_name(small, "kl", effect=1e-3).verdict == small.verdict
 
 
 def test_a_large_effect_inside_its_null_stays_not_supported_and_an_open_one_open():
     inside = replace(finding(0.005), value=0.9)
     assert worth_a_name(inside, "correlation").verdict == NOT_SUPPORTED
+    assert worth_a_name(inside, "correlation").reason is None  # its null refuses it
     assert worth_a_name(finding(None), "correlation").verdict == TOO_LITTLE
 
 
