@@ -129,13 +129,18 @@ def compare_models(
     found = measure(subjects, encoded, pieces, shifts)
     twins = {
         kind: [
-            measure(twins_of(subjects, number, seed, kind), encoded, pieces, shifts)
+            measure(_twins(subjects, number, seed, kind), encoded, pieces, shifts)
             for number in progress(range(count), desc=f"twins of {kind}")
         ]
         for kind in TWIN_KINDS
     }
     compared = Comparison(subjects, encoded, pieces, shifts, found, twins)
     return comparison_results(compared, seed, command)
+
+
+def _twins(subjects: Sequence[Subject], number: int, seed: int, kind: str) -> list[Subject]:
+    logger.info("untrained twins %d of the models: %s", number + 1, kind)
+    return twins_of(subjects, number, seed, kind)
 
 
 def _encoded(subject: Subject, texts: Sequence[str]) -> list[EncodedText]:

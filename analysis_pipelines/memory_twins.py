@@ -27,11 +27,10 @@ from analysis_pipelines.step_runner import Step, run_steps, step_sections
 from causal_interventions.neuron_effects import ablation_effects, random_neurons
 from causal_interventions.targets import resolve_target
 from layer_correlation_analyzer import cross_layer_correlations, recursive_patterns
-from mamba_mixers.untrained_twins import twins_to_make, untrained_twin
+from mamba_mixers.untrained_twins import each_twin, untrained_twin
 from ssm_measures.attention_maps import mean_map
 from ssm_measures.attention_measures import memory_kernel
 from suite_plumbing.kept_values import keeping_part, kept
-from suite_plumbing.progress import progress
 from suite_plumbing.result_files import to_jsonable
 from token_statistics.findings import Finding
 
@@ -54,10 +53,9 @@ def twin_findings(inputs: MemoryInputs, reading: Reading) -> list[TwinFindings]:
     Cost of each: a forward pass a batch, and for each ablated neuron and each position the layers
     from the one changed on.
     """
-    wanted = twins_to_make(inputs.settings.num_twins, inputs.settings.seed)
     return [
         TwinFindings(kind, seed, _findings(inputs, reading, kind, seed))
-        for kind, seed in progress(wanted, desc="twins")
+        for kind, seed in each_twin(inputs.settings.num_twins, inputs.settings.seed)
     ]
 
 

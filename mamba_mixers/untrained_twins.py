@@ -18,8 +18,9 @@ tied weights and hooks. The one place of the suite where twins are made.
 from __future__ import annotations
 
 import copy
+import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,7 +33,10 @@ from mamba_mixers.placement import parameters_at_hand
 from suite_plumbing.arguments import validate_choice, validate_int
 from suite_plumbing.models import execution_device
 from suite_plumbing.precision import default_dtype
+from suite_plumbing.progress import progress
 from token_statistics.twin_bounds import FRESH, PERMUTED, TWIN_KINDS
+
+logger = logging.getLogger(__name__)
 
 ENOUGH_TWINS = 19
 """Of each kind. With as many, a value above all of theirs has a probability of 1 / 20 among its
@@ -73,6 +77,14 @@ def twin_seeds(count: int, seed: int = 0) -> list[int]:
 def twins_to_make(count: int, seed: int = 0) -> list[tuple[str, int]]:
     """(kind, seed) of ``count`` twins of each kind; ValueError for count < 0."""
     return [(kind, own) for kind in TWIN_KINDS for own in twin_seeds(count, seed)]
+
+
+def each_twin(count: int, seed: int = 0) -> Iterator[tuple[str, int]]:
+    """(kind, seed) of `twins_to_make` one by one, each named in the log before it is given out."""
+    wanted = twins_to_make(count, seed)
+    for number, (kind, own) in enumerate(progress(wanted, desc="twins"), 1):
+        logger.info("untrained twin %d of %d: %s, seed %d", number, len(wanted), kind, own)
+        yield kind, own
 
 
 def _fresh(model: PreTrainedModel) -> dict[str, Tensor]:

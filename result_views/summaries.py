@@ -65,14 +65,18 @@ def _finding_cells(row: Row) -> dict[str, str]:
     }
 
 
+_NOT_TIMED = "without loading the model, figures and report"
+
+
 def check_lines(results: Row) -> list[str]:
     """What was analysed, whether the replay agrees, and every step without a result."""
     texts = results["provenance"]["texts"].values()
     layers = ", ".join(map(str, results["analysis_metadata"]["layer_indices"]))
     seconds = results["provenance"]["run"].get("seconds")
+    took = "" if seconds is None else f"; {seconds:.1f} s for the analysis, {_NOT_TIMED}"
     return [
         f"{len(texts)} text(s), {sum(text['num_tokens'] for text in texts)} tokens, "
-        f"layers {layers}" + (f", {seconds} s." if seconds is not None else "."),
+        f"layers {layers}{took}.",
         check_line(results),
         *failure_lines(results),
     ]

@@ -11,7 +11,7 @@ from transformers import MambaConfig, MambaForCausalLM
 from benchmarks.family_models import ALL_MODELS, make_model, mixers_of
 from mamba_mixers.families import time_scale_tensors
 from mamba_mixers.running import fast_scan
-from mamba_mixers.untrained_twins import check_twins, twin_seeds, untrained_twin
+from mamba_mixers.untrained_twins import check_twins, each_twin, twin_seeds, untrained_twin
 from suite_plumbing.precision import default_dtype
 from token_statistics.twin_bounds import FRESH, PERMUTED, TWIN_KINDS
 
@@ -179,6 +179,16 @@ def test_seeds_are_distinct_and_counted():
     assert twin_seeds(0) == []
     with pytest.raises(ValueError, match="count is -1"):
         twin_seeds(-1)
+
+
+def test_each_twin_is_named_in_the_log_as_it_is_given_out(caplog):
+    caplog.set_level("INFO")
+    given = each_twin(2, 5)
+    assert next(given) == (FRESH, 1005)
+    assert caplog.messages == ["untrained twin 1 of 4: fresh weights, seed 1005"]
+    assert list(given) == [(FRESH, 1006), (PERMUTED, 1005), (PERMUTED, 1006)]
+    assert caplog.messages[-1] == "untrained twin 4 of 4: permuted weights, seed 1006"
+    assert list(each_twin(0)) == []
 
 
 @each_kind

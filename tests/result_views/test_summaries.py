@@ -137,7 +137,9 @@ def test_a_step_that_failed_in_the_memory_analysis_is_named(runs):
 def test_the_end_of_a_run_is_claims_by_verdict_and_the_files(runs):
     live = runs["memory"][0]
     lines = run_summary(live, ["Report: r.md"]).splitlines()
-    assert lines[0].startswith("2 text(s), 96 tokens, layers 0, 3, ")
+    assert lines[0].startswith("2 text(s), 96 tokens, layers 0, 3; ")
+    timed = " ".join(lines[:2])
+    assert re.search(r"; \d+\.\d s for the analysis, without loading the model, figures", timed)
     for row in live["findings"]:
         # Claims are cut behind a word.
         cut = [re.split("…|  ", line[2:])[0] if line[:2] == "  " else "" for line in lines]
