@@ -6,10 +6,12 @@ are there.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -39,7 +41,8 @@ from suite_plumbing.related_texts import readings
 from suite_plumbing.result_files import finite_or_none
 from token_statistics.intervals import mean_interval
 from token_statistics.text_groups import members
-from token_statistics.time_shift_nulls import NullTest, spearman_permutation_test, undefined
+from token_statistics.time_shift_nulls import NullTest, undefined
+from token_statistics.within_texts import spearman_within_texts
 
 MIN_CAUSAL_TOKENS = 16
 """Shorter texts have too few lags for a causal curve and are left out of it."""
@@ -130,27 +133,50 @@ def knockouts_by_layer(
     return {"knockout": {"layers": result}} if chosen else {}
 
 
-def delta_at_sources(
-    knockouts: Mapping[str, Any],
-    deltas: Sequence[Tensor],
-    seed: int = 0,
-) -> NullTest:
-    """Spearman over sources of their delta with the KL when they are hidden in that layer alone.
+class Sources(NamedTuple):
+    """What one layer does with the tokens that were hidden in it."""
 
-    ``knockouts``: one layer's part of `causal_memory`, ``deltas`` (l, d_inner) of each text there.
-    Delta at a token is the mean of ln delta over the channels whose delta is 0 at no token, without
-    which nothing is defined. Null: permutations of the sources.
-    """
+    places: Sequence[tuple[int, int]]
+    """text and token of each"""
+    log_delta: Sequence[float]
+    """mean of ln delta over the channels whose delta is 0 at no token; nan without any"""
+    kl: Sequence[float]
+    """nats, when it is hidden from all later ones in that layer alone; nan where undefined"""
+
+
+def sources_of(knockouts: Mapping[str, Any], deltas: Sequence[Tensor]) -> Sources:
+    """One layer's sources. ``knockouts``: its part of `causal_memory`, ``deltas`` (l, d_inner) of
+    each text there."""
     stepping = torch.cat([(delta > 0).all(0, keepdim=True) for delta in deltas]).all(0)
-    if not bool(stepping.any()):
-        return undefined("every channel has a delta of exactly 0 at some token", 0)
-    pairs = [
-        (float(deltas[text][token, stepping].double().log().mean()), kl)
-        for (text, token), kl in zip(knockouts["positions"], knockouts["kl"], strict=True)
-        if kl is not None
-    ]
-    x, y = torch.tensor(pairs, dtype=torch.float64).reshape(-1, 2).T
-    return spearman_permutation_test(x, y, seed=seed)
+    places = [(text, token) for text, token in knockouts["positions"]]
+    log_delta = [deltas[text][token, stepping].double().log().mean() for text, token in places]
+    kl = [math.nan if value is None else value for value in knockouts["kl"]]
+    return Sources(places, [float(x) for x in log_delta], kl)
+
+
+MEAN_OVER_LAYERS = "mean_over_layers"
+"""Key of what is said of all layers together."""
+
+
+def delta_at_sources(layers: Mapping[int, Sources], seed: int = 0) -> dict[int | str, NullTest]:
+    """Spearman over sources of their delta with the KL when they are hidden in that layer alone: by
+    layer, and under MEAN_OVER_LAYERS their mean.
+
+    Within texts and apart from the position, against shifts along each text, the same in all
+    layers (`token_statistics.within_texts`): tokens of one text share much, and neighbours more.
+    The layers have the same sources; those without a KL in one of them are left out.
+    """
+    known = {layer: one for layer, one in layers.items() if not all(map(math.isnan, one.log_delta))}
+    lost = undefined("every channel has a delta of exactly 0 at some token", 0)
+    if not known:
+        return dict.fromkeys([*layers, *([MEAN_OVER_LAYERS] if layers else [])], lost)
+    x, y = (np.array([getattr(one, name) for one in known.values()], dtype=float).T
+            for name in ("log_delta", "kl"))  # fmt: skip
+    keep = np.isfinite(y).all(axis=1)
+    places = np.array(next(iter(known.values())).places).reshape(-1, 2)[keep]
+    found = spearman_within_texts(x[keep], y[keep], *places.T, seed=seed)
+    tests = dict(zip(known, found.tests, strict=True))
+    return {**{layer: tests.get(layer, lost) for layer in layers}, MEAN_OVER_LAYERS: found.mean}
 
 
 def delta_interventions(

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from causal_interventions.passing import NUM_DIRECTIONS
+from analysis_pipelines.memory_causal import MEAN_OVER_LAYERS
+from causal_interventions.passing import RARE
 from token_statistics.description import FloatArray
 from token_statistics.findings import Finding, undecided
 from token_statistics.smallest_effects import (
@@ -39,6 +40,8 @@ from token_statistics.verdict_rules import (
     group_names,
     share_of_hits,
 )
+
+_PAIRS, _CUTS = "pairs of layers", "memory.passing.*.*.cut"
 
 Groups = Sequence[int] | None
 """Group of related texts of each text, by its number; None where none are related."""
@@ -85,13 +88,16 @@ def _claims(
                 seed,
             )
         ),
-        differs_by_layer(
-            "How far back memory reaches varies across layers",
-            "Kendall's W over texts of the layers ranked by the mean lag of their memory kernel",
-            _mean_lags(_section(sections, "memory_kernel"), layers, groups),
-            "memory.memory_kernel.*.by_text.*.mean_lag",
-            "texts",
-            seed,
+        _differs_in_tokens(
+            differs_by_layer(
+                "How far back memory reaches varies across layers",
+                "Kendall's W over texts of the layers ranked by the mean lag of their memory "
+                "kernel",
+                _mean_lags(_section(sections, "memory_kernel"), layers, groups),
+                "memory.memory_kernel.*.by_text.*.mean_lag",
+                "texts",
+                seed,
+            )
         ),
         *group_claims(kl, late_share, seed),
         *_recursion_claims(sections, layers),
@@ -102,62 +108,70 @@ def _claims(
 
 def _differs_in_nats(found: Finding) -> Finding:
     """Layers that differ by less than any effect on predictions do not differ in it."""
+    return worth_a_name(found, "kl", _range(found))
+
+
+def _differs_in_tokens(found: Finding) -> Finding:
+    """Lags in the same order in every text, by less than a token or a tenth, are as good as one."""
     means = [part["mean"] for part in found.details.values()]
-    return worth_a_name(found, "kl", max(means, default=0.0) - min(means, default=0.0))
+    typical = float(np.mean(means)) if means else 0.0
+    relative = _range(found) / typical if typical else 0.0
+    return worth_a_name(worth_a_name(found, "distance", _range(found)), "relative", relative)
+
+
+def _range(found: Finding) -> float:
+    """Largest less smallest mean of a layer."""
+    means = [part["mean"] for part in found.details.values()]
+    return max(means, default=0.0) - min(means, default=0.0)
 
 
 def passing_claim(section: Mapping[str, Any], groups: Groups = None) -> Finding:
-    """Whether layers read what earlier ones write, from cuts (`causal_interventions.passing`).
+    """Whether what layers write reaches later ones, from cuts (`causal_interventions.passing`).
 
-    Of related texts, the means of cuts and of each other direction.
+    A pair of layers is one trial, over the mean of its independent texts: its directions are the
+    same in all of them, and so are the weights that make a direction a special one.
     """
-    pairs = [pair for pair in section.values() if isinstance(pair, Mapping)]
-    texts = [text for pair in pairs for text in pair.values()]
-    least = SMALLEST_EFFECTS["change"]
-    read = [
-        cut > max(directions) and cut >= least.value
-        for pair in pairs
-        for cut, *directions in _cuts(pair, groups)
-    ]
-    return share_of_hits(
-        "Layers pass information on: what one writes is read by the next looked at",
-        "share of pairs of layers and texts in which cutting what the earlier layer writes changes "
-        f"the later mixer's output by at least {least.value:g} of its norm, and by more than the "
-        "same write in random directions does",
-        read,
-        "memory.passing.*.*.cut",
-        rule="in more than half of the pairs and texts, and in more than chance gives",
-        unit="pairs of layers of texts",
-        reason=next((text["reason"] for text in texts if text["reason"]), "no pair of layers"),
-        chance=1 / (1 + NUM_DIRECTIONS),
-        details={
-            name: {
-                "cut": _mean([text["cut"] for text in pair.values()]),
-                "other directions": _mean(
-                    [x for text in pair.values() for x in text["directions"]]
-                ),
-            }
-            for name, pair in section.items()
-            if isinstance(pair, Mapping)
-        },
+    claim = (
+        "Layers pass information on: what one writes changes the output of the next one looked at, "
+        "directly or through the layers between"
     )
+    pairs = {name: pair for name, pair in section.items() if isinstance(pair, Mapping)}
+    known = {name: trial for name, pair in pairs.items() if (trial := _trial(pair, groups))}
+    least = SMALLEST_EFFECTS["change"]
+    statistic = (
+        "share of pairs of layers in which cutting what the earlier one writes changes the later "
+        f"one's mixer output by at least {least.value:g} of its norm more than the same write in "
+        "any of its random directions does, mean over texts"
+    )
+    rule, path = "in more than half of the pairs, and in more than chance gives", _CUTS
+    chance = max((1 / len(trial) for trial in known.values()), default=RARE)
+    if known and chance ** len(known) > RARE:
+        why = f"one time in {chance ** -len(known):.0f}"
+        reason = f"{len(known)} pair(s) of layers, all of them by chance alone {why}"
+        return undecided(claim, statistic, _PAIRS, reason, path, rule=rule, n=len(known))
+    texts = [text for pair in pairs.values() for text in pair.values()]
+    return share_of_hits(
+        claim, statistic, [trial[0] - max(trial[1:]) >= least.value for trial in known.values()],
+        path, rule=rule, unit=_PAIRS, chance=chance,
+        reason=next((text["reason"] for text in texts if text["reason"]), "no pair of layers"),
+        details={
+            name: {"cut": trial[0], "largest other direction": max(trial[1:])}
+            for name, trial in known.items()
+        },
+    )  # fmt: skip
 
 
-def _cuts(pair: Mapping[str, Mapping[str, Any]], groups: Groups) -> list[list[float]]:
-    """Of each independent text that has them: what the cut changes, and each other direction."""
+def _trial(pair: Mapping[str, Mapping[str, Any]], groups: Groups) -> list[float]:
+    """What the cut changes, and each other direction, means over independent texts; [] for none."""
     measured = {int(name[5:]): text for name, text in pair.items() if text["cut"] is not None}
     rows = [[text["cut"], *text["directions"]] for text in measured.values()]
-    return [row.tolist() for row in group_means(rows, _of_texts(groups, list(measured)))]
+    by_text = group_means(rows, _of_texts(groups, list(measured)))
+    return np.mean(by_text, axis=0).tolist() if by_text else []
 
 
 def _of_texts(groups: Groups, texts: Sequence[int]) -> Groups:
     """The groups of these texts."""
     return None if groups is None else [groups[text] for text in texts]
-
-
-def _mean(values: Sequence[float | None]) -> float | None:
-    defined = [value for value in values if value is not None]
-    return float(np.mean(defined)) if defined else None
 
 
 def group_claims(
@@ -229,7 +243,8 @@ def text_values(
 def _delta_claims(sections: Mapping[str, Any], layers: Sequence[int]) -> list[Finding]:
     delta = _by_layer(_section(sections, "delta_neurons"), layers)
     ablation = _by_layer(_section(sections, "ablation_memory"), layers)
-    causes = _by_layer(_section(sections, "delta_causes"), layers)
+    causes_of = _section(sections, "delta_causes")
+    causes = _by_layer(causes_of, layers)
     found = [
         above_null(
             "Delta goes with the activity of neurons over all texts",
@@ -258,9 +273,11 @@ def _delta_claims(sections: Mapping[str, Any], layers: Sequence[int]) -> list[Fi
         above_null(
             "Tokens of larger delta leave more in memory",
             "rho over tokens of mean ln delta with the KL when the token is hidden from all later "
-            "ones in that layer; null: permuted tokens",
+            "ones in that layer, within texts and apart from the position; null: shifts along each "
+            "text, the same in all layers",
             {name: part.get("delta_at_sources") for name, part in causes.items()},
             "memory.delta_causes.*.delta_at_sources",
+            together=causes_of.get(MEAN_OVER_LAYERS, {}).get("delta_at_sources"),
         ),
     ]
     return [worth_a_name(one, "correlation") for one in found]

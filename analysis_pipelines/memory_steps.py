@@ -25,6 +25,7 @@ from analysis_pipelines.memory_causal import (
     delta_at_sources,
     delta_interventions,
     neurons_beside_random,
+    sources_of,
 )
 from analysis_pipelines.memory_neurons import (
     DeltaAndNeurons,
@@ -41,14 +42,20 @@ from analysis_pipelines.memory_neurons import (
 from analysis_pipelines.step_runner import Step
 from attention_neurons import NEURON_METHODS, attention_data
 from causal_interventions.neuron_effects import ablation_check
-from causal_interventions.passing import passing
+from causal_interventions.passing import directions_for, passing
 from causal_interventions.targets import resolve_target
 from delta_extraction import delta_memory
 from layer_correlation_analyzer import STREAMS, cross_layer_correlations, recursive_patterns
 from mamba_mixers.weights import MixerParameters
 from ssm_component_extractor import RecursiveDynamics, recursive_dynamics
 from ssm_measures.attention_maps import limited_by_text, mean_map
-from ssm_measures.attention_measures import MemoryKernel, kernel_of_means, memory_kernel
+from ssm_measures.attention_measures import (
+    LagSums,
+    MemoryKernel,
+    kernel_of_sums,
+    lag_sums,
+    pooled_lags,
+)
 from ssm_measures.components import Capture, SSMComponents, captured_ids
 from ssm_measures.gate_tokens import gate_tokens
 from ssm_measures.kept_captures import ReadEach
@@ -63,6 +70,9 @@ NUM_CAUSAL_NEURONS = 8
 
 
 _LAGS = ("mean_lag", "median_lag", "lag_90")
+
+LIMITED_REACH = 0.5
+"""Share of a text: where 90 % of the attention lie within more, a longer text would give more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,9 +127,16 @@ class MemoryInputs:
 class LayerKernel:
     """How one layer's attention falls off with the lag on one text."""
 
-    kernel: MemoryKernel
-    limited: bool
-    """whether its lags are: see `ssm_measures.attention_maps.limited_by_text`"""
+    lags: LagSums
+    """what the kernel is made of, as far as the text reaches"""
+    slow: bool
+    """whether the text is too short for the layer's half-lives: see
+    `ssm_measures.attention_maps.limited_by_text`"""
+
+    @property
+    def length(self) -> int:
+        """Tokens of the text."""
+        return self.lags.sums.shape[1]
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +146,7 @@ class TextAttention:
     texts: Sequence[Mapping[int, LayerKernel]]
 
     def to_dict(self) -> dict[str, Any]:
-        """By layer: lags of each text, their summaries, and the kernel, mean over texts."""
+        """By layer: lags of each text and their summaries, and the kernel of all of them."""
         return {f"layer_{layer}": _kernels(self.texts, layer) for layer in self.texts[0]}
 
 
@@ -167,8 +184,8 @@ def kernels_of(captured: Capture) -> dict[int, LayerKernel]:
 
 
 def _kernel(parts: SSMComponents) -> LayerKernel:
-    kernel = memory_kernel(mean_map(parts, absolute=True), parts.attention_mask)
-    return LayerKernel(kernel, limited_by_text(parts)[0])
+    lags = lag_sums(mean_map(parts, absolute=True), parts.attention_mask)
+    return LayerKernel(lags, limited_by_text(parts)[0])
 
 
 def state_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
@@ -247,17 +264,23 @@ def passing_step(inputs: MemoryInputs) -> dict[str, Any]:
     layers and text, beside equal changes in other directions."""
     if len(inputs.settings.layers) < 2:
         return {"reason": "needs at least two layers"}
+    pairs = list(pairwise(sorted(inputs.settings.layers)))
+    cut = partial(_passing, inputs, directions_for(len(pairs)))
     return {
         f"layer_{a}_to_{b}": {
-            f"text_{i}": kept(f"passing {a} {b} of text {i}", partial(_passing, inputs, one, a, b))
+            f"text_{i}": kept(f"passing {a} {b} of text {i}", partial(cut, one, a, b))
             for i, one in enumerate(inputs.captures)
         }
-        for a, b in pairwise(sorted(inputs.settings.layers))
+        for a, b in pairs
     }
 
 
-def _passing(inputs: MemoryInputs, one: Capture, a: int, b: int) -> dict[str, Any]:
-    return passing(inputs.model, one, a, b, seed=inputs.settings.seed).to_dict()
+def _passing(
+    inputs: MemoryInputs, num_directions: int, one: Capture, a: int, b: int
+) -> dict[str, Any]:
+    seed = inputs.settings.seed
+    found = passing(inputs.model, one, a, b, num_directions=num_directions, seed=seed)
+    return found.to_dict()
 
 
 def neurons_step(inputs: MemoryInputs, _: TextAttention) -> TextNeurons:
@@ -361,20 +384,19 @@ def causal_step(inputs: MemoryInputs) -> dict[str, Any]:
 
 def delta_causes_step(
     inputs: MemoryInputs, causal: Mapping[str, Any]
-) -> dict[int, dict[str, NullTest]]:
-    """Whether tokens of larger delta leave more in a layer's memory: see `delta_at_sources`."""
+) -> dict[int | str, dict[str, NullTest]]:
+    """Whether tokens of larger delta leave more in a layer's memory, and in the mean over layers:
+    see `delta_at_sources`."""
     layers = causal.get("knockout", {}).get("layers", {})
-    return {
-        layer: {
-            "delta_at_sources": delta_at_sources(
-                layers[f"layer_{layer}"],
-                [parts.delta[0] for parts in inputs.components(layer)],
-                inputs.settings.seed,
-            )
-        }
+    known = {
+        layer: sources_of(
+            layers[f"layer_{layer}"], [parts.delta[0] for parts in inputs.components(layer)]
+        )
         for layer in inputs.settings.layers
         if f"layer_{layer}" in layers
     }
+    found = delta_at_sources(known, inputs.settings.seed)
+    return {name: {"delta_at_sources": test} for name, test in found.items()}
 
 
 def delta_interventions_step(inputs: MemoryInputs) -> dict[int, dict[str, Any]]:
@@ -445,25 +467,42 @@ def channel_tensors(inputs: MemoryInputs, results: Mapping[str, Any]) -> dict[st
 
 
 def _kernels(texts: Sequence[Mapping[int, LayerKernel]], layer: int) -> dict[str, Any]:
-    """Lags of each text; their summaries, and the mean kernel, as far as the shortest text reaches,
-    so that texts and layers compare at equal length."""
+    """One layer's kernel over all texts together, lags of each text, and summaries of these.
+
+    ``kernel``, of ``length`` lags, and its lags, ``pooled``: the mean at each lag is over the
+    queries, of whatever text, that have a source there (`pooled_lags`), so that every text counts
+    as far as it goes, and all layers reach equally far. ``limited_by_text``: whether they say how
+    long the longest text is: it is too short for the layer's half-lives, or the lag within which
+    90 % lie is more than LIMITED_REACH of it.
+    """
     parts = [kernels[layer] for kernels in texts]
-    shortest = min(part.kernel.kernel.shape[1] for part in parts)
-    cut = [kernel_of_means(part.kernel.kernel[:, :shortest].double()) for part in parts]
-    mean = torch.cat([kernel.kernel for kernel in cut]).double().mean(0)
+    longest = max(parts, key=lambda part: part.length)
+    kernel = _of_sums(pooled_lags([part.lags for part in parts]))
+    own = [_of_sums(part.lags) for part in parts]
     return {
-        "length": shortest,
-        "limited_by_text": any(part.limited for part in parts),
-        **{name: summarise([getattr(kernel, name)[0] for kernel in cut]) for name in _LAGS},
+        "length": longest.length,
+        "limited_by_text": _limited(kernel, longest),
+        "pooled": _lags(kernel),
+        **{name: summarise([getattr(one, name)[0] for one in own]) for name in _LAGS},
         "by_text": {
-            f"text_{i}": {
-                **{name: finite_or_none(getattr(part.kernel, name)[0]) for name in _LAGS},
-                "limited_by_text": part.limited,
-            }
-            for i, part in enumerate(parts)
+            f"text_{i}": {**_lags(one), "limited_by_text": _limited(one, part)}
+            for i, (one, part) in enumerate(zip(own, parts, strict=True))
         },
-        "kernel": [finite_or_none(x) for x in mean.tolist()],
+        "kernel": [finite_or_none(x) for x in kernel.kernel[0].tolist()],
     }
+
+
+def _of_sums(lags: LagSums) -> MemoryKernel:
+    return kernel_of_sums(lags, torch.float64)
+
+
+def _lags(kernel: MemoryKernel) -> dict[str, float | None]:
+    return {name: finite_or_none(getattr(kernel, name)[0]) for name in _LAGS}
+
+
+def _limited(kernel: MemoryKernel, text: LayerKernel) -> bool:
+    """Whether a kernel that reaches as far as a text does has its lags from the text's length."""
+    return text.slow or kernel.lag_90[0] > LIMITED_REACH * text.length
 
 
 def _ratio(numerator: float, denominator: float) -> float | None:

@@ -15,10 +15,10 @@ CAUSAL_KINDS = ("reset", "knockout")
 def memory_by_layer(sections: Mapping[str, Any], layers: Sequence[int]) -> list[dict[str, Any]]:
     """One row a layer of the steps' JSON: what ``memory_by_layer.csv`` holds; None where undefined.
 
-    Lags are means over texts, as far as the shortest reaches; ``kernel_limited_by_text`` where they
-    are the text's doing; ``tokens_to_half`` the median over heads, None where the texts are too
-    short for it; ``reset_kl`` and ``knockout_kl`` means over positions and lags in
-    nats; `..._low` and `..._high` the interval of the null (correlations).
+    ``kernel_...``: lags of the kernel of all texts together, as far as the longest reaches;
+    ``kernel_limited_by_text`` where they are the texts' doing; ``tokens_to_half`` the median over
+    heads, None where the texts are too short for it; ``reset_kl`` and ``knockout_kl`` means over
+    positions and lags in nats; `..._low` and `..._high` the interval of the null (correlations).
     """
     return [_layer_row(sections, layer) for layer in layers]
 
@@ -39,8 +39,10 @@ def _layer_row(sections: Mapping[str, Any], layer: int) -> dict[str, Any]:
             name: at(*memory, name)
             for name in ("persistence", "selectivity", "consistency", "temporal_variance")
         },
-        **{f"kernel_{name}": at(*kernel, name, "mean") for name in ("mean_lag", "median_lag")},
-        "kernel_lag_90": at(*kernel, "lag_90", "mean"),
+        **{
+            f"kernel_{name}": at(*kernel, "pooled", name)
+            for name in ("mean_lag", "median_lag", "lag_90")
+        },
         "kernel_limited_by_text": at(*kernel, "limited_by_text"),
         **{
             f"state_{name}": _mean([part[name] for part in states])

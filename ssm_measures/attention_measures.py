@@ -9,10 +9,13 @@ alpha is signed: pass the mean of |alpha| over heads, ``mean_map(components, abs
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from ssm_measures.components import SSMComponents
 from suite_plumbing.precision import in_full_precision
@@ -183,13 +186,50 @@ def memory_kernel(absolute_map: Tensor, mask: Tensor) -> MemoryKernel:
     At lag k the mean is over the l - k queries that have such a source, so that long lags count
     the fewer queries they have as much as short ones. ``mask`` (b, l) is 0 at padding.
     """
+    return kernel_of_sums(lag_sums(absolute_map, mask), absolute_map.dtype)
+
+
+class LagSums(NamedTuple):
+    """What a map of magnitudes adds up to at each lag 0, 1, ..., of which means are made."""
+
+    sums: Tensor
+    """(b, lags) float64, over the queries that have a source at that lag"""
+    queries: Tensor
+    """(b, lags) how many those are"""
+
+
+def lag_sums(absolute_map: Tensor, mask: Tensor) -> LagSums:
+    """Sums along the diagonals of a map of magnitudes (b, l, l), with the queries behind them.
+
+    ``mask`` (b, l) is 0 at padding.
+    """
     length = absolute_map.shape[1]
     sums = torch.stack(
         [absolute_map.diagonal(-k, 1, 2).sum(-1) for k in range(length)], dim=1
     ).double()
-    queries = (mask.sum(1, keepdim=True) - torch.arange(length, device=mask.device)).clamp_min(0)
-    means = torch.where(queries > 0, sums / queries.clamp_min(1), 0.0)
-    return kernel_of_means(means, absolute_map.dtype)
+    queries = mask.sum(1, keepdim=True) - torch.arange(length, device=mask.device)
+    return LagSums(sums, queries.clamp_min(0))
+
+
+def pooled_lags(parts: Sequence[LagSums]) -> LagSums:
+    """Sums and queries of one or more texts (b = 1 each) together, as far as the longest reaches.
+
+    A text that is too short for a lag has no query there, and no say.
+    """
+    longest = max(part.sums.shape[1] for part in parts)
+
+    def added(name: str) -> Tensor:
+        rows = [getattr(part, name) for part in parts]
+        return torch.stack([pad(row, (0, longest - row.shape[1])) for row in rows]).sum(0)
+
+    return LagSums(added("sums"), added("queries"))
+
+
+def kernel_of_sums(found: LagSums, dtype: torch.dtype = torch.float32) -> MemoryKernel:
+    """Memory kernel, in ``dtype``, of sums by lag: of the mean over the queries of each lag."""
+    queries = found.queries
+    means = torch.where(queries > 0, found.sums / queries.clamp_min(1), 0.0)
+    return kernel_of_means(means, dtype)
 
 
 def kernel_of_means(means: Tensor, dtype: torch.dtype = torch.float32) -> MemoryKernel:

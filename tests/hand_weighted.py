@@ -291,9 +291,9 @@ def _two_memories(weight: float) -> SteadyStream:
     return built
 
 
-def two_layers(*, passes: bool) -> Any:
+def two_layers(*, passes: bool, width: int = 12) -> Any:
     """Layer 0 remembers token 1 in feature 5; layer 1 passes on feature 5, or the token itself."""
-    built = SteadyStream(4, 12, 2)
+    built = SteadyStream(4, width, 2)
     built.embeddings[1, 1] = built.embeddings[2, 2] = 1.0
     built.constant(0, 0).reads(0, 1, {1: 1.0}).writes(0, 5, 1)
     built.constant(1, 0).reads(1, 1, {5 if passes else 2: 1.0}, remembers=False)

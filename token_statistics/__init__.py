@@ -24,6 +24,8 @@ fixed_bins              Histograms on bins that no data set: half octaves, so th
                         corpus add up
 intervals               A mean with its 95 % interval, and whether it is above 0, from few samples
                         too
+joined_places           A statistic measured in several places, joined: its mean over them, its
+                        null, and its p
 kept_windows            Windows of texts kept for each neuron: the most extreme ones, and one
                         drawn for each octave
 layer_likeness          How alike the layers of two models are on one text: all pairs of layers at
@@ -52,4 +54,6 @@ time_shift_nulls        Statistics of series in time, each beside what it is whe
 twin_bounds             What untrained twins let expect of another one: a bound on the scale of
                         the statistic itself
 verdict_rules           The rules by which numbers become a finding with its verdict
+within_texts            Rank correlation of samples taken along several texts, within the texts
+                        and beside their course
 """

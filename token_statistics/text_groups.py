@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from token_statistics.description import FloatArray, Values, as_float64
-from token_statistics.verdict_rules import P_OF_GROUP, most_of, one_sided_p
+from token_statistics.joined_places import P_OF_GROUP, most_of, one_sided_p
 
 _MEANS = ("value", "null_mean", "null_low", "null_high")
 

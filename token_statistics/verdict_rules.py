@@ -7,8 +7,9 @@ data" where the numbers that the rule needs are undefined or too few, with the r
 Rules, each with a rate of at most 5 % false where nothing ties the two sides (`exceeds_zero`: see
 there):
 
-- `above_null`: a statistic lies above its null in most of the places where it was measured.
-- `share_of_hits`: the same for conditions that were checked one by one.
+- `above_null`: a statistic lies above its null in the mean over the places where it was measured,
+  in most of them, and beyond the other side in none.
+- `share_of_hits`: a condition that was checked place by place holds in most of them.
 - `exceeds_null`: one statistic lies above its null.
 - `differs_by_layer`: layers rank alike in every sample.
 - `rises_with_depth`: a quantity rises from layer to layer.
@@ -17,9 +18,6 @@ there):
 
 References:
   [1] Kendall & Babington Smith 1939, The problem of m rankings
-  [2] Rueger 1978, Das maximale Signifikanzniveau des Tests "Lehne H0 ab, wenn k unter n gegebenen
-      Tests zur Ablehnung fuehren"; Vovk & Wang 2020, Combining p-values via averaging, section 2
-  [3] Fisher 1925, Statistical Methods for Research Workers, section 21.1
 """
 
 from __future__ import annotations
@@ -42,19 +40,26 @@ from token_statistics.findings import (
     undecided,
 )
 from token_statistics.intervals import mean_interval, positive_mean_p
+from token_statistics.joined_places import TAIL, MeanOfPlaces, mean_of_places, one_sided_p
 from token_statistics.time_shift_nulls import NullTest, against_null
 
 MIN_SAMPLES = 8
-"""Fewer samples than this, and no difference is claimed."""
+"""Fewer samples that are no texts than this, and no difference is claimed."""
 
 MIN_TEXTS = 12
 """Fewer independent texts than this, and nothing is claimed of what texts have in common: the
 bootstrap's intervals then hold 91 % and more, and a sign-flip test has room below any level."""
 
+OF_TEXTS = ("texts", "documents", "groups of documents")
+"""Units that are texts, under whatever name."""
+
 ALPHA = 0.05
 
 MAX_DETAILS = 32
 """More places than this are not listed one by one: they stand where the finding was read."""
+
+MAX_NAMED = 4
+"""More places than this that contradict a claim are counted, not named."""
 
 MIN_DEPTH = 5
 """Fewer layers than this, and no trend over layers is claimed: by chance alone 4 of them are in
@@ -62,15 +67,6 @@ order once in 24 times."""
 
 LAYER_GROUPS = {"early": (0, 3), "middle": (3, 9), "late": (9, 13)}
 """Layers from the first number up to, not including, the second."""
-
-P_OF_GROUP = "one_sided_p"
-"""Key of the test of several related texts: its one-sided p (`text_groups.by_group`)."""
-
-_SMALLEST_P = 1e-6
-
-_TAIL = 0.025
-
-_TAIL_RATE = 2.0  # of a Gumbel tail in half widths of its central 95 %: 2.5
 
 _NUM_PERMUTATIONS = 999
 
@@ -81,95 +77,68 @@ def above_null(
     tests: Mapping[str, Mapping[str, Any] | None],
     path: str,
     unit: str = "layers",
+    *,
+    together: Mapping[str, Any] | None = None,
 ) -> Finding:
-    """Whether a statistic lies above its null in most of the places where it was measured.
+    """Whether a statistic lies above its null: in the mean over the places where it was measured,
+    in most of them, and in none beyond the other side.
 
     ``tests``: by layer or pair of layers, ``value``, ``null_low`` and ``null_high``, or None.
-    Value: mean over the places; null: mean of the places' null intervals. Supported where the
-    value is above null_high in more than half of the places, and in more than chance gives (2.5 %
-    each, binomial, the places taken as independent). p: `joint_p`, which takes the places of one
-    text as dependent.
+    Value, null and p: those of the mean over the places (`joined_places`), or where draws of it
+    were made with the places moved together, those of that test, ``together``. Supported where the
+    mean is above its null, the value above null_high in more than half of the places and in more
+    than chance gives (2.5 % each, binomial, the places taken as independent), and below null_low in
+    no more than the 2.5 % that chance gives: in none of fewer than 40. A claim that these alone
+    refuse names them.
     """
-    rule = f"above its null in more than half of the {unit}, and in more than chance gives"
     defined = {
         name: test
         for name, test in tests.items()
         if test and test.get("value") is not None and test.get("null_high") is not None
     }
+    n = len(defined)
+    allowed = int(TAIL * n)
+    rule = (
+        f"above its null in the mean, in more than half of the {unit}, and in more than chance "
+        f"gives; and below it in {f'at most {allowed}' if allowed else 'none'}"
+    )
+    if not defined:
+        return undecided(claim, statistic, unit, first_reason(tests.values()), path, rule=rule)
     shown: dict[str, dict[str, Any]] = {
         name: {key: test.get(key) for key in ("value", "null_low", "null_high")}
         for name, test in defined.items()
     }
-    if not shown:
-        return undecided(claim, statistic, unit, first_reason(tests.values()), path, rule=rule)
-    value, low, high = np.mean([list(test.values()) for test in shown.values()], axis=0).tolist()
+    mean = _jointly(together) if together else mean_of_places(defined)
     hits = [test["value"] > test["null_high"] for test in shown.values()]
+    below = [name for name, test in shown.items() if test["value"] < test["null_low"]]
+    above = mean.value > mean.null_high and _mostly(hits, TAIL)
     return _decided(
-        _mostly(hits, _TAIL), claim, statistic, value, len(hits), unit, path, rule,
-        null=(low, high), details=shown if len(shown) <= MAX_DETAILS else {}, hits=sum(hits),
-        chance_p=joint_p({name: one_sided_p(test) for name, test in defined.items()}),
-        scale="correlation" if abs(value) <= 1 else "linear",
+        above and len(below) <= allowed, claim, statistic, mean.value, n, unit, path, rule,
+        null=(mean.null_low, mean.null_high), details=shown if n <= MAX_DETAILS else {},
+        hits=sum(hits), chance_p=mean.p_value, reason=_against(below, n, unit) if above else None,
+        scale="correlation" if abs(mean.value) <= 1 else "linear",
         scale_n=max(1, min(test.get("n") or 1 for test in defined.values())),
     )  # fmt: skip
 
 
-def one_sided_p(test: Mapping[str, Any]) -> float:
-    """Probability under the null of a value as large: from the two-sided p of a null's draws.
+def _jointly(test: Mapping[str, Any]) -> MeanOfPlaces:
+    """The mean over places with the null of its own draws."""
+    value, low, high = (float(test[key]) for key in ("value", "null_low", "null_high"))
+    return MeanOfPlaces(value, low, high, one_sided_p({**test, "num_draws": 0}))
 
-    Beyond all draws, which say 1 / (1 + draws) and no less, it falls as the tail of a Gumbel
-    distribution does, that of the largest of many, somewhat slower and not below 1e-6: simulated
-    with 39 draws, a p of 0.001 comes in 0.03 % of cases for a normal null, in 0.1 % for a Gumbel
-    one. Where a test has an interval alone, what that says: 2.5 % above it and a half elsewhere. Of
-    several related texts, what the test has as their p.
-    """
-    two_sided, value = test.get("p_value"), test["value"]
-    if P_OF_GROUP in test:
-        return test[P_OF_GROUP]
-    if two_sided is None:
-        return _TAIL if value > test["null_high"] else 0.5
-    low, high = test.get("null_low") or 0.0, test["null_high"]
-    if value <= (low + high) / 2:
-        return 1 - two_sided / 2
-    draws, width = test.get("num_draws", 0), (high - low) / 2
-    if draws and two_sided <= 2.0001 / (1 + draws) and width > 0:
-        tail = _TAIL * math.exp(-_TAIL_RATE * (value - high) / width)
-        return min(two_sided / 2, max(tail, _SMALLEST_P))
-    return two_sided / 2
+
+def _against(below: Sequence[str], n: int, unit: str) -> str | None:
+    """Which places lie beyond the other side of their null; None for none."""
+    if not below:
+        return None
+    if len(below) <= MAX_NAMED:
+        return f"below its null in {', '.join(name.replace('_', ' ') for name in below)}"
+    return f"below its null in {len(below)} of {n} {unit}"
 
 
 def _counted_p(test: NullTest) -> float:
     """`one_sided_p` of permutations, which are counted to the end: nothing lies beyond them."""
     return one_sided_p({**test.to_dict(), "num_draws": 0})
-
-
-def joint_p(p_values: Mapping[str, float]) -> float:
-    """p that a statistic is above its null in most places, from the p of each place, by its name.
-
-    Places of one text ("text_0.layer_3"), and layers read off the same texts ("layer_3"), say the
-    same thing again: they are joined by `most_of`. Texts, and pairs of layers ("layer_0_to_1",
-    which are independent of each other where layers are), are joined by Fisher's method [3]. Texts
-    have to be independent: pass one place for a group of related ones (`text_groups.by_group`).
-    Not below 1e-6, where the p of places are extrapolated from few draws (`one_sided_p`).
-    """
-    groups: dict[str, list[float]] = {}
-    for name, p in p_values.items():
-        groups.setdefault(_dependent_on(name), []).append(p)
-    joined = [most_of(sorted(group)) for group in groups.values()]
-    return max(float(stats.chi2.sf(-2 * np.log(joined).sum(), 2 * len(joined))), _SMALLEST_P)
-
-
-def _dependent_on(place: str) -> str:
-    """What the places that depend on this one have in common in their names."""
-    first = place.split(".")[0]
-    return first if first.startswith("text_") or "_to_" in first else ""
-
-
-def most_of(ordered: Sequence[float]) -> float:
-    """p that most of k places show an effect, from their p in ascending order: k / j times the j-th
-    smallest, j the first number above k / 2, whatever the dependence of the places [2]."""
-    k = len(ordered)
-    j = k // 2 + 1
-    return min(1.0, k / j * ordered[j - 1])
 
 
 def share_of_hits(
@@ -181,7 +150,7 @@ def share_of_hits(
     rule: str,
     unit: str,
     reason: str,
-    chance: float = _TAIL,
+    chance: float = TAIL,
     details: dict[str, Any] | None = None,
 ) -> Finding:
     """Whether a condition holds in more than half of the places, and in more than by chance.
@@ -206,7 +175,7 @@ def _mostly(hits: Sequence[bool], chance: float) -> bool:
 
 def _largest_share(n: int, chance: float) -> float:
     """97.5 % quantile of the share of n independent places in which chance alone is a hit."""
-    return float(stats.binom.ppf(1 - _TAIL, n, chance)) / n
+    return float(stats.binom.ppf(1 - TAIL, n, chance)) / n
 
 
 def exceeds_null(
@@ -271,9 +240,9 @@ def differs_by_layer(
 
 def too_few_texts(n: int, unit: str) -> str | None:
     """Why a claim over so many samples is not tried, where they are texts; None where it is."""
-    if unit != "texts" or n >= MIN_TEXTS:
+    if unit not in OF_TEXTS or n >= MIN_TEXTS:
         return None
-    return f"{n} independent texts; a claim over texts needs {MIN_TEXTS}"
+    return f"{n} independent {unit}; a claim over texts needs {MIN_TEXTS}"
 
 
 def concordance(ranks: FloatArray) -> float:
@@ -356,14 +325,14 @@ def exceeds_zero(
     Supported where every interval lies above 0 and, as a second test, the signs do (p <= 0.05 by
     sign flips); p: the largest of both over the differences. False for normal differences in 2 to
     3 %, for those with a long left tail in 4 to 7 % (mirrored exponential) or 7 to 11 % (mirrored
-    lognormal, from 12 and 8 samples). Too little data: fewer than MIN_SAMPLES samples, or texts
-    fewer than MIN_TEXTS.
+    lognormal, from 12 and 8 samples). Too little data: fewer than MIN_SAMPLES samples, or of
+    OF_TEXTS fewer than MIN_TEXTS.
     """
     rule = "the 95 % interval lies above 0, and the signs do at 5 %" + (
         ", for each of the differences" if len(differences) > 1 else ""
     )
     found = min((len(values) for values in differences.values()), default=0)
-    needed = MIN_TEXTS if unit == "texts" else MIN_SAMPLES
+    needed = MIN_TEXTS if unit in OF_TEXTS else MIN_SAMPLES
     if found < needed:
         what = f"independent {unit}" if unit == "texts" else unit
         reason = f"{found} {what} with both sides of every difference; it needs {needed}"
@@ -440,11 +409,12 @@ def _decided(
     hits: int | None = None,
     learned: bool = True,
     chance_p: float | None = None,
+    reason: str | None = None,
     scale: str = "linear",
     scale_n: int = 1,
 ) -> Finding:
     verdict = (ABOVE_CHANCE if learned else SUPPORTED) if holds else NOT_SUPPORTED
     return Finding(
-        claim, statistic, value, interval, null, n, unit, verdict, None, path, rule, details or {},
-        hits, learned, scale, scale_n, chance_p,
+        claim, statistic, value, interval, null, n, unit, verdict, None if holds else reason, path,
+        rule, details or {}, hits, learned, scale, scale_n, chance_p,
     )  # fmt: skip

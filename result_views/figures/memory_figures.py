@@ -15,10 +15,12 @@ from result_views.figures.titles import (
     activation_title,
     causal_title,
     cross_layer_title,
+    limited_layers,
     memory_title,
     recursion_title,
     ssm_neuron_title,
 )
+from result_views.layer_names import layer_names
 from suite_plumbing.result_reading import Section
 
 
@@ -50,8 +52,9 @@ def figure_memory_effects(results: Section) -> Figure:
     figure, axes = page(
         results, memory_title(rows),
         "Half-life: median over channels of the slowest state at the channel's mean Δ. Kernel: "
-        "implicit attention |α| by lag, mean over texts. Norm: last quarter of a text over its "
-        "first, or third. Rank: participation ratio of the states over tokens. Thin: single texts.",
+        "implicit attention |α| by lag, mean over the tokens of all texts that have one so far "
+        f"back{_limited(rows)}. Norm: last quarter of a text over its first, or third. Rank: "
+        "participation ratio of the states over tokens. Thin: single texts.",
         [(2, 1.25)] * 2, {},
     )  # fmt: skip
     panels.plot_by_layer(rows, LAGS, "How far back", "tokens", axes[0][0], log=True)
@@ -59,6 +62,15 @@ def figure_memory_effects(results: Section) -> Figure:
     panels.plot_by_text(state, NORM_RATIOS, "Norm of the state along a text", "ratio", axes[1][0])
     panels.plot_by_text(state, RANK, "Rank of the state", "participation ratio", axes[1][1])
     return figure
+
+
+def _limited(rows: Sequence[Section]) -> str:
+    """In which layers a kernel's lags say how long the texts are."""
+    layers = sorted(limited_layers(rows))
+    if not layers:
+        return ""
+    which = "every layer" if len(layers) == len(rows) else layer_names(layers)
+    return f"; longer texts would give more in {which}"
 
 
 LAGS = {"median_half_life": "slowest half-life", "kernel_mean_lag": "kernel, mean lag",

@@ -118,7 +118,8 @@ def _from_zero(ax: Axes) -> None:
 def plot_by_text(
     section: Section, names: Mapping[str, str], title: str, ylabel: str, ax: Axes | None = None
 ) -> Axes:
-    """Quantities of each text by layer (``names``: label by key), thin, and their mean over texts.
+    """Quantities of each text by layer (``names``: label by key), thin, and their mean over the
+    texts that have one in some layer; none where one of these lacks it.
 
     ``section``: by layer, by text, by key.
     """
@@ -131,7 +132,10 @@ def plot_by_text(
         values = as_array([[text[name] for text in part.values()] for _, part in layers])
         for line in values.T if values.shape[1] > 1 else ():
             ax.plot(numbers, line, color=PALETTE[i], linewidth=0.5, alpha=0.5)
-        mean = np.where(np.isfinite(values).all(axis=1), values.mean(axis=1), np.nan)
+        own = values[:, np.isfinite(values).any(axis=0)]
+        mean = np.where(
+            np.isfinite(own).all(axis=1), own.sum(axis=1) / max(own.shape[1], 1), np.nan
+        )
         ax.plot(numbers, mean, color=PALETTE[i], marker=MARKERS[i], label=label)
     if not any(np.isfinite(as_array(line.get_ydata())).any() for line in ax.lines):
         return write_reason(ax, "undefined in these texts")

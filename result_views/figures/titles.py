@@ -126,12 +126,28 @@ def activation_title(section: Section, methods: Sequence[str]) -> str:
 
 
 def memory_title(rows: Sequence[Section]) -> str:
-    """Which layer reads back furthest, and which least, by the memory kernel."""
+    """Which layer reads back furthest, and which least, by the memory kernel of all texts; and
+    where it is the texts that end there."""
     lags = {row["layer"]: row["kernel_lag_90"] for row in rows}
     known = {layer: lag for layer, lag in lags.items() if lag is not None}
-    return _longest_and_shortest(
+    said = _longest_and_shortest(
         known, "Memory effects", "Layer {}: 90 % of attention lies within {}"
     )
+    if len(known) < 2:
+        return said
+    ends = {max(known, key=known.__getitem__), min(known, key=known.__getitem__)}
+    short = limited_layers(rows) & ends
+    return f"{said}, limited by the texts' length{_if_one(short)}" if short else said
+
+
+def limited_layers(rows: Sequence[Section]) -> set[int]:
+    """Layers whose memory kernel reaches as far as the texts let it."""
+    return {row["layer"] for row in rows if row.get("kernel_limited_by_text")}
+
+
+def _if_one(layers: set[int]) -> str:
+    """Which layer, where it is not both of two."""
+    return f" in {layer_names(sorted(layers))}" if len(layers) == 1 else ""
 
 
 def recursion_title(section: Section) -> str:

@@ -273,8 +273,8 @@ def _passed_on(section: Row) -> list[str]:
             lines.append(
                 f"- {name.replace('_', ' ').capitalize()}: without what the first writes, the "
                 f"second mixer's output changes by {_range([part['cut'] for part in parts])} of "
-                f"its norm in {len(parts)} text(s); without as much in random directions by "
-                f"{_range(others)}."
+                f"its norm in {len(parts)} text(s), through layers between too; where it writes in "
+                f"random directions, without that by {_range(others)}."
             )
     return ["## What layers pass on", "", *lines, ""] if lines else []
 

@@ -1,5 +1,8 @@
 """Causal memory over a set of texts: by position, texts too short, random positions beside."""
 
+# A value is None only where it is undefined: pyright is told not to mind here.
+# pyright: reportOptionalOperand=false
+
 import math
 
 import pytest
@@ -7,6 +10,7 @@ import torch
 from conftest import make_tiny_model
 
 from analysis_pipelines.memory_causal import (
+    MEAN_OVER_LAYERS,
     by_position,
     causal_memory,
     delta_at_sources,
@@ -14,6 +18,7 @@ from analysis_pipelines.memory_causal import (
     knockouts_by_layer,
     long_enough,
     neurons_beside_random,
+    sources_of,
 )
 from causal_interventions.causal_curves import CausalMemoryCurve
 from causal_interventions.effects import intervention_effects, neuron_interventions
@@ -82,20 +87,47 @@ def test_knockouts_by_layer_are_those_of_the_whole():
     assert knockouts_by_layer(model, captures[:1], [0], 3) == {}
 
 
+def sources(deltas, kl, places):
+    return sources_of({"positions": places, "kl": kl}, deltas)
+
+
 def test_tokens_of_larger_delta_that_leave_more_are_found():
     generator = torch.Generator().manual_seed(0)
     deltas = [torch.rand(30, 4, generator=generator) + 0.1 for _ in range(2)]
     places = [[text, token] for text in (0, 1) for token in range(30)]
     size = [float(deltas[text][token].log().mean()) for text, token in places]
-    tied = delta_at_sources({"positions": places, "kl": [x**3 for x in size]}, deltas)
-    assert tied.value == pytest.approx(1.0)
-    assert tied.null_high is not None
-    assert tied.null_high < 0.5
     noise = torch.rand(60, generator=generator).tolist()
-    assert delta_at_sources({"positions": places, "kl": noise}, deltas).outside_null is False
-    few = delta_at_sources({"positions": places[:3], "kl": [1.0, None, 2.0]}, deltas)
-    assert few.value is None
-    assert str(few.reason).startswith("2 samples")
+    found = delta_at_sources({
+        0: sources(deltas, [x**3 for x in size], places),
+        3: sources(deltas, noise, places),
+        6: sources(deltas, [-x for x in size], places),
+    })  # fmt: skip
+    tied, none, against = (found[layer] for layer in (0, 3, 6))
+    assert tied.value == pytest.approx(1.0)
+    assert against.value == pytest.approx(-1.0)
+    assert tied.null_high is not None
+    # One text of two is not moved in one draw of 15, which leaves half of a perfect tie.
+    assert tied.null_high < 0.6
+    assert none.outside_null is False
+    mean = found[MEAN_OVER_LAYERS]
+    assert mean.value == pytest.approx(none.value / 3)
+    # The two layers that are opposite are so in every draw: the third alone is left of the null.
+    assert mean.null_high == pytest.approx(none.null_high / 3)
+
+
+def test_sources_that_a_layer_lacks_and_deltas_of_zero():
+    deltas = [torch.rand(30, 4) + 0.1 for _ in range(2)]
+    few = delta_at_sources({0: sources(deltas, [1.0, None, 2.0], [[0, 0], [0, 1], [0, 2]])})
+    assert few[0].value is None
+    assert str(few[0].reason).startswith("2 samples")
+    dead = [torch.zeros(30, 4) for _ in range(2)]
+    places = [[text, token] for text in (0, 1) for token in range(30)]
+    kl = torch.rand(60).tolist()
+    both = delta_at_sources({0: sources(dead, kl, places), 3: sources(deltas, kl, places)})
+    assert both[0].reason == "every channel has a delta of exactly 0 at some token"
+    assert both[MEAN_OVER_LAYERS].value == both[3].value is not None
+    assert delta_at_sources({0: sources(dead, kl, places)})[MEAN_OVER_LAYERS].value is None
+    assert delta_at_sources({}) == {}
 
 
 def test_neurons_beside_random_ones_are_means_over_texts():

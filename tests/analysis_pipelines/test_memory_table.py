@@ -24,6 +24,15 @@ def test_values_are_those_of_the_steps():
     assert row["kernel_mean_lag"] is row["state_write"] is row["knockout_kl"] is None
 
 
+def test_lags_are_those_of_the_kernel_of_all_texts():
+    pooled = {"mean_lag": 14.0, "median_lag": 9.0, "lag_90": 44.0}
+    own = {"mean_lag": {"mean": 0.7}, "lag_90": {"mean": 2.0}}
+    kernel = {"pooled": pooled, "limited_by_text": True, **own}
+    (row,) = memory_by_layer({"memory_kernel": {"layer_3": kernel}}, [3])
+    assert [row[f"kernel_{name}"] for name in pooled] == [14.0, 9.0, 44.0]
+    assert row["kernel_limited_by_text"] is True
+
+
 def test_rows_without_results_have_the_same_columns():
     (empty,) = memory_by_layer({}, [0])
     assert {value for name, value in empty.items() if name != "layer"} == {None}

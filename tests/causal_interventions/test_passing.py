@@ -13,7 +13,8 @@ IDS = torch.tensor([[2, 1, 2, 3, 3, 1, 0, 2, 3, 2, 1, 1, 0, 3]])
 
 
 def test_a_layer_that_reads_the_write_loses_it_and_no_other_direction_does_as_much():
-    model = hand_weighted.two_layers(passes=True)
+    # So wide that no other direction is by chance the feature that is read.
+    model = hand_weighted.two_layers(passes=True, width=64)
     found = passing(model, capture(model, IDS, None, [0, 1]), 0, 1)
     # All that layer 1 writes is what it reads there.
     assert found.cut == pytest.approx(1.0, abs=1e-6)

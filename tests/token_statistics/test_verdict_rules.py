@@ -5,15 +5,14 @@
 
 import numpy as np
 import pytest
-from scipy import stats
 
 from token_statistics.findings import (
     ABOVE_CHANCE,
     NOT_SUPPORTED,
     SUPPORTED,
     TOO_LITTLE,
+    sentence,
 )
-from token_statistics.time_shift_nulls import against_null
 from token_statistics.verdict_rules import (
     MAX_DETAILS,
     MIN_SAMPLES,
@@ -25,8 +24,6 @@ from token_statistics.verdict_rules import (
     exceeds_zero,
     group_mean,
     holds_everywhere,
-    joint_p,
-    one_sided_p,
     rises_with_depth,
     share_of_hits,
 )
@@ -100,6 +97,8 @@ def null_test(value, high=0.5):
         ((0.9, 0.8, 0.7, 0.1), ABOVE_CHANCE, 3),
         ((0.9, 0.8, 0.1, 0.1), NOT_SUPPORTED, 2),
         ((-0.9, -0.9, -0.9, -0.9), NOT_SUPPORTED, 0),
+        # In three of four, but not in their mean.
+        ((0.6, 0.6, 0.6, -0.4), NOT_SUPPORTED, 3),
     ],
 )
 def test_layers_above_their_null(values, verdict, hits):
@@ -108,6 +107,33 @@ def test_layers_above_their_null(values, verdict, hits):
     assert (row.verdict, row.hits, row.n, row.unit) == (verdict, hits, 4, "layers")
     assert row.value == pytest.approx(sum(values) / 4)
     assert row.null == (-0.5, 0.5)
+
+
+def test_layers_that_go_the_other_way_forbid_the_claim_and_are_named():
+    values = {"layer_0": 0.9, "layer_3": 0.9, "layer_6": -0.6, "layer_9": 0.9, "layer_12": 0.9}
+    tests = {name: null_test(value) for name, value in values.items()}
+    row = above_null("c", "s", tests, "p")
+    assert row.value == pytest.approx(0.6)
+    assert row.null == (-0.5, 0.5)
+    assert (row.hits, row.verdict) == (4, NOT_SUPPORTED)
+    assert row.reason == "below its null in layer 6"
+    assert row.reason in sentence(row)
+    # Of 80 places two lie there by chance; a third is more.
+    most = {f"text_{i}.layer_0": null_test(0.9) for i in range(80)}
+    two = {**most, **{f"text_{i}.layer_0": null_test(-0.6) for i in range(2)}}
+    assert above_null("c", "s", two, "p").verdict == ABOVE_CHANCE
+    six = {**most, **{f"text_{i}.layer_0": null_test(-0.6) for i in range(6)}}
+    row = above_null("c", "s", six, "p", "layers of texts")
+    assert (row.verdict, row.reason) == (NOT_SUPPORTED, "below its null in 6 of 80 layers of texts")
+
+
+def test_the_null_of_joint_draws_is_that_of_the_printed_mean():
+    tests = {f"layer_{i}": null_test(0.6) for i in range(4)}
+    together = {**null_test(0.6, 0.25), "p_value": 0.002, "num_draws": 999, "n": 40}
+    row = above_null("c", "s", tests, "p", together=together)
+    assert (row.value, row.null, row.chance_p) == (0.6, (-0.25, 0.25), 0.001)
+    inside = {**together, "null_high": 0.7, "p_value": 0.2}
+    assert above_null("c", "s", tests, "p", together=inside).verdict == NOT_SUPPORTED
 
 
 def test_a_share_of_layers_and_what_chance_gives():
@@ -177,6 +203,9 @@ def test_claims_over_texts_say_how_many_they_need():
     row = exceeds_zero("c", "s", few, "p", "texts")
     assert row.reason == "11 independent texts with both sides of every difference; it needs 12"
     assert exceeds_zero("c", "s", few, "p", "layers").verdict == ABOVE_CHANCE
+    for unit in ("documents", "groups of documents"):
+        row = exceeds_zero("c", "s", few, "p", unit)
+        assert row.reason == f"11 {unit} with both sides of every difference; it needs 12"
     apart = {f"layer_{i}": (10 * i + rng.normal(size=3)).tolist() for i in range(5)}
     row = differs_by_layer("c", "s", apart, "p", "texts")
     assert row.reason == "3 independent texts; a claim over texts needs 12"
@@ -201,56 +230,6 @@ def test_differences_of_noise_are_seldom_above_zero():
     assert sum(row.verdict == ABOVE_CHANCE for row in rows) <= 16
 
 
-def test_the_p_of_one_side():
-    test = {"value": 0.3, "null_low": -0.1, "null_high": 0.2, "null_mean": 0.0, "p_value": 0.02}
-    assert one_sided_p(test) == 0.01
-    assert one_sided_p({**test, "value": -0.3}) == pytest.approx(0.99)
-    alone = {name: test[name] for name in ("value", "null_low", "null_high")}
-    assert (one_sided_p(alone), one_sided_p({**alone, "value": 0.15})) == (0.025, 0.5)
-    assert one_sided_p({**alone, "value": 0.01, "p_value": 0.9}) == 0.55  # below the middle
-
-
-def test_the_p_beyond_all_draws_is_seldom_too_small():
-    rng = np.random.default_rng(2)
-    for draw in (rng.standard_normal, lambda size: rng.gumbel(size=size)):
-        p = []
-        for draws in draw((20_000, 40)):
-            test = against_null(float(draws[0]), draws[1:], 9).to_dict()
-            p.append(one_sided_p(test))
-        for level in (0.025, 0.005, 0.001):
-            # Four standard errors, and for a Gumbel null at 0.001 a third more than there are.
-            limit = level * 1.35 + 4 * np.sqrt(level / 20_000)
-            assert np.mean(np.array(p) <= level) <= limit
-    far = {"value": 9.0, "null_mean": 0.0, "null_low": -1.0, "null_high": 1.0, "p_value": 0.05}
-    assert one_sided_p({**far, "num_draws": 39}) == 1e-6
-    assert one_sided_p({**far, "num_draws": 99}) == 0.025  # some draw is as large
-
-
-def test_layers_of_one_text_count_as_dependent_and_texts_are_joined():
-    one = {"text_0.layer_0": 0.01, "text_0.layer_1": 0.02, "text_0.layer_2": 0.5}
-    # Of three, the second smallest times 3/2.
-    assert joint_p(one) == pytest.approx(0.03)
-    two = {**one, **{name.replace("text_0", "text_1"): p for name, p in one.items()}}
-    assert joint_p(two) == pytest.approx(stats.combine_pvalues([0.03, 0.03])[1])
-    assert joint_p({"layer_0": 0.01, "layer_3": 0.01}) == pytest.approx(0.01)
-    assert joint_p({"layer_0": 0.9, "layer_3": 0.9}) == pytest.approx(0.9)
-    pairs = {"layer_0_to_1": 0.02, "layer_1_to_2": 0.02}
-    assert joint_p(pairs) == pytest.approx(stats.combine_pvalues([0.02, 0.02])[1])
-    assert joint_p({"text_0.layer_0": 1.0}) == 1.0
-    # Ten texts of 1e-6 each: what a product of extrapolations says is not repeated.
-    assert joint_p({f"text_{i}.layer_0": 1e-6 for i in range(10)}) == 1e-6
-
-
-def test_the_p_of_places_that_say_the_same_thing_is_no_smaller_than_theirs():
-    rng = np.random.default_rng(0)
-    # Uniform p, the same in all of 9 layers of a text, or different: of 2,000 at most 5 % are below
-    # 5 %, plus three and a half standard errors of 0.5 %.
-    for shared in (True, False):
-        draws = rng.random((2000, 1 if shared else 9)) * np.ones((1, 9))
-        found = [joint_p({f"layer_{i}": p for i, p in enumerate(row)}) for row in draws]
-        assert np.mean(np.array(found) <= 0.05) <= 0.067
-
-
 def test_each_rule_gives_its_p_and_its_scale():
     rng = np.random.default_rng(0)
     hits = share_of_hits("c", "s", [True] * 4, "p", rule="r", unit="u", reason="", chance=0.05)
@@ -266,7 +245,7 @@ def test_each_rule_gives_its_p_and_its_scale():
     places = {f"layer_{i}": {**null_test(0.9), "p_value": 0.01, "n": 70 + i} for i in range(3)}
     above = above_null("c", "s", places, "p")
     assert (above.chance_p, above.scale, above.scale_n) == (
-        pytest.approx(0.005 * 3 / 2), "correlation", 70,
+        pytest.approx(0.025 * np.exp(-2 * 0.4 / 0.5)), "correlation", 70,
     )  # fmt: skip
     single = exceeds_null("c", "s", {**null_test(0.9), "p_value": 0.01, "n": 60}, "p")
     assert (single.chance_p, single.scale) == (0.005, "linear")

@@ -8,6 +8,7 @@ import pytest
 from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer
 from recursive_visualizer import figures_of, write_figures
 from result_views.figures.memory_figures import MEMORY_FIGURES
+from result_views.figures.memory_panels import plot_by_text
 from suite_plumbing.texts import EXAMPLE_TEXTS
 from tests.conftest import make_tiny_model
 from tests.figure_checks import assert_fits, stretched, words_of
@@ -62,6 +63,28 @@ def test_each_figure_fits_its_page_at_2_and_at_24_layers(results, name, num_laye
     assert "n = 100 tokens of 2 texts." in words_of(figure)
     for ax in figure.axes:
         assert len(ax.get_xticks()) <= 16, ax.get_title()
+
+
+def test_the_memory_page_says_where_the_texts_end_a_kernel(results):
+    def words(*limited):
+        rows = [{**row, "kernel_limited_by_text": row["layer"] in limited}
+                for row in results["memory_by_layer"]]  # fmt: skip
+        return words_of(MEMORY_FIGURES["memory_effects"]({**results, "memory_by_layer": rows}))
+
+    assert "longer texts would give more in layer 3." in words(3)
+    assert "longer texts would give more in every layer." in words(0, 3)
+    assert "longer texts" not in words()
+
+
+def test_a_text_that_lacks_a_value_takes_none_of_the_mean_away(results):
+    state = results["memory"]["state"]
+    lacking = {
+        layer: {**texts, "text_1": {**texts["text_1"], "last_over_first": None}}
+        for layer, texts in state.items()
+    }
+    ax = plot_by_text(lacking, {"last_over_first": "ratio"}, "", "")
+    expected = [texts["text_0"]["last_over_first"] for texts in state.values()]
+    assert np.asarray(ax.lines[-1].get_ydata()) == pytest.approx(expected)
 
 
 def test_causal_memory_of_one_kind_alone_is_drawn_and_the_other_named(results):

@@ -113,6 +113,20 @@ def test_the_layer_that_reads_back_furthest():
     assert titles.memory_title([]) == "Memory effects"
 
 
+def test_a_lag_that_only_the_text_ends_is_called_that():
+    rows = [{"layer": layer, "kernel_lag_90": lag, "kernel_limited_by_text": False}
+            for layer, lag in ((0, 40.0), (3, 60.0), (6, 119.0))]  # fmt: skip
+
+    def title(*limited):
+        given = [{**row, "kernel_limited_by_text": row["layer"] in limited} for row in rows]
+        return titles.memory_title(given)
+
+    said = "Layer 6: 90 % of attention lies within 120 tokens (layer 0: 40)"
+    assert title() == title(3) == said  # of layer 3 nothing is said
+    assert title(6) == f"{said}, limited by the texts' length in layer 6"
+    assert title(0, 3, 6) == f"{said}, limited by the texts' length"
+
+
 def test_a_step_says_its_largest_layer():
     rows = [{"layer": 0, "lag (tokens)": 8.0}, {"layer": 3, "lag (tokens)": None},
             {"layer": 6, "lag (tokens)": 1312.0}]  # fmt: skip

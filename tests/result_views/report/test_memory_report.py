@@ -60,7 +60,8 @@ def test_cuts_stand_beside_other_directions():
     lines = _passed_on({"layer_0_to_3": {"text_0": text, "text_1": nothing}})
     assert lines[2] == (
         "- Layer 0 to 3: without what the first writes, the second mixer's output changes by 0.25 "
-        "to 0.25 of its norm in 1 text(s); without as much in random directions by 0.1 to 0.2."
+        "to 0.25 of its norm in 1 text(s), through layers between too; where it writes in random "
+        "directions, without that by 0.1 to 0.2."
     )
     assert _passed_on({"layer_0_to_3": {"text_0": nothing}}) == []
     assert _passed_on({"reason": "needs at least two layers"}) == []
