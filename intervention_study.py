@@ -443,7 +443,7 @@ def _key(results: Mapping[str, Any]) -> list[str]:
     tables = [results[kind] for kind in KINDS if kind in results]
     has_intervals = any(_num_texts(table) >= MIN_VALUES for table in tables)
     where = " Intervals of the means over texts: causal_memory.csv." if has_intervals else ""
-    return [f"<{1000 * KL_FLOOR:g}: no effect worth a name.{where}"]
+    return wrapped([f"<{1000 * KL_FLOOR:g}: no effect worth a name.{where}"])
 
 
 _TITLES = {"reset": "State reset", "knockout": "One source hidden"}

@@ -192,8 +192,8 @@ def kernel_agreement(curve: CausalMemoryCurve, kernel: Tensor, *, seed: int = 0)
     ``reason`` for fewer than 5 of them; ``num_lags`` compared. Both curves are smooth over the lag,
     so that a p-value for independent lags would mean nothing: none is given. Instead ``falling`` is
     the causal curves' agreement with one that only falls: a kernel says more than that where its
-    agreement is larger. With a mean effect below KL_FLOOR at every lag there is nothing to agree
-    with.
+    agreement is larger. What is noise in a text's curve, of few positions, lowers both. With a mean
+    effect below KL_FLOOR at every lag there is nothing to agree with.
     """
     stop = min(curve.max_lag + 1, len(kernel))
     kl, descriptive = _by_text(curve, curve.kl)[:, 1:stop].double(), kernel[1:stop].double()

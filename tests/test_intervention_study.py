@@ -361,7 +361,9 @@ def test_the_command_prints_how_many_lags_and_texts_an_agreement_is_of(
     for count in (1, 5):
         given = [part for text in texts[:count] for part in ("--text", text)]
         assert main([*options, *given, "--output-dir", str(tmp_path / str(count))]) == 0
-        printed.append(" ".join(capsys.readouterr().out.split()))
+        lines = capsys.readouterr().out.splitlines()
+        assert max(map(len, lines[:-1])) <= 80
+        printed.append(" ".join(" ".join(lines).split()))
     assert all("over 5 lags with the memory kernel, mean over texts" in one for one in printed)
     assert "3 positions, 1 text layer" in printed[0]
     assert "no interval: 1 independent text; an interval needs 5." in printed[0]
