@@ -311,6 +311,8 @@ def _curves(title: str, part: Row) -> list[str]:
         f"{title}, all layers together, {len(together['positions'])} positions of {count} text(s):"
     )
     lines = [head, "", *_bin_table(together["bins"], _random(part["random_positions"]))]
+    if few := next((entry["reason"] for entry in together["bins"] if entry["reason"]), None):
+        lines += [f"No interval and no p: {few}.", ""]
     agreements = part["kernel_agreement"].items()
     lines += [
         f"- Layer {name.removeprefix('layer_')} alone: {_agreement(a)}" for name, a in agreements
@@ -322,7 +324,7 @@ def _agreement(agreement: Row) -> str:
     rho = agreement["spearman"]
     if rho is None:
         return f"no agreement with the memory kernel is defined: {agreement['reason']}."
-    ends = _interval(agreement) or f"no interval: {agreement['reason']}"
+    ends = _interval(agreement) or "no interval"
     return (
         f"rank agreement with the memory kernel over {agreement['num_lags']} lags {number(rho)} "
         f"({ends}); with a curve that only falls {number(agreement['falling'])}."
@@ -335,7 +337,8 @@ def _random(part: Row) -> Callable[[int], tuple[str, str]]:
     def cells(index: int) -> tuple[str, str]:
         if not bins or bins[index]["baseline_kl"] is None:
             return "", ""
-        return _nats(bins[index]["baseline_kl"]), number(bins[index]["p_value"])
+        p = bins[index]["p_value"]
+        return _nats(bins[index]["baseline_kl"]), "" if p is None else number(p)
 
     return cells
 

@@ -2,6 +2,7 @@
 
 from result_views.report.memory_report import (
     _cell,
+    _curves,
     _delta_interventions,
     _passed_on,
     _recursion,
@@ -65,3 +66,28 @@ def test_cuts_stand_beside_other_directions():
     )
     assert _passed_on({"layer_0_to_3": {"text_0": nothing}}) == []
     assert _passed_on({"reason": "needs at least two layers"}) == []
+
+
+def causal_part(low, high, reason, p):
+    entry = {"first_lag": 1, "last_lag": 2, "kl": 0.1, "kl_low": low, "kl_high": high,
+             "loss_change": 0.2, "reason": reason}  # fmt: skip
+    agreement = {"spearman": 0.5, "low": low, "high": high, "num_lags": 4, "falling": 0.4,
+                 "reason": reason}  # fmt: skip
+    return {
+        "together": {"bins": [entry], "positions": [[0, 3], [0, 9], [2, 5]]},
+        "kernel_agreement": {"layer_4": agreement},
+        "random_positions": {"bins": [{"baseline_kl": 0.3, "p_value": p}]},
+    }
+
+
+def test_causal_curves_say_of_how_many_texts_and_why_there_is_no_interval():
+    few = "2 independent texts; an interval needs 5"
+    said = "\n".join(_curves("Reset", causal_part(None, None, few, None)))
+    assert said.startswith("Reset, all layers together, 3 positions of 2 text(s):")
+    assert "| 1 to 2 | 0.1 |  | 0.2 | 0.3 |  |" in said
+    assert f"No interval and no p: {few}." in said
+    assert "over 4 lags 0.5 (no interval); with a curve that only falls 0.4" in said
+    known = "\n".join(_curves("Reset", causal_part(0.05, 0.6, None, 0.03)))
+    assert "| 1 to 2 | 0.1 | 0.05 to 0.6 | 0.2 | 0.3 | 0.03 |" in known
+    assert "0.5 (interval 0.05 to 0.6)" in known
+    assert "No interval" not in known
