@@ -29,10 +29,16 @@ overview             The overview: what every SSM layer of a model does with its
                      answers made from it
 overview_answers     What the overview may say: a sentence for each question, with its numbers and
                      its place
+overview_nulls       A quantity of the overview beside its null: the test as results hold it, and
+                     what texts weigh
 overview_questions   The questions of the overview tried together: how small a p has to be where
                      five are asked
+overview_readings    How the tests of a question read: what is claimed, what is small, and what
+                     is undecided
 overview_rows        Rows of the overview, one a layer: the texts joined, and each quantity beside
                      its null
+overview_sentences   Parts of the overview's sentences that its questions have in common
+overview_wording     Numbers and layers in a sentence of the overview
 prediction_parts     What made each prediction of a text, for the report: exact parts as tensors,
                      their sizes as JSON
 predictions          Direct attribution of every prediction of a text: by source token, by

@@ -1,20 +1,32 @@
 """What the overview may say: a sentence for each question, with its numbers and its place.
 
 A sentence is said where what it rests on exceeds its null among all layers and all questions tried
-(`overview_questions`) and is of a size worth a name; otherwise it says why nothing is said.
-Half-lives are the weights' own and have no null: of them a sentence is said only where layers fall
-into groups.
+(`overview_questions`) and is of a size worth a name; otherwise it says what is above chance and too
+small, that no layer does it, or that the texts leave it undecided (`overview_readings`). Value,
+null and p of a sentence are of the same layers. Half-lives are the weights' own and have no null:
+of them a sentence is said only where layers fall into groups.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
-from analysis_pipelines.overview_questions import ALPHA
+from analysis_pipelines.overview_questions import adjusted_for
+from analysis_pipelines.overview_readings import Place, Reading, Section, read
+from analysis_pipelines.overview_sentences import (
+    Answer,
+    Words,
+    answer_about,
+    not_said,
+    of_places,
+    others_than,
+    p_text,
+    values_of,
+)
+from analysis_pipelines.overview_wording import chance, extent, listed, mean, tokens, verb
 from result_views.layer_names import capitalised, layer_names
 
 GROUP_RATIO = 4.0
@@ -40,85 +52,75 @@ RESET_COST = 0.02
 GATE_DIFFERENCE = 0.3
 """Standard deviations of ln delta, mean over heads."""
 
-Section = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One question, answered or not."""
-
-    question: str
-    sentence: str
-    said: bool
-    """whether something is claimed; otherwise the sentence says why not"""
-    layers: tuple[int, ...] = ()
-    """those that the sentence is about"""
-    values: tuple[float, ...] = ()
-    """the number of each of them, or the one of all"""
-    null: tuple[float, float] | None = None
-    """95 % of the draws of the null, from the smallest end to the largest of these layers"""
-    interval: tuple[float, float] | None = None
-    """95 % over texts, of the first of the values; None for fewer than 5 texts"""
-    n: int = 0
-    unit: str = "tokens"
-    path: str = "overview.layers"
-    """where the numbers stand in the results"""
-    adjusted_p: float | None = None
-    """smallest p of the question, adjusted over those tried; None where there is no test"""
-    num_questions: int = 0
-    """behind adjusted_p"""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields by name."""
-        return asdict(self)
-
 
 def answers(found: Section) -> list[Answer]:
     """One answer a question, in a fixed order: of the section that `overview_rows.joined` makes."""
-    tried = found["questions"]
+    number = found["questions"]["num_tested"]
     return [
-        replace(
-            answer(found),
-            adjusted_p=tried["adjusted"].get(question),
-            num_questions=tried["num_tested"] if question in tried["adjusted"] else 0,
+        one
+        if one.p_value is None
+        else replace(
+            one,
+            adjusted_p=adjusted_for(found["questions"], one.question, one.p_value),
+            num_questions=number,
         )
-        for question, answer in QUESTIONS.items()
+        for one in (answer(found) for answer in QUESTIONS.values())
     ]
 
 
 def memory_answer(found: Section) -> Answer:
-    """How long a state keeps a token, layers in groups."""
-    question, path = "memory", "overview.layers[].median_half_life"
+    """How long states keep a token: half-life of the median state, layers in groups, and lags."""
+    path = "overview.layers[].median_half_life"
     halves, lasting = {}, []
     for row in found["layers"]:
         half_life = row["median_half_life"]
         halves |= {} if half_life is None else {row["layer"]: half_life}
         lasting += [row["layer"]] if half_life is None else []
     if not halves:
-        return Answer(question, "No layer's state forgets: A or delta is 0.", False, path=path)
-    without = f" Without a half-life: {layer_names(lasting)}." if lasting else ""
-    groups = half_life_groups(halves)
+        return Answer("memory", "No layer's state forgets: A or delta is 0.", False, path=path)
     values = tuple(halves.values())
-    common = {"n": found["num_tokens"], "path": path, "layers": tuple(halves), "values": values}
+    groups = half_life_groups(halves)
+    end = _lags(found, groups)
+    end += f" Without a half-life: {layer_names(lasting)}." if lasting else ""
     if len(groups) < 2:
-        return Answer(
-            question, f"No layer keeps tokens much longer than another: median half-life "
-            f"{_range(values)} tokens in all of them.{without}", False, **common,
-        )  # fmt: skip
+        sentence = (
+            "No layer keeps tokens much longer than another: median half-life "
+            f"{tokens(values)} tokens in all of them.{end}"
+        )
+    else:
+        sentence = f"{_grouped(found, halves, groups)}{end}"
+    return Answer(
+        "memory", sentence, len(groups) > 1, tuple(halves), values, n=found["num_tokens"],
+        num_texts=found["num_independent"], path=path,
+    )  # fmt: skip
+
+
+def _grouped(found: Section, halves: Mapping[int, float], groups: Sequence[list[int]]) -> str:
     first, *others = (
-        f"{layer_names(group)} {{}} {_approximately([halves[layer] for layer in group])}"
+        f"{layer_names(group)} {{}} {tokens([halves[layer] for layer in group])}"
         for group in groups
     )
-    keep = f"{_verb('keep', groups[0])} a token for"
-    parts = [first.format(keep), *(one.format("for") for one in others)]
+    have = f"{verb('have', groups[0])} a median half-life of"
+    parts = ", ".join([first.format(have), *(one.format("of") for one in others)])
     length = found["longest"]
-    longest = halves[groups[0][0]]
-    limit = f"; no text here is longer than {length} tokens" if longest > length else ""
-    sentence = (
-        f"{capitalised(', '.join(parts))} tokens (median half-life, as A and the mean delta set "
-        f"it{limit}).{without}"
+    longer = halves[groups[0][0]] > length
+    limit = f"; no text here is longer than {length} tokens" if longer else ""
+    return (
+        f"{capitalised(parts)} tokens (of a layer's states, as A and the mean delta set it{limit})."
     )
-    return Answer(question, sentence, True, **common)
+
+
+def _lags(found: Section, groups: Sequence[list[int]]) -> str:
+    """By which lag 90 % of |alpha| has passed, group by group."""
+    rows = {row["layer"]: row for row in found["layers"] if row["lag_90"] is not None}
+    known = [kept for group in groups if (kept := [layer for layer in group if layer in rows])]
+    if not known:
+        return ""
+    lags = [extent([rows[layer]["lag_90"] for layer in group], ",.0f") for group in known]
+    limited = [layer for group in known for layer in group if rows[layer]["limited_by_text"]]
+    where = f" in {layer_names(limited)}" if 0 < len(limited) < sum(map(len, known)) else ""
+    limit = f", limited by the texts' length{where}" if limited else ""
+    return f" 90 % of |alpha| lies within {' and '.join(lags)} tokens{limit}."
 
 
 def half_life_groups(halves: Mapping[int, float]) -> list[list[int]]:
@@ -136,59 +138,105 @@ def half_life_groups(halves: Mapping[int, float]) -> list[list[int]]:
 def copying_answer(found: Section) -> Answer:
     """Which layers copy what followed a token's earlier occurrence."""
     rows = {row["layer"]: row["copying"] for row in found["layers"]}
-    holds = [
-        layer for layer in _exceeding(found, rows, COPY_GAIN) if rows[layer]["share"] >= COPY_SHARE
-    ]
+    reading = _read(found, rows, COPY_GAIN, is_enough=lambda i: rows[i]["share"] >= COPY_SHARE)
+    holds = reading.claimed
     if not holds:
-        return _nothing(found, "copying", rows, "copies what followed a token before",
-                        lambda x: f"{x:.1f} times the lags around", f"{COPY_GAIN:g}")  # fmt: skip
-    values = [rows[layer]["value"] for layer in holds]
+        return not_said(found, "copying", rows, reading, Words(
+            "copies what followed a token before",
+            lambda i: f"{rows[i]['value']:.1f} times the lags around",
+            lambda i: f"{capitalised(layer_names([i]))} takes {rows[i]['value']:.1f} times the "
+            "contributions of the lags around from what followed a token when it was last read",
+            lambda i: f"below the {COPY_GAIN:g} times asked for"
+            if rows[i]["value"] < COPY_GAIN
+            else f"of next to nothing: {rows[i]['share']:.1g} of what a query takes",
+            f"the {COPY_GAIN:g} times asked for", ".1f"))  # fmt: skip
     sentence = (
-        f"{capitalised(layer_names(holds))} {_verb('copy', holds)} what followed a token when it "
-        f"was last read: there {_listed(values, '.1f')} times the contributions of the lags around"
-        f"{_chance(rows, holds, '.1f')}{_others(rows, holds)}."
+        f"{capitalised(layer_names(holds))} {verb('copy', holds)} what followed a token when it "
+        f"was last read: there {listed(values_of(rows, holds), '.1f')} times the contributions of "
+        f"the lags around (chance: {chance(of_places(rows, holds), '.1f')})"
+        f"{others_than(rows, reading, COPY_GAIN, '.1f')}."
     )
-    return _said("copying", sentence, rows, holds)
+    return answer_about("copying", sentence, True, rows, holds)
 
 
 def reset_answer(found: Section) -> Answer:
-    """What erasing the state costs, by layer."""
+    """What erasing the state of a layer alone costs, and whether the next tokens need it: that is
+    said where the erasure of all states together costs too."""
     rows = {row["layer"]: row["reset"] for row in found["layers"]}
-    holds = _exceeding(found, rows, RESET_COST)
+    reading = _read(found, rows, RESET_COST)
+    holds, together = reading.claimed, found["all_states"]
     if not holds:
-        return _nothing(found, "reset", rows, "holds a state that the next tokens need",
-                        lambda x: f"{x:.2g} nats a token", f"{RESET_COST:g}")  # fmt: skip
-    values = [rows[layer]["value"] for layer in holds]
+        return not_said(found, "reset", rows, reading, Words(
+            "is missed by the next tokens when its state alone is erased",
+            lambda i: f"{rows[i]['value']:.2g} nats a token",
+            lambda i: f"{capitalised(layer_names([i]))}'s state erased alone costs "
+            f"{rows[i]['value']:.2g} nats a token",
+            lambda i: f"below the {RESET_COST:g} asked for",
+            f"the {RESET_COST:g} asked for", ".2g"))  # fmt: skip
+    is_needed = bool(_read(found, {0: together}, RESET_COST).claimed) and all(
+        rows[layer]["late"] >= RESET_COST for layer in holds
+    )
+    one = len(holds) == 1
+    erased = (
+        f"{layer_names(holds)}'s state erased alone costs" if one
+        else f"{layer_names(holds)} with their states erased one by one cost"
+    )  # fmt: skip
+    if is_needed:
+        erased = (
+            f"{layer_names(holds)} {verb('hold', holds)} what the next tokens need: "
+            f"{'its state' if one else 'a state'} erased alone costs"
+        )
     sentence = (
-        f"{capitalised(layer_names(holds))} {_verb('hold', holds)} what the next tokens need: its "
-        f"state erased costs {_listed(values, '.2g')} nats a token{_chance(rows, holds, '.2g')}."
-    ).replace("its state", "its state" if len(holds) == 1 else "a layer's state")
-    return _said("reset", sentence, rows, holds)
+        f"{capitalised(erased)} {listed(values_of(rows, holds), '.2g')} nats a token (chance: "
+        f"{chance(of_places(rows, holds), '.2g')}; {_in_texts(rows, holds)})"
+        f"{others_than(rows, reading, RESET_COST, '.2g')}. From the fourth prediction on "
+        f"{'it costs' if one else 'they cost'} "
+        f"{listed([rows[layer]['late'] for layer in holds], '.2g')}, all states erased together "
+        f"{together['value']:.2g} (chance: {chance([together], '.2g')})"
+        f"{'' if is_needed else ': that the next tokens need what was erased is not shown'}."
+    )
+    return answer_about("reset", sentence, True, rows, holds)
+
+
+def _in_texts(rows: Mapping[Place, Section], holds: Sequence[Place]) -> str:
+    above = [rows[layer]["texts_above"] for layer in holds]
+    total = rows[holds[0]]["num_texts"]
+    return f"above 0 in {listed(above, 'd')} of {total} independent text{'s' * (total != 1)}"
 
 
 def context_answer(found: Section) -> Answer:
     """Whether the predictions lean on more than the last four tokens."""
     test, path = found["all_states"], "overview.all_states"
     layers = tuple(row["layer"] for row in found["layers"])
-    shares = _context_shares(found)
     if test["value"] is None:
         return Answer("context", f"What predictions lean on is not known: {test['reason']}.",
                       False, path=path)  # fmt: skip
-    known = {"layers": layers, "values": (test["value"],), "n": test["n"], "unit": test["unit"],
-             "null": (test["null_low"], test["null_high"]), "interval": _pair(test["interval"]),
-             "path": path}  # fmt: skip
-    if not _exceeds(found, test, RESET_COST):
-        return Answer(
-            "context", "No sign that predictions lean on more than the last tokens: all states "
-            f"erased four tokens or more before costs {test['value']:.2g} nats a token (chance: "
-            f"{test['null_low']:.2g} to {test['null_high']:.2g}).", False, **known,
-        )  # fmt: skip
-    sentence = (
-        "All layers together lean on more than the last tokens: with all states erased four "
-        f"tokens or more before, a token costs {test['value']:.2g} nats more (chance: "
-        f"{test['null_low']:.2g} to {test['null_high']:.2g}); {shares}."
+    reading = _read(found, {0: test}, RESET_COST)
+    null = f"{chance([test], '.2g')}{p_text(test)}"
+    cost = (
+        f"all states erased four tokens or more before cost {test['value']:.2g} nats a token "
+        f"(chance: {null})"
     )
-    return Answer("context", sentence, True, **known)
+    if reading.claimed:
+        sentence = (
+            "All layers together lean on more than the last tokens: with all states erased four "
+            f"tokens or more before, a token costs {test['value']:.2g} nats more (chance: "
+            f"{chance([test], '.2g')}); {_context_shares(found)}."
+        )
+    elif reading.small:
+        sentence = f"{capitalised(cost)}: above chance, but below the {RESET_COST:g} asked for."
+    elif reading.absent:
+        sentence = (
+            f"No sign that predictions lean on more than the last tokens: {cost}, below the "
+            f"{RESET_COST:g} asked for."
+        )
+    else:
+        sentence = (
+            f"Not shown whether predictions lean on more than the last tokens: {cost}; chance "
+            f"alone reaches the {RESET_COST:g} asked for."
+        )
+    about = answer_about("context", sentence, bool(reading.claimed), {0: test}, [0])
+    return replace(about, layers=layers)
 
 
 def _context_shares(found: Section) -> str:
@@ -200,7 +248,8 @@ def _context_shares(found: Section) -> str:
     if not recent:
         return "no layer attends to anything"
     return (
-        f"of |alpha| {_mean(recent):.0%} is on the last four, {_mean(first):.0%} on the first token"
+        f"of |alpha| {mean(recent):.0%} is on the last four, {mean(first):.0%} on the first token, "
+        "mean over layers"
     )
 
 
@@ -209,18 +258,27 @@ def gate_answer(found: Section) -> Answer:
     tests = {
         (row["layer"], kind): test for row in found["layers"] for kind, test in row["gate"].items()
     }
-    holds = [place for place, test in tests.items() if _exceeds(found, test, GATE_DIFFERENCE, True)]
+    reading = _read(found, tests, GATE_DIFFERENCE, two_sided=True)
+    holds = reading.claimed
     if not holds:
-        return _nothing(found, "gate", tests, "opens or closes its gate by the kind of token",
-                        lambda x: f"{x:.2g} standard deviations", f"{GATE_DIFFERENCE:g}",
-                        magnitude=True)  # fmt: skip
+        return not_said(found, "gate", tests, reading, Words(
+            "opens or closes its gate by the kind of token",
+            lambda p: f"{tests[p]['value']:+.2g} standard deviations at {_KIND_WORDS[p[1]]}",
+            lambda p: f"{capitalised(_gate_verb([p], tests))} by {tests[p]['value']:+.2g} standard "
+            "deviations of ln delta",
+            lambda p: f"below the {GATE_DIFFERENCE:g} asked for",
+            f"the {GATE_DIFFERENCE:g} asked for", ".2g", two_sided=True))  # fmt: skip
     parts = []
     for opens in (True, False):
         for kind in dict.fromkeys(kind for _, kind in holds):
             of_kind = [p for p in holds if p[1] == kind and (tests[p]["value"] > 0) == opens]
             if of_kind:
-                parts.append(_gate_part(of_kind, tests, opens, not parts))
-    return _said("gate", capitalised("; ".join(parts)) + ".", tests, holds)
+                parts.append(_gate_part(of_kind, tests, not parts))
+    few = len(reading.small)
+    more = (
+        f"; {few} smaller difference{'s lie' if few > 1 else ' lies'} above chance" if few else ""
+    )
+    return answer_about("gate", f"{capitalised('; '.join(parts))}{more}.", True, tests, holds)
 
 
 _KIND_WORDS = {
@@ -231,16 +289,24 @@ _KIND_WORDS = {
 }
 
 
-def _gate_part(
-    places: Sequence[tuple[int, str]], tests: Mapping[Any, Section], opens: bool, is_first: bool
-) -> str:
+def _gate_verb(places: Sequence[tuple[int, str]], tests: Mapping[Place, Section]) -> str:
     layers = [layer for layer, _ in places]
-    values = sorted((tests[place]["value"] for place in places), key=abs)
-    extent = f"{values[-1]:+.2g}" if len(values) == 1 else f"{values[0]:+.2g} to {values[-1]:+.2g}"
-    unit = " standard deviations of ln delta" if is_first else ""
+    opens = tests[places[0]]["value"] > 0
     return (
-        f"{layer_names(layers)} {_verb('open' if opens else 'close', layers)} the gate at "
-        f"{_KIND_WORDS[places[0][1]]} ({extent}{unit})"
+        f"{layer_names(layers)} {verb('open' if opens else 'close', layers)} the gate at "
+        f"{_KIND_WORDS[places[0][1]]}"
+    )
+
+
+def _gate_part(
+    places: Sequence[tuple[int, str]], tests: Mapping[Place, Section], is_first: bool
+) -> str:
+    unit = " standard deviations of ln delta" if is_first else ""
+    of_kind = tests[places[0]]["n_of_kind"]
+    return (
+        f"{_gate_verb(places, tests)} ({extent(values_of(tests, places), '+.2g')}{unit}; chance: "
+        f"{chance(of_places(tests, places), '.2g')}; {of_kind} different ones, "
+        f"{tests[places[0]]['n'] - of_kind} others)"
     )
 
 
@@ -248,25 +314,32 @@ def sink_answer(found: Section) -> Answer:
     """Which layers rest on the first token."""
     rows = {row["layer"]: row["sink"] for row in found["layers"]}
     share = {row["layer"]: row["first_share"] or 0.0 for row in found["layers"]}
-    holds = [layer for layer in _exceeding(found, rows, SINK_GAIN) if share[layer] >= SINK_SHARE]
+    reading = _read(found, rows, SINK_GAIN, is_enough=lambda i: share[i] >= SINK_SHARE)
+    holds = reading.claimed
     if not holds:
-        most = max(share, key=lambda layer: share[layer])
-        if all(test["value"] is None for test in rows.values()):
-            return _nothing(found, "sink", rows, "rests on the first token", str, "")
-        return Answer(
-            "sink", f"No layer rests on the first token: it takes at most {share[most]:.1%} of "
-            f"|alpha| (layer {most}).", False, (most,), (share[most],),
-            n=found["num_texts"], unit="texts", path="overview.layers[].first_share",
-        )  # fmt: skip
+        return not_said(found, "sink", rows, reading, Words(
+            "rests on the first token",
+            lambda i: f"{rows[i]['value']:.1f} times what those after it take",
+            lambda i: f"{capitalised(layer_names([i]))} pays the first token "
+            f"{rows[i]['value']:.1f} times what it pays those after it, {share[i]:.1%} of |alpha|",
+            lambda i: _sink_lack(rows[i]["value"], share[i]),
+            f"the {SINK_GAIN:g} times asked for", ".1f"))  # fmt: skip
     heads = sum(len(rows[layer]["heads"]) for layer in holds)
     measured = sum(row["heads_measured"] for row in found["layers"] if row["layer"] in holds)
     sentence = (
-        f"{capitalised(layer_names(holds))} {_verb('rest', holds)} on the first token: it takes "
-        f"{_listed([share[layer] for layer in holds], '.0%')} of |alpha|, "
-        f"{_listed([rows[layer]['value'] for layer in holds], '.1f')} times what those after it "
-        f"take{_chance(rows, holds, '.1f')}; {heads} of {measured} channels pay it half or more."
+        f"{capitalised(layer_names(holds))} {verb('rest', holds)} on the first token: it takes "
+        f"{listed([share[layer] for layer in holds], '.0%')} of |alpha|, "
+        f"{listed(values_of(rows, holds), '.1f')} times what those after it take (chance: "
+        f"{chance(of_places(rows, holds), '.1f')}); {heads} of {measured} channels pay it half or "
+        f"more{others_than(rows, reading, SINK_GAIN, '.1f')}."
     )
-    return _said("sink", sentence, rows, holds)
+    return answer_about("sink", sentence, True, rows, holds)
+
+
+def _sink_lack(gain: float, share: float) -> str:
+    lacks = [f"{SINK_GAIN:g} times"] if gain < SINK_GAIN else []
+    lacks += ["tenth"] if share < SINK_SHARE else []
+    return f"below the {' and the '.join(lacks)} asked for"
 
 
 QUESTIONS: dict[str, Callable[[Section], Answer]] = {
@@ -279,121 +352,6 @@ QUESTIONS: dict[str, Callable[[Section], Answer]] = {
 }
 """By name, in the order in which they are answered."""
 
-_PATHS = {
-    "copying": "overview.layers[].copying",
-    "reset": "overview.layers[].reset",
-    "gate": "overview.layers[].gate",
-    "sink": "overview.layers[].sink",
-}
 
-
-def _exceeds(found: Section, test: Section, least: float, magnitude: bool = False) -> bool:
-    value, p = test["value"], test["p_value"]
-    if value is None or p is None:
-        return False
-    return (abs(value) if magnitude else value) >= least and p <= found["questions"]["level"]
-
-
-def _exceeding(found: Section, rows: Mapping[int, Section], least: float) -> list[int]:
-    return [layer for layer, test in rows.items() if _exceeds(found, test, least)]
-
-
-def _said(
-    question: str, sentence: str, tests: Mapping[Any, Section], holds: Sequence[Any]
-) -> Answer:
-    chosen = [tests[place] for place in holds]
-    layers = tuple(dict.fromkeys(p if isinstance(p, int) else p[0] for p in holds))
-    return Answer(
-        question, sentence, True, layers, tuple(test["value"] for test in chosen),
-        (min(test["null_low"] for test in chosen), max(test["null_high"] for test in chosen)),
-        _pair(chosen[0]["interval"]), chosen[0]["n"], chosen[0]["unit"], _PATHS[question],
-    )  # fmt: skip
-
-
-def _nothing(
-    found: Section,
-    question: str,
-    tests: Mapping[Any, Section],
-    claim: str,
-    worded: Callable[[float], str],
-    least: str,
-    magnitude: bool = False,
-) -> Answer:
-    """That no layer does it, with the largest value found, or why that is not known."""
-    path = _PATHS[question]
-    known = {place: test for place, test in tests.items() if test["value"] is not None}
-    if not known:
-        test = next(iter(tests.values()))
-        sentence = f"Whether a layer {claim} is not known: {test['reason']}."
-        return Answer(question, sentence, False, n=test["n"], unit=test["unit"], path=path)
-    most = max(known, key=lambda place: abs(known[place]["value"]) if magnitude
-               else known[place]["value"])  # fmt: skip
-    test = known[most]
-    layer = most if isinstance(most, int) else most[0]
-    if abs(test["value"]) < float(least):
-        why = f"below {least}"
-    elif (test["p_value"] or 1.0) <= found["questions"]["level"]:
-        why = f"of next to nothing: {test['share']:.1g} of what a query takes"
-    else:
-        why = _within_chance(test["p_value"], found["questions"]["num_tested"])
-    sentence = f"No layer {claim}: at most {worded(test['value'])} (layer {layer}), {why}."
-    return Answer(
-        question, sentence, False, (layer,), (test["value"],), (test["null_low"],
-        test["null_high"]), _pair(test["interval"]), test["n"], test["unit"], path,
-    )  # fmt: skip
-
-
-def _within_chance(p: float | None, questions: int) -> str:
-    if p is None or p > ALPHA:
-        return "within chance"
-    return f"within chance where {questions} questions are asked (p {p:.2g} of this one alone)"
-
-
-def _chance(tests: Mapping[Any, Section], holds: Sequence[Any], spec: str) -> str:
-    low = min(tests[place]["null_low"] for place in holds)
-    high = max(tests[place]["null_high"] for place in holds)
-    return f" (chance: {low:{spec}} to {high:{spec}})"
-
-
-def _others(rows: Mapping[int, Section], holds: Sequence[int]) -> str:
-    rest = [test["value"] for layer, test in rows.items()
-            if layer not in holds and test["value"] is not None]  # fmt: skip
-    return f"; the other layers at most {max(rest):.1f}" if rest else ""
-
-
-def _verb(verb: str, layers: Sequence[int]) -> str:
-    third = f"{verb[:-1]}ies" if verb.endswith("y") else f"{verb}s"
-    return third if len(set(layers)) == 1 else verb
-
-
-def _listed(values: Sequence[float], spec: str) -> str:
-    """Up to three values one by one, more as a range."""
-    if len(values) > 3:
-        return f"{min(values):{spec}} to {max(values):{spec}}"
-    texts = [f"{value:{spec}}" for value in values]
-    return texts[0] if len(texts) == 1 else f"{', '.join(texts[:-1])} and {texts[-1]}"
-
-
-def _approximately(values: Sequence[float]) -> str:
-    """A range of tokens to two digits."""
-    low, high = (_two_digits(value) for value in (min(values), max(values)))
-    return f"about {low}" if low == high else f"{low} to {high}"
-
-
-def _range(values: Sequence[float]) -> str:
-    return _approximately(values).removeprefix("about ")
-
-
-def _two_digits(value: float) -> str:
-    if not math.isfinite(value) or value == 0:
-        return str(value)
-    rounded = float(f"{value:.2g}")
-    return f"{rounded:,.0f}" if rounded >= 10 else f"{rounded:g}"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)
-
-
-def _pair(interval: Sequence[float] | None) -> tuple[float, float] | None:
-    return None if interval is None else (interval[0], interval[1])
+def _read(found: Section, tests: Mapping[Place, Section], least: float, **more: Any) -> Reading:
+    return read(tests, least, found["questions"]["level"], **more)

@@ -51,6 +51,19 @@ def together(rows: Sequence[Section], all_states: Section) -> dict[str, Any]:
     }
 
 
+def adjusted_for(tried: Section, question: str, p: float | None) -> float | None:
+    """What the adjusted p of a question would be, were ``p`` of one of its layers its smallest.
+
+    At most ALPHA where p is at most the level of ``tried`` (of `together`). None without a p.
+    """
+    if p is None:
+        return None
+    given = {**tried["p_values"], question: p}
+    values = np.array([np.nan if one is None else one for one in given.values()])
+    found = benjamini_hochberg(values, ALPHA).adjusted
+    return float(found[list(given).index(question)])
+
+
 def _smallest(tests: Sequence[Section]) -> float | None:
     known = [test["p_value"] for test in tests if test["p_value"] is not None]
     return min(known, default=None)

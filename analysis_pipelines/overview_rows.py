@@ -2,8 +2,9 @@
 
 Related texts weigh as much as one text, with the mean of what they give; nulls are drawn within
 texts, related texts alike: near copies of a text count no more than one of them. The statistics of
-all layers are tested together, so that one of 24 layers is not found by chance. An interval over
-texts there is from five unrelated texts on.
+all layers are tested together, so that one of 24 layers is not found by chance, and the bounds of a
+null are those of all layers too. An interval over texts there is from five unrelated texts on, of
+the pooled ratio that it stands beside.
 """
 
 from __future__ import annotations
@@ -16,15 +17,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from analysis_pipelines.overview_nulls import (
+    Sample,
+    all_beside_nulls,
+    beside_null,
+    one_a_group,
+    ratio_over_texts,
+    untested,
+)
 from analysis_pipelines.overview_questions import together
 from causal_interventions.state_resets import ResetCosts
 from ssm_measures.copying import NEAREST
 from ssm_measures.gate_tokens import TOKEN_CLASSES
 from ssm_measures.layer_overview import LEAST_FOR_SINK, LayerText
 from suite_plumbing.result_files import finite_or_none
-from token_statistics.description import FloatArray, IntArray
-from token_statistics.intervals import mean_interval
-from token_statistics.several_tests import largest_of_all_p
+from token_statistics.description import FloatArray
+from token_statistics.several_tests import largest_of_all_bounds, largest_of_all_p
 
 KINDS = ("space_leading", "line_break", "punctuation", "digits")
 """Kinds of token whose gates are compared: those that a token has by itself (TOKEN_CLASSES)."""
@@ -70,7 +78,7 @@ class TextFacts:
 
 def joined(texts: Sequence[TextFacts], seed: int = 0) -> dict[str, Any]:
     """``layers``, a row each; ``all_states``; ``questions``, see `overview_questions`; and what was
-    read: ``num_texts``, ``num_tokens``, ``longest`` (tokens)."""
+    read: ``num_texts``, ``num_independent`` of them, ``num_tokens``, ``longest`` (tokens)."""
     layers = sorted(texts[0].layers)
     groups = [text.group for text in texts]
     resets, all_states = _resets(texts, layers)
@@ -89,7 +97,8 @@ def joined(texts: Sequence[TextFacts], seed: int = 0) -> dict[str, Any]:
     ]
     lengths = [text.num_tokens for text in texts]
     return {
-        "num_texts": len(texts), "num_tokens": sum(lengths), "longest": max(lengths),
+        "num_texts": len(texts), "num_independent": len(set(groups)),
+        "num_tokens": sum(lengths), "longest": max(lengths),
         "layers": rows, "all_states": all_states, "questions": together(rows, all_states),
     }  # fmt: skip
 
@@ -118,56 +127,6 @@ def _measures(found: Sequence[LayerText], groups: Sequence[int]) -> dict[str, An
     }
 
 
-def _tested(
-    value: float,
-    draws: FloatArray,
-    p: float,
-    n: int,
-    unit: str,
-    interval: list[float] | None = None,
-) -> dict[str, Any]:
-    """A statistic beside its null: 95 % of the draws, and p among all that were tried.
-
-    None, with the reason, where it or a draw is a ratio to 0.
-    """
-    if not (math.isfinite(value) and np.isfinite(draws).all()):
-        return _untested("the layer gives nothing to compare with", n, unit)
-    low, high = np.quantile(draws, (0.025, 0.975))
-    return {
-        "value": finite_or_none(value), "null_mean": float(draws.mean()),
-        "null_low": float(low), "null_high": float(high), "p_value": finite_or_none(p),
-        "n": n, "unit": unit, "num_draws": len(draws), "interval": interval,
-        "reason": None,
-    }  # fmt: skip
-
-
-def _untested(reason: str, n: int, unit: str) -> dict[str, Any]:
-    names = ("value", "null_mean", "null_low", "null_high", "p_value", "interval")
-    return {**dict.fromkeys(names), "n": n, "unit": unit, "num_draws": 0, "reason": reason}
-
-
-def one_a_group(values: Sequence[Any] | FloatArray, groups: Sequence[int]) -> FloatArray:
-    """(groups, ...) values of each text, alike in shape, as means over the texts of each group.
-
-    Infinite stays infinite, unlike in `group_means`.
-    """
-    array, numbers = np.asarray(values, dtype=np.float64), np.asarray(groups)
-    return np.array([array[numbers == one].mean(axis=0) for one in dict.fromkeys(groups)])
-
-
-def over_texts(
-    values: Sequence[float] | FloatArray, groups: Sequence[int] | IntArray
-) -> list[float] | None:
-    """95 % interval of the mean over texts, those of one group of related texts as one; None for
-    fewer than `intervals.MIN_VALUES` of them."""
-    by_group: dict[int, list[float]] = {}
-    for value, group in zip(values, groups, strict=True):
-        if math.isfinite(value):
-            by_group.setdefault(group, []).append(float(value))
-    found = mean_interval([float(np.mean(one)) for one in by_group.values()])
-    return None if found.low is None or found.high is None else [found.low, found.high]
-
-
 def _copying(texts: Sequence[TextFacts], layers: Sequence[int], seed: int) -> list[dict[str, Any]]:
     """The copying score of each layer: see `ssm_measures.copying`."""
     by_text = np.array([[text.layers[layer].copying for layer in layers] for text in texts])
@@ -177,27 +136,25 @@ def _copying(texts: Sequence[TextFacts], layers: Sequence[int], seed: int) -> li
         for group, sums in zip(dict.fromkeys(groups), one_a_group(by_text, groups), strict=True)
         if len(_kept_shifts(sums))
     }
-    total = np.sum([sums[:, 0] for sums in shifted.values()], axis=0) if shifted else None
-    number = 0 if total is None else round(total[0, 2])
+    own = np.array([sums[:, 0] for sums in shifted.values()])
+    total = own.sum(axis=0) if shifted else np.zeros((len(layers), 3))
+    sample = Sample(round(total[0, 2]), "repeated tokens", len(shifted))
     draws = _shifted_gains(list(shifted.values()), seed)
-    if total is None or number < MIN_PAIRS or len(draws) < MIN_DRAWS:
+    if sample.n < MIN_PAIRS or len(draws) < MIN_DRAWS:
         reason = (
-            f"{number} tokens come again at least {NEAREST} tokens later; "
+            f"{sample.n} tokens come again at least {NEAREST} tokens later; "
             f"copying needs {MIN_PAIRS}, and texts long enough to shift them"
         )
-        return [_untested(reason, number, "repeated tokens") for _ in layers]
-    gains = _ratio(total)
-    p = largest_of_all_p(gains, draws)
+        return [untested(reason, sample) for _ in layers]
     passages = [[text.layers[layer].repeated[0] for layer in layers] for text in texts]
     repeated = one_a_group(passages, groups).sum(axis=0)
-    each, unit = _ratio(by_text[:, :, 0]), "repeated tokens"
+    intervals = [ratio_over_texts(own[:, i], positive=True) for i in range(len(layers))]
+    tests = all_beside_nulls(_ratio(total), draws, sample, intervals)
     return [
-        _tested(gains[i], draws[:, i], p[i], number, unit, over_texts(each[:, i], groups))
-        | _shares(total[i])
-        | {"in_repeated_passage": _passage(repeated[i])}
-        if math.isfinite(p[i])
-        else _untested("the layer pays no attention to earlier tokens", number, unit)
-        for i in range(len(layers))
+        test | _shares(total[i]) | {"in_repeated_passage": _passage(repeated[i])}
+        if test["p_value"] is not None
+        else untested("the layer pays no attention to earlier tokens", sample)
+        for i, test in enumerate(tests)
     ]
 
 
@@ -242,19 +199,24 @@ def _sinks(texts: Sequence[TextFacts], layers: Sequence[int]) -> list[dict[str, 
     measures = [[text.layers[layer].measures for text in texts] for layer in layers]
     heads = [sorted({head for one in of_layer for head in one.sink_heads}) for of_layer in measures]
     groups = [text.group for text in texts]
-    sums = [one_a_group([one.sink_sums for one in m], groups).sum(axis=0) for m in measures]
-    gains, number = np.array([_ratio(one) for one in sums]), len(set(groups))
+    by_group = np.array([one_a_group([one.sink_sums for one in m], groups) for m in measures])
+    gains = _ratio(by_group.sum(axis=1))
+    sample = Sample(*_long_enough(by_group[:, :, 0]))
     draws = gains[:, _SKIPPED:].T
     attending = np.isfinite(gains[:, 0])
     draws = draws[np.isfinite(draws[:, attending]).all(axis=1)]
     if len(draws) < MIN_DRAWS or not attending.any():
         why = _why_no_sink(texts, bool(attending.any()))
-        return [_untested(why, number, "texts") | {"heads": held} for held in heads]
-    p = largest_of_all_p(gains[:, 0], draws)
-    return [
-        _tested(gains[i, 0], draws[:, i], p[i], number, "texts") | {"heads": heads[i]}
-        for i in range(len(layers))
-    ]
+        return [untested(why, sample) | {"heads": held} for held in heads]
+    intervals = [ratio_over_texts(sums[:, 0], positive=True) for sums in by_group]
+    tests = all_beside_nulls(gains[:, 0], draws, sample, intervals)
+    return [test | {"heads": held} for test, held in zip(tests, heads, strict=True)]
+
+
+def _long_enough(first: FloatArray) -> tuple[int, str, int]:
+    """Groups of texts that say how much the first token is read, of (layers, groups, 2) sums."""
+    number = int(first.any(axis=(0, 2)).sum())
+    return number, "texts", number
 
 
 def _why_no_sink(texts: Sequence[TextFacts], is_attending: bool) -> str:
@@ -271,37 +233,43 @@ def _resets(
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
     """What erasing the state costs, by layer, and all states together; nats a token."""
     known = [text.costs for text in texts if text.costs is not None]
-    unit = "predictions"
+    groups = [text.group for text in texts if text.costs is not None]
     finite = all(np.isfinite(one.by_layer).all() for one in known)
     if not known or not finite:
         lacking = [text.why_no_costs for text in texts if text.why_no_costs]
-        reason = lacking[0] if finite else "the predictions are NaN or infinite"
-        return [_untested(reason, 0, unit) for _ in layers], _untested(reason, 0, unit)
-    groups = [text.group for text in texts if text.costs is not None]
-    number, late = (
-        float(one_a_group([getattr(one, name) for one in known], groups).sum())
-        for name in ("num_predictions", "num_late")
-    )
+        none = untested(
+            lacking[0] if finite else "the predictions are NaN or infinite",
+            Sample(0, "predictions", 0),
+        )
+        return [none for _ in layers], none
     # A text has no more other tokens than that: further shifts would repeat the first.
     kept = slice(max(text.num_tokens for text in texts))
-    total = one_a_group([one.by_layer[kept] for one in known], groups).sum(axis=0) / number
-    p = largest_of_all_p(total[0], total[1:])
-    each = np.array([one.by_layer[0] / one.num_predictions for one in known])
-    erased = {layer: i for i, layer in enumerate(known[0].layers)}
+    by_layer, all_states, by_layer_late, number, late = (
+        one_a_group(values, groups)
+        for values in zip(*(
+            (one.by_layer[kept], one.all_states[kept], one.by_layer_late, one.num_predictions,
+             one.num_late) for one in known
+        ), strict=True)
+    )  # fmt: skip
+    tests = _costs(by_layer, number)
+    from_late = by_layer_late.sum(axis=0) / late.sum()
+    for i, test in enumerate(tests):
+        test |= {"late": float(from_late[i]), "texts_above": int((by_layer[:, 0, i] > 0).sum())}
+    erased = dict(zip(known[0].layers, tests, strict=True))
     others = f"of {len(layers)} layers the states of {len(erased)} are erased, this one's is not"
-    rows = [
-        _tested(
-            total[0, i], total[1:, i], p[i], round(number), unit, over_texts(each[:, i], groups)
-        )
-        if (i := erased.get(layer)) is not None
-        else _untested(others, 0, unit)
-        for layer in layers
+    untried = untested(others, Sample(0, "predictions", 0))
+    rows = [erased.get(layer, untried) for layer in layers]
+    return rows, _costs(all_states[:, :, None], late)[0]
+
+
+def _costs(sums: FloatArray, number: FloatArray) -> list[dict[str, Any]]:
+    """Costs a prediction, of sums (groups, 1 + shifts, m) over so many predictions (groups,)."""
+    total = sums.sum(axis=0) / number.sum()
+    intervals = [
+        ratio_over_texts(np.stack([sums[:, 0, i], number], axis=1)) for i in range(sums.shape[2])
     ]
-    at_once = one_a_group([one.all_states[kept] for one in known], groups).sum(axis=0) / late
-    p_all = largest_of_all_p(at_once[:1], at_once[1:, None])[0]
-    by_text = [one.all_states[0] / one.num_late for one in known]
-    interval = over_texts(by_text, groups)
-    return rows, _tested(at_once[0], at_once[1:], p_all, round(late), unit, interval)
+    sample = Sample(round(number.sum()), "predictions", len(number))
+    return all_beside_nulls(total[0], total[1:], sample, intervals)
 
 
 def _gates(
@@ -319,8 +287,9 @@ def _gates(
         if min(flags.sum(), (~flags).sum()) >= MIN_TYPES
     }  # fmt: skip
     tried = _differences(means, known, seed)
+    sample = Sample(len(pieces), "different tokens", len({text.group for text in texts}))
     return [
-        {name: _gate_test(tried.get(name), i, flags) for name, flags in members.items()}
+        {name: _gate_test(tried.get(name), i, flags, sample) for name, flags in members.items()}
         for i in range(len(layers))
     ]
 
@@ -347,6 +316,7 @@ class _Differences(NamedTuple):
     value: FloatArray  # (layers,)
     draws: FloatArray  # (draws, layers)
     p: FloatArray  # (layers,) over all layers and kinds, of the distance from chance
+    reach: FloatArray  # (layers,) that distance where p is 0.05
 
 
 def _differences(
@@ -362,12 +332,12 @@ def _differences(
         for flags in members.values()
     ]
     spread = np.maximum(np.concatenate(draws, axis=1).std(axis=0), 1e-12)
-    p = largest_of_all_p(
-        np.abs(np.concatenate(values)) / spread, np.abs(np.concatenate(draws, axis=1)) / spread
-    )
+    far = np.abs(np.concatenate(values)) / spread, np.abs(np.concatenate(draws, axis=1)) / spread
+    p, reach = largest_of_all_p(*far), largest_of_all_bounds(*far)[1] * spread
+    by_kind = (np.split(one, len(members)) for one in (p, reach))
     return {
         name: _Differences(*parts)
-        for name, *parts in zip(members, values, draws, np.split(p, len(members)), strict=True)
+        for name, *parts in zip(members, values, draws, *by_kind, strict=True)
     }
 
 
@@ -375,12 +345,18 @@ def _difference(means: FloatArray, flags: np.ndarray) -> FloatArray:
     return means[flags].mean(axis=0) - means[~flags].mean(axis=0)
 
 
-def _gate_test(tried: _Differences | None, layer: int, flags: np.ndarray) -> dict[str, Any]:
+def _gate_test(
+    tried: _Differences | None, layer: int, flags: np.ndarray, sample: Sample
+) -> dict[str, Any]:
+    """Of n different tokens, ``n_of_kind`` of the kind."""
     number = int(flags.sum())
     if tried is None:
         few = min(number, len(flags) - number)
         reason = f"{few} different tokens on one side; a difference needs {MIN_TYPES} on both"
-        return _untested(reason, number, "different tokens")
-    return _tested(
-        tried.value[layer], tried.draws[:, layer], tried.p[layer], number, "different tokens"
-    )
+        test = untested(reason, sample)
+    else:
+        reach = float(tried.reach[layer])
+        test = beside_null(
+            tried.value[layer], tried.draws[:, layer], tried.p[layer], (-reach, reach), sample
+        )
+    return test | {"n_of_kind": number}

@@ -7,6 +7,10 @@ convolutions know of the last tokens stays. The cost is the loss of the next tok
 state erased minus that without. Chance: the same with other tokens of the text in place of those
 that really come next, taken from k tokens before them, in all texts from as many: what an erasure
 does to any token is no cost of what comes.
+
+A layer whose state is erased alone no longer goes with the others: its cost is no sign that what it
+held is needed. Of that the erasure of all states tells, from FIRST_LATE on: before, few of the last
+tokens have been read again.
 """
 
 from __future__ import annotations
@@ -44,12 +48,14 @@ class ResetCosts(NamedTuple):
     layers: tuple[int, ...]
     by_layer: FloatArray
     """(1 + RESET_SHIFTS, layers) change of -ln p of the next tokens, then under each shift"""
+    by_layer_late: FloatArray
+    """(layers,) of by_layer's first row, what predictions from FIRST_LATE on cost"""
     all_states: FloatArray
     """(1 + RESET_SHIFTS,) all layers' states erased, predictions from FIRST_LATE on"""
     num_predictions: int
     """behind by_layer"""
     num_late: int
-    """behind all_states"""
+    """behind all_states and by_layer_late"""
 
 
 def erased_layers(layers: Sequence[int]) -> list[int]:
@@ -91,12 +97,13 @@ def reset_costs(
     with row_added_before(model, layers), fast_scan(model, memories=rows):
         logits = model(input_ids=rest.expand(2, -1), use_cache=False, return_dict=True).logits
     change = _loss_changes(logits[:, :-1], torch.tensor(input_ids), start)
-    late = change[:, 1, FIRST_LATE:].sum(1)
-    by_depth = change[:, 2:].sum(2)
+    order = np.argsort(np.argsort(layers))  # rows come by depth
+    by_layer, late = (change[:, :, start:].sum(2).cpu().numpy() for start in (0, FIRST_LATE))
     return ResetCosts(
         tuple(layers),
-        by_depth[:, np.argsort(np.argsort(layers))].cpu().numpy(),
-        late.cpu().numpy(),
+        by_layer[:, 2:][:, order],
+        late[0, 2:][order],
+        late[:, 1],
         change.shape[2],
         max(0, change.shape[2] - FIRST_LATE),
     )

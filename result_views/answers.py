@@ -23,7 +23,8 @@ class ShownAnswer(NamedTuple):
     said: bool
     """whether something is claimed"""
     basis: str
-    """what it rests on: n, the interval over texts where there is one, p over all questions"""
+    """what it rests on: n, in how many independent texts, the interval over texts where there is
+    one, p over all questions"""
     path: str
     """where its numbers stand in the results"""
 
@@ -62,7 +63,9 @@ def _overview(results: Section) -> Mapping[str, Any]:
 
 
 def _basis(row: Section) -> str:
-    parts = [f"n = {row['n']:,} {row['unit']}"]
+    texts = row.get("num_texts")
+    among = f" in {texts} independent text{'s' * (texts != 1)}" if texts else ""
+    parts = [f"n = {row['n']:,} {row['unit']}{'' if row['unit'] == 'texts' else among}"]
     if row["interval"] is not None:
         low, high = row["interval"]
         parts.append(f"95 % over texts {low:.2g} to {high:.2g}")

@@ -12,8 +12,9 @@ def shift_test(
     **more: Any,
 ) -> dict[str, Any]:
     return {"value": value, "p_value": p, "null_mean": 0.0, "null_low": null[0],
-            "null_high": null[1], "n": 40, "unit": "predictions", "num_draws": 99,
-            "interval": None, "reason": None, "share": 0.05, **more}  # fmt: skip
+            "null_high": null[1], "n": 40, "unit": "predictions", "num_texts": 3,
+            "num_draws": 99, "interval": None, "reason": None, "share": 0.05, "late": value,
+            "texts_above": 2, "n_of_kind": 25, **more}  # fmt: skip
 
 
 def untested(reason="too short"):
@@ -21,8 +22,9 @@ def untested(reason="too short"):
 
 
 def layer_row(layer: int, half_life: float = 8.0, **tests: Any) -> dict[str, Any]:
-    nothing = {"copying": shift_test(1.1, 0.4, (0.8, 1.2)), "reset": shift_test(0.001, 0.5),
-               "sink": shift_test(1.0, 0.5, heads=[]),
+    nothing = {"copying": shift_test(1.1, 0.4, (0.8, 1.2), null_mean=1.0),
+               "reset": shift_test(0.001, 0.5, (-0.01, 0.01)),
+               "sink": shift_test(1.0, 0.5, (0.5, 1.5), null_mean=1.0, heads=[]),
                "gate": {"space_leading": shift_test(0.05, 0.6), "digits": untested()}}  # fmt: skip
     return {"layer": layer, "median_half_life": half_life, "tokens_to_half": None, "lag_90": 20.0,
             "limited_by_text": False, "recent_share": 0.3, "first_share": 0.01, "self_share": 0.1,
@@ -30,6 +32,6 @@ def layer_row(layer: int, half_life: float = 8.0, **tests: Any) -> dict[str, Any
 
 
 def section(*rows, all_states=None):
-    all_states = all_states or shift_test(0.0, 0.6)
-    return {"layers": list(rows), "all_states": all_states, "num_texts": 3, "num_tokens": 300,
-            "longest": 120, "questions": together(rows, all_states)}  # fmt: skip
+    all_states = all_states or shift_test(0.0, 0.6, (-0.01, 0.01))
+    return {"layers": list(rows), "all_states": all_states, "num_texts": 3, "num_independent": 2,
+            "num_tokens": 300, "longest": 120, "questions": together(rows, all_states)}  # fmt: skip

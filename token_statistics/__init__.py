@@ -22,8 +22,8 @@ findings                Findings: a claim, what was measured for it, what that i
                         and the verdict
 fixed_bins              Histograms on bins that no data set: half octaves, so that parts of a
                         corpus add up
-intervals               A mean with its 95 % interval, and whether it is above 0, from few samples
-                        too
+intervals               A mean or a ratio with its 95 % interval, and whether a mean is above 0,
+                        from few samples too
 joined_places           A statistic measured in several places, joined: its mean over them, its
                         null, and its p
 kept_windows            Windows of texts kept for each neuron: the most extreme ones, and one

@@ -1,4 +1,4 @@
-"""A mean with its 95 % interval, and whether it is above 0, from few samples too.
+"""A mean or a ratio with its 95 % interval, and whether a mean is above 0, from few samples too.
 
 Bootstrap-t [1]: the mean less its standard error times quantiles of the studentised mean of
 resamples. What share of intervals holds the true mean (`benchmarks/calibration.py`; the percentile
@@ -17,6 +17,7 @@ share much, or of the tokens of one text, that is what a caller has to see to.
 References:
   [1] Efron & Tibshirani 1993, An Introduction to the Bootstrap, section 12.5
   [2] Fisher 1935, The Design of Experiments, section 21
+  [3] Cochran 1977, Sampling Techniques, section 6.3
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ _EXACT_FLIPS = 14
 _NUM_FLIPS = 9999
 
 _LEAST_SPREAD = 0.1
+
+_LARGEST_LOG = 700.0  # exp of more is no float64
 
 _BLOCK = 4_000_000  # numbers drawn at a time: 32 MB
 
@@ -95,6 +98,34 @@ def mean_interval(
     beyond = max(1, round((1 - confidence) / 2 * num_resamples))
     low, high = (mean - error * float(t[i]) for i in (-beyond, beyond - 1))
     return MeanInterval(mean, max(low, least), min(high, largest), n)
+
+
+def ratio_interval(
+    numerators: Values, denominators: Values, *, positive: bool = False, seed: int = 0
+) -> MeanInterval:
+    """Ratio R of two sums over the same n units, with its bootstrap-t interval.
+
+    That of the ratio's linear part (the delta method [3]): R is the mean of R + (a - R b) / mean b.
+    ``positive``: of the parts of ln R, a / mean a - b / mean b, so that no end lies below 0; for
+    sums that are above 0. 95 % intervals of the ratio of sums of lognormal values (sigma 0.5 and
+    0.7) hold it in 91 % at n = 5, 95 at 8 and 91 at 20 (400 draws), in 87 to 92 % where the ratio
+    grows with the denominator. No value where the sum of denominators is not above 0; no interval
+    for n < MIN_VALUES, and where ``positive`` and the sum of numerators is 0. Raises ValueError for
+    values that are not finite or not of one length.
+    """
+    a, b = _finite(numerators), _finite(denominators)
+    if a.size != b.size:
+        raise ValueError(f"{a.size} numerators came with {b.size} denominators; pass as many")
+    if a.size == 0 or b.sum() <= 0:
+        return MeanInterval(None, None, None, a.size, "there is nothing to divide by")
+    ratio = float(a.sum() / b.sum())
+    if positive and ratio <= 0:
+        return MeanInterval(ratio, None, None, a.size, "the logarithm of the ratio is undefined")
+    if not positive:
+        return mean_interval(ratio + (a - ratio * b) / b.mean(), seed=seed)._replace(value=ratio)
+    logs = mean_interval(math.log(ratio) + a / a.mean() - b / b.mean(), seed=seed)
+    ends = [None if end is None else math.exp(min(end, _LARGEST_LOG)) for end in logs[1:3]]
+    return MeanInterval(ratio, *ends, logs.n, logs.reason)
 
 
 def positive_mean_p(values: Values, *, num_resamples: int = 2000, seed: int = 0) -> float:

@@ -70,8 +70,13 @@ def test_the_demo_model_copies_in_layer_11_and_keeps_tokens_in_odd_layers(demo):
     said = {one["question"]: one for one in found["answers"]}
     assert said["copying"]["layers"] == [11]
     assert said["copying"]["said"]
-    assert said["memory"]["sentence"].startswith("Odd layers 1 to 11 keep a token for ")
+    assert said["memory"]["sentence"].startswith("Odd layers 1 to 11 have a median half-life of ")
     assert [row["layer"] for row in found["layers"]] == list(range(13))
+    # 27 predictions: whether they lean on more than four tokens is not to be told.
+    assert said["context"]["sentence"].startswith("Not shown whether ")
+    assert "need what was erased is not shown" in said["reset"]["sentence"]
+    for one in found["answers"]:
+        assert one["num_texts"] == 3
 
 
 @pytest.mark.parametrize("seed", range(3))

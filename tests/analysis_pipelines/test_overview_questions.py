@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from analysis_pipelines.overview_questions import ALPHA, together
+from analysis_pipelines.overview_questions import ALPHA, adjusted_for, together
 from tests.overview_cases import layer_row, shift_test, untested
 
 
@@ -41,3 +41,15 @@ def test_of_models_that_do_nothing_one_in_twenty_is_answered():
     share = np.mean([tried(*row)["level"] > 0 for row in p])
     # Binomial: standard error 0.005.
     assert share == pytest.approx(ALPHA, abs=0.015)
+
+
+def test_the_p_of_a_layer_is_adjusted_as_if_it_were_the_smallest_of_its_question():
+    """And is at most ALPHA where the layer may be named."""
+    found = tried(copying=0.01, reset=0.03, context=0.9, gate=0.9, sink=0.9)
+    assert found["level"] == pytest.approx(ALPHA / 5)
+    assert adjusted_for(found, "copying", 0.01) == pytest.approx(found["adjusted"]["copying"])
+    assert adjusted_for(found, "copying", 0.011) > ALPHA
+    two = tried(copying=0.01, reset=0.02, context=0.9, gate=0.9, sink=0.9)
+    for p in (0.01, 0.015, 0.02, 0.021, 0.2):
+        assert (adjusted_for(two, "copying", p) <= ALPHA + 1e-12) == (p <= two["level"])
+    assert adjusted_for(found, "copying", None) is None

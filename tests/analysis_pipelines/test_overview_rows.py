@@ -9,6 +9,7 @@ from conftest import VOCAB_SIZE, make_tiny_model
 
 from analysis_pipelines import overview_rows as rows
 from analysis_pipelines.overview import text_facts
+from token_statistics.intervals import ratio_interval
 
 
 def facts(ids, pieces=None):
@@ -67,7 +68,7 @@ def test_a_kind_counts_each_different_token_once(ids):
     sides = [[x for piece, x in means.items() if piece.startswith(" ") == side]
              for side in (True, False)]  # fmt: skip
     assert found["value"] == pytest.approx(np.mean(sides[0]) - np.mean(sides[1]))
-    assert found["n"] == len(sides[0])
+    assert (found["n"], found["n_of_kind"]) == (len(means), len(sides[0]))
 
 
 def test_a_kind_that_opens_the_gate_is_found(ids):
@@ -93,12 +94,51 @@ def test_too_few_different_tokens_of_a_kind_say_so(ids):
     assert lines["reason"] == ("0 different tokens on one side; a difference needs 5 on both")
 
 
-def test_an_interval_is_over_groups_of_related_texts():
-    assert rows.over_texts([1.0, 2.0, 3.0, 4.0], range(4)) is None
-    alone = rows.over_texts([1.0, 2.0, 3.0, 4.0, 5.0], range(5))
-    assert alone is not None
-    assert rows.over_texts([1.0, 2.0, 3.0, 4.0, 4.0, 6.0], [0, 1, 2, 3, 4, 4]) == alone
-    assert rows.over_texts([1.0, 2.0, 3.0, 4.0, 5.0], [0, 1, 2, 3, 3]) is None
+def test_an_interval_is_of_the_pooled_ratio_over_groups_of_related_texts(ids):
+    """That of `ratio_interval` on the sums of the groups; a copy of a text adds nothing."""
+    generator = torch.Generator().manual_seed(1)
+    more = torch.randint(1, VOCAB_SIZE, (3, 60), generator=generator).tolist()
+    texts = apart([facts([*some, *some]) for some in [*ids, *more]])
+    alone = rows.joined(texts)
+    row = alone["layers"][1]
+    sums = np.array([text.layers[1].copying[0] for text in texts])
+    expected = ratio_interval(sums[:, 0], sums[:, 1], positive=True)
+    assert row["copying"]["interval"] == pytest.approx(expected[1:3])
+    assert row["copying"]["value"] == pytest.approx(expected.value)
+    assert 0 < row["copying"]["interval"][0] < row["copying"]["value"]
+    assert row["sink"]["interval"][0] < row["sink"]["value"] < row["sink"]["interval"][1]
+    costs = [text.costs for text in texts]
+    expected = ratio_interval(
+        [one.by_layer[0, 1] for one in costs], [one.num_predictions for one in costs]
+    )
+    assert row["reset"]["interval"] == pytest.approx(expected[1:3])
+    assert row["reset"]["value"] == pytest.approx(expected.value)
+    copied = rows.joined([*texts, texts[0]])["layers"][1]
+    assert copied["copying"]["interval"] == pytest.approx(row["copying"]["interval"])
+    assert rows.joined(texts[:4])["layers"][1]["reset"]["interval"] is None
+
+
+def test_values_lie_outside_the_null_of_their_row_where_their_p_is_small(ids):
+    """Of all layers together: what a table and a sentence show beside a value agrees with its p."""
+    for seed in range(3):
+        model = make_tiny_model(seed)
+        texts = apart([text_facts(model, [*some, *some], ["w"] * 160, 1000) for some in ids])
+        for row in rows.joined(texts)["layers"]:
+            for name in ("copying", "sink", "reset"):
+                test = row[name]
+                assert (test["value"] > test["null_high"]) == (test["p_value"] <= 0.05), name
+
+
+def test_independent_texts_are_counted_and_those_with_a_cost(ids):
+    texts = [facts(ids[0]), facts(ids[0]), replace(facts(ids[1]), group=1)]
+    found = rows.joined(texts)
+    assert (found["num_texts"], found["num_independent"]) == (3, 2)
+    reset, sink = (found["layers"][2][name] for name in ("reset", "sink"))
+    assert (reset["num_texts"], sink["num_texts"]) == (2, 2)
+    costs = [texts[0].costs, texts[2].costs]
+    assert reset["texts_above"] == sum(one.by_layer[0, 2] > 0 for one in costs)
+    late = sum(one.by_layer_late[2] for one in costs) / sum(one.num_late for one in costs)
+    assert reset["late"] == pytest.approx(late)
 
 
 def test_unrelated_texts_are_shifted_apart_and_related_ones_together(ids):

@@ -42,6 +42,8 @@ def test_costs_are_those_of_resets_in_the_whole_text(case):
         expected = float(effects.loss_change[0, START : LENGTH - 1].sum())
         # Losses of about 6 in float32, summed over 11 tokens.
         assert found.by_layer[0, i] == pytest.approx(expected, abs=2e-5)
+        late = float(effects.loss_change[0, START + FIRST_LATE : LENGTH - 1].sum())
+        assert found.by_layer_late[i] == pytest.approx(late, abs=2e-5)
     together = intervention_effects(model, captured, reset_state(START, [0, 1, 2, 3]))
     late = together.loss_change[0, START + FIRST_LATE : LENGTH - 1]
     assert found.all_states[0] == pytest.approx(float(late.sum()), abs=2e-5)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from token_statistics.several_tests import largest_of_all_p
+from token_statistics.several_tests import largest_of_all_bounds, largest_of_all_p
 
 
 def test_p_counts_the_draws_whose_largest_is_as_far():
@@ -47,3 +47,27 @@ def test_what_has_no_spread_or_is_not_finite_is_undefined_alone():
 def test_draws_of_another_width_are_refused():
     with pytest.raises(ValueError, match=r"draws has shape \(4, 2\); pass \(draws, 3\)"):
         largest_of_all_p([1.0, 2.0, 3.0], np.zeros((4, 2)))
+
+
+@pytest.mark.parametrize("count", [19, 50, 99, 140])
+def test_a_value_lies_above_the_bound_where_its_p_is_small_enough(count):
+    rng = np.random.default_rng(count)
+    draws = rng.normal(size=(count, 3)) * [1.0, 1e-3, 50.0] + [0.0, 1.0, -9.0]
+    for value in np.linspace(-1, 5, 40):
+        values = draws.mean(0) + value * draws.std(0)
+        low, high = largest_of_all_bounds(values, draws)
+        np.testing.assert_array_equal(values > high, largest_of_all_p(values, draws) <= 0.05)
+        np.testing.assert_array_equal(values < low, largest_of_all_p(-values, -draws) <= 0.05)
+
+
+def test_bounds_of_a_value_that_is_one_of_its_draws():
+    """A tie counts as reached: the value is not above the bound."""
+    draws = np.arange(19.0)[:, None]
+    assert largest_of_all_bounds([18.0], draws)[1] >= 18.0
+    assert largest_of_all_bounds([18.0], draws)[1] == pytest.approx(18.0)
+
+
+def test_too_few_draws_have_no_finite_bound():
+    low, high = largest_of_all_bounds([9.0, np.nan], np.random.default_rng(0).normal(size=(18, 2)))
+    assert (low[0], high[0]) == (-np.inf, np.inf)
+    assert np.isnan([low[1], high[1]]).all()
