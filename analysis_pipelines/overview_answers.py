@@ -268,12 +268,13 @@ def gate_answer(found: Section) -> Answer:
             "deviations of ln delta",
             lambda p: f"below the {GATE_DIFFERENCE:g} asked for",
             f"the {GATE_DIFFERENCE:g} asked for", ".2g", two_sided=True))  # fmt: skip
-    parts = []
+    parts, counted = [], set()
     for opens in (True, False):
         for kind in dict.fromkeys(kind for _, kind in holds):
             of_kind = [p for p in holds if p[1] == kind and (tests[p]["value"] > 0) == opens]
             if of_kind:
-                parts.append(_gate_part(of_kind, tests, not parts))
+                parts.append(_gate_part(of_kind, tests, not parts, kind not in counted))
+                counted.add(kind)
     few = len(reading.small)
     more = (
         f"; {few} smaller difference{'s lie' if few > 1 else ' lies'} above chance" if few else ""
@@ -299,14 +300,17 @@ def _gate_verb(places: Sequence[tuple[int, str]], tests: Mapping[Place, Section]
 
 
 def _gate_part(
-    places: Sequence[tuple[int, str]], tests: Mapping[Place, Section], is_first: bool
+    places: Sequence[tuple[int, str]],
+    tests: Mapping[Place, Section],
+    is_first: bool,
+    is_counted: bool,
 ) -> str:
     unit = " standard deviations of ln delta" if is_first else ""
     of_kind = tests[places[0]]["n_of_kind"]
+    counts = f"; {of_kind} different ones, {tests[places[0]]['n'] - of_kind} others"
     return (
         f"{_gate_verb(places, tests)} ({extent(values_of(tests, places), '+.2g')}{unit}; chance: "
-        f"{chance(of_places(tests, places), '.2g')}; {of_kind} different ones, "
-        f"{tests[places[0]]['n'] - of_kind} others)"
+        f"{chance(of_places(tests, places), '.2g')}{counts if is_counted else ''})"
     )
 
 

@@ -51,6 +51,12 @@ def together(rows: Sequence[Section], all_states: Section) -> dict[str, Any]:
     }
 
 
+def marked(test: Section, level: float) -> dict[str, Any]:
+    """A test with ``above_chance``: whether its p, over all layers, is at most this level."""
+    p = test["p_value"]
+    return {**test, "above_chance": p is not None and p <= level}
+
+
 def adjusted_for(tried: Section, question: str, p: float | None) -> float | None:
     """What the adjusted p of a question would be, were ``p`` of one of its layers its smallest.
 

@@ -25,7 +25,7 @@ from analysis_pipelines.overview_nulls import (
     ratio_over_texts,
     untested,
 )
-from analysis_pipelines.overview_questions import together
+from analysis_pipelines.overview_questions import marked, together
 from causal_interventions.state_resets import ResetCosts
 from ssm_measures.copying import NEAREST
 from ssm_measures.gate_tokens import TOKEN_CLASSES
@@ -96,10 +96,15 @@ def joined(texts: Sequence[TextFacts], seed: int = 0) -> dict[str, Any]:
         for layer, (copying, sink, reset, gate) in zip(layers, parts, strict=True)
     ]
     lengths = [text.num_tokens for text in texts]
+    questions = together(rows, all_states)
+    level = questions["level"]
+    for row in rows:
+        row |= {name: marked(row[name], level) for name in ("copying", "sink", "reset")}
+        row["gate"] = {kind: marked(test, level) for kind, test in row["gate"].items()}
     return {
         "num_texts": len(texts), "num_independent": len(set(groups)),
         "num_tokens": sum(lengths), "longest": max(lengths),
-        "layers": rows, "all_states": all_states, "questions": together(rows, all_states),
+        "layers": rows, "all_states": marked(all_states, level), "questions": questions,
     }  # fmt: skip
 
 

@@ -41,6 +41,14 @@ def overview_rows(results: Section) -> list[Section]:
     return list(_overview(results).get("layers", ()))
 
 
+def is_above_chance(test: Section) -> bool:
+    """Whether an answer may rest on a test of the overview: its p, over all layers, is at most what
+    all questions together allow. Of results that do not say, whether it lies outside its null."""
+    if "above_chance" in test:
+        return bool(test["above_chance"])
+    return not test["null_low"] <= test["value"] <= test["null_high"]
+
+
 def terminal_width() -> int:
     """Columns of the terminal, WIDTH where there is none, at most WIDEST."""
     return max(40, min(shutil.get_terminal_size((WIDTH, 24)).columns, WIDEST))

@@ -121,7 +121,9 @@ MEASURES = {
     "reset_cost": Measure(
         "Cost of erasing the state", "nats a token",
         "Loss of the next tokens after the layer's state is set to 0 once near the text's end, "
-        "minus that without. Null: other tokens of the text in place of those that come next.",
+        "minus that without. The other layers keep theirs and no longer go with it: a cost shows "
+        "a need only where erasing all states costs too. Null: other tokens of the text in place "
+        "of those that come next.",
     ),
     "openness": Measure(
         "Openness of the gate", "standard deviations of ln Δ",

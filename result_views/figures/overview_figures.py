@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from result_views.answers import overview_rows, shown_answers
+from result_views.answers import is_above_chance, overview_rows, shown_answers
 from result_views.figures.pages import page, styled
 from result_views.figures.panel_primitives import (
     NULL_COLOUR,
@@ -31,16 +31,18 @@ _COLOUR = "#0072B2"
 @styled
 def figure_overview(results: Section) -> Figure:
     """All layers: half-life, copying, what erasing the state costs, and gates by kind of token."""
-    said = [one.sentence for one in shown_answers(results) if one.said]
+    said = [one for one in shown_answers(results) if one.said]
     figure, axes = page(
         results,
-        capitalised(_beginning(said[0])) if said else "All layers at a glance",
+        capitalised(_beginning(said[0].sentence)) if said else "All layers at a glance",
         "Half-life: median over heads and states, as A and the mean Δ set it; squares: lag by "
-        "which 90 % of |α| has passed, hollow where the text is too short to say. Copying: share "
-        "of |α u| on the token after an earlier occurrence of the query's, over that of those "
-        "around. Erased: change of the loss of the next tokens. Gate: words' beginnings minus "
-        "other tokens, standard deviations of ln Δ. Grey: 95 % of the null; filled points lie "
-        "outside it. " + " ".join(said),
+        "which 90 % of |α| has passed, hollow where the half-life of a head's slowest state is "
+        "above a quarter of the text. Copying: share of |α u| on the token after an earlier "
+        "occurrence of the query's, over that of those around. Erased: change of the loss of the "
+        "next tokens, the other layers' states kept. Gate: words' beginnings minus other tokens, "
+        "standard deviations of ln Δ. Grey: what chance gives over all layers, 5 % of it beyond "
+        "either end; filled: above chance over all questions too. "
+        + " ".join(one.sentence for one in said),
         [(2, 1.15)] * 2,
         {},
     )
@@ -49,23 +51,21 @@ def figure_overview(results: Section) -> Figure:
     plot_tested(rows, "copying", axes[0][1], "Copying", "times the lags around", 1.0)
     plot_tested(rows, "reset", axes[1][0], "State erased", "nats a token", 0.0)
     plot_tested(rows, "gate", axes[1][1], "Gate at words' beginnings", "SD of ln Δ", 0.0)
-    for sentence in said:
-        _entitle(axes, sentence)
+    panels = {"copying": axes[0][1], "reset": axes[1][0]}
+    for one in said:
+        if (ax := panels.get(one.path.rpartition(".")[2])) is not None:
+            _entitle(ax, one.sentence)
     return figure
 
 
 _TITLE_WIDTH = 40  # characters over half a page; a title has two lines at most
 
 
-def _entitle(axes: Sequence[Sequence[Axes]], sentence: str) -> None:
+def _entitle(ax: Axes, sentence: str) -> None:
     """Give the panel that an answer is about its beginning as a title, where that is short."""
-    beginning = _beginning(sentence)
-    words = {" copies ": axes[0][1], " copy ": axes[0][1], " holds ": axes[1][0],
-             " hold ": axes[1][0]}  # fmt: skip
-    for word, ax in words.items():
-        lines = textwrap.wrap(beginning, _TITLE_WIDTH)
-        if word in beginning and len(lines) <= 2:
-            ax.set_title("\n".join(lines))
+    lines = textwrap.wrap(_beginning(sentence), _TITLE_WIDTH)
+    if len(lines) <= 2:
+        ax.set_title("\n".join(lines))
 
 
 def _beginning(sentence: str) -> str:
@@ -78,7 +78,7 @@ def plot_half_life(rows: Sequence[Section], ax: Axes | None = None) -> Axes:
     ax = begin(ax, "How long a state keeps a token", "layer", "tokens")
     layers = [row["layer"] for row in rows]
     half = as_array([row["median_half_life"] for row in rows])
-    ax.plot(layers, half, "o-", color=_COLOUR, label="half-life")
+    ax.plot(layers, half, "o-", color=_COLOUR, label="half-life, median state")
     for row in rows:
         if row["lag_90"] is not None:
             face = "white" if row["limited_by_text"] else "0.3"
@@ -96,7 +96,7 @@ def plot_tested(
     ylabel: str = "",
     reference: float = 0.0,
 ) -> Axes:
-    """A tested quantity by layer beside its null; filled where it lies outside."""
+    """A tested quantity by layer beside its null; filled where an answer may rest on it."""
     ax = begin(ax, title, "layer", ylabel)
     tests = [row["gate"]["space_leading"] if key == "gate" else row[key] for row in rows]
     known = [(row["layer"], one) for row, one in zip(rows, tests, strict=True)
@@ -109,9 +109,8 @@ def plot_tested(
     )
     ax.use_sticky_edges = False  # a null is seen to end
     ax.bar(layers, high - low, 0.7, low, color=NULL_COLOUR, alpha=0.5, linewidth=0)
-    outside = (value < low) | (value > high)
-    for layer, y, is_outside in zip(layers, value, outside, strict=True):
-        face = _COLOUR if is_outside else "white"
+    for (layer, test), y in zip(known, value, strict=True):
+        face = _COLOUR if is_above_chance(test) else "white"
         ax.plot(layer, y, "o", color=_COLOUR, markerfacecolor=face)
     ax.axhline(reference, color="0.4", linewidth=0.6, linestyle=":")
     return layer_ticks(ax, layers)

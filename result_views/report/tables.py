@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from result_views.answers import overview_rows
+from result_views.answers import is_above_chance, overview_rows
 from result_views.beside_nulls import MAGNITUDES, OUTSIDE, neuron_cka_test, standing_of
 from result_views.faithfulness_rows import OTHER_TEXT
 from result_views.glossary import STATISTIC_NAMES, method_name
@@ -451,15 +451,15 @@ def _memory_cell(row: Mapping[str, Any], name: str) -> Cell:
 
 
 _OVERVIEW_COLUMNS = {
-    ("half-life, tokens", "half_life"): ("median_half_life",),
-    ("until half is left, tokens", "tokens_to_half"): ("tokens_to_half",),
+    ("median state: half-life, tokens", "half_life"): ("median_half_life",),
+    ("slowest state: until half is left, tokens", "tokens_to_half"): ("tokens_to_half",),
     ("90 % lag, tokens", "lag_90"): ("lag_90",),
     ("|α| on the last four", ""): ("recent_share",),
     ("on the first", ""): ("first_share",),
     ("on itself", "self_share"): ("self_share",),
     ("copying, times the lags around", "copying"): ("copying",),
     ("first token, times those after", ""): ("sink",),
-    ("state erased, nats a token", "reset_cost"): ("reset",),
+    ("state erased alone, nats a token", "reset_cost"): ("reset",),
     ("gate at words' beginnings", "openness"): ("gate", "space_leading"),
 }
 """By heading and measure: the keys of a layer's row."""
@@ -478,17 +478,29 @@ def overview_table(results: Section) -> Table | None:
     ]
     columns = (Column("layer"), *(Column(*heading) for heading in _OVERVIEW_COLUMNS))
     heads = found[0]["heads_measured"]
-    note = f"{_NULL_NOTE} Shares, lags and copying are of {heads} heads of each layer."
+    note = f"{_OVERVIEW_NOTE} Shares, lags and copying are of {heads} heads of each layer."
     if any(row["limited_by_text"] for row in found):
-        note += " Where half-lives are above a quarter of the text, it limits the lag."
+        note += (
+            " Limited by the text: the half-life of a head's slowest state, median over heads, is "
+            "above a quarter of the text."
+        )
     return Table("All layers", columns, tuple(rows), note)
+
+
+_OVERVIEW_NOTE = (
+    "Below a value: what chance gives over all layers, 5 % of it beyond either end. Bold: above "
+    "chance over all layers and all questions."
+)
 
 
 def _overview_cell(row: Mapping[str, Any], path: Sequence[str]) -> Cell:
     value = entry_at(row, *path)
-    if not isinstance(value, Mapping):
-        return cell(value)
-    return Cell(UNDEFINED) if value["value"] is None else null_cell(value)
+    if isinstance(value, Mapping):
+        if value["value"] is None:
+            return Cell(UNDEFINED)
+        return null_cell(value)._replace(outside=is_above_chance(value))
+    limited = path == ("lag_90",) and row["limited_by_text"] and value is not None
+    return Cell(shown(value), "limited by the text") if limited else cell(value)
 
 
 def replay_table(results: Section) -> Table:

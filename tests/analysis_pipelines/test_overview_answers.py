@@ -217,8 +217,8 @@ def test_gates_by_direction_and_kind():
     assert one.sentence == (
         "Layer 1 opens the gate at tokens that begin a word (+0.5 standard deviations of ln delta; "
         "chance: -0.1 to 0.1; 25 different ones, 15 others); layers 2 and 3 close the gate at "
-        "tokens that begin a word (-0.7; chance: -0.1 to 0.1; 25 different ones, 15 others); 1 "
-        "smaller difference lies above chance."
+        "tokens that begin a word (-0.7; chance: -0.1 to 0.1); 1 smaller difference lies "
+        "above chance."
     )
     assert one.layers == (1, 2, 3)
     small = {"space_leading": shift_test(-0.99 * GATE_DIFFERENCE), "digits": untested()}

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
+from analysis_pipelines.overview_questions import marked
 from recursive_visualizer import figures_of
 from result_views.figures import overview_figures as figures
 from tests.figure_checks import assert_fits, words_of
@@ -40,6 +41,15 @@ def test_a_value_outside_its_null_is_filled(ax):
     np.testing.assert_allclose(bars, [(0.8, 0.4)] * 3)
 
 
+def test_a_value_is_filled_where_an_answer_may_rest_on_it(ax):
+    """By its p over all layers and questions, not by where its own layer's null ends."""
+    tests = [shift_test(3.454, 0.126, (-0.019, 2.608)), shift_test(0.5, 0.01, (-0.1, 0.1))]
+    marked_rows = [layer_row(i, reset=marked(test, level=0.02)) for i, test in enumerate(tests)]
+    figures.plot_tested(marked_rows, "reset", ax)
+    points = [line for line in ax.lines if line.get_marker() == "o"]
+    assert [line.get_markerfacecolor() == "white" for line in points] == [True, False]
+
+
 def test_a_layer_that_was_not_tested_is_not_drawn(ax):
     figures.plot_tested(ROWS, "reset", ax)
     assert [line.get_xdata()[0] for line in ax.lines if line.get_marker() == "o"] == [0, 1]
@@ -52,7 +62,8 @@ def test_where_no_layer_was_tested_the_reason_is_written(ax):
 
 def test_the_page_fits_and_says_the_answers():
     answer = {"sentence": "Layer 1 copies what followed a token: 3.5 times.", "said": True, "n": 9,
-              "unit": "tokens", "interval": None, "path": "overview.layers"}  # fmt: skip
+              "unit": "tokens", "interval": None,
+              "path": "overview.layers[].copying"}  # fmt: skip
     results = {"overview": {**section(*ROWS), "answers": [answer]}, "individual_texts": {}}
     figure = figures.figure_overview(results)
     assert_fits(figure)

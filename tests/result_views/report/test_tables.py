@@ -11,12 +11,14 @@ from result_views.report.tables import (
     cross_text_tables,
     memory_table,
     null_cell,
+    overview_table,
     provenance_table,
     replay_table,
     shown,
     text_tables,
     texts_table,
 )
+from tests.overview_cases import layer_row, section, shift_test
 
 
 @pytest.fixture(scope="module")
@@ -194,3 +196,30 @@ def test_pairs_of_too_few_tokens_give_the_reason(results):
     broken = {**results, "individual_texts": {"text_0": {**part, "analysis": steps}}}
     table = by_title(text_tables(broken, "text_0"))["From layer to layer"]
     assert [entry.text for entry in table.rows[0]][:3] == ["0 to 2", "mixers", "– (5 tokens)"]
+
+
+def test_the_overview_is_bold_where_its_answers_may_rest():
+    """Not where a value lies outside the null of its own layer alone."""
+    alone = {**shift_test(3.454, 0.126, (-0.019, 2.608)), "above_chance": False}
+    found = {**shift_test(0.5, 0.01), "above_chance": True}
+    table = overview_table(
+        {"overview": section(layer_row(9, reset=alone), layer_row(11, reset=found))}
+    )
+    column = [one.label for one in table.columns].index("state erased alone, nats a token")
+    cells = [row[column] for row in table.rows]
+    assert [(one.text, one.outside) for one in cells] == [("3.45", False), ("0.5", True)]
+    assert "over all layers and all questions" in table.note
+
+
+def test_times_of_the_overview_say_of_which_state_and_what_limits_them():
+    rows = layer_row(0, lag_90=83.0, limited_by_text=True, tokens_to_half=61.0), layer_row(1)
+    table = overview_table({"overview": section(*rows)})
+    labels = [one.label for one in table.columns]
+    assert labels[1:3] == [
+        "median state: half-life, tokens",
+        "slowest state: until half is left, tokens",
+    ]
+    lags = [row[labels.index("90 % lag, tokens")] for row in table.rows]
+    assert lags == [Cell("83", "limited by the text"), Cell("20")]
+    assert "slowest state, median over heads, is above a quarter" in table.note
+    assert "slowest state, median" not in overview_table({"overview": section(layer_row(1))}).note
