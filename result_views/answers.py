@@ -7,6 +7,7 @@ import textwrap
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from result_views.beside_nulls import OUTSIDE, standing_of
 from suite_plumbing.result_reading import Section, failure
 
 WIDTH = 80
@@ -46,7 +47,7 @@ def is_above_chance(test: Section) -> bool:
     all questions together allow. Of results that do not say, whether it lies outside its null."""
     if "above_chance" in test:
         return bool(test["above_chance"])
-    return not test["null_low"] <= test["value"] <= test["null_high"]
+    return standing_of(test) == OUTSIDE
 
 
 def terminal_width() -> int:
