@@ -38,7 +38,7 @@ from result_views.figures.faithfulness_figures import FAITHFULNESS_FIGURES
 from result_views.figures.finding_figures import finding_figures
 from result_views.figures.long_memory_figures import LONG_MEMORY_FIGURES
 from result_views.figures.memory_figures import CAUSAL_FIGURES, MEMORY_FIGURES
-from result_views.figures.null_looks import CELLS_SAY, MAGNITUDES_SAY, POINTS_SAY
+from result_views.figures.null_looks import MAGNITUDES_SAY, POINTS_SAY
 from result_views.figures.overview_figures import OVERVIEW_FIGURES
 from result_views.figures.pages import page, styled
 from result_views.figures.patching_figures import PATCHING_FIGURES
@@ -201,7 +201,9 @@ def figure_correlation_analysis(results: Section) -> Figure:
         correlation_title(results),
         "Pearson r of every pair of channels of successive layers. Grey: 95 % interval of the null "
         f"(circular time shifts; for the autocorrelation, shuffled tokens); {MAGNITUDES_SAY}; "
-        f"{CELLS_SAY} (mean |r|: not above it); hatched: missing. The residual stream of a later "
+        "crosses: within it (mean |r|: not above it); ?: no null; hatched: missing. Of a single "
+        "text a smooth course over position is taken out, and what it leaves may tie layers. The "
+        "residual stream of a later "
         "layer contains that of an earlier one: compare the mixers' outputs, above. By lag: all "
         f"texts together. Autocorrelation: {longest.replace('_', ' ')}, the longest. SSM and "
         "attention: Spearman, one column a text, in their order.",

@@ -23,6 +23,7 @@ from suite_plumbing.result_reading import (
     usable,
 )
 from token_statistics.findings import VERDICTS
+from token_statistics.smallest_effects import KL_FLOOR
 from token_statistics.verdict_rules import apart_from_position
 
 
@@ -186,7 +187,9 @@ def causal_title(section: Section) -> str:
         known = [one for one in bins if one["kl"] is not None]
         if known:
             layers = entry_at(section, kind, "together", "layers")
-            return title.format(_states_of(layers)) + _first_and_last(known)
+            bare = any(one.get("kl_low") is None for one in (known[0], known[-1]))
+            said = title.format(_states_of(layers)) + _first_and_last(known)
+            return f"{said}; no interval" if bare else said
     return "Causal memory"
 
 
@@ -204,9 +207,14 @@ def _first_and_last(bins: Sequence[Section]) -> str:
     """KL in the first and in the last bin of lags."""
     first, last = bins[0], bins[-1]
     return (
-        f"{first['kl']:.2g} nats at lag {first['first_lag']}, "
-        f"{last['kl']:.2g} at lags {last['first_lag']} to {last['last_lag']}"
+        f"{_nats(first['kl'])} nats at lag {first['first_lag']}, "
+        f"{_nats(last['kl'])} at lags {last['first_lag']} to {last['last_lag']}"
     )
+
+
+def _nats(kl: float) -> str:
+    """A KL, or that there is no effect."""
+    return f"below {KL_FLOOR:g}" if kl < KL_FLOOR else f"{kl:.2g}"
 
 
 def comparison_title(results: Section) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from result_views.beside_nulls import INSIDE, standing_of
 from result_views.checks import check_line, failure_lines
 from result_views.glossary import method_name
 from result_views.report.markdown import claim_groups, escape_markdown, markdown_table
@@ -135,18 +136,19 @@ def _delta(row: Row) -> str:
         {"value": row[name], **{f"null_{end}": row[f"{name}_{end}"] for end in ("low", "high")}}
         for name in ("delta_activation", "delta_memory")
     ]
+    activation = _tested(tests[0], one_sided=True)
     return (
-        f"Mean |ρ| of Δ with activation over tokens {_tested(tests[0])}; ρ over channels of mean Δ "
+        f"Mean |ρ| of Δ with activation over tokens {activation}; ρ over channels of mean Δ "
         f"with what a neuron owes its memory {_tested(tests[1])}."
     )
 
 
-def _tested(test: Row) -> str:
-    """A value beside its null, and whether it lies within."""
+def _tested(test: Row, *, one_sided: bool = False) -> str:
+    """A value beside its null, and whether it lies within; ``one_sided``: or below."""
     if test["value"] is None or test["null_low"] is None:
         return f"undefined ({test.get('reason') or 'no null'})"
     low, high = test["null_low"], test["null_high"]
-    within = ": not found" if low <= test["value"] <= high else ""
+    within = ": not found" if standing_of(test, one_sided=one_sided) == INSIDE else ""
     return f"{number(test['value'])} (null {number(low)} to {number(high)}{within})"
 
 

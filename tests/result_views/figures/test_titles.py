@@ -88,8 +88,8 @@ def test_layers_whose_texts_share_neurons_beyond_chance():
 
 
 def test_what_an_erased_state_costs_at_the_first_and_the_last_bin():
-    bins = [{"kl": 0.2174, "first_lag": 0, "last_lag": 0}, {"kl": None},
-            {"kl": 0.00704, "first_lag": 33, "last_lag": 58}]  # fmt: skip
+    bins = [{"kl": 0.2174, "kl_low": 0.1, "first_lag": 0, "last_lag": 0}, {"kl": None},
+            {"kl": 0.00704, "kl_low": 0.001, "first_lag": 33, "last_lag": 58}]  # fmt: skip
     assert titles.causal_title({"reset": {"together": {"bins": bins}}}) == (
         "With every state erased, KL is 0.22 nats at lag 0, 0.007 at lags 33 to 58"
     )
@@ -100,6 +100,11 @@ def test_what_an_erased_state_costs_at_the_first_and_the_last_bin():
     assert titles.causal_title({"knockout": {"together": together}}) == (
         "With one token hidden from the states of layers 0 and 3, KL is 0.22 nats at lag 0, "
         "0.007 at lags 33 to 58"
+    )
+    bins[-1] |= {"kl": 3e-7, "kl_low": None}
+    assert titles.causal_title({"reset": {"together": {"bins": bins}}}) == (
+        "With every state erased, KL is 0.22 nats at lag 0, below 0.0001 at lags 33 to 58; "
+        "no interval"
     )
     assert titles.causal_title(FAILED) == "Causal memory"
 

@@ -3,6 +3,7 @@
 from result_views.report.memory_report import (
     _cell,
     _curves,
+    _delta,
     _delta_interventions,
     _passed_on,
     _recursion,
@@ -53,6 +54,14 @@ def test_what_is_no_effect_and_what_the_text_limits_is_said():
     assert _cell(row, "tokens_to_half") == "more than the texts show"
     assert _cell(row, "kernel_mean_lag") == "31 (limited by the text)"
     assert _cell({**row, "kernel_limited_by_text": False}, "kernel_mean_lag") == "31"
+
+
+def test_a_mean_magnitude_below_its_null_is_not_found_and_a_rho_below_is():
+    row = {f"{name}{end}": value for name in ("delta_activation", "delta_memory")
+           for end, value in (("", -0.5), ("_low", -0.1), ("_high", 0.2))}  # fmt: skip
+    activation, memory = _delta(row).split("; ")
+    assert activation.endswith("(null -0.1 to 0.2: not found)")
+    assert memory.endswith("(null -0.1 to 0.2).")
 
 
 def test_cuts_stand_beside_other_directions():
