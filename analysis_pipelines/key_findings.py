@@ -29,6 +29,7 @@ import numpy as np
 from suite_plumbing.result_reading import read
 from token_statistics.description import FloatArray
 from token_statistics.findings import Finding, undecided
+from token_statistics.joined_places import P_OF_GROUP
 from token_statistics.smallest_effects import (
     SMALLEST_EFFECTS,
     SPARSE_RATIO,
@@ -39,7 +40,6 @@ from token_statistics.smallest_effects import (
 from token_statistics.text_groups import by_group, group_means
 from token_statistics.verdict_rules import (
     LAYER_GROUPS,
-    P_OF_GROUP,
     above_null,
     apart_from_position,
     differs_by_layer,
