@@ -29,7 +29,7 @@ import numpy as np
 from suite_plumbing.result_reading import read
 from token_statistics.description import FloatArray
 from token_statistics.findings import Finding, undecided
-from token_statistics.joined_places import P_OF_GROUP
+from token_statistics.joined_places import P_OF_GROUP, most_of
 from token_statistics.smallest_effects import (
     SMALLEST_EFFECTS,
     SPARSE_RATIO,
@@ -418,15 +418,23 @@ def _selectivity(results: Mapping[str, Any], seed: int) -> Finding:
 def _consistent_neurons(results: Mapping[str, Any]) -> Finding:
     path = "cross_text_analysis.neuron_consistency.*.attention_weighted"
     given = _parts(results, path)
+    tests = {layer: _shared_by_all(part) for layer, part in given.items()}
     found = above_null(
         "The same neurons are important in every text",
         "share of a text's list of most important neurons (attention_weighted) that is on the "
         "lists of all texts, mean over layers; null: random lists",
-        {layer: _shared_by_all(part) for layer, part in given.items()},
+        tests,
         path,
     )
+    if found.value is None:
+        return worth_a_name(found, "same")
+    # Counted exactly in each layer; layers read the same texts.
+    p_values = [test[P_OF_GROUP] for test in tests.values() if test["value"] is not None]
     places = sum(part["top_n"] for part in given.values())
-    return worth_a_name(replace(found, scale="share", scale_n=max(1, places)), "same")
+    counted = replace(
+        found, chance_p=most_of(sorted(p_values)), scale="share", scale_n=max(1, places)
+    )
+    return worth_a_name(counted, "same")
 
 
 def _shared_by_all(part: Mapping[str, Any]) -> dict[str, Any]:
