@@ -139,7 +139,7 @@ def analyze(
     """Run all steps on tokenized texts.
 
     A step that fails leaves its error under its key and the rest intact; ``after_each`` is called
-    after every step. A text given again is analysed, but counts once in what is compared or pooled
+    after every step and text. A text given again is analysed, but counts once in what is compared or pooled
     over texts: a warning says so, and ``same_as`` in the provenance. With ``parts`` each text is
     kept on disk as it ends, those that are there already are not analysed again, and the tensors
     are read from there; without, all of it is in memory. Findings are computed from the results,
@@ -327,7 +327,9 @@ def _each_text(
             TextInputs(model, captured, parameters, settings, donor), steps, after_each
         )
         texts[index] = found if parts is None else parts.keep(index, found)
-        del captured  # while the next one is read
+        del captured
+        if after_each is not None:
+            after_each()  # what the capture held is given back before the next text is read
     return [texts[index] for index in range(len(encoded))]
 
 

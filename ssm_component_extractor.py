@@ -225,17 +225,22 @@ def capture_each(
     batches = [batch for batch in batches if not set(batch) <= set(done)]
     for batch in progress(batches, desc="texts", unit="batch"):
         found = _captures_of_batch(model, encoded, batch, layers, pad_token_id)
-        yield from ((index, captured) for index, captured in found if index not in done)
+        # Nothing here holds a capture that was handed out: it goes when its reader lets it go.
+        yield from filter(lambda one: one[0] not in done, found)
 
 
 def captures_or_raise(
     captures: Iterable[tuple[int, Capture | Exception]],
 ) -> Iterator[tuple[int, Capture]]:
     """The captures of `capture_each` for those who need every text: raises the first error."""
-    for index, captured in captures:
+
+    def or_raise(found: tuple[int, Capture | Exception]) -> tuple[int, Capture]:
+        index, captured = found
         if isinstance(captured, Exception):
             raise captured
-        yield index, captured
+        return index, captured
+
+    return map(or_raise, captures)
 
 
 def _captures_of_batch(
@@ -257,7 +262,10 @@ def _captures_of_batch(
             for index in batch:
                 yield from _captures_of_batch(model, encoded, [index], layers, pad_token_id)
         return
-    yield from ((index, captured.text(row)) for row, index in enumerate(batch))
+    texts = [(index, captured.text(row)) for row, index in enumerate(batch)]
+    del captured
+    while texts:
+        yield texts.pop(0)
 
 
 class SSMComponentExtractor(ModelAnalyzer):

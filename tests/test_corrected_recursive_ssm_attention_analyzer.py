@@ -320,8 +320,8 @@ def test_long_texts_are_cut_by_tokens_and_it_is_recorded(tiny_model, tiny_tokeni
 def test_memory_is_measured_and_clean_up_can_be_switched_off(analyzer):
     analyzer.analyze_recursive_ssm_attention_effects(TEXTS[0], [0])
     stats = analyzer.get_memory_stats()
-    # And once after the overview, and after the predictions with their parts.
-    assert stats["cleanup_count"] == len(TEXT_STEPS) + len(module.CROSS_TEXT_STEPS) + 2
+    # And once after the text, the overview, and the predictions with their parts.
+    assert stats["cleanup_count"] == len(TEXT_STEPS) + len(module.CROSS_TEXT_STEPS) + 3
     assert stats["peak_memory_usage"] > 0.05  # torch alone takes more
     analyzer.reset_memory_stats()
     analyzer.memory_cleanup_enabled = False

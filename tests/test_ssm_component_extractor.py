@@ -1,6 +1,7 @@
 """What is captured is what the model computed; dynamics follow their closed forms."""
 
 import json
+import weakref
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -20,8 +21,10 @@ from ssm_component_extractor import (
     RecursiveDynamics,
     SSMComponentExtractor,
     capture,
+    capture_each,
     capture_for,
     capture_texts,
+    captures_or_raise,
     main,
     recursive_dynamics,
 )
@@ -459,3 +462,16 @@ def test_long_texts_do_not_share_a_pass(tokens, rows, monkeypatch):
     first, second = ssm_component_extractor.capture_texts(model, texts, [1], batch_size=2)
     assert seen == rows
     assert [int(one.input_ids[0, -1]) for one in (first, second)] == [9, 2]
+
+
+@pytest.mark.parametrize("reader", [lambda found: found, captures_or_raise])
+def test_a_capture_that_was_let_go_is_gone(tiny_model, tiny_tokenizer, reader):
+    texts = encode_texts(tiny_tokenizer, list(EXAMPLE_TEXTS), 20)
+    found = reader(capture_each(tiny_model, texts, [0, 1], batch_size=2))
+    count = 0
+    for _, captured in found:
+        handed_out = weakref.ref(captured)
+        del captured
+        assert handed_out() is None
+        count += 1
+    assert count == len(EXAMPLE_TEXTS) > 2
