@@ -139,15 +139,15 @@ def analyze(
     """Run all steps on tokenized texts.
 
     A step that fails leaves its error under its key and the rest intact; ``after_each`` is called
-    after every step and text. A text given again is analysed, but counts once in what is compared or pooled
-    over texts: a warning says so, and ``same_as`` in the provenance. With ``parts`` each text is
-    kept on disk as it ends, those that are there already are not analysed again, and the tensors
-    are read from there; without, all of it is in memory. Findings are computed from the results,
-    and again from those of ``settings.num_twins`` untrained twins of each kind. Raises ValueError
-    where these cannot be made. Cost, as much again for each of the 2 num_twins twins: one forward
-    pass a batch up to the last layer asked for, one forward and backward pass a text for the
-    gradient-guided neurons, and the steps. The overview is of all layers of the model alone, at
-    about 0.7 of a forward pass a text.
+    after every step and text. A text given again is analysed, but counts once in what is compared
+    or pooled over texts: a warning says so, and ``same_as`` in the provenance. With ``parts`` each
+    text is kept on disk as it ends, those that are there already are not analysed again, and the
+    tensors are read from there; without, all of it is in memory. Findings are computed from the
+    results, and again from those of ``settings.num_twins`` untrained twins of each kind. Raises
+    ValueError where these cannot be made. Cost, as much again for each of the 2 num_twins twins:
+    one forward pass a batch up to the last layer asked for, one forward and backward pass a text
+    for the gradient-guided neurons, and the steps. The overview is of all layers of the model
+    alone, at about 0.7 of a forward pass a text.
     """
     check_twins(model, settings.num_twins)
     distinct_texts(encoded)  # says which texts come again
