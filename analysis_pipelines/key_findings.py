@@ -425,8 +425,6 @@ def _consistent_neurons(results: Mapping[str, Any]) -> Finding:
         "lists of all texts, mean over layers; null: random lists",
         tests,
         path,
-        # Counts, whose p are their own, of the same texts: that of most of the layers.
-        together=by_group(tests, dict.fromkeys(tests, "layers")).get("layers"),
     )
     if found.value is None:
         return worth_a_name(found, "same")
