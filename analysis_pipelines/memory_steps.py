@@ -209,15 +209,13 @@ def state_along_text(dynamics: RecursiveDynamics) -> dict[str, Any]:
     the ``reason`` for fewer than 4 tokens, and where a state is zero.
     """
     norm = dynamics.state_norm[0].double()
-    result: dict[str, Any] = {
-        "num_tokens": len(norm),
-        "participation_ratio": finite_or_none(dynamics.state_participation_ratio[0]),
-    }
     names = ("norm_by_quarter", "last_over_first", "last_over_third", "write", "retain",
              "retained_share")  # fmt: skip
+    result: dict[str, Any] = {"num_tokens": len(norm), "participation_ratio": None}
     if len(norm) < 4:
         reason = f"{len(norm)} tokens; quarters of a text need 4 or more"
         return {**result, **dict.fromkeys(names), "reason": reason}
+    result["participation_ratio"] = finite_or_none(dynamics.state_participation_ratio[0])
     quarters = [float(part.mean()) for part in norm.tensor_split(4)]
     write, retain = (x[0, 1:].double() for x in (dynamics.write_energy, dynamics.retain_energy))
     values = (

@@ -54,7 +54,7 @@ def figure_memory_effects(results: Section) -> Figure:
         "Half-life: median over channels of the slowest state at the channel's mean Δ. Kernel: "
         "implicit attention |α| by lag, mean over the tokens of all texts that have one so far "
         f"back{_limited(rows)}. Norm: last quarter of a text over its first, or third. Rank: "
-        "participation ratio of the states over tokens. Thin: single texts.",
+        "participation ratio of the states over tokens, at most their number. Thin: single texts.",
         [(2, 1.25)] * 2, {},
     )  # fmt: skip
     panels.plot_by_layer(rows, LAGS, "How far back", "tokens", axes[0][0], log=True)

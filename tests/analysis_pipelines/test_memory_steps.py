@@ -51,6 +51,10 @@ def test_short_and_empty_states_have_a_reason():
     assert short["retained_share"] is None
     assert short["participation_ratio"] is None
     assert "3 tokens" in short["reason"]
+    # No more than 3 whatever the layer does: what three tokens say of its rank is their number.
+    assert (
+        state_along_text(dynamics([1.0] * 3, [1.0] * 3, [1.0] * 3))["participation_ratio"] is None
+    )
     zero = state_along_text(dynamics([0.0] * 4, [0.0] * 4, [0.0] * 4))
     assert zero["last_over_first"] is None
     assert zero["reason"] == "a state is zero"
