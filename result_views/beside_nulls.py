@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 OUTSIDE, INSIDE, NO_NULL = "outside", "inside", "no null"
 """Standings of a value that is defined."""
@@ -27,10 +27,13 @@ def standing(
     """
     if not _known(value):
         return None
-    if not _known(high) or not (one_sided or _known(low)):
+    if not _known(high):
         return NO_NULL
-    below = not one_sided and value < low
-    return OUTSIDE if value > high or below else INSIDE
+    if one_sided:
+        return OUTSIDE if value > high else INSIDE
+    if not _known(low):
+        return NO_NULL
+    return INSIDE if low <= value <= high else OUTSIDE
 
 
 def standing_of(test: Mapping[str, Any], *, one_sided: bool = False) -> str | None:
@@ -53,5 +56,5 @@ def neuron_cka_test(step: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _known(number: float | None) -> bool:
+def _known(number: float | None) -> TypeGuard[float]:
     return number is not None and not math.isnan(number)

@@ -107,13 +107,13 @@ def test_shared_neurons_are_outlined_where_chance_is_not_excluded(ax):
     panels.plot_neuron_overlap(section, ax)
     (chance,) = (line for line in ax.lines if line.get_color() == "0.6")
     assert np.asarray(chance.get_ydata()).tolist() == [1.5, 1.5]
-    filled, hollow = (line for line in ax.lines if line is not chance and len(line.get_ydata()))
+    filled, hollow = (line for line in ax.lines if line is not chance and np.size(line.get_ydata()))
     assert (filled.get_ydata(), hollow.get_ydata()) == ([9.0], [9.0])
     assert to_hex(hollow.get_markerfacecolor()) == "#ffffff" != to_hex(filled.get_color())
     assert ax.get_ylabel() == "neurons on both lists, of 20"
     other = Figure().subplots()
     panels.plot_neuron_rank_agreement(section, other)
-    drawn = [line for line in other.lines if len(line.get_ydata())]
+    drawn = [line for line in other.lines if np.size(line.get_ydata())]
     assert [np.asarray(line.get_ydata()).tolist() for line in drawn] == [[0.5], [0.5], [0, 0]]
     assert [line.get_fillstyle() for line in drawn[:2]] == ["left"] * 2  # no null is measured
 

@@ -17,7 +17,7 @@ def ax():
     return Figure(figsize=(3, 2), dpi=100).subplots()
 
 
-def null_test(value, low=-0.1, high=0.2):
+def null_test(value, low: float | None = -0.1, high: float | None = 0.2):
     return {"value": value, "null_low": low, "null_high": high}
 
 
