@@ -59,7 +59,7 @@ from analysis_pipelines.token_predictions import token_predictions
 from attention_neurons import layer_parameters
 from attribution_faithfulness import faithfulness_table
 from mamba_mixers.sites import model_layers
-from mamba_mixers.untrained_twins import check_twins, twins_to_make, untrained_twin
+from mamba_mixers.untrained_twins import check_twins, each_twin, untrained_twin
 from mamba_mixers.weights import check_has_logits
 from recursive_analysis_report import REPORT_NAMES, write_report
 from recursive_visualizer import (
@@ -86,7 +86,7 @@ from suite_plumbing.memory_usage import MemoryTracker
 from suite_plumbing.model_inputs import encode_for
 from suite_plumbing.models import ModelAnalyzer, execution_device
 from suite_plumbing.other_names import also_named
-from suite_plumbing.progress import debug_logging, progress
+from suite_plumbing.progress import debug_logging
 from suite_plumbing.result_files import check_output_dir, write_json
 from suite_plumbing.result_reading import load_results
 from suite_plumbing.texts import (
@@ -150,6 +150,7 @@ def analyze(
     alone, at about 0.7 of a forward pass a text.
     """
     check_twins(model, settings.num_twins)
+    started = time.perf_counter()
     distinct_texts(encoded)  # says which texts come again
     analysis = _analyze_alone(model, encoded, tokenizer, settings, after_each, parts)
     streams: dict[tuple[int, ...], Tensor] = {}  # read by the overview, for the predictions too
@@ -159,14 +160,18 @@ def analyze(
     findings = key_findings(without_repeats(analysis.results), settings.seed)
     alone = replace(settings, num_twins=0, num_ablations=0, faithfulness=False)
     twins = []
-    for kind, seed in progress(twins_to_make(settings.num_twins, settings.seed), desc="twins"):
+    for kind, seed in each_twin(settings.num_twins, settings.seed):
         twin = untrained_twin(model, seed, kind)
         place = f"twin_{kind.split()[0]}_{seed}"
         its_parts = None if parts is None else parts.within(place)
-        results = _analyze_alone(twin, encoded, tokenizer, alone, after_each, its_parts).results
-        found = key_findings(without_repeats(results), settings.seed)
-        twins.append(TwinResults(kind, seed, results, found))
-    return with_findings(analysis, findings, twins)
+        one = _analyze_alone(
+            twin, encoded, tokenizer, alone, after_each, its_parts, level=logging.DEBUG
+        )
+        found = key_findings(without_repeats(one.results), settings.seed)
+        twins.append(TwinResults(kind, seed, one.results, found))
+    analysis = with_findings(analysis, findings, twins)
+    analysis.results["provenance"]["run"]["seconds"] = round(time.perf_counter() - started, 3)
+    return analysis
 
 
 def findings_alone(
@@ -188,9 +193,13 @@ def _analyze_alone(
     settings: Settings,
     after_each: Callable[[], None] | None,
     parts: TextParts | None,
+    *,
+    level: int = logging.INFO,
 ) -> Analysis:
+    """The steps on one model; ``level`` of the log's lines, one a text."""
     started = time.perf_counter()
-    texts = _each_text(model, encoded, padding_id(tokenizer), settings, after_each, parts)
+    pad = padding_id(tokenizer)
+    texts = _each_text(model, encoded, pad, settings, after_each, parts, level)
     cross_text, lost = _together(model, encoded, tokenizer, texts, settings, after_each)
     seconds = round(time.perf_counter() - started, 3)
     return assemble(model, encoded, texts, cross_text, settings, seconds, lost)
@@ -304,6 +313,7 @@ def _each_text(
     settings: Settings,
     after_each: Callable[[], None] | None,
     parts: TextParts | None,
+    level: int,
 ) -> list[TextAnalysis]:
     """The analysis of each text by itself, in the order given; texts of one batch share a pass.
 
@@ -318,7 +328,7 @@ def _each_text(
         done=frozenset(texts),
     )  # fmt: skip
     for index, captured in captures:
-        logger.info("analysing text %d", index)
+        logger.log(level, "analysing text %d", index)
         if isinstance(captured, Exception):
             texts[index] = without_capture(captured, TEXT_STEPS)
             continue

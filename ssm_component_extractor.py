@@ -367,6 +367,8 @@ _TABLE = {
     "replay error": ("replay_error",),
 }
 
+_TITLE = "Layer {} keeps a token longest: median half-life {}, mean over texts"
+
 _CAPTION = (
     "Half-life: ln 2 / (mean Δ |A|), median over channels and states. State, and what a token "
     "writes into it (Δ B u) and keeps of it (exp(ΔA) h): L2 norms, mean over tokens. Replay error: "
@@ -398,7 +400,7 @@ def _command(argv: list[str]) -> int:
     from recursive_visualizer import write_step_figure
 
     rows = over_texts(list(results.values()), _TABLE)
-    title = step_title(rows, "half-life (tokens)", "Layer {} keeps a token longest: half-life {}")
+    title = step_title(rows, "half-life (tokens)", _TITLE)
     picture = write_step_figure(
         job.output_dir, "ssm_components", title, rows, _CAPTION, args.formats
     )

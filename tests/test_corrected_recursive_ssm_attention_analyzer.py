@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import time
 from pathlib import Path
 from typing import Any
 
@@ -77,11 +78,22 @@ def test_result_has_the_documented_keys(analyzer):
     assert [len(row) for row in components["by_token"]["delta"]] == [len(first["tokens"])]
 
 
-def test_findings_stand_beside_untrained_twins(tiny_model, tiny_tokenizer):
+def test_findings_stand_beside_untrained_twins(tiny_model, tiny_tokenizer, caplog):
+    caplog.set_level("INFO")
+    started = time.perf_counter()
     analyzer = CorrectedRecursiveSSMAttentionNeuronAnalyzer(
         tiny_model, tokenizer=tiny_tokenizer, num_twins=2
     )
     results = analyzer.analyze_recursive_ssm_attention_effects(TEXTS[:2], [0, 2])
+    # The seconds are those of all of it, the log says which twin is read: a line each.
+    seconds = time.perf_counter() - started
+    assert 0.5 * seconds < results["provenance"]["run"]["seconds"] <= seconds
+    lines = [record.getMessage() for record in caplog.records]
+    assert [line for line in lines if "twin" in line] == [
+        f"untrained twin {i + 1} of 4: {kind}, seed {1000 + i % 2}"
+        for i, kind in enumerate(kind for kind in TWIN_KINDS for _ in range(2))
+    ]
+    assert sum(line.startswith("analysing text") for line in lines) == 2
     findings = [Finding.from_dict(row) for row in results["findings"]]
     for finding in findings:
         assert (finding.value is None) == (not read(results, finding.path)) or finding.reason
