@@ -12,10 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import Any
 
 from analysis_pipelines.overview_questions import adjusted_for
-from analysis_pipelines.overview_readings import Place, Reading, Section, read
+from analysis_pipelines.overview_readings import Place, Section, read
 from analysis_pipelines.overview_sentences import (
     Answer,
     Words,
@@ -25,6 +24,7 @@ from analysis_pipelines.overview_sentences import (
     others_than,
     p_text,
     values_of,
+    why_undecided,
 )
 from analysis_pipelines.overview_wording import chance, extent, listed, mean, tokens, verb
 from result_views.layer_names import capitalised, layer_names
@@ -138,7 +138,7 @@ def half_life_groups(halves: Mapping[int, float]) -> list[list[int]]:
 def copying_answer(found: Section) -> Answer:
     """Which layers copy what followed a token's earlier occurrence."""
     rows = {row["layer"]: row["copying"] for row in found["layers"]}
-    reading = _read(found, rows, COPY_GAIN, is_enough=lambda i: rows[i]["share"] >= COPY_SHARE)
+    reading = read(rows, COPY_GAIN, is_enough=lambda i: rows[i]["share"] >= COPY_SHARE)
     holds = reading.claimed
     if not holds:
         return not_said(found, "copying", rows, reading, Words(
@@ -149,7 +149,7 @@ def copying_answer(found: Section) -> Answer:
             lambda i: f"below the {COPY_GAIN:g} times asked for"
             if rows[i]["value"] < COPY_GAIN
             else f"of next to nothing: {rows[i]['share']:.1g} of what a query takes",
-            f"the {COPY_GAIN:g} times asked for", ".1f"))  # fmt: skip
+            f"the {COPY_GAIN:g} times asked for", COPY_GAIN, ".1f"))  # fmt: skip
     sentence = (
         f"{capitalised(layer_names(holds))} {verb('copy', holds)} what followed a token when it "
         f"was last read: there {listed(values_of(rows, holds), '.1f')} times the contributions of "
@@ -163,7 +163,7 @@ def reset_answer(found: Section) -> Answer:
     """What erasing the state of a layer alone costs, and whether the next tokens need it: that is
     said where the erasure of all states together costs too."""
     rows = {row["layer"]: row["reset"] for row in found["layers"]}
-    reading = _read(found, rows, RESET_COST)
+    reading = read(rows, RESET_COST)
     holds, together = reading.claimed, found["all_states"]
     if not holds:
         return not_said(found, "reset", rows, reading, Words(
@@ -172,8 +172,8 @@ def reset_answer(found: Section) -> Answer:
             lambda i: f"{capitalised(layer_names([i]))}'s state erased alone costs "
             f"{rows[i]['value']:.2g} nats a token",
             lambda i: f"below the {RESET_COST:g} asked for",
-            f"the {RESET_COST:g} asked for", ".2g"))  # fmt: skip
-    is_needed = bool(_read(found, {0: together}, RESET_COST).claimed) and all(
+            f"the {RESET_COST:g} asked for", RESET_COST, ".2g"))  # fmt: skip
+    is_needed = bool(read({0: together}, RESET_COST).claimed) and all(
         rows[layer]["late"] >= RESET_COST for layer in holds
     )
     one = len(holds) == 1
@@ -211,7 +211,7 @@ def context_answer(found: Section) -> Answer:
     if test["value"] is None:
         return Answer("context", f"What predictions lean on is not known: {test['reason']}.",
                       False, path=path)  # fmt: skip
-    reading = _read(found, {0: test}, RESET_COST)
+    reading = read({0: test}, RESET_COST)
     null = f"{chance([test], '.2g')}{p_text(test)}"
     cost = (
         f"all states erased four tokens or more before cost {test['value']:.2g} nats a token "
@@ -232,8 +232,8 @@ def context_answer(found: Section) -> Answer:
         )
     else:
         sentence = (
-            f"Not shown whether predictions lean on more than the last tokens: {cost}; chance "
-            f"alone reaches the {RESET_COST:g} asked for."
+            f"Not shown whether predictions lean on more than the last tokens: {cost}, "
+            f"{why_undecided(found, 'context', test, RESET_COST, f'the {RESET_COST:g} asked for')}."
         )
     about = answer_about("context", sentence, bool(reading.claimed), {0: test}, [0])
     return replace(about, layers=layers)
@@ -258,7 +258,7 @@ def gate_answer(found: Section) -> Answer:
     tests = {
         (row["layer"], kind): test for row in found["layers"] for kind, test in row["gate"].items()
     }
-    reading = _read(found, tests, GATE_DIFFERENCE, two_sided=True)
+    reading = read(tests, GATE_DIFFERENCE, two_sided=True)
     holds = reading.claimed
     if not holds:
         return not_said(found, "gate", tests, reading, Words(
@@ -267,7 +267,7 @@ def gate_answer(found: Section) -> Answer:
             lambda p: f"{capitalised(_gate_verb([p], tests))} by {tests[p]['value']:+.2g} standard "
             "deviations of ln delta",
             lambda p: f"below the {GATE_DIFFERENCE:g} asked for",
-            f"the {GATE_DIFFERENCE:g} asked for", ".2g", two_sided=True))  # fmt: skip
+            f"the {GATE_DIFFERENCE:g} asked for", GATE_DIFFERENCE, ".2g", True))  # fmt: skip
     parts, counted = [], set()
     for opens in (True, False):
         for kind in dict.fromkeys(kind for _, kind in holds):
@@ -318,7 +318,7 @@ def sink_answer(found: Section) -> Answer:
     """Which layers rest on the first token."""
     rows = {row["layer"]: row["sink"] for row in found["layers"]}
     share = {row["layer"]: row["first_share"] or 0.0 for row in found["layers"]}
-    reading = _read(found, rows, SINK_GAIN, is_enough=lambda i: share[i] >= SINK_SHARE)
+    reading = read(rows, SINK_GAIN, is_enough=lambda i: share[i] >= SINK_SHARE)
     holds = reading.claimed
     if not holds:
         return not_said(found, "sink", rows, reading, Words(
@@ -327,7 +327,7 @@ def sink_answer(found: Section) -> Answer:
             lambda i: f"{capitalised(layer_names([i]))} pays the first token "
             f"{rows[i]['value']:.1f} times what it pays those after it, {share[i]:.1%} of |alpha|",
             lambda i: _sink_lack(rows[i]["value"], share[i]),
-            f"the {SINK_GAIN:g} times asked for", ".1f"))  # fmt: skip
+            f"the {SINK_GAIN:g} times asked for", SINK_GAIN, ".1f"))  # fmt: skip
     heads = sum(len(rows[layer]["heads"]) for layer in holds)
     measured = sum(row["heads_measured"] for row in found["layers"] if row["layer"] in holds)
     sentence = (
@@ -355,7 +355,3 @@ QUESTIONS: dict[str, Callable[[Section], Answer]] = {
     "sink": sink_answer,
 }
 """By name, in the order in which they are answered."""
-
-
-def _read(found: Section, tests: Mapping[Place, Section], least: float, **more: Any) -> Reading:
-    return read(tests, least, found["questions"]["level"], **more)

@@ -51,10 +51,38 @@ def together(rows: Sequence[Section], all_states: Section) -> dict[str, Any]:
     }
 
 
-def marked(test: Section, level: float) -> dict[str, Any]:
-    """A test with ``above_chance``: whether its p, over all layers, is at most this level."""
-    p = test["p_value"]
-    return {**test, "above_chance": p is not None and p <= level}
+NO_EFFECT = {"copying": 1.0, "sink": 1.0}
+"""Of the questions whose values are ratios; 0 of the others."""
+
+
+def marked(
+    rows: Sequence[Section], all_states: Section, level: float
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """``rows`` and ``all_states`` whose tests have ``above_chance``: p, over all layers, is at most
+    this level, and the interval over texts, where there is one, leaves out no effect.
+
+    Of all states erased together, with fewer texts than an interval needs, each has to lose by it:
+    other tokens than those that come may gain, so that a cost of 0 lies above its null too.
+    """
+    new = [
+        {
+            **row,
+            **{name: _marked(row[name], level, NO_EFFECT.get(name, 0.0))
+               for name in ("copying", "sink", "reset")},
+            "gate": {kind: _marked(test, level, 0.0) for kind, test in row["gate"].items()},
+        }
+        for row in rows
+    ]  # fmt: skip
+    together = _marked(all_states, level, 0.0)
+    if all_states["interval"] is None and together["above_chance"]:
+        together["above_chance"] = all_states["texts_above"] == all_states["num_texts"]
+    return new, together
+
+
+def _marked(test: Section, level: float, no_effect: float) -> dict[str, Any]:
+    p, interval = test["p_value"], test["interval"]
+    holds = interval is None or interval[0] > no_effect
+    return {**test, "above_chance": p is not None and p <= level and holds}
 
 
 def adjusted_for(tried: Section, question: str, p: float | None) -> float | None:

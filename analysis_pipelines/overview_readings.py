@@ -4,10 +4,11 @@ Of each place (a layer, or a layer and a kind of token) a value stands beside it
 
     claimed    above chance, and at least the smallest effect worth a name,
     small      above chance, and of less than that,
-    undecided  neither, where value and null together reach that effect,
+    undecided  neither, where value and null together, or the interval, reach that effect,
     absent     neither, where they do not: chance does not hide an effect worth a name.
 
-Above chance is a p, over all layers, of at most the level of the questions (`overview_questions`).
+Above chance is what `overview_questions.marked` marks so: by p over all layers and questions, and
+by the interval over texts where there is one.
 Only where every place is absent may a sentence say that no layer does it.
 """
 
@@ -36,7 +37,6 @@ class Reading(NamedTuple):
 def read(
     tests: Mapping[Place, Section],
     least: float,
-    level: float,
     *,
     two_sided: bool = False,
     is_enough: Callable[[Place], bool] = lambda place: True,
@@ -51,18 +51,24 @@ def read(
         if test["value"] is None:
             return "untried"
         size = _size(test, two_sided)
-        if test["p_value"] is not None and test["p_value"] <= level:
+        if test["above_chance"]:
             return "claimed" if size >= least and is_enough(place) else "small"
-        return "undecided" if size + _reach(test) >= least else "absent"
+        is_absent = chance_stays_below(test, least, size) and _is_below(test, least)
+        return "absent" if is_absent else "undecided"
 
     kinds = {place: kind(place) for place in tests}
     return Reading(*(tuple(p for p, one in kinds.items() if one == name)
                      for name in Reading._fields))  # fmt: skip
 
 
-def _reach(test: Section) -> float:
-    """How far chance alone moves the value upwards."""
-    return test["null_high"] - test["null_mean"]
+def chance_stays_below(test: Section, least: float, size: float) -> bool:
+    """Whether chance, which moves a value upwards by the reach of its null, brings one of this size
+    not as far as ``least``."""
+    return size + test["null_high"] - test["null_mean"] < least
+
+
+def _is_below(test: Section, least: float) -> bool:
+    return test["interval"] is None or test["interval"][1] < least
 
 
 def largest(

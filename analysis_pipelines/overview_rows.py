@@ -97,14 +97,11 @@ def joined(texts: Sequence[TextFacts], seed: int = 0) -> dict[str, Any]:
     ]
     lengths = [text.num_tokens for text in texts]
     questions = together(rows, all_states)
-    level = questions["level"]
-    for row in rows:
-        row |= {name: marked(row[name], level) for name in ("copying", "sink", "reset")}
-        row["gate"] = {kind: marked(test, level) for kind, test in row["gate"].items()}
+    rows, all_states = marked(rows, all_states, questions["level"])
     return {
         "num_texts": len(texts), "num_independent": len(set(groups)),
         "num_tokens": sum(lengths), "longest": max(lengths),
-        "layers": rows, "all_states": marked(all_states, level), "questions": questions,
+        "layers": rows, "all_states": all_states, "questions": questions,
     }  # fmt: skip
 
 
@@ -257,9 +254,8 @@ def _resets(
         ), strict=True)
     )  # fmt: skip
     tests = _costs(by_layer, number)
-    from_late = by_layer_late.sum(axis=0) / late.sum()
-    for i, test in enumerate(tests):
-        test |= {"late": float(from_late[i]), "texts_above": int((by_layer[:, 0, i] > 0).sum())}
+    for test, cost in zip(tests, by_layer_late.sum(axis=0) / late.sum(), strict=True):
+        test["late"] = float(cost)
     erased = dict(zip(known[0].layers, tests, strict=True))
     others = f"of {len(layers)} layers the states of {len(erased)} are erased, this one's is not"
     untried = untested(others, Sample(0, "predictions", 0))
@@ -268,13 +264,17 @@ def _resets(
 
 
 def _costs(sums: FloatArray, number: FloatArray) -> list[dict[str, Any]]:
-    """Costs a prediction, of sums (groups, 1 + shifts, m) over so many predictions (groups,)."""
+    """Costs a prediction, of sums (groups, 1 + shifts, m) over so many predictions (groups,), and
+    in how many groups they are above 0."""
     total = sums.sum(axis=0) / number.sum()
     intervals = [
         ratio_over_texts(np.stack([sums[:, 0, i], number], axis=1)) for i in range(sums.shape[2])
     ]
     sample = Sample(round(number.sum()), "predictions", len(number))
-    return all_beside_nulls(total[0], total[1:], sample, intervals)
+    tests = all_beside_nulls(total[0], total[1:], sample, intervals)
+    for test, above in zip(tests, (sums[:, 0] > 0).sum(axis=0), strict=True):
+        test["texts_above"] = int(above)
+    return tests
 
 
 def _gates(

@@ -10,8 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from analysis_pipelines.overview_questions import ALPHA
-from analysis_pipelines.overview_readings import Place, Reading, Section, largest
+from analysis_pipelines.overview_questions import ALPHA, NO_EFFECT
+from analysis_pipelines.overview_readings import (
+    Place,
+    Reading,
+    Section,
+    chance_stays_below,
+    largest,
+)
 from analysis_pipelines.overview_wording import chance, extent, null_of
 from result_views.layer_names import layer_names
 
@@ -104,6 +110,8 @@ class Words:
     lack: Callable[[Any], str]
     """what a value above chance falls short of"""
     least: str
+    """the smallest effect worth a name, ``size`` in words"""
+    size: float
     spec: str
     two_sided: bool = False
 
@@ -126,18 +134,29 @@ def not_said(
         rest = _smaller(len(reading.small) - 1) + _not_above(tests, reading, words.spec)
         sentence = f"{words.measured(place)} ({null}): above chance, but {words.lack(place)}{rest}."
     elif reading.undecided:
-        sentence = (
-            f"Not shown that a layer {words.claim}: {at}, {_why_undecided(found, test, words)}."
-        )
+        why = why_undecided(found, question, test, words.size, words.least)
+        sentence = f"Not shown that a layer {words.claim}: {at}, {why}."
     else:
         sentence = f"{_none(tests, reading, words)}: {at}, below {words.least}."
     return answer_about(question, sentence, False, tests, [place])
 
 
-def _why_undecided(found: Section, test: Section, words: Words) -> str:
-    if test["p_value"] is not None and test["p_value"] <= ALPHA:
-        return f"not enough where {found['questions']['num_tested']} questions are asked"
-    return f"and chance alone reaches {words.least}"
+def why_undecided(
+    found: Section, question: str, test: Section, least: float, asked: str
+) -> str:  # fmt: skip
+    """Why a test shows neither an effect nor that there is none: over questions, over texts, or for
+    chance reaches ``least``, in words ``asked``."""
+    p, questions = test["p_value"], found["questions"]
+    if p is not None and questions["level"] < p <= ALPHA:
+        return f"not enough where {questions['num_tested']} questions are asked"
+    has_p = p is not None and p <= ALPHA
+    if not has_p and not chance_stays_below(test, least, abs(test["value"])):
+        return f"and chance alone reaches {asked}"
+    if test["interval"] is None:
+        return f"above 0 in {test['texts_above']} of {test['num_texts']} independent texts alone"
+    between = f"{test['interval'][0]:.2g} to {test['interval'][1]:.2g}"
+    room = f"{NO_EFFECT.get(question, 0.0):g}" if has_p else asked
+    return f"and 95 % over {test['num_texts']} texts, {between}, leaves room for {room}"
 
 
 def _none(tests: Mapping[Place, Section], reading: Reading, words: Words) -> str:

@@ -43,8 +43,8 @@ def overview_rows(results: Section) -> list[Section]:
 
 
 def is_above_chance(test: Section) -> bool:
-    """Whether an answer may rest on a test of the overview: its p, over all layers, is at most what
-    all questions together allow. Of results that do not say, whether it lies outside its null."""
+    """Whether an answer may rest on a test of the overview: by its p over all layers and questions,
+    and by its interval over texts. Of results that do not say, whether it lies outside its null."""
     if "above_chance" in test:
         return bool(test["above_chance"])
     return standing_of(test) == OUTSIDE
@@ -77,7 +77,8 @@ def _basis(row: Section) -> str:
     parts = [f"n = {row['n']:,} {row['unit']}{'' if row['unit'] == 'texts' else among}"]
     if row["interval"] is not None:
         low, high = row["interval"]
-        parts.append(f"95 % over texts {low:.2g} to {high:.2g}")
+        whose = f" (layer {row['layers'][0]})" if len(row.get("values", ())) > 1 else ""
+        parts.append(f"95 % over texts {low:.2g} to {high:.2g}{whose}")
     if row.get("adjusted_p") is not None:
         parts.append(f"p {row['adjusted_p']:.2g} over {row['num_questions']} questions")
     return "; ".join(parts)

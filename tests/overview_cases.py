@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from analysis_pipelines.overview_questions import together
+from analysis_pipelines.overview_questions import marked, together
 
 
 def shift_test(
@@ -14,7 +14,7 @@ def shift_test(
     return {"value": value, "p_value": p, "null_mean": 0.0, "null_low": null[0],
             "null_high": null[1], "n": 40, "unit": "predictions", "num_texts": 3,
             "num_draws": 99, "interval": None, "reason": None, "share": 0.05, "late": value,
-            "texts_above": 2, "n_of_kind": 25, **more}  # fmt: skip
+            "texts_above": 3, "n_of_kind": 25, **more}  # fmt: skip
 
 
 def untested(reason="too short"):
@@ -33,5 +33,7 @@ def layer_row(layer: int, half_life: float = 8.0, **tests: Any) -> dict[str, Any
 
 def section(*rows, all_states=None):
     all_states = all_states or shift_test(0.0, 0.6, (-0.01, 0.01))
-    return {"layers": list(rows), "all_states": all_states, "num_texts": 3, "num_independent": 2,
-            "num_tokens": 300, "longest": 120, "questions": together(rows, all_states)}  # fmt: skip
+    questions = together(rows, all_states)
+    layers, all_states = marked(rows, all_states, questions["level"])
+    return {"layers": layers, "all_states": all_states, "num_texts": 3, "num_independent": 2,
+            "num_tokens": 300, "longest": 120, "questions": questions}  # fmt: skip

@@ -124,8 +124,8 @@ def ratio_interval(
     if not positive:
         return mean_interval(ratio + (a - ratio * b) / b.mean(), seed=seed)._replace(value=ratio)
     logs = mean_interval(math.log(ratio) + a / a.mean() - b / b.mean(), seed=seed)
-    ends = [None if end is None else math.exp(min(end, _LARGEST_LOG)) for end in logs[1:3]]
-    return MeanInterval(ratio, *ends, logs.n, logs.reason)
+    low, high = (None if end is None else math.exp(min(end, _LARGEST_LOG)) for end in logs[1:3])
+    return MeanInterval(ratio, low, high, logs.n, logs.reason)
 
 
 def positive_mean_p(values: Values, *, num_resamples: int = 2000, seed: int = 0) -> float:

@@ -41,7 +41,7 @@ def figure_overview(results: Section) -> Figure:
         "occurrence of the query's, over that of those around. Erased: change of the loss of the "
         "next tokens, the other layers' states kept. Gate: words' beginnings minus other tokens, "
         "standard deviations of ln Δ. Grey: what chance gives over all layers, 5 % of it beyond "
-        "either end; filled: above chance over all questions too. "
+        "either end; filled: above chance over all questions too, and over texts from five on. "
         + " ".join(one.sentence for one in said),
         [(2, 1.15)] * 2,
         {},

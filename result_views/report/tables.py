@@ -489,7 +489,7 @@ def overview_table(results: Section) -> Table | None:
 
 _OVERVIEW_NOTE = (
     "Below a value: what chance gives over all layers, 5 % of it beyond either end. Bold: above "
-    "chance over all layers and all questions."
+    "chance over all layers and all questions, and over texts from five on."
 )
 
 

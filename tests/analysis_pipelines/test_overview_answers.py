@@ -158,7 +158,7 @@ def test_a_state_is_needed_where_the_erasure_of_all_costs_too():
     one = said(*rows, all_states=shift_test(0.4))["reset"]
     assert one.sentence == (
         "Layers 3 and 4 hold what the next tokens need: a state erased alone costs 0.53 and 0.2 "
-        "nats a token (chance: -0.1 to 0.1; above 0 in 2 and 2 of 3 independent texts). From the "
+        "nats a token (chance: -0.1 to 0.1; above 0 in 3 and 3 of 3 independent texts). From the "
         "fourth prediction on they cost 0.53 and 0.1, all states erased together 0.4 (chance: -0.1 "
         "to 0.1)."
     )
@@ -169,6 +169,8 @@ def test_a_state_is_needed_where_the_erasure_of_all_costs_too():
 @pytest.mark.parametrize(
     ("late", "all_states"),
     [(0.46, shift_test(0.001, 0.7, (-0.3, 0.4))), (0.46, shift_test(0.3, 0.06)),
+     (0.46, shift_test(0.027, 0.01, (-0.4, -0.1), interval=[-0.12, 0.17])),
+     (0.46, shift_test(0.027, 0.01, (-0.4, -0.1), texts_above=2)),
      (0.001, shift_test(0.4))],
 )  # fmt: skip
 def test_an_erasure_that_costs_alone_shows_no_need(late, all_states):
@@ -176,7 +178,7 @@ def test_an_erasure_that_costs_alone_shows_no_need(late, all_states):
     one = said(row, all_states=all_states)["reset"]
     low, high = all_states["null_low"], all_states["null_high"]
     assert one.sentence == (
-        "Layer 11's state erased alone costs 0.71 nats a token (chance: -1.5 to 0.5; above 0 in 2 "
+        "Layer 11's state erased alone costs 0.71 nats a token (chance: -1.5 to 0.5; above 0 in 3 "
         f"of 3 independent texts). From the fourth prediction on it costs {late:.2g}, all states "
         f"erased together {all_states['value']:.2g} (chance: {low:.2g} to {high:.2g}): that the "
         "next tokens need what was erased is not shown."
@@ -195,7 +197,7 @@ def test_context_beyond_the_last_tokens():
 @pytest.mark.parametrize(
     ("test", "beginning", "end"),
     [(shift_test(0.001, 0.7, (-0.35, 0.4)), "Not shown whether predictions lean on more ",
-      "(chance: -0.35 to 0.4; p 0.7); chance alone reaches the 0.02 asked for."),
+      "(chance: -0.35 to 0.4; p 0.7), and chance alone reaches the 0.02 asked for."),
      (shift_test(0.001, 0.7, (-0.003, 0.004)), "No sign that predictions lean on more ",
       "(chance: -0.003 to 0.004; p 0.7), below the 0.02 asked for."),
      (shift_test(0.012, 0.01, (-0.003, 0.004)), "All states erased four tokens or more before ",
@@ -206,6 +208,40 @@ def test_no_sign_of_context_only_where_chance_would_not_hide_it(test, beginning,
     assert one.sentence.startswith(beginning)
     assert one.sentence.endswith(end)
     assert not one.said
+
+
+def test_a_cost_above_its_null_and_about_zero_over_texts_is_no_need():
+    """Other tokens gain by the erasure: 0 lies above the null."""
+    null, three = (-0.4, -0.1), "3 independent texts alone."
+    spread = said(layer_row(0), all_states=shift_test(0.027, 0.01, null, interval=[-0.12, 0.17]))
+    assert spread["context"].sentence == (
+        "Not shown whether predictions lean on more than the last tokens: all states erased four "
+        "tokens or more before cost 0.027 nats a token (chance: -0.4 to -0.1; p 0.01), and 95 % "
+        "over 3 texts, -0.12 to 0.17, leaves room for 0."
+    )
+    two = said(layer_row(0), all_states=shift_test(0.027, 0.01, null, texts_above=2))["context"]
+    assert two.sentence.endswith(f"(chance: -0.4 to -0.1; p 0.01), above 0 in 2 of {three}")
+    assert not any(one.said for one in (spread["context"], two))
+    wide = shift_test(0.001, 0.7, (-0.003, 0.004), interval=[-0.1, 0.1])
+    assert said(layer_row(0), all_states=wide)["context"].sentence.endswith(
+        "(chance: -0.003 to 0.004; p 0.7), and 95 % over 3 texts, -0.1 to 0.1, leaves room for the "
+        "0.02 asked for."
+    )
+    sure = shift_test(0.2, 0.01, null, interval=[0.1, 0.3])
+    assert said(layer_row(0), all_states=sure)["context"].said
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "none"), [("copying", 3.2, 1), ("reset", 0.7, 0), ("sink", 4.0, 1)]
+)
+def test_an_effect_whose_interval_over_texts_leaves_room_for_none_is_not_said(key, value, none):
+    more = {"heads": []} if key == "sink" else {}
+    for low, is_said in ((none - 0.1, False), (none + 0.1, True)):
+        test = shift_test(value, 0.01, (-0.1, 0.1), interval=[low, 9.0], **more)
+        one = said(layer_row(4, **{key: test}, first_share=0.5))[key]
+        assert one.said == is_said
+        if not is_said:
+            assert one.sentence.endswith(f"{low:.2g} to 9, leaves room for {none}.")
 
 
 def test_gates_by_direction_and_kind():

@@ -48,8 +48,8 @@ def test_the_p_of_a_layer_is_adjusted_as_if_it_were_the_smallest_of_its_question
     found = tried(copying=0.01, reset=0.03, context=0.9, gate=0.9, sink=0.9)
     assert found["level"] == pytest.approx(ALPHA / 5)
     assert adjusted_for(found, "copying", 0.01) == pytest.approx(found["adjusted"]["copying"])
-    assert adjusted_for(found, "copying", 0.011) > ALPHA
+    assert (adjusted_for(found, "copying", 0.011) or 0.0) > ALPHA
     two = tried(copying=0.01, reset=0.02, context=0.9, gate=0.9, sink=0.9)
     for p in (0.01, 0.015, 0.02, 0.021, 0.2):
-        assert (adjusted_for(two, "copying", p) <= ALPHA + 1e-12) == (p <= two["level"])
+        assert ((adjusted_for(two, "copying", p) or 0.0) <= ALPHA + 1e-12) == (p <= two["level"])
     assert adjusted_for(found, "copying", None) is None

@@ -17,14 +17,15 @@ def test_an_answer_has_the_null_and_the_p_of_its_own_layers():
 
 
 def test_the_others_by_whether_they_are_above_chance():
-    tests = {1: shift_test(3.0, 0.01), 2: shift_test(1.9, 0.01), 4: shift_test(1.4, 0.01),
-             5: shift_test(1.2, 0.5), 6: shift_test(-2.0, 0.5), 7: untested()}  # fmt: skip
-    assert others_than(tests, read(tests, 2.5, 0.02), 2.5, ".1f") == (
+    values = {1: 3.0, 2: 1.9, 4: 1.4, 5: 1.2, 6: -2.0}
+    tests = {layer: {**shift_test(x), "above_chance": x > 1.3} for layer, x in values.items()}
+    tests |= {7: untested()}
+    assert others_than(tests, read(tests, 2.5), 2.5, ".1f") == (
         "; layers 2 and 4 1.4 to 1.9, above chance too but below 2.5; the others tried at most "
         "1.2, not above chance"
     )
     alone = {1: tests[1]}
-    assert others_than(alone, read(alone, 2.5, 0.02), 2.5, ".1f") == ""
+    assert others_than(alone, read(alone, 2.5), 2.5, ".1f") == ""
 
 
 def test_a_p_is_that_of_the_null_beside_it():

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from analysis_pipelines.overview_questions import marked
 from recursive_visualizer import figures_of
 from result_views.figures import overview_figures as figures
 from tests.figure_checks import assert_fits, words_of
@@ -44,8 +43,8 @@ def test_a_value_outside_its_null_is_filled(ax):
 def test_a_value_is_filled_where_an_answer_may_rest_on_it(ax):
     """By its p over all layers and questions, not by where its own layer's null ends."""
     tests = [shift_test(3.454, 0.126, (-0.019, 2.608)), shift_test(0.5, 0.01, (-0.1, 0.1))]
-    marked_rows = [layer_row(i, reset=marked(test, level=0.02)) for i, test in enumerate(tests)]
-    figures.plot_tested(marked_rows, "reset", ax)
+    rows = section(*(layer_row(i, reset=test) for i, test in enumerate(tests)))["layers"]
+    figures.plot_tested(rows, "reset", ax)
     points = [line for line in ax.lines if line.get_marker() == "o"]
     assert [line.get_markerfacecolor() == "white" for line in points] == [True, False]
 

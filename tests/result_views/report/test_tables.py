@@ -198,13 +198,16 @@ def test_pairs_of_too_few_tokens_give_the_reason(results):
     assert [entry.text for entry in table.rows[0]][:3] == ["0 to 2", "mixers", "– (5 tokens)"]
 
 
+def overview_of(*rows):
+    table = overview_table({"overview": section(*rows)})
+    assert table is not None
+    return table
+
+
 def test_the_overview_is_bold_where_its_answers_may_rest():
     """Not where a value lies outside the null of its own layer alone."""
-    alone = {**shift_test(3.454, 0.126, (-0.019, 2.608)), "above_chance": False}
-    found = {**shift_test(0.5, 0.01), "above_chance": True}
-    table = overview_table(
-        {"overview": section(layer_row(9, reset=alone), layer_row(11, reset=found))}
-    )
+    alone, found = shift_test(3.454, 0.126, (-0.019, 2.608)), shift_test(0.5, 0.01)
+    table = overview_of(layer_row(9, reset=alone), layer_row(11, reset=found))
     column = [one.label for one in table.columns].index("state erased alone, nats a token")
     cells = [row[column] for row in table.rows]
     assert [(one.text, one.outside) for one in cells] == [("3.45", False), ("0.5", True)]
@@ -213,7 +216,7 @@ def test_the_overview_is_bold_where_its_answers_may_rest():
 
 def test_times_of_the_overview_say_of_which_state_and_what_limits_them():
     rows = layer_row(0, lag_90=83.0, limited_by_text=True, tokens_to_half=61.0), layer_row(1)
-    table = overview_table({"overview": section(*rows)})
+    table = overview_of(*rows)
     labels = [one.label for one in table.columns]
     assert labels[1:3] == [
         "median state: half-life, tokens",
@@ -222,4 +225,4 @@ def test_times_of_the_overview_say_of_which_state_and_what_limits_them():
     lags = [row[labels.index("90 % lag, tokens")] for row in table.rows]
     assert lags == [Cell("83", "limited by the text"), Cell("20")]
     assert "slowest state, median over heads, is above a quarter" in table.note
-    assert "slowest state, median" not in overview_table({"overview": section(layer_row(1))}).note
+    assert "slowest state, median" not in overview_of(layer_row(1)).note
