@@ -11,7 +11,7 @@ def shift_test(
     null: tuple[float, float] = (-0.1, 0.1),
     **more: Any,
 ) -> dict[str, Any]:
-    return {"value": value, "p_value": p, "null_mean": 0.0, "null_low": null[0],
+    return {"value": value, "p_value": p, "null_mean": sum(null) / 2, "null_low": null[0],
             "null_high": null[1], "n": 40, "unit": "predictions", "num_texts": 3,
             "num_draws": 99, "interval": None, "reason": None, "share": 0.05, "late": value,
             "texts_above": 3, "n_of_kind": 25, **more}  # fmt: skip

@@ -235,10 +235,11 @@ def test_a_cost_above_its_null_and_about_zero_over_texts_is_no_need():
     ("key", "value", "none"), [("copying", 3.2, 1), ("reset", 0.7, 0), ("sink", 4.0, 1)]
 )
 def test_an_effect_whose_interval_over_texts_leaves_room_for_none_is_not_said(key, value, none):
-    more = {"heads": []} if key == "sink" else {}
+    more: dict[str, Any] = {"heads": []} if key == "sink" else {}
     for low, is_said in ((none - 0.1, False), (none + 0.1, True)):
         test = shift_test(value, 0.01, (-0.1, 0.1), interval=[low, 9.0], **more)
-        one = said(layer_row(4, **{key: test}, first_share=0.5))[key]
+        tests: dict[str, Any] = {key: test, "first_share": 0.5}
+        one = said(layer_row(4, **tests))[key]
         assert one.said == is_said
         if not is_said:
             assert one.sentence.endswith(f"{low:.2g} to 9, leaves room for {none}.")

@@ -1,9 +1,11 @@
 """Five questions at once: which p is small enough, and how often nothing is answered anyway."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from analysis_pipelines.overview_questions import ALPHA, adjusted_for, together
+from analysis_pipelines.overview_questions import ALPHA, adjusted_for, marked, together
 from tests.overview_cases import layer_row, shift_test, untested
 
 
@@ -53,3 +55,23 @@ def test_the_p_of_a_layer_is_adjusted_as_if_it_were_the_smallest_of_its_question
     for p in (0.01, 0.015, 0.02, 0.021, 0.2):
         assert ((adjusted_for(two, "copying", p) or 0.0) <= ALPHA + 1e-12) == (p <= two["level"])
     assert adjusted_for(found, "copying", None) is None
+
+
+def test_above_chance_is_the_p_and_the_interval_over_texts():
+    tests = {
+        "copying": [(3.0, 0.02, None, True), (3.0, 0.021, None, False), (3.0, None, None, False),
+                    (3.0, 0.01, [0.9, 4.0], False), (3.0, 0.01, [1.1, 4.0], True)],
+        "reset": [(3.0, 0.01, [-0.1, 4.0], False), (3.0, 0.01, [0.1, 4.0], True)],
+    }  # fmt: skip
+    for name, cases in tests.items():
+        for value, p, interval, expected in cases:
+            test: dict[str, Any] = {name: shift_test(value, p, interval=interval)}
+            row = layer_row(0, **test)
+            (found,), _ = marked([row], shift_test(0.0, 0.9), 0.02)
+            assert found[name]["above_chance"] == expected, (name, p, interval)
+
+
+def test_of_few_texts_each_has_to_lose_by_all_states_erased():
+    for above, interval, expected in ((2, None, False), (3, None, True), (2, [0.1, 0.3], True)):
+        test = shift_test(0.2, 0.01, texts_above=above, interval=interval)
+        assert marked([], test, 0.02)[1]["above_chance"] == expected
