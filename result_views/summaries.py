@@ -73,7 +73,8 @@ def check_lines(results: Row) -> list[str]:
     texts = results["provenance"]["texts"].values()
     layers = ", ".join(map(str, results["analysis_metadata"]["layer_indices"]))
     seconds = results["provenance"]["run"].get("seconds")
-    took = "" if seconds is None else f"; {seconds:.1f} s for the analysis, {_NOT_TIMED}"
+    twins = " and its untrained twins" if any(results.get("untrained_twins", {}).values()) else ""
+    took = "" if seconds is None else f"; {seconds:.1f} s for the analysis{twins}, {_NOT_TIMED}"
     return [
         f"{len(texts)} text(s), {sum(text['num_tokens'] for text in texts)} tokens, "
         f"layers {layers}{took}.",

@@ -11,7 +11,7 @@ from matplotlib.patches import Rectangle
 from corrected_recursive_ssm_attention_analyzer import CorrectedRecursiveSSMAttentionNeuronAnalyzer
 from memory_recursion_neuron_analyzer import MemoryRecursionNeuronAnalyzer
 from recursive_visualizer import Results
-from result_views.summaries import finding_frame, layer_rows, run_summary, text_table
+from result_views.summaries import check_lines, finding_frame, layer_rows, run_summary, text_table
 from suite_plumbing.texts import EXAMPLE_TEXTS
 from tests.conftest import make_tiny_model
 from token_statistics.findings import ABOVE_CHANCE, Finding
@@ -140,6 +140,8 @@ def test_the_end_of_a_run_is_claims_by_verdict_and_the_files(runs):
     assert lines[0].startswith("2 text(s), 96 tokens, layers 0, 3; ")
     timed = " ".join(lines[:2])
     assert re.search(r"; \d+\.\d s for the analysis, without loading the model, figures", timed)
+    beside = {**live, "untrained_twins": {"fresh weights": {"seeds": [1000]}}}
+    assert " s for the analysis and its untrained twins, without" in check_lines(beside)[0]
     for row in live["findings"]:
         # Claims are cut behind a word.
         cut = [re.split("…|  ", line[2:])[0] if line[:2] == "  " else "" for line in lines]
