@@ -56,6 +56,9 @@ from token_statistics.verdict_rules import (
 STRONG = 0.99
 """A correlation as strong as earlier analyses of this kind report."""
 
+_SMALLEST_P = 1e-6
+"""As of other claims over layers: how far into its tail a null holds, nobody knows."""
+
 _TEXT = "individual_texts.*.analysis"
 
 _PAIRS = "cross_text_analysis.correlation_patterns.mixer"
@@ -431,9 +434,8 @@ def _consistent_neurons(results: Mapping[str, Any]) -> Finding:
     # Counted exactly in each layer; layers read the same texts.
     p_values = [test[P_OF_GROUP] for test in tests.values() if test["value"] is not None]
     places = sum(part["top_n"] for part in given.values())
-    counted = replace(
-        found, chance_p=most_of(sorted(p_values)), scale="share", scale_n=max(1, places)
-    )
+    p = max(most_of(sorted(p_values)), _SMALLEST_P)
+    counted = replace(found, chance_p=p, scale="share", scale_n=max(1, places))
     return worth_a_name(counted, "same")
 
 
