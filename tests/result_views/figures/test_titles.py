@@ -1,12 +1,16 @@
 """Titles of the figures say what stands in the results, or name what is drawn."""
 
+from typing import Any
+
 from result_views.figures import titles
 
 FAILED = {"skipped": "needs neurons"}
 
 
 def of_texts(step, *sections):
-    texts = {f"text_{i}": {"analysis": {step: one}} for i, one in enumerate(sections)}
+    texts: dict[str, dict[str, Any]] = {
+        f"text_{i}": {"analysis": {step: one}} for i, one in enumerate(sections)
+    }
     return {"individual_texts": texts}
 
 
