@@ -64,7 +64,7 @@ def prediction_parts(
     to the logits, as with a hook between layers. ``streams``: the
     `final_stream` of texts by their ids, where `overview` has left them. Cost: one forward pass by
     the suite's scan for a text without one; a pass of the tokens attributed, and for every layer
-    one map of the full mixer; memory of `predictions.LAYERS_AT_ONCE` layers.
+    one map of the full mixer; memory of one layer.
     """
     _check_final_norm(model)
     losses, sections, tensors = {}, {}, {}

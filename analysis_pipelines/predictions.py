@@ -1,9 +1,9 @@
 """Direct attribution of every prediction of a text: by source token, by layer and path.
 
 The numbers of ``causal_interventions.logit_parts`` for all positions at once, from two forward
-passes, the second of which is held a few layers at a time. What attention, MLPs and experts of a
-hybrid wrote is one path, "other modules", and counted at the token itself: ``direct_attribution``
-leads attention back to its sources, a position at a time.
+passes, the second of which is held a layer at a time. What attention, MLPs and experts of a hybrid
+wrote is one path, "other modules", and counted at the token itself: ``direct_attribution`` leads
+attention back to its sources, a position at a time.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from mamba_mixers.recording import observing_streams
 from mamba_mixers.running import fast_scan
 from mamba_mixers.sites import find_mixers, num_layers
 from mamba_mixers.weights import (
-    MixerParameters,
     Readout,
     final_norm,
     logits_of_stream,
@@ -29,10 +28,9 @@ from mamba_mixers.weights import (
 )
 from ssm_component_extractor import read_by_layer
 from ssm_measures.components import Capture
-from ssm_measures.direct_maps import DirectMap, direct_map
+from ssm_measures.direct_maps import direct_map
 from suite_plumbing.arguments import whole_numbers
 from suite_plumbing.models import execution_device
-from suite_plumbing.parallel import side_by_side
 from suite_plumbing.precision import in_full_precision
 
 OTHER = "other modules"
@@ -40,9 +38,6 @@ OTHER = "other modules"
 
 OTHER_FROM = 1e-4
 """Share of the largest part of a stream's write below which what is left is rounding."""
-
-LAYERS_AT_ONCE = 4
-"""At most so many layers are held until their maps are made side by side."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,8 +83,7 @@ def prediction_maps(model: Any, input_ids: Tensor, tokens: Tensor | None = None)
 
     ``tokens`` (l,): whose logit, by position; None is the likeliest of each. Raises ValueError for
     another number of tokens, UnsupportedModelError for a model without logits. Cost: two forward
-    passes by the suite's scan and, for every layer, one map of the full mixer; memory of
-    `LAYERS_AT_ONCE` layers.
+    passes by the suite's scan and, for every layer, one map of the full mixer; memory of one layer.
     """
     final_norm(model)
     ids = input_ids[0].tolist()
@@ -124,53 +118,35 @@ def maps_of_logits(
 
     ``ids``, ``stream`` and ``chosen`` of as many tokens. The directions of the logits need the end
     of the stream and the maps need every layer: rather than to hold all layers until the end is
-    known, the tokens are read once more, and a few layers at a time are let go of when their maps
-    are made, side by side. Cost: that pass, and for every layer one map of the full mixer.
+    known, the tokens are read once more and each layer is let go of when its map is made. Cost:
+    that pass, and for every layer one map of the full mixer.
     """
     readout, sites = readout_of(model), find_mixers(model)
     directions = _directions(model, readout, stream, chosen.tokens)
     embedding, sources = (directions.new_zeros(len(ids), *more) for more in ((), (len(ids),)))
     paths: dict[int, dict[str, Tensor]] = {}
-    waiting: list[tuple[int, Capture, MixerParameters | None]] = []
 
-    def add_waiting() -> None:
-        found = side_by_side(lambda layer: _layer_map(*layer[1:], directions), waiting)
-        for (layer, *_), one in zip(waiting, found, strict=True):
-            paths[layer] = one.paths
-            sources.add_(one.tokens)
-        waiting.clear()
-
-    def on_layer(layer: int, captured: Capture) -> None:
+    def add_layer(layer: int, captured: Capture) -> None:
         if layer == 0:
             embedding.copy_((captured.block_inputs[0][0] * directions).sum(1))
-        parameters = mixer_parameters(sites[layer]) if layer in sites else None
-        waiting.append((layer, captured, parameters))
-        if len(waiting) == min(torch.get_num_threads(), LAYERS_AT_ONCE):
-            add_waiting()
+        paths[layer] = {}
+        if layer in sites:
+            parameters = mixer_parameters(sites[layer])
+            found = direct_map(captured.components[layer], parameters, directions)
+            paths[layer] = dict(found.paths)
+            sources.add_(found.tokens)
+        left = _other(captured, layer)
+        if left is not None:
+            paths[layer][OTHER] = (left * directions).sum(1)
+            sources.diagonal().add_(paths[layer][OTHER])
 
-    read_by_layer(model, torch.tensor([list(ids)]), on_layer)
-    add_waiting()
+    read_by_layer(model, torch.tensor([list(ids)]), add_layer)
     sources.diagonal().add_(embedding)
     bias = torch.zeros_like(embedding)
     if readout.bias is not None:
         bias = readout.bias[chosen.tokens].to(bias) * readout.scale
     values, largest = chosen.values.to(embedding), chosen.largest.to(embedding)
     return PredictionMaps(chosen.tokens, values, largest, sources, paths, embedding, bias)
-
-
-def _layer_map(
-    captured: Capture, parameters: MixerParameters | None, directions: Tensor
-) -> DirectMap:
-    """What one layer, with a mixer where it has parameters, wrote along the directions."""
-    (layer,) = captured.block_outputs
-    tokens, paths = directions.new_zeros(len(directions), len(directions)), {}
-    if parameters is not None:
-        tokens, paths = direct_map(captured.components[layer], parameters, directions)
-    left = _other(captured, layer)
-    if left is not None:
-        paths = {**paths, OTHER: (left * directions).sum(1)}
-        tokens.diagonal().add_(paths[OTHER])
-    return DirectMap(tokens, paths)
 
 
 def _directions(model: Any, readout: Readout, stream: Tensor, tokens: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ text by text. A step reads the capture or the results of the steps that its entr
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -33,7 +32,7 @@ from ssm_measures.neuron_evolution import neuron_evolution
 from ssm_measures.neuron_sets import NeuronSet
 from ssm_measures.ssm_attention import ssm_attention_correlations
 from suite_plumbing.errors import AnalysisError, failure_of
-from suite_plumbing.parallel import by_layer, side_by_side
+from suite_plumbing.parallel import by_layer
 from suite_plumbing.result_files import is_finite
 
 
@@ -57,20 +56,17 @@ class TextInputs:
 
 def components_and_memory(inputs: TextInputs) -> dict[int, Any]:
     """1: components, their dynamics, and what delta lets the state remember."""
-    components, seed = inputs.captured.components, inputs.seed
-    measures: dict[str, Callable[[int], Any]] = {
-        "dynamics": lambda layer: recursive_dynamics(components[layer]),
-        "delta_memory": lambda layer: delta_memory([components[layer]], layer, seed=seed),
-        "delta_activation": lambda layer: delta_neuron_correlation(
-            [components[layer]], layer, seed=seed
-        ),
-    }
-    jobs = list(itertools.product(components, measures))
-    found = dict(zip(jobs, side_by_side(lambda job: measures[job[1]](job[0]), jobs), strict=True))
-    return {
-        layer: {**parts.to_dict(), **{name: found[layer, name] for name in measures}}
-        for layer, parts in components.items()
-    }
+
+    def of_layer(layer: int) -> dict[str, Any]:
+        parts = inputs.captured.components[layer]
+        return {
+            **parts.to_dict(),
+            "dynamics": recursive_dynamics(parts),
+            "delta_memory": delta_memory([parts], layer, seed=inputs.seed),
+            "delta_activation": delta_neuron_correlation([parts], layer, seed=inputs.seed),
+        }
+
+    return by_layer(of_layer, inputs.captured.components)
 
 
 def attention_maps(inputs: TextInputs) -> AttentionData:

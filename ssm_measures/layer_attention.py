@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pandas as pd
 from torch import Tensor
@@ -24,7 +23,7 @@ from ssm_measures.attention_measures import (
 )
 from ssm_measures.components import Capture, SSMComponents, extracted_layer
 from ssm_measures.shown_objects import ShownObject, named_layer, per_token
-from suite_plumbing.parallel import by_layer, side_by_side
+from suite_plumbing.parallel import by_layer
 from suite_plumbing.result_files import (
     StrPath,
     check_output_dir,
@@ -177,17 +176,10 @@ def layer_attention(components: SSMComponents) -> LayerAttention:
     Cost: :func:`selective_scan.attention_map`, :func:`selective_scan.magnitude_maps` and inner
     products of the states; memory 4 maps of b l^2 floats and what those functions state.
     """
-    return _measured(components, mean_map(components), absolute_maps(components))
-
-
-def _measured(
-    components: SSMComponents, signed: Tensor, magnitudes: tuple[Tensor, Tensor | None]
-) -> LayerAttention:
-    """These maps of a layer beside the synthetic one, and what is measured of them."""
     mask = components.attention_mask
-    (absolute, written), synthetic = magnitudes, synthetic_attention(components)
+    (absolute, written), synthetic = absolute_maps(components), synthetic_attention(components)
     return LayerAttention(
-        signed=signed,
+        signed=mean_map(components),
         absolute=absolute,
         synthetic=synthetic,
         statistics=query_statistics(absolute, mask),
@@ -195,23 +187,15 @@ def _measured(
         agreement=map_agreement(absolute, synthetic, mask),
         limited=limited_by_text(components),
         written=written,
-        layer=components.layer,
-        tokens=components.tokens,
     )
 
 
 def attention_data(captured: Capture, parameters: Mapping[int, MixerParameters]) -> AttentionData:
     """Attention of every captured layer; ``parameters`` of :func:`layer_parameters`."""
-    components = captured.components
-    kinds: dict[str, Callable[[SSMComponents], Any]] = {
-        "signed": mean_map,
-        "magnitudes": absolute_maps,
-    }
-    jobs = list(itertools.product(captured.layers, kinds))
-    found = side_by_side(lambda job: kinds[job[1]](components[job[0]]), jobs)
-    maps = dict(zip(jobs, found, strict=True))
-    layers = by_layer(
-        lambda layer: _measured(components[layer], **{kind: maps[layer, kind] for kind in kinds}),
-        captured.layers,
-    )
+
+    def of_layer(layer: int) -> LayerAttention:
+        parts = captured.components[layer]
+        return replace(layer_attention(parts), layer=layer, tokens=parts.tokens)
+
+    layers = by_layer(of_layer, captured.layers)
     return AttentionData(captured, layers, {layer: parameters[layer] for layer in layers})
