@@ -89,7 +89,7 @@ def test_a_thread_that_has_one_leaves_later_threads_the_number_of_the_others(two
     first.join()
 
     def work_later():
-        torch.ones(2) + 1  # a thread takes its number when it first computes
+        _ = torch.ones(2) + 1  # a thread takes its number when it first computes
         numbers.append(torch.get_num_threads())
 
     later = threading.Thread(target=work_later)
